@@ -1,0 +1,59 @@
+"""What the core needs to know about its host, its peers and its limits: the pure part of the configuration."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from nfq_failover.constants import DEFAULT_SYNC_PORT
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """Another host of the same service."""
+
+    name: str
+    address: str
+    port: int = DEFAULT_SYNC_PORT
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Everything the core is told. Times in milliseconds, sizes in bytes."""
+
+    name: str
+    service: bytes  # packed address
+    ports: tuple[tuple[int, int], ...]  # inclusive ranges
+    peers: tuple[Peer, ...]
+    key: bytes
+    prefer_primary: bool = False  # breaks the tie when two hosts that never served boot together
+    has_fence: bool = False
+    split_brain_accepted: bool = False
+    boot_alone: str = "wait"  # or "fence"
+    boot_wait_ms: int = 3000
+    heartbeat_interval_ms: int = 50
+    heartbeat_count: int = 3
+    fence_deadline_ms: int = 2000
+    loop_stall_ms: int = 300  # a peer whose packet loop has made no progress for this long is not alive
+    open_deadline_ms: int = 1000  # how long a SYN-ACK waits for the replica
+    announce_count: int = 5
+    max_connections: int = 20000
+    max_log_bytes: int = 16 << 20  # per connection, inbound journal
+    max_unacked_bytes: int = 16 << 20  # per connection, replica output the client has not acknowledged
+    hole_deadline_ms: int = 3000  # after a takeover
+
+    @property
+    def detection_ms(self) -> int:
+        """Silence after which a peer counts as lost."""
+        return self.heartbeat_interval_ms * self.heartbeat_count
+
+    @property
+    def release_after_ms(self) -> int:
+        """Silence after which a primary may acknowledge what its backup lacks: the backup's time to act is over.
+
+        Detection plus fence deadline, plus a margin of one detection time for heartbeats in flight and clock rates.
+        """
+        return self.detection_ms + (self.fence_deadline_ms if self.has_fence else 0) + self.detection_ms
+
+    def serves(self, port: int) -> bool:
+        """Whether `port` belongs to the service."""
+        return any(low <= port <= high for low, high in self.ports)

@@ -1,0 +1,46 @@
+"""The Internet checksum (RFC 1071) over whole packets."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from nfq_failover.constants import IPPROTO_TCP
+
+Buffer = bytes | bytearray | memoryview
+
+
+def ones_sum(data: Buffer) -> int:
+    """One's complement sum of big-endian 16-bit words, folded to 16 bits; an odd last byte is padded with zero."""
+    n = len(data)
+    if n < 512:
+        if n & 1:
+            data = bytes(data) + b"\0"
+        value = int.from_bytes(data, "big")
+        # 2^16 = 1 (mod 65535): the number itself modulo 65535 is the folded sum (0 and 65535 are the same value, but
+        # only the all-zero input sums to 0).
+        return (value % 65535) or (65535 if value else 0)
+    words = n >> 2
+    total = int(np.frombuffer(data, dtype="<u4", count=words).sum(dtype=np.uint64))
+    total = (total & 0xFFFFFFFF) + (total >> 32)
+    total = (total & 0xFFFF) + ((total >> 16) & 0xFFFF) + (total >> 32)
+    tail = bytes(data[words << 2 :])
+    if tail:
+        tail += b"\0" * (-len(tail) & 1)
+        total += sum(int.from_bytes(tail[i : i + 2], "little") for i in range(0, len(tail), 2))
+    while total >> 16:
+        total = (total & 0xFFFF) + (total >> 16)
+    return ((total & 0xFF) << 8) | (total >> 8)
+
+
+def tcp_sum(packet: Buffer, addresses: Buffer, tcp_offset: int, end: int) -> int:
+    """Folded sum of pseudo header (RFC 9293 section 3.1; RFC 8200 section 8.1 has the same sum) and segment."""
+    with memoryview(packet) as view, view[tcp_offset:end] as segment:
+        total = ones_sum(segment) + ones_sum(addresses) + IPPROTO_TCP + (end - tcp_offset)
+    while total >> 16:
+        total = (total & 0xFFFF) + (total >> 16)
+    return total
+
+
+def ipv4_header_checksum(header: Buffer) -> int:
+    """The checksum to store in a header whose checksum field is zero."""
+    return ~ones_sum(header) & 0xFFFF

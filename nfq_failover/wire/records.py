@@ -1,0 +1,123 @@
+"""The records that primary and backup exchange inside sync datagrams (see wire/sync.py for their encoding).
+
+Every record may be lost: the side that waits repeats its question until the answer supersedes it. `conn` is a number
+that the primary gives each connection; it is never reused within a session. Sequence numbers are as the client sees
+them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from nfq_failover.wire.segment import FlowKey
+
+
+@dataclass(frozen=True, slots=True)
+class Open:
+    """Primary -> backup: a connection is being opened. Repeated until `Opened`.
+
+    `tsval` is the TSval of the primary's SYN-ACK, None without timestamps; `wscale` the primary's window shift, None
+    without window scaling; `syn_wnd` and `syn_options` are the client's SYN as the primary's TCP was shown it.
+    """
+
+    conn: int
+    flow: FlowKey
+    irs: int  # client's initial sequence number
+    iss: int  # primary's initial sequence number, as the client sees it
+    tsval: int | None
+    wscale: int | None
+    mss: int
+    sack_permitted: bool
+    syn_wnd: int
+    syn_options: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """Backup -> primary: answer to `Open`. `ready`: the replica can continue the connection; else `reason`.
+
+    `edge`: the right edge that the backup's TCP accepts (meaningful if ready).
+    """
+
+    conn: int
+    ready: bool
+    edge: int
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Primary -> backup: my TCP has taken the client's bytes before `rcv_nxt`. Always answered by `Confirm`.
+
+    `established`: the client has completed the handshake.
+    """
+
+    conn: int
+    rcv_nxt: int
+    established: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Confirm:
+    """Backup -> primary: I hold every byte before `cum`, and those in `ranges` (at most 4, left <= byte < right).
+
+    A FIN counts as a byte. `edge`: the right edge that the backup's TCP accepts.
+    """
+
+    conn: int
+    cum: int
+    edge: int
+    ranges: tuple[tuple[int, int], ...] = ()
+    established: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Missing:
+    """Backup -> primary: send me the bytes [start, end) that your TCP has taken. Repeated until they are there."""
+
+    conn: int
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class Data:
+    """Primary -> backup: bytes that were missing; `fin` if the client's FIN follows them. At most 1300 bytes."""
+
+    conn: int
+    seq: int
+    data: bytes
+    fin: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Close:
+    """Primary -> backup: my TCP no longer has this connection. Repeated until `Closed`."""
+
+    conn: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Closed:
+    """Backup -> primary: answer to `Close`."""
+
+    conn: int
+
+
+@dataclass(frozen=True, slots=True)
+class Unprotected:
+    """Either way: this connection can't be continued by the backup, and why. Answered by `UnprotectedSeen`."""
+
+    conn: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class UnprotectedSeen:
+    """Answer to `Unprotected`."""
+
+    conn: int
+
+
+Record = Open | Opened | Progress | Confirm | Missing | Data | Close | Closed | Unprotected | UnprotectedSeen
