@@ -1,0 +1,416 @@
+"""The backup's side of all connections, in the shadow of the primary and after a takeover."""
+
+from __future__ import annotations
+
+from nfq_failover.constants import ACK, FIN, RST, SYN
+from nfq_failover.core import takeover
+from nfq_failover.core.backup_connection import BackupConnection, Shadow
+from nfq_failover.core.events import PacketQueued, QueryFlows
+from nfq_failover.core.outbox import Outbox
+from nfq_failover.core.replica_map import ReplicaMap
+from nfq_failover.core.settings import Settings
+from nfq_failover.core.timers import TimerQueue
+from nfq_failover.errors import MalformedSegment
+from nfq_failover.wire.records import (
+    Close,
+    Closed,
+    Data,
+    Missing,
+    Open,
+    Opened,
+    Progress,
+    Unprotected,
+    UnprotectedSeen,
+)
+from nfq_failover.wire.segment import FlowKey, Segment
+from nfq_failover.wire.tcp_options import NEGOTIABLE, SynOptions, without
+
+SYN_RETRY_MAX_S = 0.5
+HOLE_FIRST_S = 0.002
+HOLE_MAX_S = 0.05
+LAG_FIRST_S = 0.06
+LAG_MAX_S = 1.0
+EDGE_CONFIRM_S = 0.004
+LINGER_S = 60.0
+QUERY_EVERY_S = 5.0
+
+
+class BackupSide:
+    """All connections that the backup shadows or, after a takeover, continues."""
+
+    def __init__(self, settings: Settings, out: Outbox) -> None:
+        self.settings = settings
+        self.out = out
+        self.flows: dict[FlowKey, BackupConnection] = {}
+        self.numbers: dict[int, BackupConnection] = {}
+        self.timers: TimerQueue[int] = TimerQueue()
+        self._dirty: dict[int, BackupConnection] = {}
+        self._next_query = 0.0
+
+    # ------------------------------------------------------------------------------------ packets
+
+    def inbound(self, event: PacketQueued, seg: Segment, connection: BackupConnection, now: float) -> None:
+        """A client's segment of a known connection."""
+        out = self.out
+        if not event.checksum_pending and not seg.checksum_ok():
+            out.drop(event.queue, event.packet_id, "bad-checksum")
+            return
+        if seg.flags & SYN:
+            self._inbound_syn(event, seg, connection)
+            return
+        if connection.state is Shadow.DEAD:
+            out.drop(event.queue, event.packet_id, "connection-dead")
+            if connection.heard:
+                connection.answer_rst(out, seg)
+            return
+        if seg.flags & RST:
+            connection.deliver_rst(event, seg, out)
+            return
+        if not seg.flags & ACK:
+            out.drop(event.queue, event.packet_id, "no-ack-flag")  # RFC 9293 section 3.10.7.4, fifth
+            return
+        offset = connection.client.offset(seg.seq)
+        if seg.seg_len:
+            self._log(connection, offset, seg, now)
+        if connection.map is None:
+            out.drop(event.queue, event.packet_id, "replica-opening")
+            return
+        before = connection.c_ack
+        connection.note_client(seg, now)
+        if before < 0 <= connection.c_ack:
+            self._dirty[connection.conn] = connection
+        connection.deliver(event, seg, out)
+        if connection.state is Shadow.ACTIVE:
+            if connection.resend_next is not None:
+                takeover.on_client_ack(connection, connection.c_ack - max(before, 0), out)
+            self._watch_hole(connection, offset, seg, now)
+
+    def _inbound_syn(self, event: PacketQueued, seg: Segment, connection: BackupConnection) -> None:
+        if connection.state is not Shadow.ACTIVE or seg.flags & ACK:
+            self.out.drop(event.queue, event.packet_id, "syn-of-shadow")  # the primary describes it by `Open`
+            return
+        try:
+            kept = without(seg.options(), NEGOTIABLE)
+        except MalformedSegment as error:
+            self.out.drop(event.queue, event.packet_id, f"syn-{error.reason}")
+            return
+        seg.buf[seg.tcp_off + 20 : seg.data_off] = kept
+        seg.seal()
+        self.out.accept(event.queue, event.packet_id, seg.buf)
+
+    def _log(self, connection: BackupConnection, offset: int, seg: Segment, now: float) -> None:
+        """Put the segment's bytes into the log, and see what is missing before them."""
+        if connection.state is Shadow.ACTIVE:
+            return  # nothing new is acknowledged before our own TCP has it: the client keeps it
+        before = connection.cum
+        connection.store(offset, seg.payload(), bool(seg.flags & FIN), self.out)
+        self._dirty[connection.conn] = connection
+        if connection.cum > before:
+            connection.hole_retry_s = 0.0
+        if connection.journal.has_islands and not connection.hole_retry_s:
+            connection.hole_retry_s = HOLE_FIRST_S
+            self.timers.set_earlier(connection.conn, now + HOLE_FIRST_S)
+        self._watch_lag(connection, now)
+
+    def _watch_lag(self, connection: BackupConnection, now: float) -> None:
+        if connection.lag_since is None and connection.lagging:
+            connection.lag_since = now
+            connection.lag_retry_s = LAG_FIRST_S
+            self.timers.set_earlier(connection.conn, now + LAG_FIRST_S)
+
+    def _watch_hole(self, connection: BackupConnection, offset: int, seg: Segment, now: float) -> None:
+        if not seg.payload_len:
+            return
+        held = max(connection.k_ack, connection.floor)
+        if offset <= held:
+            connection.stuck = None
+        elif takeover.note_hole(connection, offset, now, self.settings.hole_deadline_ms / 1000):
+            self._die(connection, "bytes were acknowledged that this host never had")
+            connection.answer_rst(self.out, seg)
+            connection.inject(self.out, connection.k_ack, flags=RST | ACK)
+
+    def outbound(self, event: PacketQueued, seg: Segment, connection: BackupConnection, now: float) -> bool:
+        """A segment that our TCP sends on a known connection. False: not ours any more, treat it as unknown."""
+        out = self.out
+        active = connection.state is Shadow.ACTIVE
+        if seg.flags & SYN:
+            return self._outbound_syn_ack(event, seg, connection, now)
+        if connection.state in (Shadow.OPENING, Shadow.DEAD):
+            if seg.flags & RST and connection.state is Shadow.OPENING:
+                out.record(Opened(connection.conn, False, 0, ""))
+            out.drop(event.queue, event.packet_id, "replica-silent")
+            return True
+        if seg.flags & RST and not active:
+            out.drop(event.queue, event.packet_id, "replica-reset")
+            if connection.rst_in is None and not connection.ended:
+                self._die(connection, "the replica reset the connection")
+            return True
+        before = connection.k_ack
+        offset = connection.learn_output(seg, now)
+        if active:
+            takeover.outward(connection, event, seg, offset, out)
+        else:
+            out.drop(event.queue, event.packet_id, "replica-silent")
+        self._after_output(connection, seg, offset, before, now)
+        return True
+
+    def _after_output(self, connection: BackupConnection, seg: Segment, offset: int, before: int, now: float) -> None:
+        out = self.out
+        told_late = connection.c_ack > connection.k_una and connection.produced > connection.k_una
+        repeated = seg.seg_len and offset + seg.seg_len <= min(connection.c_ack, connection.k_una)
+        if told_late or repeated:
+            connection.inject_ack(out)
+        if connection.rst_in is not None and connection.rst_in <= connection.k_ack:
+            connection.inject(out, connection.rst_in, flags=RST | ACK)
+            connection.rst_in = None
+        if connection.lagging:
+            stalled = connection.k_ack == before and seg.is_pure_ack
+            if stalled and connection.lag_since is not None and now - connection.lag_since > 0.005:
+                connection.lag_since = now
+                connection.redeliver(out)  # our TCP complains of a gap, or its window has opened
+            self._watch_lag(connection, now)
+        if connection.state is Shadow.SHADOW and connection.k_edge > connection.edge_confirmed:
+            if connection.edge_confirmed - connection.cum < 16384:
+                self._dirty[connection.conn] = connection
+            else:
+                self.timers.set_earlier(connection.conn, now + EDGE_CONFIRM_S)
+
+    def _outbound_syn_ack(self, event: PacketQueued, seg: Segment, connection: BackupConnection, now: float) -> bool:
+        out = self.out
+        ours = seg.flags & ACK and (seg.ack - 1) & 0xFFFFFFFF == connection.open.irs
+        if connection.state is Shadow.ACTIVE:
+            if not ours or seg.seq != connection.mapping.own.seq(-1):
+                self.forget(connection)  # the port was reused, natively
+                return False
+            takeover.outward_syn_ack(connection, event, seg, out)
+            return True
+        out.drop(event.queue, event.packet_id, "replica-silent")
+        if not ours or connection.state is Shadow.DEAD:
+            return True
+        if connection.state is Shadow.SHADOW and seg.seq == connection.mapping.own.seq(-1):
+            if connection.c_ack >= 0:
+                connection.inject_ack(out)  # our TCP has missed the client's ACK
+            return True
+        self._replica_answers(connection, seg, now)
+        return True
+
+    def _replica_answers(self, connection: BackupConnection, seg: Segment, now: float) -> None:
+        """The replica's SYN-ACK: now the map is known."""
+        opening = connection.open
+        try:
+            granted = SynOptions.parse(seg.options())
+        except MalformedSegment:
+            return
+        theirs = (opening.wscale is None, opening.sack_permitted, opening.tsval is None)
+        if theirs != (granted.wscale is None, granted.sack_permitted, granted.tsval is None):
+            self._die(connection, "the hosts grant different TCP options")
+            return
+        ts = None if opening.tsval is None or granted.tsval is None else (opening.tsval, granted.tsval)
+        connection.map = ReplicaMap(opening.iss, seg.seq, opening.wscale or 0, granted.wscale or 0, ts, now)
+        connection.k_edge = connection.edge_confirmed = seg.wnd  # not scaled in a SYN-ACK
+        connection.k_ack = 0
+        connection.state = Shadow.SHADOW
+        if connection.c_ack >= 0 or connection.lagging:
+            connection.c_ack = max(connection.c_ack, 0)
+            connection.inject_ack(self.out)
+        self._watch_lag(connection, now)
+        self.out.record(Opened(connection.conn, True, connection.client.seq(connection.k_edge)))
+
+    def _die(self, connection: BackupConnection, reason: str) -> None:
+        connection.state, connection.reason = Shadow.DEAD, reason
+        self.out.log("error", "connection lost its replica", conn=connection.conn, reason=reason)
+        self.out.record(Unprotected(connection.conn, reason))
+
+    # ------------------------------------------------------------------------------------ the primary's records
+
+    def on_open(self, record: Open, now: float) -> None:
+        have = self.numbers.get(record.conn)
+        if have is not None:
+            if have.state is Shadow.SHADOW:
+                self.out.record(Opened(have.conn, True, have.client.seq(have.k_edge)))
+            elif have.state is Shadow.DEAD:
+                self.out.record(Opened(have.conn, False, 0, have.reason))
+            return
+        if len(self.flows) >= self.settings.max_connections:
+            self.out.record(Opened(record.conn, False, 0, "the backup's table is full"))
+            return
+        old = self.flows.get(record.flow)
+        if old is not None:
+            if old.map is not None:
+                old.inject(self.out, old.k_ack, flags=RST | ACK)  # our TCP may still hold the old connection
+            self.forget(old)
+        try:
+            connection = BackupConnection(record, self.settings, now)
+            connection.inject_syn(self.out, now)
+        except MalformedSegment:
+            self.out.record(Opened(record.conn, False, 0, "malformed SYN"))
+            return
+        self.flows[record.flow] = self.numbers[record.conn] = connection
+        self.timers.set(record.conn, now + connection.syn_retry_s)
+
+    def on_progress(self, record: Progress, now: float) -> None:
+        """The primary's TCP is that far: answer, and see whether our tap has lost the tail."""
+        connection = self.numbers.get(record.conn)
+        if connection is None:
+            return
+        connection.upto = max(connection.upto, connection.client.offset(record.rcv_nxt))
+        if record.established and connection.c_ack < 0:
+            connection.c_ack = 0
+            if connection.map is not None:
+                connection.inject_ack(self.out)
+        if connection.map is None:
+            return
+        self._dirty[connection.conn] = connection
+        if connection.upto > connection.cum and not connection.hole_retry_s:
+            self._ask(connection, now)
+
+    def _ask(self, connection: BackupConnection, now: float) -> None:
+        """Ask for the first hole."""
+        connection.hole_retry_s = min(max(connection.hole_retry_s * 2, HOLE_FIRST_S), HOLE_MAX_S)
+        islands = connection.journal.ranges(1)
+        stop = islands[0][0] if islands else connection.upto
+        if stop > connection.cum:
+            seq = connection.client.seq
+            self.out.counters["bytes-asked"] += stop - connection.cum
+            self.out.record(Missing(connection.conn, seq(connection.cum), seq(stop)))
+        self.timers.set_earlier(connection.conn, now + connection.hole_retry_s)
+
+    def on_data(self, record: Data, now: float) -> None:
+        """Bytes that our tap had lost."""
+        connection = self.numbers.get(record.conn)
+        if connection is None or connection.state is not Shadow.SHADOW:
+            return
+        offset = connection.client.offset(record.seq)
+        before = connection.cum
+        connection.store(offset, record.data, record.fin, self.out)
+        self._dirty[connection.conn] = connection
+        if connection.cum <= before:
+            return
+        self.out.counters["bytes-fetched"] += connection.cum - before
+        connection.inject(self.out, offset, record.data, ACK | (FIN if record.fin else 0))
+        connection.hole_retry_s = 0.0
+        if connection.journal.has_islands or connection.upto > connection.cum:
+            connection.hole_retry_s = HOLE_FIRST_S
+            self.timers.set(connection.conn, now + HOLE_FIRST_S)
+        self._watch_lag(connection, now)
+
+    def on_close(self, record: Close, now: float) -> None:
+        """The primary's TCP has forgotten the connection: ours may finish by itself, or is reset."""
+        self.out.record(Closed(record.conn))
+        connection = self.numbers.get(record.conn)
+        if connection is None or connection.closed_at is not None:
+            return
+        connection.closed_at = now
+        if connection.state is Shadow.SHADOW and not connection.ended:
+            connection.inject(self.out, connection.k_ack, flags=RST | ACK)
+        self.timers.set(connection.conn, now + (LINGER_S if connection.ended else 1.0))
+
+    def on_unprotected(self, record: Unprotected) -> None:
+        """The primary has released bytes that we may lack."""
+        self.out.record(UnprotectedSeen(record.conn))
+        connection = self.numbers.get(record.conn)
+        if connection is not None and connection.state is not Shadow.DEAD:
+            connection.state, connection.reason = Shadow.DEAD, record.reason
+
+    # ------------------------------------------------------------------------------------ takeover, end, timers
+
+    def take_over(self, now: float) -> tuple[int, int]:
+        """Every connection is ours now. Returns how many go on, and how many are reset."""
+        going, reset = 0, 0
+        self._dirty.clear()
+        for connection in list(self.flows.values()):
+            if connection.state is Shadow.SHADOW:
+                takeover.take_over(connection, self.out)
+                going += 1
+                self._watch_lag(connection, now)
+            elif connection.state is Shadow.DEAD:
+                connection.heard = True
+                connection.answer_rst(self.out, None)
+                reset += 1
+            else:
+                self.forget(connection)  # no client has seen its SYN-ACK: the next SYN is native
+        return going, reset
+
+    def forget(self, connection: BackupConnection) -> None:
+        """Drop all state of a connection."""
+        if self.flows.get(connection.flow) is connection:
+            del self.flows[connection.flow]
+        self.numbers.pop(connection.conn, None)
+        self.timers.cancel(connection.conn)
+        self._dirty.pop(connection.conn, None)
+
+    def flows_gone(self, flows: list[FlowKey], now: float) -> None:
+        """Our TCP no longer has these connections."""
+        for flow in flows:
+            connection = self.flows.get(flow)
+            if connection is None or now - connection.opened_at < 2.0:
+                continue
+            if connection.state in (Shadow.ACTIVE, Shadow.DEAD) or connection.ended or connection.closed_at is not None:
+                self.forget(connection)
+            elif connection.state is Shadow.SHADOW:
+                self._die(connection, "the replica has closed the connection")
+
+    def clear(self, reason: str) -> None:
+        """Forget everything; our TCP is told to do the same."""
+        for connection in list(self.flows.values()):
+            if connection.map is not None and connection.state is Shadow.SHADOW:
+                connection.inject(self.out, connection.k_ack, flags=RST | ACK)
+            self.forget(connection)
+        self.out.log("info", "shadow connections dropped", reason=reason)
+
+    def invalidate(self, reason: str) -> None:
+        """The primary may have acknowledged what we lack: none of the connections can be continued."""
+        for connection in self.flows.values():
+            if connection.state is Shadow.SHADOW:
+                connection.state, connection.reason = Shadow.DEAD, reason
+
+    def flush(self) -> None:
+        """Confirm what has come in since the last flush."""
+        if not self._dirty:
+            return
+        for connection in self._dirty.values():
+            if connection.state is Shadow.SHADOW:
+                self.out.record(connection.confirm())
+        self._dirty.clear()
+
+    def on_timer(self, now: float) -> None:
+        """Repeat what was not answered."""
+        for conn in self.timers.pop_due(now):
+            connection = self.numbers.get(conn)
+            if connection is None:
+                continue
+            if connection.closed_at is not None and now - connection.closed_at >= 1.0:
+                self.forget(connection)
+            elif connection.state is Shadow.OPENING:
+                connection.syn_retry_s = min(connection.syn_retry_s * 2, SYN_RETRY_MAX_S)
+                connection.inject_syn(self.out, now)
+                self.timers.set(conn, now + connection.syn_retry_s)
+            elif connection.state is not Shadow.DEAD:
+                self._repeat(connection, now)
+        if self.flows and now >= self._next_query:
+            self._next_query = now + QUERY_EVERY_S
+            self.out.effects.append(QueryFlows(list(self.flows)))
+
+    def _repeat(self, connection: BackupConnection, now: float) -> None:
+        if connection.state is Shadow.SHADOW:
+            if connection.k_edge > connection.edge_confirmed:
+                self._dirty[connection.conn] = connection
+            if connection.hole_retry_s and (connection.journal.has_islands or connection.upto > connection.cum):
+                self._ask(connection, now)
+            else:
+                connection.hole_retry_s = 0.0
+        if not connection.lagging:
+            connection.lag_since = None
+        elif connection.lag_since is not None:
+            if now - connection.lag_since >= connection.lag_retry_s:
+                connection.redeliver(self.out)
+                connection.lag_since = now
+                connection.lag_retry_s = min(connection.lag_retry_s * 2, LAG_MAX_S)
+            self.timers.set_earlier(connection.conn, connection.lag_since + connection.lag_retry_s)
+
+    def poll_timeout(self) -> float | None:
+        """The earliest deadline."""
+        first = self.timers.next()
+        if not self.flows:
+            return first
+        return self._next_query if first is None else min(first, self._next_query)

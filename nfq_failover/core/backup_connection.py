@@ -1,0 +1,279 @@
+"""The backup's side of one connection: the replica's TCP in the shadow of the primary's.
+
+`OPENING`: the client's SYN, as the primary described it, has been delivered; the replica's SYN-ACK is awaited.
+`SHADOW`: the client's segments are logged, translated and delivered; the replica's output is kept until the client has
+acknowledged it to the primary, and goes nowhere. `ACTIVE`: after the takeover, the output goes to the client. `DEAD`:
+the replica can't continue the connection; after a takeover the client is told by RST.
+
+Offsets in the client's stream: `cum` is the first byte we don't hold, `k_ack` the first that our TCP has not taken. In
+the server's stream: `c_ack` is what the client has acknowledged, `k_una` what our TCP was told of it, `produced` the
+end of what the replica has sent.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+
+from nfq_failover.constants import ACK, FIN, OPT_MSS, OPT_SACK_PERMITTED, OPT_TIMESTAMPS, OPT_WSCALE, PSH, RST, SYN
+from nfq_failover.core.events import PacketQueued
+from nfq_failover.core.journal import Journal
+from nfq_failover.core.outbox import Outbox
+from nfq_failover.core.replica_map import ReplicaMap
+from nfq_failover.core.seqspace import SeqSpace
+from nfq_failover.core.settings import Settings
+from nfq_failover.errors import InternalError
+from nfq_failover.wire.build import ack_options, build_segment
+from nfq_failover.wire.records import Confirm, Open
+from nfq_failover.wire.segment import Segment
+from nfq_failover.wire.tcp_options import SynOptions, without
+
+REDELIVER_BYTES = 16384
+REDELIVER_BURST = 8
+JOURNAL_AHEAD = 4 << 20  # bytes beyond the replica's window that we still log
+
+
+class Shadow(Enum):
+    """The states of a connection on the backup."""
+
+    OPENING = "opening"
+    SHADOW = "shadow"
+    ACTIVE = "active"
+    DEAD = "dead"
+
+
+class BackupConnection:
+    """State of one connection on the backup; `map` is None until the replica has answered."""
+
+    def __init__(self, opening: Open, settings: Settings, now: float) -> None:
+        self.open = opening
+        self.flow = opening.flow
+        self.conn = opening.conn
+        self.state = Shadow.OPENING
+        self.reason = ""
+        self.opened_at = now
+        self.syn_sent_at: float | None = None
+        self.syn_retry_s = 0.02
+        offered = SynOptions.parse(opening.syn_options)
+        self.client_wscale = (offered.wscale or 0) if opening.wscale is not None else 0
+        self.client_mss = offered.mss - (12 if opening.tsval is not None else 0)
+        self.client = SeqSpace(opening.irs)
+        self.map: ReplicaMap | None = None
+        # client's stream
+        self.journal = Journal(settings.max_log_bytes)
+        self.fin_in: int | None = None
+        self.rst_in: int | None = None
+        self.k_ack = 0
+        self.k_edge = 0
+        self.edge_confirmed = 0
+        self.upto = 0  # what the primary's TCP has taken, as it last said
+        # server's stream
+        self.output = Journal(settings.max_unacked_bytes)
+        self.fin_out: int | None = None
+        self.produced = 0
+        self.c_ack = -1  # -1: the client has not completed the handshake
+        self.k_una = -1
+        # the client's newest header fields
+        self.c_wnd = opening.syn_wnd
+        self.c_wnd_told = -1
+        self.c_tsval = offered.tsval or 0
+        self.c_tsecr = opening.tsval or 0
+        # repeated work
+        self.hole_retry_s = 0.0
+        self.lag_since: float | None = None
+        self.lag_retry_s = 0.0
+        self.closed_at: float | None = None
+        # after the takeover
+        self.heard = False
+        self.floor = 0
+        self.resend_next: int | None = None
+        self.stuck: tuple[int, int, float] | None = None
+
+    # ------------------------------------------------------------------------------------ what we hold
+
+    @property
+    def cum(self) -> int:
+        """The first byte of the client's stream that neither our log nor our TCP has; a FIN counts as a byte."""
+        held = max(self.journal.end, self.k_ack)
+        return held + 1 if held == self.fin_in else held
+
+    def confirm(self) -> Confirm:
+        """What we tell the primary."""
+        seq = self.client.seq
+        self.edge_confirmed = self.k_edge
+        ranges = tuple((seq(left), seq(right)) for left, right in self.journal.ranges(4))
+        return Confirm(self.conn, seq(self.cum), seq(self.k_edge), ranges, self.c_ack >= 0)
+
+    def store(self, offset: int, data: bytes, fin: bool, out: Outbox) -> None:
+        """Log bytes of the client's stream."""
+        ahead = max(self.k_edge, self.cum) + JOURNAL_AHEAD
+        if offset + len(data) > self.k_ack and (offset > ahead or not self.journal.insert(offset, data)):
+            out.counters["log-full"] += 1
+            return
+        if fin:
+            self.fin_in = offset + len(data)
+
+    # ------------------------------------------------------------------------------------ client -> replica
+
+    def note_client(self, seg: Segment, now: float) -> None:
+        """Learn from the header of a client's segment."""
+        mapping = self.mapping
+        ack = mapping.seen.offset(seg.ack)
+        if ack >= self.c_ack:
+            if ack > self.c_ack:
+                self.c_ack = ack
+                mapping.seen.near = ack
+                self.output.trim(min(ack, self.output.end))
+            self.c_wnd = seg.wnd
+        if seg.ts_off:
+            self.c_tsval, self.c_tsecr = seg.tsval, seg.tsecr
+            mapping.note_seen_tsecr(seg.tsecr, now)
+
+    def deliver(self, event: PacketQueued, seg: Segment, out: Outbox) -> None:
+        """Translate a client's segment for our TCP and let it in."""
+        mapping = self.mapping
+        ack = mapping.seen.offset(seg.ack)
+        told = min(ack, self.produced)
+        if told < ack and seg.is_pure_ack and told <= self.k_una and seg.wnd == self.c_wnd_told:
+            out.drop(event.queue, event.packet_id, "ack-clamped")  # a duplicate for our TCP; told later
+            return
+        if not event.complete:
+            out.drop(event.queue, event.packet_id, "incomplete-packet")
+            return
+        self.k_una = max(self.k_una, told)
+        self.c_wnd_told = seg.wnd
+        seg.set_ack(mapping.own.seq(told))
+        if seg.sack:
+            seg.set_sack(mapping.own_sack(seg.sack, self.produced))
+        if seg.ts_off:
+            seg.set_timestamps(seg.tsval, mapping.own_tsecr(seg.tsecr))
+        seg.seal()
+        out.accept(event.queue, event.packet_id, seg.buf)
+
+    def deliver_rst(self, event: PacketQueued, seg: Segment, out: Outbox) -> None:
+        """A client's RST: when our TCP is behind, it would not fit the window, so it waits (RFC 5961 section 3.2)."""
+        offset = self.client.offset(seg.seq)
+        if self.map is None or offset > self.k_ack:
+            self.rst_in = offset
+            out.drop(event.queue, event.packet_id, "rst-held")
+            return
+        if seg.flags & ACK:
+            seg.set_ack(self.map.own.seq(min(self.map.seen.offset(seg.ack), self.produced)))
+        if seg.ts_off:
+            seg.set_timestamps(seg.tsval, self.map.own_tsecr(seg.tsecr))
+        seg.seal()
+        out.accept(event.queue, event.packet_id, seg.buf)
+
+    def inject_syn(self, out: Outbox, now: float) -> None:
+        """Deliver the client's SYN, without what the primary did not grant."""
+        opening = self.open
+        keep = {OPT_MSS}
+        if opening.wscale is not None:
+            keep.add(OPT_WSCALE)
+        if opening.sack_permitted:
+            keep.add(OPT_SACK_PERMITTED)
+        if opening.tsval is not None:
+            keep.add(OPT_TIMESTAMPS)
+        options = without(opening.syn_options, frozenset(keep))
+        client, port, server, server_port = self.flow
+        out.inward(build_segment((client, port), (server, server_port), opening.irs, 0, SYN, opening.syn_wnd, options))
+        self.syn_sent_at = now
+
+    def inject(self, out: Outbox, offset: int, data: bytes = b"", flags: int = ACK) -> None:
+        """Deliver a segment that we build ourselves, with the client's newest acknowledgement."""
+        mapping = self.mapping
+        told = max(min(self.c_ack, self.produced), 0)
+        self.k_una = max(self.k_una, told)
+        self.c_wnd_told = self.c_wnd
+        timestamps = (self.c_tsval, mapping.own_tsecr(self.c_tsecr)) if mapping.timestamps else None
+        client, port, server, server_port = self.flow
+        out.inward(
+            build_segment(
+                (client, port),
+                (server, server_port),
+                self.client.seq(offset),
+                mapping.own.seq(told),
+                flags,
+                self.c_wnd,
+                ack_options(timestamps, []),
+                data,
+            )
+        )
+        out.counters["injected-inward"] += 1
+
+    def inject_ack(self, out: Outbox) -> None:
+        """Tell our TCP what the client has acknowledged."""
+        self.inject(out, self.k_ack)
+
+    def redeliver(self, out: Outbox) -> None:
+        """Give our TCP again what it has not taken, within its window."""
+        at = self.k_ack
+        end = self.journal.end
+        for _ in range(REDELIVER_BURST):
+            room = self.k_edge - at
+            data = self.journal.read(at, min(REDELIVER_BYTES, room)) if room > 0 else b""
+            fin = self.fin_in == at + len(data) and at + len(data) == end
+            if not data and not fin:
+                return
+            self.inject(out, at, data, ACK | PSH | (FIN if fin else 0))
+            at += len(data)
+            if fin:
+                return
+
+    @property
+    def lagging(self) -> bool:
+        """Our TCP has not acknowledged everything that we hold."""
+        return self.k_ack < self.cum
+
+    # ------------------------------------------------------------------------------------ replica -> nowhere
+
+    def learn_output(self, seg: Segment, now: float) -> int:
+        """Learn from a segment that our TCP sends (not a SYN-ACK); returns its offset in the server's stream."""
+        mapping = self.mapping
+        offset = mapping.own.offset(seg.seq)
+        end = offset + seg.seg_len
+        if seg.payload_len and end > self.c_ack:
+            if self.c_ack > self.output.end:
+                self.output.trim(min(offset, self.c_ack))  # what the client had before we produced it is not kept
+            self.output.insert(offset, seg.payload())
+        if seg.flags & FIN:
+            self.fin_out = end - 1
+        if end > self.produced:
+            self.produced = mapping.own.near = end
+        if seg.ts_off:
+            mapping.note_own_tsval(seg.tsval, now)
+        if seg.flags & ACK:
+            ack = self.client.offset(seg.ack)
+            if ack > self.k_ack:
+                self.k_ack = self.client.near = ack
+                self.journal.trim(min(ack, self.fin_in) if self.fin_in is not None else ack)
+                self.lag_since = None
+                self.lag_retry_s = 0.0
+            if ack >= self.k_ack:
+                self.k_edge = max(self.k_edge, ack + (seg.wnd << mapping.own_wscale))
+        return offset
+
+    @property
+    def mapping(self) -> ReplicaMap:
+        """The map of a connection that the replica has answered."""
+        if self.map is None:
+            raise InternalError("no map before the replica's SYN-ACK")
+        return self.map
+
+    @property
+    def ended(self) -> bool:
+        """Both directions have ended and both ends have said so."""
+        return (
+            self.fin_in is not None
+            and self.fin_out is not None
+            and self.k_ack > self.fin_in
+            and self.c_ack > self.fin_out
+        )
+
+    def answer_rst(self, out: Outbox, seg: Segment | None) -> None:
+        """Tell the client that the connection is over, with the sequence number it expects (RFC 5961 section 3.2)."""
+        client, port, server, server_port = self.flow
+        if seg is not None and seg.flags & RST:
+            return
+        seq = seg.ack if seg is not None else (self.open.iss + 1 + max(self.c_ack, 0)) & 0xFFFFFFFF
+        out.counters["reset-sent"] += 1
+        out.outward(build_segment((server, server_port), (client, port), seq, self.client.seq(self.cum), RST | ACK, 0))

@@ -1,0 +1,136 @@
+"""A bounded store of stream bytes: a contiguous part, and islands beyond it that arrived out of order."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+
+
+class Journal:
+    """Bytes of one stream by offset (see SeqSpace).
+
+    `start`: first byte still kept; `end`: first byte missing; [start, end) is contiguous. Islands lie beyond `end`. The
+    first copy of a byte wins. `size` counts the bytes kept.
+    """
+
+    __slots__ = ("_data", "_head", "_islands", "_offsets", "end", "limit", "size", "start")
+
+    def __init__(self, limit: int, start: int = 0) -> None:
+        self.limit = limit
+        self.start = start
+        self.end = start
+        self.size = 0
+        self._offsets: list[int] = []
+        self._data: list[bytes] = []
+        self._head = 0
+        self._islands: list[tuple[int, bytes]] = []  # sorted, disjoint
+
+    def insert(self, offset: int, data: bytes) -> bool:
+        """Keep `data` at `offset`. False if the limit forbids it (nothing is kept then)."""
+        if offset < self.end:
+            cut = self.end - offset
+            if cut >= len(data):
+                return True
+            data = data[cut:]
+            offset = self.end
+        if not data:
+            return True
+        if self.size + len(data) > self.limit:
+            return False
+        if offset == self.end and not self._islands:
+            self._append(data)
+            return True
+        self._insert_island(offset, data)
+        while self._islands and self._islands[0][0] <= self.end:
+            island_offset, island = self._islands.pop(0)
+            self.size -= len(island)
+            self._append(island[self.end - island_offset :])
+        return True
+
+    def _append(self, data: bytes) -> None:
+        if data:
+            self._offsets.append(self.end)
+            self._data.append(data)
+            self.end += len(data)
+            self.size += len(data)
+
+    def _insert_island(self, offset: int, data: bytes) -> None:
+        """Fill only the places between the islands that are there."""
+        stop = offset + len(data)
+        pieces: list[tuple[int, bytes]] = []
+        at = offset
+        for have_offset, have in self._islands:
+            have_stop = have_offset + len(have)
+            if have_stop <= at:
+                continue
+            if have_offset >= stop:
+                break
+            if have_offset > at:
+                pieces.append((at, data[at - offset : have_offset - offset]))
+            at = max(at, have_stop)
+        if at < stop:
+            pieces.append((at, data[at - offset :]))
+        self._islands = sorted(self._islands + pieces)
+        self.size += sum(len(piece) for _, piece in pieces)
+
+    def read(self, offset: int, count: int) -> bytes:
+        """At most `count` bytes from `offset` on; empty outside [start, end)."""
+        if not self.start <= offset < self.end or count <= 0:
+            return b""
+        i = bisect_right(self._offsets, offset, self._head) - 1
+        parts = []
+        while count > 0 and i < len(self._offsets):
+            skip = offset - self._offsets[i]
+            part = self._data[i][skip : skip + count]
+            parts.append(part)
+            offset += len(part)
+            count -= len(part)
+            i += 1
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def trim(self, offset: int) -> None:
+        """Forget the bytes before `offset`. Beyond `end`, the contiguous part jumps there (islands join it)."""
+        if offset <= self.start:
+            return
+        if offset > self.end:
+            self._jump(offset)
+            return
+        head, offsets, data = self._head, self._offsets, self._data
+        while head < len(offsets) and offsets[head] + len(data[head]) <= offset:
+            self.size -= len(data[head])
+            data[head] = b""
+            head += 1
+        if head < len(offsets) and offsets[head] < offset:
+            cut = offset - offsets[head]
+            data[head] = data[head][cut:]
+            offsets[head] = offset
+            self.size -= cut
+        self.start = offset
+        if head > 64 and head * 2 > len(offsets):
+            del offsets[:head], data[:head]
+            head = 0
+        self._head = head
+
+    def _jump(self, offset: int) -> None:
+        self._offsets, self._data, self._head = [], [], 0
+        islands, self._islands = self._islands, []
+        self.start = self.end = offset
+        self.size = 0
+        for island_offset, island in islands:
+            self.insert(island_offset, island)
+
+    def ranges(self, most: int) -> list[tuple[int, int]]:
+        """The islands as at most `most` merged (left, right) ranges, lowest first."""
+        merged: list[tuple[int, int]] = []
+        for offset, data in self._islands:
+            if merged and merged[-1][1] == offset:
+                merged[-1] = (merged[-1][0], offset + len(data))
+            elif len(merged) == most:
+                break
+            else:
+                merged.append((offset, offset + len(data)))
+        return merged
+
+    @property
+    def has_islands(self) -> bool:
+        """Whether something lies beyond a hole."""
+        return bool(self._islands)

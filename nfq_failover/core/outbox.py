@@ -1,0 +1,42 @@
+"""Where the parts of a node put what they want done; the node hands it out in order."""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+
+from nfq_failover.core.events import Effect, Inject, Log, Queue, Verdict
+from nfq_failover.wire.records import Record
+
+
+class Outbox:
+    """Effects in order, records waiting for the next datagram, and counters."""
+
+    def __init__(self) -> None:
+        self.effects: deque[Effect] = deque()
+        self.records: list[Record] = []
+        self.counters: Counter[str] = Counter()
+
+    def accept(self, queue: Queue, packet_id: int, packet: bytearray | None = None) -> None:
+        """Let a queued packet go on, rewritten if `packet` is given."""
+        self.effects.append(Verdict(queue, packet_id, True, packet))
+
+    def drop(self, queue: Queue, packet_id: int, why: str) -> None:
+        """Drop a queued packet, counted under `why`."""
+        self.counters[why] += 1
+        self.effects.append(Verdict(queue, packet_id, False))
+
+    def outward(self, packet: bytes | bytearray) -> None:
+        """Send a packet to the client."""
+        self.effects.append(Inject(packet, inward=False))
+
+    def inward(self, packet: bytes | bytearray) -> None:
+        """Deliver a packet to the local TCP."""
+        self.effects.append(Inject(packet, inward=True))
+
+    def record(self, record: Record) -> None:
+        """Send a record to the peer with the next datagram."""
+        self.records.append(record)
+
+    def log(self, level: str, event: str, **fields: object) -> None:
+        """Write a structured log line."""
+        self.effects.append(Log(level, event, fields))

@@ -1,0 +1,334 @@
+"""The primary's side of all connections: opens them towards the backup, gates them, and lets them go.
+
+One table of connections by flow; the backup's records come in by connection number.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+from nfq_failover.constants import ACK, FIN, RST
+from nfq_failover.core.events import FrameCopied, PacketQueued, QueryFlows
+from nfq_failover.core.outbox import Outbox
+from nfq_failover.core.primary_connection import Gate, PrimaryConnection
+from nfq_failover.core.settings import Settings
+from nfq_failover.core.timers import TimerQueue
+from nfq_failover.errors import MalformedSegment
+from nfq_failover.wire.records import Close, Confirm, Data, Missing, Open, Opened, Progress, Unprotected
+from nfq_failover.wire.segment import FlowKey, Segment
+from nfq_failover.wire.tcp_options import NEGOTIABLE, SIGNED, SynOptions, without
+
+MAX_SYNS = 8192
+DATA_BYTES = 1300
+DATA_PER_REQUEST = 32
+POLL_FIRST_S = 0.003
+POLL_MAX_S = 0.05
+OPEN_RETRY_FIRST_S = 0.005
+QUERY_EVERY_S = 5.0
+QUERY_CLOSING_S = 0.2
+UNSERVED_S = 1.0
+
+
+class PrimarySide:
+    """All connections of a primary. `protecting`: a backup is there and new connections are opened towards it."""
+
+    def __init__(self, settings: Settings, out: Outbox) -> None:
+        self.settings = settings
+        self.out = out
+        self.protecting = False
+        self.reason = "no backup"
+        self.flows: dict[FlowKey, PrimaryConnection] = {}
+        self.numbers: dict[int, PrimaryConnection] = {}
+        self.timers: TimerQueue[int] = TimerQueue()
+        self._closing: dict[int, tuple[str, float]] = {}
+        self._syns: OrderedDict[FlowKey, tuple[int, int, bytes, bool]] = OrderedDict()
+        self._next_conn = 1
+        self._next_query = 0.0
+
+    # ------------------------------------------------------------------------------------ packets
+
+    def inbound_syn(self, event: PacketQueued, seg: Segment) -> None:
+        """Take out of a client's SYN what a takeover couldn't continue, and remember the rest for `Open`."""
+        flow: FlowKey = (seg.src, seg.sport, seg.dst, seg.dport)
+        try:
+            options = seg.options()
+            signed = SynOptions.parse(options).signed
+            kept = without(options, NEGOTIABLE | SIGNED)
+        except MalformedSegment as error:
+            self.out.drop(event.queue, event.packet_id, f"syn-{error.reason}")
+            return
+        self._syns[flow] = (seg.seq, seg.wnd, kept, signed)
+        self._syns.move_to_end(flow)
+        if len(self._syns) > MAX_SYNS:
+            self._syns.popitem(last=False)
+        if kept == options:
+            self.out.accept(event.queue, event.packet_id)
+            return
+        seg.buf[seg.tcp_off + 20 : seg.data_off] = kept
+        seg.seal()
+        self.out.counters["syn-options-removed"] += 1
+        self.out.accept(event.queue, event.packet_id, seg.buf)
+
+    def outbound(self, event: PacketQueued, seg: Segment, now: float) -> None:
+        """Judge a segment that our TCP sends from the service."""
+        if seg.flags & 0x02:
+            if seg.flags & ACK:
+                self._syn_ack(event, seg, now)
+            else:
+                self.out.accept(event.queue, event.packet_id)  # a connection the server opens is left alone
+            return
+        connection = self.flows.get((seg.dst, seg.dport, seg.src, seg.sport))
+        if connection is None:
+            self.out.accept(event.queue, event.packet_id)
+            return
+        connection.outbound(event, seg, self.out, now)
+        if connection.gated and (connection.waiting or not connection.b_established):
+            self.timers.set_earlier(connection.conn, now + max(connection.retry_s, POLL_FIRST_S))
+        if seg.flags & RST:
+            self._close(connection, "reset by the server", now)
+        elif seg.flags & FIN:
+            self._next_query = min(self._next_query, now + QUERY_CLOSING_S)
+
+    def copied(self, event: FrameCopied, now: float) -> None:
+        """A copy of an inbound segment that our TCP may take."""
+        try:
+            seg = Segment(event.packet)
+        except MalformedSegment as error:
+            self.out.counters[f"copy-{error.reason}"] += 1
+            return
+        connection = self.flows.get((seg.src, seg.sport, seg.dst, seg.dport))
+        if connection is None or connection.state is Gate.CLOSED:
+            return
+        if not event.checksum_pending and not seg.checksum_ok():
+            self.out.counters["copy-bad-checksum"] += 1
+            return
+        if seg.flags & (RST | FIN):
+            self._next_query = min(self._next_query, now + QUERY_CLOSING_S)
+        if self.protecting:
+            connection.copied(seg, self.out)
+
+    # ------------------------------------------------------------------------------------ opening and closing
+
+    def _syn_ack(self, event: PacketQueued, seg: Segment, now: float) -> None:
+        flow: FlowKey = (seg.dst, seg.dport, seg.src, seg.sport)
+        have = self.flows.get(flow)
+        irs = (seg.ack - 1) & 0xFFFFFFFF
+        if have is not None and (have.open.irs, have.open.iss) == (irs, seg.seq):
+            if have.state is not Gate.SYN_HELD:
+                self.out.accept(event.queue, event.packet_id)
+                return
+            have.syn_ack = bytearray(seg.buf)
+            self.out.drop(event.queue, event.packet_id, "syn-ack-held")
+            return
+        if have is not None:
+            self._close(have, "replaced by a new connection", now)
+        reason, opening = self._opening(flow, irs, seg)
+        if opening is None:
+            self.out.counters["connection-not-tracked"] += 1
+            self.out.accept(event.queue, event.packet_id)
+            return
+        connection = PrimaryConnection(flow, opening, now)
+        connection.edge_kernel = seg.wnd
+        self.flows[flow] = self.numbers[opening.conn] = connection
+        if reason:
+            connection.unprotect(reason, self.out)
+            self.out.log("warning", "connection unprotected", conn=opening.conn, reason=reason)
+            self.out.accept(event.queue, event.packet_id)
+            return
+        connection.syn_ack = bytearray(seg.buf)
+        self.out.drop(event.queue, event.packet_id, "syn-ack-held")
+        self.out.record(opening)
+        connection.retry_s = OPEN_RETRY_FIRST_S
+        self.timers.set(opening.conn, now + OPEN_RETRY_FIRST_S)
+
+    def _opening(self, flow: FlowKey, irs: int, seg: Segment) -> tuple[str, Open | None]:
+        """Why the connection can't be protected (empty: it can), and its opening record (None: no room for it)."""
+        if len(self.flows) >= self.settings.max_connections:
+            return "table full", None
+        try:
+            granted = SynOptions.parse(seg.options())
+        except MalformedSegment:
+            return "malformed SYN-ACK", None
+        syn = self._syns.pop(flow, None)
+        reason = "" if self.protecting else self.reason
+        wnd, options = 0, b""
+        if syn is None or syn[0] != irs:
+            reason = reason or "opened before the rules were there"
+        else:
+            _, wnd, options, signed = syn
+            if signed:
+                reason = "TCP-MD5 or TCP-AO signs the header"
+        conn = self._next_conn
+        self._next_conn = self._next_conn % 0xFFFFFFFF + 1
+        return reason, Open(
+            conn=conn,
+            flow=flow,
+            irs=irs,
+            iss=seg.seq,
+            tsval=granted.tsval,
+            wscale=granted.wscale,
+            mss=granted.mss,
+            sack_permitted=granted.sack_permitted,
+            syn_wnd=wnd,
+            syn_options=options,
+        )
+
+    def _close(self, connection: PrimaryConnection, reason: str, now: float) -> None:
+        """Forget a connection, and make the backup forget it."""
+        protected = connection.state in (Gate.PROTECTED, Gate.SYN_HELD) or connection.reason == "opening"
+        connection.state = Gate.CLOSED
+        if self.flows.get(connection.flow) is connection:
+            del self.flows[connection.flow]
+        self.numbers.pop(connection.conn, None)
+        if self.protecting and protected:
+            self._closing[connection.conn] = (reason, POLL_FIRST_S)
+            self.out.record(Close(connection.conn, reason))
+            self.timers.set(connection.conn, now + POLL_FIRST_S)
+
+    def flows_gone(self, flows: list[FlowKey], now: float) -> None:
+        """Our TCP no longer has these connections."""
+        for flow in flows:
+            connection = self.flows.get(flow)
+            # A connection younger than the query may have been opened after the kernel was asked.
+            if connection is not None and now - connection.opened_at > 1.0 and connection.state is not Gate.SYN_HELD:
+                self._close(connection, "closed", now)
+
+    # ------------------------------------------------------------------------------------ the backup's records
+
+    def on_opened(self, record: Opened, now: float) -> None:
+        connection = self.numbers.get(record.conn)
+        if connection is None:
+            return
+        if not record.ready:
+            if connection.state is Gate.SYN_HELD and record.reason:
+                self._unprotect(connection, record.reason)
+            return
+        connection.opened(record, self.out)
+        connection.retry_s = 0.0
+        if connection.gated:
+            self.timers.cancel(record.conn)
+
+    def on_confirm(self, record: Confirm, now: float) -> None:
+        connection = self.numbers.get(record.conn)
+        if connection is None:
+            return
+        connection.confirm(record, self.out, now)
+        if connection.reason == "replica not ready" and connection.protect_late(self.out):
+            self.out.log("info", "connection protected", conn=connection.conn)
+
+    def on_missing(self, record: Missing, now: float) -> None:
+        """Send bytes that the backup's tap has lost."""
+        connection = self.numbers.get(record.conn)
+        if connection is None:
+            return
+        at = connection.client.offset(record.start)
+        stop = min(connection.client.offset(record.end), connection.kernel_ack)
+        served = False
+        for _ in range(DATA_PER_REQUEST):
+            if at >= stop:
+                break
+            data, fin = connection.bytes_for_backup(at, min(DATA_BYTES, stop - at))
+            if not data and not fin:
+                break
+            served = True
+            self.out.record(Data(connection.conn, connection.client.seq(at), data, fin))
+            at += len(data) + fin
+        if served or at >= stop:
+            connection.unserved_since = None
+        elif connection.unserved_since is None:
+            connection.unserved_since = now  # the copy may still be on its way to us
+        elif now - connection.unserved_since > UNSERVED_S:
+            self._unprotect(connection, "bytes that the backup misses were not retained")
+
+    def on_closed(self, conn: int) -> None:
+        self._closing.pop(conn, None)
+        self.timers.cancel(conn)
+
+    def on_unprotected(self, record: Unprotected) -> None:
+        connection = self.numbers.get(record.conn)
+        if connection is not None:
+            self._unprotect(connection, record.reason, tell=False)
+
+    def _unprotect(self, connection: PrimaryConnection, reason: str, tell: bool = True) -> None:
+        if connection.state in (Gate.UNPROTECTED, Gate.CLOSED):
+            return
+        connection.unprotect(reason, self.out)
+        self.out.log("warning", "connection unprotected", conn=connection.conn, reason=reason)
+        if tell and self.protecting and reason != "replica not ready":
+            self.out.record(Unprotected(connection.conn, reason))
+
+    # ------------------------------------------------------------------------------------ protection as a whole
+
+    def start_protecting(self) -> None:
+        """A backup is there: connections opened from now on are protected, those that are open stay unprotected."""
+        self.protecting = True
+        self.reason = ""
+        for connection in self.flows.values():
+            if connection.state is Gate.UNPROTECTED:
+                connection.reason = "opened before the backup joined"
+
+    def stop_protecting(self, reason: str) -> None:
+        """The backup is gone for good: let everything go."""
+        self.protecting = False
+        self.reason = reason
+        self._closing.clear()
+        for connection in list(self.flows.values()):
+            if connection.state in (Gate.PROTECTED, Gate.SYN_HELD):
+                connection.unprotect(reason, self.out)
+
+    def clear(self) -> None:
+        """Forget everything (this host is no longer the primary)."""
+        self.__init__(self.settings, self.out)  # type: ignore[misc]
+
+    def on_timer(self, now: float) -> None:
+        """Repeat what was not answered."""
+        for conn in self.timers.pop_due(now):
+            if conn in self._closing:
+                self._repeat_close(conn, now)
+                continue
+            connection = self.numbers.get(conn)
+            if connection is None:
+                continue
+            if connection.state is Gate.SYN_HELD:
+                self._repeat_open(connection, now)
+            elif self.protecting and connection.state is Gate.PROTECTED:
+                connection.release(self.out, now)
+                if connection.waiting or not connection.b_established:
+                    connection.retry_s = min(max(connection.retry_s * 2, POLL_FIRST_S), POLL_MAX_S)
+                    self._poll(connection)
+                    self.timers.set(conn, now + connection.retry_s)
+            elif self.protecting and connection.reason == "replica not ready":
+                self._poll(connection)
+                self.timers.set(conn, now + POLL_MAX_S)
+        if self.flows and now >= self._next_query:
+            self._next_query = now + QUERY_EVERY_S
+            self.out.effects.append(QueryFlows(list(self.flows)))
+
+    def _poll(self, connection: PrimaryConnection) -> None:
+        rcv_nxt = connection.client.seq(connection.kernel_ack)
+        self.out.record(Progress(connection.conn, rcv_nxt, connection.established))
+
+    def _repeat_open(self, connection: PrimaryConnection, now: float) -> None:
+        if now - connection.opened_at > self.settings.open_deadline_ms / 1000:
+            self._unprotect(connection, "replica not ready")
+            self.timers.set(connection.conn, now + POLL_MAX_S)
+            return
+        connection.retry_s = min(connection.retry_s * 2, POLL_MAX_S)
+        self.out.record(connection.open)
+        self.timers.set(connection.conn, now + connection.retry_s)
+
+    def _repeat_close(self, conn: int, now: float) -> None:
+        reason, wait = self._closing[conn]
+        if wait > 10.0 or not self.protecting:
+            del self._closing[conn]
+            return
+        self._closing[conn] = (reason, wait * 2)
+        self.out.record(Close(conn, reason))
+        self.timers.set(conn, now + wait * 2)
+
+    def poll_timeout(self) -> float | None:
+        """The earliest deadline."""
+        first = self.timers.next()
+        if not self.flows:
+            return first
+        return self._next_query if first is None else min(first, self._next_query)

@@ -1,0 +1,347 @@
+"""The primary's side of one connection: the ACK gate.
+
+While a connection is gated, no acknowledgement (cumulative or selective) leaves for a byte that the backup has not
+confirmed, and the window's right edge stays within what the backup's TCP accepts:
+
+- a pure ACK that says too much waits; it is sent again, from the newest header fields, once the backup has confirmed;
+- a segment that carries data, FIN or RST goes out at once with its ACK number clamped and its window adjusted; the rest
+  of its acknowledgement is owed and follows with the confirmation;
+- the SYN-ACK waits until the replica can continue the connection.
+
+Everything that was held back is sent as a newly built ACK, never as the old packet: an old TSval or SEQ would be
+refused by the client (RFC 7323 section 5.2, RFC 9293 section 3.10.7.4).
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from enum import Enum
+
+from nfq_failover.constants import ACK, FIN, SYN
+from nfq_failover.core.events import PacketQueued
+from nfq_failover.core.journal import Journal
+from nfq_failover.core.outbox import Outbox
+from nfq_failover.core.seqspace import SeqSpace
+from nfq_failover.wire.build import ack_options, build_segment
+from nfq_failover.wire.records import Confirm, Open, Opened
+from nfq_failover.wire.segment import FlowKey, Segment
+from nfq_failover.wire.seqnum import MASK, diff, lt
+
+MAX_HELD = 64
+SACK_HOLD_S = 0.002  # how long an ACK waits for the confirmation of its SACK blocks alone
+MAX_RETAINED = 64 << 20
+
+Blocks = list[tuple[int, int]]
+
+
+class Gate(Enum):
+    """The states of a connection on the primary."""
+
+    SYN_HELD = "syn-held"
+    PROTECTED = "protected"
+    UNPROTECTED = "unprotected"
+    CLOSED = "closed"
+
+
+class PrimaryConnection:
+    """State of one connection on the primary. Offsets are of the client's stream unless said otherwise.
+
+    `confirmed`: first byte the backup has not confirmed; `kernel_ack`: first byte our TCP has not taken;
+    `sent_ack`: the acknowledgement that the client has seen; the `*_edge` are right window edges likewise.
+    """
+
+    __slots__ = (
+        "b_established",
+        "client",
+        "confirm_at",
+        "confirmed",
+        "conn",
+        "edge_backup",
+        "edge_kernel",
+        "edge_sent",
+        "established",
+        "fin_in",
+        "fin_out",
+        "flow",
+        "held",
+        "kernel_ack",
+        "mss",
+        "open",
+        "opened_at",
+        "owed",
+        "ranges",
+        "reason",
+        "retained",
+        "retry_s",
+        "sent_ack",
+        "snd_nxt",
+        "state",
+        "syn_ack",
+        "tsecr",
+        "tsval",
+        "unserved_since",
+        "wscale",
+    )
+
+    def __init__(self, flow: FlowKey, opening: Open, now: float) -> None:
+        self.flow = flow
+        self.open = opening
+        self.conn = opening.conn
+        self.client = SeqSpace(opening.irs)
+        self.state = Gate.SYN_HELD
+        self.reason = "opening"
+        self.wscale = opening.wscale or 0
+        self.mss = opening.mss
+        self.opened_at = now
+        self.retry_s = 0.0
+        self.syn_ack: bytearray | None = None
+        self.established = False
+        self.b_established = False
+        self.confirmed = self.kernel_ack = self.sent_ack = 0
+        self.edge_kernel = self.edge_backup = self.edge_sent = 0
+        self.ranges: Blocks = []
+        self.held: deque[tuple[int, Blocks, float]] = deque()
+        self.owed = False
+        self.confirm_at = now
+        self.snd_nxt = (opening.iss + 1) & MASK
+        self.tsval = opening.tsval or 0
+        self.tsecr = 0
+        self.retained = Journal(MAX_RETAINED)
+        self.fin_in: int | None = None
+        self.fin_out = False
+        self.unserved_since: float | None = None
+
+    # ------------------------------------------------------------------------------------ what our TCP sends
+
+    @property
+    def gated(self) -> bool:
+        """Whether acknowledgements are held back."""
+        return self.state is Gate.PROTECTED
+
+    def outbound(self, event: PacketQueued, seg: Segment, out: Outbox, now: float) -> None:
+        """Judge a segment (not a SYN) that our TCP sends."""
+        ack = self.client.offset(seg.ack) if seg.flags & ACK else self.kernel_ack
+        self._learn(seg, ack)
+        if self.state is not Gate.PROTECTED:
+            self._note_sent(ack, ack + (seg.wnd << self.wscale))
+            out.accept(event.queue, event.packet_id)
+            return
+        if not seg.flags & ACK:  # a bare RST acknowledges nothing
+            out.accept(event.queue, event.packet_id)
+            return
+        blocks = [(self.client.offset(left), self.client.offset(right)) for left, right in seg.sack]
+        covered = ack <= self.confirmed and all(self._covered(b) for b in blocks)
+        if seg.is_pure_ack and not covered:
+            if len(self.held) >= MAX_HELD:
+                self.held.popleft()
+            self.held.append((ack, blocks, now))
+            out.drop(event.queue, event.packet_id, "ack-held")
+            return
+        self._send_changed(event, seg, out, ack, blocks)
+
+    def _learn(self, seg: Segment, ack: int) -> None:
+        if ack > self.kernel_ack:
+            self.kernel_ack = self.client.near = ack
+        edge = ack + (seg.wnd << self.wscale)
+        if edge > self.edge_kernel:
+            self.edge_kernel = edge
+        if lt(self.snd_nxt, seg.seq_end):
+            self.snd_nxt = seg.seq_end
+        if seg.ts_off and diff(seg.tsval, self.tsval) >= 0:
+            self.tsval, self.tsecr = seg.tsval, seg.tsecr
+        if seg.flags & FIN:
+            self.fin_out = True
+        self.established = True
+
+    def _send_changed(self, event: PacketQueued, seg: Segment, out: Outbox, ack: int, blocks: Blocks) -> None:
+        """Let a segment go out now with what it may say."""
+        allowed = min(ack, self.confirmed)
+        window = seg.wnd
+        edge = ack + (window << self.wscale)
+        if allowed != ack or edge > self.edge_backup or edge < self.edge_sent:
+            window = self.window_for(allowed)
+        clipped = [b for b in (self._clip(b) for b in blocks) if b] if blocks else blocks
+        while self.held and self.held[0][0] <= allowed:
+            self.held.popleft()
+        self._note_sent(allowed, allowed + (window << self.wscale))
+        if allowed == ack and window == seg.wnd and clipped == blocks:
+            out.accept(event.queue, event.packet_id)
+            return
+        if not event.complete:
+            # Can't be rewritten, must not go out as it is: the kernel will send it again.
+            out.drop(event.queue, event.packet_id, "incomplete-packet")
+            return
+        self.owed = self.owed or allowed != ack
+        seg.set_ack(self.client.seq(allowed))
+        seg.set_wnd(window)
+        if clipped != blocks:
+            seg.set_sack([(self.client.seq(left), self.client.seq(right)) for left, right in clipped])
+        if not event.gso:
+            seg.seal()
+        out.accept(event.queue, event.packet_id, seg.buf)
+
+    def _covered(self, block: tuple[int, int]) -> bool:
+        left, right = block
+        return right <= self.confirmed or any(lo <= left and right <= hi for lo, hi in self.ranges)
+
+    def _clip(self, block: tuple[int, int]) -> tuple[int, int] | None:
+        """The first part of a SACK block that the backup holds."""
+        left, right = block
+        if self._covered(block):
+            return block
+        for low, high in self.ranges:
+            if low < right and left < high:
+                return max(low, left), min(high, right)
+        return None
+
+    def window_for(self, ack: int) -> int:
+        """The window field to send with `ack`.
+
+        Within both our and (while gated) the backup's right edge, and never left of an edge that was sent before, for
+        which it may pass the backup's by less than one unit of the window scale.
+        """
+        edge = min(self.edge_kernel, self.edge_backup) if self.state is Gate.PROTECTED else self.edge_kernel
+        window = max(edge - ack, 0) >> self.wscale
+        if ack + (window << self.wscale) < self.edge_sent:
+            window = (self.edge_sent - ack + (1 << self.wscale) - 1) >> self.wscale
+        return min(max(window, 0), 0xFFFF)
+
+    def _note_sent(self, ack: int, edge: int) -> None:
+        if ack > self.sent_ack:
+            self.sent_ack = ack
+        if edge > self.edge_sent:
+            self.edge_sent = edge
+
+    # ------------------------------------------------------------------------------------ what the backup says
+
+    def opened(self, record: Opened, out: Outbox) -> None:
+        """The replica can continue the connection: let the SYN-ACK go."""
+        self.edge_backup = max(self.edge_backup, self.client.offset(record.edge))
+        if self.state is Gate.SYN_HELD:
+            self.state, self.reason = Gate.PROTECTED, ""
+            self.release_syn_ack(out)
+
+    def release_syn_ack(self, out: Outbox) -> None:
+        """Send the SYN-ACK that was held. Its window is not scaled (RFC 7323 section 2.2)."""
+        if self.syn_ack is None:
+            return
+        seg = Segment(self.syn_ack)
+        if self.state is Gate.PROTECTED:
+            seg.set_wnd(min(seg.wnd, max(self.edge_backup, 0)))
+        self._note_sent(0, seg.wnd)
+        self.edge_kernel = max(self.edge_kernel, seg.wnd)
+        seg.seal()
+        out.outward(bytes(seg.buf))
+
+    def confirm(self, record: Confirm, out: Outbox, now: float) -> None:
+        """The backup holds more."""
+        cum = self.client.offset(record.cum)
+        if cum < self.confirmed:
+            return  # an old datagram that was overtaken
+        self.edge_backup = max(self.edge_backup, self.client.offset(record.edge))
+        self.ranges = [(self.client.offset(left), self.client.offset(right)) for left, right in record.ranges]
+        self.b_established = self.b_established or record.established
+        if cum > self.confirmed:
+            self.confirmed = cum
+            self.retry_s = 0.0
+            self.retained.trim(cum)
+        self.confirm_at = now
+        if self.state is Gate.PROTECTED:
+            self.release(out, now)
+
+    def release(self, out: Outbox, now: float) -> None:
+        """Send what was held back, as far as it is confirmed."""
+        held = self.held
+        while held and held[0][0] <= self.confirmed:
+            ack, blocks, since = held[0]
+            if not all(self._covered(b) for b in blocks):
+                if now - since < SACK_HOLD_S:
+                    break
+                blocks = [b for b in (self._clip(b) for b in blocks) if b]
+            held.popleft()
+            merges = held and held[0][0] <= self.confirmed and not blocks and ack > self.sent_ack
+            if ack >= self.sent_ack and not merges:
+                self.send_ack(out, ack, blocks)
+        allowed = min(self.kernel_ack, self.confirmed)
+        if allowed > self.sent_ack:
+            self.send_ack(out, allowed, [])
+        elif self.window_starved:
+            edge = min(self.edge_kernel, self.edge_backup)
+            if edge - self.edge_sent >= min(self.mss, max(self.edge_kernel - self.edge_sent, 1)):
+                self.send_ack(out, self.sent_ack, [])
+        self.owed = self.kernel_ack > self.sent_ack
+
+    @property
+    def window_starved(self) -> bool:
+        """The client may send less than our own TCP would let it."""
+        return self.edge_sent < self.edge_kernel
+
+    @property
+    def waiting(self) -> bool:
+        """Whether something is held back until the backup says more."""
+        starving = self.edge_backup - self.sent_ack < self.mss < self.edge_kernel - self.sent_ack
+        return bool(self.held) or self.owed or starving
+
+    def send_ack(self, out: Outbox, ack: int, blocks: Blocks) -> None:
+        """Send a newly built pure ACK to the client."""
+        window = self.window_for(ack)
+        self._note_sent(ack, ack + (window << self.wscale))
+        timestamps = (self.tsval, self.tsecr) if self.open.tsval is not None else None
+        options = ack_options(timestamps, [(self.client.seq(left), self.client.seq(right)) for left, right in blocks])
+        client_addr, client_port, server_addr, server_port = self.flow
+        packet = build_segment(
+            (server_addr, server_port),
+            (client_addr, client_port),
+            self.snd_nxt,
+            self.client.seq(ack),
+            ACK,
+            window,
+            options,
+        )
+        out.counters["ack-sent"] += 1
+        out.outward(packet)
+
+    # ------------------------------------------------------------------------------------ protection ends or begins
+
+    def unprotect(self, reason: str, out: Outbox) -> None:
+        """Hold nothing back any more."""
+        if self.state is Gate.UNPROTECTED or self.state is Gate.CLOSED:
+            return
+        was, self.state, self.reason = self.state, Gate.UNPROTECTED, reason
+        if was is Gate.SYN_HELD:
+            self.release_syn_ack(out)
+        elif self.held or self.owed or self.kernel_ack > self.sent_ack or self.window_starved:
+            self.send_ack(out, max(self.kernel_ack, self.sent_ack), [])
+        self.held.clear()
+        self.owed = False
+
+    def protect_late(self, out: Outbox) -> bool:
+        """The replica has caught up with a connection that was let go unprotected. True if it is protected now."""
+        if self.state is not Gate.UNPROTECTED or self.confirmed < self.sent_ack or self.edge_backup < self.edge_sent:
+            return False
+        self.state, self.reason = Gate.PROTECTED, ""
+        return True
+
+    # ------------------------------------------------------------------------------------ the client's bytes
+
+    def copied(self, seg: Segment, out: Outbox) -> None:
+        """Keep the client's bytes until the backup has them."""
+        offset = self.client.offset(seg.seq)
+        if seg.flags & SYN or not -1 <= offset - self.confirmed <= MAX_RETAINED:
+            return
+        if seg.payload_len and not self.retained.insert(offset, seg.payload()):
+            out.counters["retained-full"] += 1
+        if seg.flags & FIN:
+            self.fin_in = offset + seg.payload_len
+
+    def bytes_for_backup(self, start: int, count: int) -> tuple[bytes, bool]:
+        """Bytes from `start` that our TCP has taken (only those are authoritative); whether the FIN follows them."""
+        stop = min(self.kernel_ack, start + count)
+        data = self.retained.read(start, stop - start)
+        fin = self.fin_in is not None and start + len(data) == self.fin_in and self.kernel_ack > self.fin_in
+        return data, fin
+
+    @property
+    def closing(self) -> bool:
+        """Both directions have ended."""
+        return self.fin_out and self.fin_in is not None and self.kernel_ack > self.fin_in

@@ -1,0 +1,110 @@
+"""Translation between what the client sees (the primary's numbers) and the replica's own TCP.
+
+Outward SEQ, TSval and window are mapped; inward ACK, SACK edges and TSecr. The client's own sequence space is common to
+both hosts. Stream offsets of the server's direction are the same in both spaces, only their base differs.
+"""
+
+from __future__ import annotations
+
+from nfq_failover.core.seqspace import SeqSpace
+from nfq_failover.wire.seqnum import MASK, diff
+
+TS_SLACK_MS = 10  # added once at the takeover, for the error of the estimate below
+Blocks = list[tuple[int, int]]
+
+
+class ReplicaMap:
+    """The mapping of one connection, complete once the replica's SYN-ACK is known.
+
+    `seen` is the server's stream as the client numbers it, `own` as the replica's TCP numbers it; `wscale` and
+    `own_wscale` are the window shifts likewise. `edge_sent`: the right window edge (offset in the client's stream) that
+    the client has been promised.
+    """
+
+    __slots__ = (
+        "_ts_first",
+        "_ts_last",
+        "_ts_last_at",
+        "_ts_offset",
+        "_ts_sent",
+        "edge_sent",
+        "own",
+        "own_wscale",
+        "seen",
+        "timestamps",
+        "wscale",
+    )
+
+    def __init__(
+        self, iss_seen: int, iss_own: int, wscale: int, own_wscale: int, ts: tuple[int, int] | None, now: float
+    ) -> None:
+        """`ts`: TSval of the primary's and of the replica's SYN-ACK, or None without timestamps."""
+        self.seen = SeqSpace(iss_seen)
+        self.own = SeqSpace(iss_own)
+        self.wscale = wscale
+        self.own_wscale = own_wscale
+        self.timestamps = ts is not None
+        seen_ts, own_ts = ts or (0, 0)
+        self._ts_offset = (seen_ts - own_ts) & MASK
+        self._ts_first = self._ts_last = own_ts
+        self._ts_last_at = now
+        self._ts_sent: int | None = None
+        self.edge_sent = 0
+
+    # ------------------------------------------------------------------------------------ timestamps
+
+    def note_own_tsval(self, tsval: int, now: float) -> None:
+        """The replica's TCP has sent this TSval."""
+        if diff(tsval, self._ts_last) >= 0:
+            self._ts_last, self._ts_last_at = tsval, now
+
+    def note_seen_tsecr(self, tsecr: int, now: float) -> None:
+        """The client echoes a TSval of the primary: our mapped clock must not be behind it."""
+        clock = (self._ts_last + int((now - self._ts_last_at) * 1000) + self._ts_offset) & MASK
+        behind = diff(tsecr, clock)
+        if behind > 0 and self._ts_sent is None:
+            self._ts_offset = (self._ts_offset + behind) & MASK
+
+    def own_tsecr(self, tsecr: int) -> int:
+        """TSecr for the replica, clamped to TSvals that it has sent (others are rejected)."""
+        own = (tsecr - self._ts_offset) & MASK
+        if diff(own, self._ts_first) < 0:
+            return self._ts_first
+        return self._ts_last if diff(own, self._ts_last) > 0 else own
+
+    def seen_tsval(self, tsval: int) -> int:
+        """TSval for the client; never falls."""
+        seen = (tsval + self._ts_offset) & MASK
+        if self._ts_sent is not None and diff(seen, self._ts_sent) < 0:
+            return self._ts_sent
+        self._ts_sent = seen
+        return seen
+
+    def take_over(self) -> None:
+        """From now on the client hears us: cover what the estimate may lack."""
+        self._ts_offset = (self._ts_offset + TS_SLACK_MS) & MASK
+
+    @property
+    def own_tsval(self) -> int:
+        """The latest TSval that the replica has sent."""
+        return self._ts_last
+
+    # ------------------------------------------------------------------------------------ sequence, window
+
+    def own_sack(self, blocks: Blocks, produced: int) -> Blocks:
+        """The client's SACK blocks for the replica, cut to what it has produced (an offset)."""
+        mapped: Blocks = []
+        for left_seq, right_seq in blocks:
+            left, right = self.seen.offset(left_seq), min(self.seen.offset(right_seq), produced)
+            if left < right:
+                mapped.append((self.own.seq(left), self.own.seq(right)))
+        return mapped
+
+    def seen_window(self, ack: int, edge: int) -> int:
+        """The window field to send with `ack` for a right edge of `edge`; the edge sent never moves left."""
+        window = max(edge - ack, 0) >> self.wscale
+        if ack + (window << self.wscale) < self.edge_sent:
+            window = (self.edge_sent - ack + (1 << self.wscale) - 1) >> self.wscale
+        window = min(window, 0xFFFF)
+        self.edge_sent = max(self.edge_sent, ack + (window << self.wscale))
+        return window

@@ -1,0 +1,33 @@
+"""One direction of a connection as unbounded stream offsets instead of 32-bit sequence numbers."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from nfq_failover.wire.seqnum import HALF, MASK
+
+_WRAP: Final = 1 << 32
+
+
+class SeqSpace:
+    """Converts between sequence numbers and stream offsets.
+
+    Offset 0 is the first data byte (initial sequence number + 1); the SYN is at -1. `near` is the offset around which
+    incoming sequence numbers are unwrapped: the owner moves it along, and anything within 2^31 of it converts exactly.
+    Offsets are plain integers and may be compared as such.
+    """
+
+    __slots__ = ("base", "near")
+
+    def __init__(self, initial_seq: int) -> None:
+        self.base = (initial_seq + 1) & MASK
+        self.near = 0
+
+    def offset(self, seq: int) -> int:
+        """The offset of `seq`."""
+        d = (seq - self.base - self.near) & MASK
+        return self.near + (d if d < HALF else d - _WRAP)
+
+    def seq(self, offset: int) -> int:
+        """The sequence number at `offset`."""
+        return (self.base + offset) & MASK

@@ -1,0 +1,143 @@
+"""What a connection does once the client hears its replica: translate outward, and resend what was suppressed.
+
+The replica's TCP believes that its suppressed segments are in flight. Everything the client has not acknowledged is
+sent again from our copy: about ten segments at once (RFC 6928), then twice what each ACK newly acknowledges, until the
+copy is used up. Meanwhile new output is appended to the copy instead of overtaking it; retransmissions of what was
+already resent pass. Then the replica's TCP is on its own.
+"""
+
+from __future__ import annotations
+
+from nfq_failover.constants import ACK, FIN, PSH, SYN
+from nfq_failover.core.backup_connection import BackupConnection, Shadow
+from nfq_failover.core.events import PacketQueued
+from nfq_failover.core.outbox import Outbox
+from nfq_failover.wire.build import ack_options, build_segment
+from nfq_failover.wire.segment import Segment
+from nfq_failover.wire.tcp_options import set_wscale
+
+INITIAL_SEGMENTS = 10
+STUCK_REPEATS = 3
+
+
+def take_over(connection: BackupConnection, out: Outbox) -> None:
+    """Make a shadow connection heard: its client gets what is due, or at least a pure ACK."""
+    connection.state = Shadow.ACTIVE
+    connection.heard = True
+    connection.floor = connection.cum
+    mapping = connection.mapping
+    mapping.take_over()
+    mapping.edge_sent = connection.edge_confirmed  # at most this was promised by the primary
+    if connection.c_ack < 0:
+        connection.resend_next = None  # handshake not complete: our TCP repeats its SYN-ACK, or the client its SYN
+        return
+    connection.resend_next = connection.c_ack
+    if not resend(connection, out, INITIAL_SEGMENTS):
+        send(connection, out, connection.produced, b"", ACK)
+
+
+def resend(connection: BackupConnection, out: Outbox, segments: int) -> int:
+    """Send up to `segments` more of the suppressed output; returns how many went out. Ends the resending when done."""
+    sent = 0
+    while connection.resend_next is not None and sent < segments:
+        at = max(connection.resend_next, connection.c_ack)
+        room = connection.c_ack + (connection.c_wnd << connection.client_wscale) - at
+        if room <= 0 and at < connection.produced:
+            return sent
+        data = connection.output.read(at, min(connection.client_mss, room))
+        after = at + len(data)
+        fin = connection.fin_out == after and connection.c_ack <= after
+        if not data and not fin:
+            connection.resend_next = None
+            return sent
+        last = after >= connection.output.end
+        send(connection, out, at, data, ACK | (PSH if last else 0) | (FIN if fin else 0))
+        sent += 1
+        connection.resend_next = None if fin else after
+    return sent
+
+
+def send(connection: BackupConnection, out: Outbox, offset: int, data: bytes, flags: int) -> None:
+    """Send the client a segment that we build ourselves."""
+    mapping = connection.mapping
+    ack = max(connection.k_ack, connection.floor)
+    window = mapping.seen_window(ack, connection.k_edge)
+    timestamps = None
+    if mapping.timestamps:
+        timestamps = (mapping.seen_tsval(mapping.own_tsval), connection.c_tsval)
+    client, client_port, server, server_port = connection.flow
+    out.counters["resent"] += 1
+    out.outward(
+        build_segment(
+            (server, server_port),
+            (client, client_port),
+            mapping.seen.seq(offset),
+            connection.client.seq(ack),
+            flags,
+            window,
+            ack_options(timestamps, []),
+            data,
+        )
+    )
+
+
+def on_client_ack(connection: BackupConnection, newly: int, out: Outbox) -> None:
+    """The client has acknowledged `newly` bytes: go on with the resending."""
+    if connection.resend_next is None:
+        return
+    idle = connection.resend_next <= connection.c_ack
+    segments = -(-2 * newly // connection.client_mss)
+    resend(connection, out, max(segments, INITIAL_SEGMENTS if idle else 0))
+
+
+def outward(connection: BackupConnection, event: PacketQueued, seg: Segment, offset: int, out: Outbox) -> None:
+    """Translate a segment of our TCP for the client (its content was learned already)."""
+    if connection.resend_next is not None and seg.seg_len and offset >= connection.resend_next:
+        out.drop(event.queue, event.packet_id, "resend-pending")
+        return
+    if seg.seg_len and offset + seg.seg_len <= connection.c_ack:
+        out.drop(event.queue, event.packet_id, "client-has-it")
+        return
+    _translate(connection, event, seg, offset, out)
+
+
+def outward_syn_ack(connection: BackupConnection, event: PacketQueued, seg: Segment, out: Outbox) -> None:
+    """Our TCP repeats its SYN-ACK: the client must see the one that the primary sent."""
+    if connection.open.wscale is not None and event.complete:
+        options = bytearray(seg.options())
+        set_wscale(options, connection.open.wscale)
+        seg.buf[seg.tcp_off + 20 : seg.data_off] = options
+    _translate(connection, event, seg, -1, out)
+
+
+def _translate(connection: BackupConnection, event: PacketQueued, seg: Segment, offset: int, out: Outbox) -> None:
+    if not event.complete:
+        out.drop(event.queue, event.packet_id, "incomplete-packet")
+        return
+    mapping = connection.mapping
+    seg.set_seq(mapping.seen.seq(offset))
+    if seg.flags & ACK:
+        ack = max(connection.client.offset(seg.ack), connection.floor)
+        seg.set_ack(connection.client.seq(ack))
+        if not seg.flags & SYN:
+            seg.set_wnd(mapping.seen_window(ack, connection.k_edge))
+    if seg.ts_off:
+        seg.set_timestamps(mapping.seen_tsval(seg.tsval), seg.tsecr)
+    if not event.gso:
+        seg.seal()
+    out.accept(event.queue, event.packet_id, seg.buf)
+
+
+def note_hole(connection: BackupConnection, offset: int, now: float, deadline_s: float) -> bool:
+    """A client's data segment starts beyond what we hold. True if the hole can never be filled.
+
+    A client that lacks our acknowledgement sends its first unacknowledged byte again and again (RFC 6298 section 5.4).
+    If that byte lies beyond our hole, it has been told that we had the bytes in between.
+    """
+    head, times, since = connection.stuck or (offset, 0, now)
+    if offset != head:
+        if offset < head:
+            connection.stuck = (offset, 1, now)
+        return False
+    connection.stuck = (head, times + 1, since)
+    return times + 1 > STUCK_REPEATS and now - since >= deadline_s

@@ -1,0 +1,52 @@
+"""Many deadlines, one earliest."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from heapq import heappop, heappush
+from typing import Generic, TypeVar
+
+K = TypeVar("K", bound=Hashable)
+
+
+class TimerQueue(Generic[K]):
+    """At most one deadline (seconds) per key."""
+
+    def __init__(self) -> None:
+        self._when: dict[K, float] = {}
+        self._heap: list[tuple[float, int, K]] = []
+        self._serial = 0
+
+    def set(self, key: K, when: float) -> None:
+        """Arm or move the key's deadline."""
+        if self._when.get(key) == when:
+            return
+        self._when[key] = when
+        self._serial += 1
+        heappush(self._heap, (when, self._serial, key))
+
+    def set_earlier(self, key: K, when: float) -> None:
+        """Arm the key's deadline unless it is armed for earlier."""
+        have = self._when.get(key)
+        if have is None or when < have:
+            self.set(key, when)
+
+    def cancel(self, key: K) -> None:
+        """Disarm."""
+        self._when.pop(key, None)
+
+    def next(self) -> float | None:
+        """The earliest deadline."""
+        heap, when = self._heap, self._when
+        while heap and when.get(heap[0][2]) != heap[0][0]:
+            heappop(heap)
+        return heap[0][0] if heap else None
+
+    def pop_due(self, now: float) -> list[K]:
+        """Disarm and return the keys that are due, earliest first."""
+        due: list[K] = []
+        while (first := self.next()) is not None and first <= now:
+            key = heappop(self._heap)[2]
+            if self._when.pop(key, None) is not None:
+                due.append(key)
+        return due

@@ -1,0 +1,87 @@
+"""TCP options of SYN and SYN-ACK segments: what is negotiated, and taking out what must not be."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from nfq_failover.constants import (
+    MAX_WSCALE,
+    OPT_AO,
+    OPT_EOL,
+    OPT_MD5,
+    OPT_MSS,
+    OPT_NOP,
+    OPT_SACK_PERMITTED,
+    OPT_TIMESTAMPS,
+    OPT_WSCALE,
+)
+from nfq_failover.errors import MalformedSegment
+
+NEGOTIABLE = frozenset((OPT_MSS, OPT_WSCALE, OPT_SACK_PERMITTED, OPT_TIMESTAMPS))
+"""The options of a SYN that a takeover can continue; all others are taken out, so that they can't be granted."""
+
+SIGNED = frozenset((OPT_MD5, OPT_AO))
+"""Options that sign the header: a translated segment would never verify (RFC 2385, RFC 5925)."""
+
+DEFAULT_MSS = 536  # RFC 9293 section 3.7.1
+
+
+def each_option(options: bytes | bytearray | memoryview) -> Iterator[tuple[int, int, int]]:
+    """(kind, start, length) of each option but NOP. Raises `MalformedSegment`."""
+    i, n = 0, len(options)
+    while i < n:
+        kind = options[i]
+        if kind == OPT_EOL:
+            return
+        if kind == OPT_NOP:
+            i += 1
+            continue
+        if i + 1 >= n or options[i + 1] < 2 or i + options[i + 1] > n:
+            raise MalformedSegment("bad-option-length")
+        yield kind, i, options[i + 1]
+        i += options[i + 1]
+
+
+@dataclass(frozen=True, slots=True)
+class SynOptions:
+    """What a SYN or SYN-ACK offers. `wscale` and `tsval` are None where not offered."""
+
+    mss: int = DEFAULT_MSS
+    wscale: int | None = None
+    sack_permitted: bool = False
+    tsval: int | None = None
+    signed: bool = False
+
+    @classmethod
+    def parse(cls, options: bytes) -> SynOptions:
+        """Raises `MalformedSegment`."""
+        mss, wscale, sack, tsval, signed = DEFAULT_MSS, None, False, None, False
+        for kind, i, length in each_option(options):
+            if kind == OPT_MSS and length == 4:
+                mss = int.from_bytes(options[i + 2 : i + 4], "big")
+            elif kind == OPT_WSCALE and length == 3:
+                wscale = min(options[i + 2], MAX_WSCALE)
+            elif kind == OPT_SACK_PERMITTED and length == 2:
+                sack = True
+            elif kind == OPT_TIMESTAMPS and length == 10:
+                tsval = int.from_bytes(options[i + 2 : i + 6], "big")
+            elif kind in SIGNED:
+                signed = True
+        return cls(mss, wscale, sack, tsval, signed)
+
+
+def without(options: bytes, keep: frozenset[int]) -> bytes:
+    """The options with every kind outside `keep` overwritten by NOPs; the length stays. Raises `MalformedSegment`."""
+    out = bytearray(options)
+    for kind, i, length in each_option(options):
+        if kind not in keep:
+            out[i : i + length] = bytes((OPT_NOP,)) * length
+    return bytes(out)
+
+
+def set_wscale(options: bytearray, wscale: int) -> None:
+    """Change the shift in a window scale option, if there is one. Raises `MalformedSegment`."""
+    for kind, i, length in each_option(options):
+        if kind == OPT_WSCALE and length == 3:
+            options[i + 2] = wscale
