@@ -1,8 +1,8 @@
 """What goes into a node and what comes out of it.
 
 `Node.handle(event, now)` takes one input; `Node.poll_effect()` gives the effects, oldest first, until None;
-`Node.poll_timeout()` gives the earliest deadline. `now` is seconds of a monotonic clock (float); the wall clock is never
-needed. Every `PacketQueued` gets exactly one `Verdict`.
+`Node.poll_timeout()` gives the earliest deadline. `now` is seconds of a monotonic clock (float); the wall clock is
+never needed. Every `PacketQueued` gets exactly one `Verdict`.
 """
 
 from __future__ import annotations

@@ -130,7 +130,8 @@ class Segment:
     @property
     def seq_end(self) -> int:
         """The sequence number after this segment."""
-        return (self.seq + self.seg_len) & MASK
+        end: int = (self.seq + self.seg_len) & MASK
+        return end
 
     def payload(self) -> bytes:
         """A copy of the payload."""

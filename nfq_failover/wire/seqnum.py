@@ -1,4 +1,7 @@
-"""Sequence number arithmetic modulo 2^32 (RFC 9293 section 3.4, RFC 1982). Sequence numbers are never compared as ints."""
+"""Sequence number arithmetic modulo 2^32 (RFC 9293 section 3.4, RFC 1982).
+
+Sequence numbers are never compared as ints.
+"""
 
 from __future__ import annotations
 
