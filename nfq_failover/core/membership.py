@@ -1,0 +1,322 @@
+"""This host's place in the pair: turns heartbeats, silence and answers into state changes and actions.
+
+Pure bookkeeping over the table in roles.py. The node carries the actions out.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+from enum import Enum
+
+from nfq_failover.core.heartbeat import HeartbeatBody, PeerMonitor
+from nfq_failover.core.roles import Candidate, Input, Role, State, next_state
+from nfq_failover.core.settings import Settings
+
+ALONE_RETRY_FACTOR = 10
+
+
+class Do(Enum):
+    """What the node must do after a state change."""
+
+    CHECK_LINK = "check our own link"
+    FENCE = "fence the peer"
+    STORE = "store epoch and role"
+    SERVE = "be heard, with no connections"
+    TAKE_OVER = "be heard, with the shadow connections"
+    ARM = "tighten the rules"
+    PROTECT = "open new connections towards the backup"
+    RELEASE = "let everything go unprotected"
+    SHADOW = "start with an empty shadow table"
+    INVALIDATE = "the shadows can't be continued"
+    SILENCE = "be silent, forget all connections"
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A state change, for the log and for people."""
+
+    before: State
+    after: State
+    given: Input
+    reason: str
+
+
+class Membership:
+    """State, epoch and generation of this host; `actions` and `changes` are drained by the node.
+
+    `generation` numbers the times that a primary began to protect: the backup drops what it has from an earlier one and
+    says the number back before anything is protected.
+    """
+
+    def __init__(self, settings: Settings, epoch: int, served: bool, now: float) -> None:
+        self.settings = settings
+        self.state = State.WAITING
+        self.reason = "waiting for the peer"
+        self.epoch = epoch
+        self.stored_epoch = epoch
+        self.served = served
+        self.generation = 0
+        self.peer: HeartbeatBody | None = None
+        self.peer_epoch = 0
+        self.actions: deque[Do] = deque()
+        self.changes: deque[Change] = deque()
+        self.rules_ready = False
+        self.invalid = True
+        self._boot = now
+        self._next_alone = now + settings.boot_wait_ms / 1000
+        self._last = now
+        self._resumed = now
+        self._valid_until = 0.0
+
+    # ------------------------------------------------------------------------------------ views
+
+    @property
+    def role(self) -> Role:
+        """The role that goes with the state."""
+        return self.state.role
+
+    @property
+    def candidate(self) -> Candidate:
+        """What we bring into an election."""
+        settings = self.settings
+        shadowing = self.state.role is Role.BACKUP and not self.invalid
+        return Candidate(shadowing, self.stored_epoch, self.served, settings.prefer_primary, settings.name)
+
+    def answers(self, monitor: PeerMonitor, now: float) -> bool:
+        """The peer hears us and we hear it."""
+        heard = monitor.heard_by_peer_at
+        limit = (self.settings.detection_ms + 2 * self.settings.heartbeat_interval_ms) / 1000
+        return not monitor.lost(now) and heard is not None and now - heard <= limit
+
+    # ------------------------------------------------------------------------------------ inputs
+
+    def heartbeat(self, body: HeartbeatBody, epoch: int, monitor: PeerMonitor, now: float) -> None:
+        """A heartbeat of the peer, already counted by the monitor."""
+        self.peer, self.peer_epoch = body, epoch
+        role = Role(body.role)
+        if role is Role.PRIMARY:
+            self._peer_serves(body, epoch)
+        elif self.role is Role.PRIMARY:
+            self._peer_follows(body, role)
+        elif self.state in (State.SHADOWING, State.CHECKING):
+            if role in (Role.JOINING, Role.LEAVING):
+                self._note_validity(monitor)
+                self._go(Input.PEER_YIELDED, "the primary has restarted or leaves")
+        elif self.state in (State.WAITING, State.REFUSED) and self.answers(monitor, now):
+            self._elect(body)
+        if self.state is State.DOUBT:
+            heard = monitor.heard_by_peer_at
+            if heard is not None and heard >= self._resumed:
+                self._go(Input.REASSURED, "the peer has answered after our pause")
+
+    def _peer_serves(self, body: HeartbeatBody, epoch: int) -> None:
+        if self.role is Role.PRIMARY:
+            if epoch > self.epoch or (epoch == self.epoch and self._peer_name() < self.settings.name):
+                self._go(Input.OUTDATED, f"the peer serves in epoch {epoch}, ours was {self.epoch}")
+            return
+        if epoch < self.epoch:
+            return  # it will take a later epoch once it has heard what we have stored
+        if self.state in (State.WAITING, State.BOOT_FENCING, State.CLAIMING, State.REFUSED):
+            self._go(Input.PEER_SERVES, "")
+        if self.state not in (State.SHADOWING, State.CHECKING):
+            return
+        if epoch != self.epoch or self.served:
+            self.epoch, self.served = epoch, False
+            self.actions.append(Do.STORE)
+        if body.generation != self.generation:
+            self.generation = body.generation
+            self.invalid = False
+            self.actions.append(Do.SHADOW)
+        if State(body.state) is State.UNPROTECTED and not self.invalid:
+            self.invalid = True
+            self.actions.append(Do.INVALIDATE)
+
+    def _peer_follows(self, body: HeartbeatBody, role: Role) -> None:
+        """We serve, the peer doesn't."""
+        if body.stored_epoch > self.epoch:
+            self.epoch = body.stored_epoch + 1
+            self.actions.append(Do.STORE)
+        peer_state = State(body.state)
+        if self.state is State.UNPROTECTED:
+            if peer_state is State.SHADOWING:
+                self.generation += 1
+                self.rules_ready = False
+                self._go(Input.BACKUP_JOINED, "arming the protection")
+        elif self.state is State.ARMING:
+            if role is not Role.BACKUP:
+                self._go(Input.BACKUP_HARMLESS, "the backup has restarted")
+            elif self.rules_ready and body.generation == self.generation:
+                self._go(Input.ARMED, "")
+        elif role is not Role.BACKUP:
+            self._go(Input.BACKUP_HARMLESS, "the backup has restarted")
+        elif peer_state is State.REFUSED:
+            self._go(Input.BACKUP_HARMLESS, "the backup has refused to take over")
+        elif body.generation != self.generation:
+            self._go(Input.BACKUP_HARMLESS, "the backup has lost its state")
+
+    def _elect(self, body: HeartbeatBody) -> None:
+        """Neither serves: both compare the same two candidates."""
+        if State(body.state) not in (State.WAITING, State.REFUSED, State.LEAVING):
+            return
+        theirs = Candidate.from_heartbeat(body.flags, body.stored_epoch, self._peer_name())
+        if State(body.state) is State.LEAVING or self.candidate.goes_before(theirs):
+            self.epoch = max(self.epoch, body.stored_epoch)
+            self._go(Input.ELECTED, "elected")
+
+    def _peer_name(self) -> str:
+        return self.settings.peers[0].name
+
+    def session_started(self) -> None:
+        """A new session: the peer's daemon has restarted, and has nothing of ours."""
+        if self.state in (State.PROTECTED, State.BACKUP_LOST, State.ARMING, State.DOUBT):
+            self._go(Input.BACKUP_HARMLESS, "the backup has restarted")
+
+    def tick(self, monitor: PeerMonitor, now: float) -> None:
+        """Time has passed. Everything that was received before has been handled."""
+        pause, self._last = now - self._last, now
+        detection = self.settings.detection_ms / 1000
+        if pause > detection and self.state in (State.PROTECTED, State.BACKUP_LOST, State.DOUBT):
+            self._resumed = now
+            self._go(Input.PAUSED, f"this host was paused for {pause:.2f} s")
+            return
+        state = self.state
+        if state is State.WAITING:
+            self._wait_alone(monitor, now)
+        elif state is State.SHADOWING:
+            if monitor.lost(now):
+                self._note_validity(monitor)
+                self._go(Input.PEER_SILENT, "no heartbeat from the primary")
+        elif state is State.CHECKING:
+            if not monitor.lost(now):
+                self._go(Input.PEER_BACK, "")
+        elif state is State.ARMING:
+            if not self.answers(monitor, now):
+                self._go(Input.PEER_SILENT, "the backup is silent")
+        elif state is State.PROTECTED:
+            if not self.answers(monitor, now):
+                self._go(Input.PEER_SILENT, "no heartbeat from the backup")
+        if self.state in (State.BACKUP_LOST, State.DOUBT):
+            self._lost_backup(monitor, now)
+
+    def _wait_alone(self, monitor: PeerMonitor, now: float) -> None:
+        if now < self._next_alone or not monitor.lost(now):
+            return
+        self._next_alone = now + ALONE_RETRY_FACTOR * self.settings.boot_wait_ms / 1000
+        if self.settings.boot_alone == "fence" and self.settings.has_fence:
+            self._go(Input.ALONE, "nobody answers: fencing the peer")
+        else:
+            self.reason = "the peer does not answer; this host will not serve alone unless told so (claim)"
+
+    def _lost_backup(self, monitor: PeerMonitor, now: float) -> None:
+        if self.state is State.BACKUP_LOST and self.answers(monitor, now):
+            self._go(Input.PEER_BACK, "")
+            return
+        since = max(monitor.last_heard if monitor.last_heard is not None else self._boot, 0.0)
+        if self.state is State.DOUBT:
+            since = max(since, self._resumed)
+        wait = self.settings.detection_ms if self.settings.split_brain_accepted else self.settings.release_after_ms
+        if now - since >= wait / 1000:
+            self._go(Input.BACKUP_HARMLESS, "the backup is silent, and its time to take over has passed")
+
+    def _note_validity(self, monitor: PeerMonitor) -> None:
+        """Note until when the shadows may be continued: the primary releases after that."""
+        heard = monitor.heard_by_peer_at
+        margin = self.settings.detection_ms / 2000
+        self._valid_until = (
+            (heard if heard is not None else self._boot) + self.settings.release_after_ms / 1000 - margin
+        )
+
+    def may_continue(self, now: float) -> bool:
+        """Whether the primary can't have acknowledged anything that we lack."""
+        return not self.invalid and (self.settings.split_brain_accepted or now <= self._valid_until)
+
+    # ------------------------------------------------------------------------------------ answers
+
+    def link_checked(self, ok: bool, detail: str) -> None:
+        """Our own link is up, or not."""
+        if self.state is not State.CHECKING:
+            return
+        if not ok:
+            self._go(Input.LINK_DOWN, f"our own link is down: {detail}")
+        elif self.settings.has_fence:
+            self._go(Input.LINK_UP, "fencing the primary")
+        elif self.settings.split_brain_accepted:
+            self._go(Input.ACCEPTED, "no fence; a split brain is accepted")
+        else:
+            self._go(Input.NO_FENCE, "there is no fence, and split_brain is not accepted")
+
+    def fenced(self, ok: bool, detail: str) -> None:
+        """The fence has come to an end."""
+        if self.state is State.BOOT_FENCING:
+            self._go(Input.FENCED if ok else Input.FENCE_FAILED, detail)
+        elif self.state is State.FENCING:
+            if ok:
+                self._go(Input.FENCED, "the primary is off")
+            elif self.settings.split_brain_accepted:
+                self._go(Input.ACCEPTED, f"the fence failed ({detail}); a split brain is accepted")
+            else:
+                self._go(Input.FENCE_FAILED, f"the fence failed: {detail}")
+
+    def epoch_stored(self, epoch: int, ok: bool, detail: str) -> None:
+        """The record is on disk, or not."""
+        if ok:
+            self.stored_epoch = max(self.stored_epoch, epoch)
+        if self.state not in (State.STORING, State.CLAIMING) or epoch != self.epoch:
+            return
+        self.served = ok
+        self._go(Input.STORED if ok else Input.STORE_FAILED, detail)
+
+    def rules_applied(self) -> None:
+        """The rules for a protected primary are in force."""
+        if self.state is State.ARMING:
+            self.rules_ready = True
+
+    def claim(self) -> str:
+        """The operator says that the peer is off. Returns what came of it."""
+        if self.state not in (State.WAITING, State.REFUSED):
+            return f"nothing to claim: this host is {self.role.name.lower()} ({self.state.label})"
+        self.invalid = True
+        self._go(Input.CLAIMED, "claimed by the operator")
+        return "claimed"
+
+    def stop(self) -> None:
+        """Clean stop."""
+        self._go(Input.STOP, "stopped")
+
+    # ------------------------------------------------------------------------------------ transitions
+
+    def _go(self, given: Input, reason: str) -> None:
+        before, after = self.state, next_state(self.state, given)
+        self.state = after
+        self.reason = reason
+        self.changes.append(Change(before, after, given, reason))
+        self._enter(before, after)
+
+    def _enter(self, before: State, after: State) -> None:
+        act = self.actions.append
+        if after is State.CHECKING:
+            act(Do.CHECK_LINK)
+        elif after in (State.FENCING, State.BOOT_FENCING):
+            act(Do.FENCE)
+        elif after in (State.STORING, State.CLAIMING):
+            self.epoch += 1
+            act(Do.STORE)
+        elif after is State.UNPROTECTED:
+            if before is State.STORING:
+                act(Do.TAKE_OVER)
+            elif before is State.CLAIMING:
+                act(Do.SERVE)
+            else:
+                act(Do.RELEASE)
+        elif after is State.ARMING:
+            act(Do.ARM)
+        elif after is State.PROTECTED and before is State.ARMING:
+            act(Do.PROTECT)
+        elif after is State.SHADOWING and before is not State.CHECKING:
+            self.generation, self.invalid = 0, True
+        elif after is State.WAITING and before.role is Role.PRIMARY:
+            act(Do.SILENCE)
+            self.generation, self.invalid = 0, True
+        elif after is State.LEAVING and before.role is Role.PRIMARY:
+            act(Do.SILENCE)

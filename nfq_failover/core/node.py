@@ -1,0 +1,397 @@
+"""One host of the service: composes sessions, membership and the two sides of the connections, and decides on packets.
+
+`handle(event, now)` takes one input, `poll_effect()` gives effects until None, `poll_timeout()` the earliest deadline.
+Nothing here does I/O, reads a clock or draws randomness: `rng` is handed in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from nfq_failover.constants import RST, SYN
+from nfq_failover.core.backup import BackupSide
+from nfq_failover.core.backup_connection import Shadow
+from nfq_failover.core.events import (
+    ApplyRules,
+    CheckLink,
+    CopiesLost,
+    DatagramReceived,
+    Effect,
+    EpochStored,
+    Event,
+    Fence,
+    FenceFinished,
+    FlowsGone,
+    FrameCopied,
+    LinkChecked,
+    OperatorCommand,
+    OwnAddress,
+    PacketQueued,
+    Profile,
+    PublishHeartbeat,
+    Queue,
+    QueueOverrun,
+    RulesApplied,
+    RulesLost,
+    SendDatagram,
+    StoreEpoch,
+    TimerFired,
+)
+from nfq_failover.core.heartbeat import HeartbeatBody, PeerMonitor
+from nfq_failover.core.membership import Do, Membership
+from nfq_failover.core.outbox import Outbox
+from nfq_failover.core.primary import PrimarySide
+from nfq_failover.core.primary_connection import Gate
+from nfq_failover.core.roles import Role, State
+from nfq_failover.core.session import Session
+from nfq_failover.core.settings import Settings
+from nfq_failover.core.status import connection_rows, link_row
+from nfq_failover.errors import MalformedDatagram, MalformedSegment
+from nfq_failover.wire.records import (
+    Close,
+    Closed,
+    Confirm,
+    Data,
+    Missing,
+    Open,
+    Opened,
+    Progress,
+    Record,
+    Unprotected,
+    UnprotectedSeen,
+)
+from nfq_failover.wire.segment import FlowKey, Segment
+
+_SERVING = frozenset((State.UNPROTECTED, State.ARMING, State.PROTECTED, State.BACKUP_LOST))
+
+
+class Node:
+    """A host. `stored_epoch` and `served` come from the epoch store ((0, False) on the first start)."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        rng: Callable[[int], bytes],
+        stored_epoch: int,
+        served: bool,
+        now: float,
+    ) -> None:
+        self.settings = settings
+        self.out = Outbox()
+        self.peer = settings.peers[0]
+        self.session = Session(settings, self.peer, rng)
+        self.monitor = PeerMonitor(settings)
+        self.members = Membership(settings, stored_epoch, served, now)
+        self.primary = PrimarySide(settings, self.out)
+        self.backup = BackupSide(settings, self.out)
+        self._published: bytes = b""
+        self._peer_sent_ms = 0
+        self._inherited = 0
+        self._rules: tuple[Profile, int] = (Profile.BACKUP, 0)
+        self._next_tick = now
+
+    # ------------------------------------------------------------------------------------ the three calls
+
+    def handle(self, event: Event, now: float) -> None:
+        """Take one input."""
+        if isinstance(event, PacketQueued):
+            self._packet(event, now)
+        elif isinstance(event, DatagramReceived):
+            self._datagram(event, now)
+        elif isinstance(event, TimerFired):
+            self._timer(now)
+        elif isinstance(event, FrameCopied):
+            if self.members.role is Role.PRIMARY:
+                self.primary.copied(event, now)
+        else:
+            self._answer(event, now)
+        if self.members.actions or self.members.changes:
+            self._carry_out(now)
+
+    def poll_effect(self) -> Effect | None:
+        """The next thing to do; None when there is no more until the next input."""
+        effects = self.out.effects
+        if not effects:
+            self.backup.flush()
+            if self.out.records:
+                self._seal()
+        return effects.popleft() if effects else None
+
+    def poll_timeout(self) -> float | None:
+        """When to send `TimerFired` at the latest."""
+        deadlines = [self._next_tick, self.session.poll_timeout()]
+        deadlines += [self.primary.poll_timeout(), self.backup.poll_timeout()]
+        return min(d for d in deadlines if d is not None)
+
+    # ------------------------------------------------------------------------------------ packets
+
+    def _packet(self, event: PacketQueued, now: float) -> None:
+        out = self.out
+        try:
+            seg = Segment(event.packet)
+        except MalformedSegment as error:
+            # Our rules only queue the service's TCP: nothing else is to be let through untranslated.
+            out.drop(event.queue, event.packet_id, f"malformed-{error.reason}")
+            return
+        if event.queue is Queue.IN:
+            self._inbound(event, seg, now)
+        else:
+            self._outbound(event, seg, now)
+
+    def _inbound(self, event: PacketQueued, seg: Segment, now: float) -> None:
+        connection = self.backup.flows.get((seg.src, seg.sport, seg.dst, seg.dport))
+        if connection is not None:
+            self.backup.inbound(event, seg, connection, now)
+        elif self.members.state not in _SERVING:
+            self.out.drop(event.queue, event.packet_id, "not-serving")
+        elif seg.flags & SYN and not seg.flags & RST:
+            self.primary.inbound_syn(event, seg)
+        else:
+            self.out.accept(event.queue, event.packet_id)
+
+    def _outbound(self, event: PacketQueued, seg: Segment, now: float) -> None:
+        connection = self.backup.flows.get((seg.dst, seg.dport, seg.src, seg.sport))
+        if connection is not None and self.backup.outbound(event, seg, connection, now):
+            return
+        if self.members.state not in _SERVING:
+            self.out.drop(event.queue, event.packet_id, "not-serving")
+            return
+        self.primary.outbound(event, seg, now)
+
+    # ------------------------------------------------------------------------------------ the sync channel
+
+    def _datagram(self, event: DatagramReceived, now: float) -> None:
+        try:
+            received = self.session.receive(event.data, now)
+        except MalformedDatagram as error:
+            self.out.counters[f"datagram-{error.reason}"] += 1
+            return
+        if received.session_started:
+            self.out.log("info", "session established", peer=self.peer.name)
+            self.monitor.reset(now)
+            self._peer_sent_ms = 0
+            self.members.session_started()
+            self._publish()
+        if received.heartbeat is not None:
+            self._heartbeat(received.heartbeat, received.epoch, now)
+        for record in received.records:
+            self._record(record, now)
+        self._handshake()
+
+    def _heartbeat(self, body: HeartbeatBody, epoch: int, now: float) -> None:
+        if body.sent_ms < self._peer_sent_ms:
+            self.out.counters["heartbeat-overtaken"] += 1
+            return
+        self._peer_sent_ms = body.sent_ms
+        self.monitor.heard(body, now)
+        if body.loop_age_ms >= self.settings.loop_stall_ms:
+            self.out.counters["heartbeat-of-stalled-peer"] += 1
+        self.members.heartbeat(body, epoch, self.monitor, now)
+        self._publish()
+
+    def _record(self, record: Record, now: float) -> None:
+        primary, backup = self.primary, self.backup
+        if self.members.role is Role.PRIMARY:
+            if isinstance(record, Confirm):
+                primary.on_confirm(record, now)
+            elif isinstance(record, Opened):
+                primary.on_opened(record, now)
+            elif isinstance(record, Missing):
+                primary.on_missing(record, now)
+            elif isinstance(record, Closed):
+                primary.on_closed(record.conn)
+            elif isinstance(record, Unprotected):
+                primary.on_unprotected(record)
+                self.out.record(UnprotectedSeen(record.conn))
+        elif self.members.state in (State.SHADOWING, State.CHECKING, State.FENCING):
+            if isinstance(record, Progress):
+                backup.on_progress(record, now)
+            elif isinstance(record, Open):
+                backup.on_open(record, now)
+            elif isinstance(record, Data):
+                backup.on_data(record, now)
+            elif isinstance(record, Close):
+                backup.on_close(record, now)
+            elif isinstance(record, Unprotected):
+                backup.on_unprotected(record)
+
+    def _seal(self) -> None:
+        records, self.out.records = self.out.records, []
+        if not self.session.established:
+            self.out.counters["record-without-session"] += len(records)
+            return
+        destination = (self.peer.address, self.peer.port)
+        for data in self.session.seal(records, self.members.epoch):
+            self.out.effects.append(SendDatagram(destination, data))
+
+    def _handshake(self) -> None:
+        while (data := self.session.poll_datagram()) is not None:
+            self.out.effects.append(SendDatagram((self.peer.address, self.peer.port), data))
+
+    def _publish(self) -> None:
+        """Say our state, and the peer's latest clock, in every heartbeat from now on."""
+        if not self.session.established:
+            return
+        members = self.members
+        template = self.session.heartbeat_template(
+            epoch=members.epoch,
+            role=int(members.role),
+            state=int(members.state),
+            flags=members.candidate.flags(),
+            stored_epoch=members.stored_epoch,
+            generation=members.generation,
+            echo_ms=self._peer_sent_ms,
+            release_after_ms=self.settings.release_after_ms,
+        ).encode()
+        if template != self._published:
+            self._published = template
+            self.out.effects.append(PublishHeartbeat(self.peer.name, (self.peer.address, self.peer.port), template))
+
+    # ------------------------------------------------------------------------------------ time and answers
+
+    def _timer(self, now: float) -> None:
+        self._next_tick = now + min(self.settings.heartbeat_interval_ms, 50) / 2000
+        self.session.on_timer(now)
+        self._handshake()
+        self.members.tick(self.monitor, now)
+        if self.members.actions:
+            self._carry_out(now)
+        if self.members.state is not State.DOUBT:
+            self.primary.on_timer(now)
+        self.backup.on_timer(now)
+        self._watch_inherited()
+
+    def _answer(self, event: Event, now: float) -> None:
+        members = self.members
+        if isinstance(event, LinkChecked):
+            members.link_checked(event.ok, event.detail)
+        elif isinstance(event, FenceFinished):
+            members.fenced(event.ok, event.detail)
+        elif isinstance(event, EpochStored):
+            members.epoch_stored(event.epoch, event.ok, event.detail)
+        elif isinstance(event, RulesApplied):
+            self._rules_applied(event)
+        elif isinstance(event, FlowsGone):
+            self.primary.flows_gone(event.flows, now)
+            self.backup.flows_gone(event.flows, now)
+        elif isinstance(event, CopiesLost):
+            self.out.counters["copies-lost"] += event.count
+            self.out.log("warning", "inbound copies lost", count=event.count)
+        elif isinstance(event, QueueOverrun):
+            self.out.counters[f"queue-overrun-{event.queue.name.lower()}"] += event.count
+            self.out.log("error", "packet queue overrun", queue=event.queue.name, count=event.count)
+        elif isinstance(event, RulesLost):
+            self.out.counters["rules-lost"] += 1
+            self.out.log("error", "firewall rules lost", detail=event.detail)
+        elif isinstance(event, OperatorCommand):
+            self._operator(event)
+
+    def _operator(self, event: OperatorCommand) -> None:
+        if event.name == "claim":
+            self.out.log("warning", "operator", command="claim", result=self.members.claim())
+        elif event.name == "shutdown" and self.members.state is not State.LEAVING:
+            self.members.stop()
+
+    def _rules_applied(self, event: RulesApplied) -> None:
+        if not event.ok:
+            self.out.log("error", "firewall rules not applied", profile=event.profile.value, detail=event.detail)
+        elif event.profile is Profile.PRIMARY:
+            self.members.rules_applied()
+
+    # ------------------------------------------------------------------------------------ actions
+
+    def _carry_out(self, now: float) -> None:
+        members, out = self.members, self.out
+        while members.changes:
+            change = members.changes.popleft()
+            level = "error" if change.after is State.REFUSED else "warning"
+            if change.after in (State.SHADOWING, State.PROTECTED, State.ARMING, State.CLAIMING):
+                level = "info"
+            out.log(
+                level,
+                "state",
+                before=change.before.label,
+                after=change.after.label,
+                role=change.after.role.name.lower(),
+                epoch=members.epoch,
+                reason=change.reason or change.given.value,
+            )
+        while members.actions:
+            self._do(members.actions.popleft(), now)
+        self._publish()
+
+    def _do(self, action: Do, now: float) -> None:
+        members, emit = self.members, self.out.effects.append
+        if action is Do.CHECK_LINK:
+            emit(CheckLink())
+        elif action is Do.FENCE:
+            emit(Fence(self.peer.name, self.settings.fence_deadline_ms))
+        elif action is Do.STORE:
+            serves = members.role is Role.PRIMARY or members.state in (State.STORING, State.CLAIMING)
+            emit(StoreEpoch(members.epoch, "primary" if serves else "backup"))
+        elif action is Do.TAKE_OVER:
+            self._take_over(now)
+        elif action is Do.SERVE:
+            emit(OwnAddress(True, self.settings.announce_count))
+            self._apply(Profile.ALONE)
+        elif action is Do.ARM:
+            self._apply(Profile.PRIMARY)
+        elif action is Do.PROTECT:
+            self.primary.start_protecting()
+        elif action is Do.RELEASE:
+            self.primary.stop_protecting(members.reason)
+            self._apply(Profile.ALONE)
+        elif action is Do.SHADOW:
+            self.backup.clear("a new generation of connections begins")
+        elif action is Do.INVALIDATE:
+            self.backup.invalidate("the primary went on unprotected")
+        elif action is Do.SILENCE:
+            emit(OwnAddress(False))
+            self._apply(Profile.BACKUP)
+            self.primary.clear()
+            self.backup.clear("this host does not serve any more")
+
+    def _take_over(self, now: float) -> None:
+        """Be heard. The verdicts have switched with the state; the rules follow when there is time."""
+        if not self.members.may_continue(now):
+            self.backup.invalidate("the primary's protection had ended before the takeover")
+        self.out.effects.append(OwnAddress(True, self.settings.announce_count))
+        going, reset = self.backup.take_over(now)
+        self.primary.reason = "taken over: no backup"
+        self.out.log("warning", "takeover", epoch=self.members.epoch, connections=going, reset=reset)
+        self._apply(Profile.ALONE)
+
+    def _apply(self, profile: Profile) -> None:
+        flows = self._inherited_flows()
+        self._inherited = len(flows)
+        self.out.effects.append(ApplyRules(profile, flows))
+        self._rules = (profile, len(flows))
+
+    def _inherited_flows(self) -> tuple[FlowKey, ...]:
+        if self.members.role is not Role.PRIMARY:
+            return ()
+        return tuple(f for f, c in self.backup.flows.items() if c.state in (Shadow.ACTIVE, Shadow.DEAD))
+
+    def _watch_inherited(self) -> None:
+        """When the last connection that was taken over has ended, its diversion can go."""
+        if self._inherited and not self.backup.flows and self.members.role is Role.PRIMARY:
+            self._apply(self._rules[0])
+
+    # ------------------------------------------------------------------------------------ views
+
+    def status(self, now: float) -> dict[str, object]:
+        """What people and other programs are shown (JSON-ready)."""
+        members = self.members
+        return {
+            "name": self.settings.name,
+            "alive": True,
+            "role": members.role.name.lower(),
+            "state": members.state.label,
+            "reason": members.reason,
+            "epoch": members.epoch,
+            "generation": members.generation,
+            "peer": link_row(self.session, self.monitor, self.peer, now),
+            "connections": connection_rows(self.primary, self.backup),
+            "protected_connections": sum(c.state is Gate.PROTECTED for c in self.primary.flows.values()),
+            "counters": dict(sorted(self.out.counters.items())),
+        }
