@@ -82,7 +82,7 @@ class BackupSide:
         connection.deliver(event, seg, out)
         if connection.state is Shadow.ACTIVE:
             if connection.resend_next is not None:
-                takeover.on_client_ack(connection, connection.c_ack - max(before, 0), out)
+                takeover.on_client_ack(connection, connection.c_ack - max(before, 0), out, now)
             self._watch_hole(connection, offset, seg, now)
 
     def _inbound_syn(self, event: PacketQueued, seg: Segment, connection: BackupConnection) -> None:
@@ -251,7 +251,9 @@ class BackupSide:
     def on_progress(self, record: Progress, now: float) -> None:
         """The primary's TCP is that far: answer, and see whether our tap has lost the tail."""
         connection = self.numbers.get(record.conn)
-        if connection is None:
+        if connection is None or connection.state is Shadow.DEAD:
+            reason = connection.reason if connection is not None else "unknown to the backup"
+            self.out.record(Unprotected(record.conn, reason))
             return
         connection.upto = max(connection.upto, connection.client.offset(record.rcv_nxt))
         if record.established and connection.c_ack < 0:
@@ -320,7 +322,7 @@ class BackupSide:
         self._dirty.clear()
         for connection in list(self.flows.values()):
             if connection.state is Shadow.SHADOW:
-                takeover.take_over(connection, self.out)
+                takeover.take_over(connection, self.out, now)
                 going += 1
                 self._watch_lag(connection, now)
             elif connection.state is Shadow.DEAD:

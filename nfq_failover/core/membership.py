@@ -89,6 +89,11 @@ class Membership:
         limit = (self.settings.detection_ms + 2 * self.settings.heartbeat_interval_ms) / 1000
         return not monitor.lost(now) and heard is not None and now - heard <= limit
 
+    def _follows(self, monitor: PeerMonitor, now: float) -> bool:
+        """The backup has heard us lately, and is not about to take over."""
+        shadowing = self.peer is not None and State(self.peer.state) is State.SHADOWING
+        return shadowing and self.answers(monitor, now)
+
     # ------------------------------------------------------------------------------------ inputs
 
     def heartbeat(self, body: HeartbeatBody, epoch: int, monitor: PeerMonitor, now: float) -> None:
@@ -107,7 +112,7 @@ class Membership:
             self._elect(body)
         if self.state is State.DOUBT:
             heard = monitor.heard_by_peer_at
-            if heard is not None and heard >= self._resumed:
+            if heard is not None and heard >= self._resumed and self._follows(monitor, now):
                 self._go(Input.REASSURED, "the peer has answered after our pause")
 
     def _peer_serves(self, body: HeartbeatBody, epoch: int) -> None:
@@ -176,7 +181,8 @@ class Membership:
         """Time has passed. Everything that was received before has been handled."""
         pause, self._last = now - self._last, now
         detection = self.settings.detection_ms / 1000
-        if pause > detection and self.state in (State.PROTECTED, State.BACKUP_LOST, State.DOUBT):
+        paused = pause > detection and not self._follows(monitor, now)
+        if paused and self.state in (State.PROTECTED, State.BACKUP_LOST, State.DOUBT):
             self._resumed = now
             self._go(Input.PAUSED, f"this host was paused for {pause:.2f} s")
             return
@@ -193,9 +199,8 @@ class Membership:
         elif state is State.ARMING:
             if not self.answers(monitor, now):
                 self._go(Input.PEER_SILENT, "the backup is silent")
-        elif state is State.PROTECTED:
-            if not self.answers(monitor, now):
-                self._go(Input.PEER_SILENT, "no heartbeat from the backup")
+        elif state is State.PROTECTED and not self.answers(monitor, now):
+            self._go(Input.PEER_SILENT, "no heartbeat from the backup")
         if self.state in (State.BACKUP_LOST, State.DOUBT):
             self._lost_backup(monitor, now)
 

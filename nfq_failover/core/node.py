@@ -198,10 +198,10 @@ class Node:
                 primary.on_opened(record, now)
             elif isinstance(record, Missing):
                 primary.on_missing(record, now)
-            elif isinstance(record, Closed):
-                primary.on_closed(record.conn)
+            elif isinstance(record, Closed | UnprotectedSeen):
+                primary.on_told(record)
             elif isinstance(record, Unprotected):
-                primary.on_unprotected(record)
+                primary.on_unprotected(record, now)
                 self.out.record(UnprotectedSeen(record.conn))
         elif self.members.state in (State.SHADOWING, State.CHECKING, State.FENCING):
             if isinstance(record, Progress):

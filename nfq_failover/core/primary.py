@@ -14,7 +14,18 @@ from nfq_failover.core.primary_connection import Gate, PrimaryConnection
 from nfq_failover.core.settings import Settings
 from nfq_failover.core.timers import TimerQueue
 from nfq_failover.errors import MalformedSegment
-from nfq_failover.wire.records import Close, Confirm, Data, Missing, Open, Opened, Progress, Unprotected
+from nfq_failover.wire.records import (
+    Close,
+    Closed,
+    Confirm,
+    Data,
+    Missing,
+    Open,
+    Opened,
+    Progress,
+    Unprotected,
+    UnprotectedSeen,
+)
 from nfq_failover.wire.segment import FlowKey, Segment
 from nfq_failover.wire.tcp_options import NEGOTIABLE, SIGNED, SynOptions, without
 
@@ -27,6 +38,10 @@ OPEN_RETRY_FIRST_S = 0.005
 QUERY_EVERY_S = 5.0
 QUERY_CLOSING_S = 0.2
 UNSERVED_S = 1.0
+LATE_POLL_MAX_S = 1.0
+TELL_MAX_S = 10.0
+
+NOT_READY = "replica not ready"
 
 
 class PrimarySide:
@@ -40,7 +55,7 @@ class PrimarySide:
         self.flows: dict[FlowKey, PrimaryConnection] = {}
         self.numbers: dict[int, PrimaryConnection] = {}
         self.timers: TimerQueue[int] = TimerQueue()
-        self._closing: dict[int, tuple[str, float]] = {}
+        self._telling: dict[int, tuple[Close | Unprotected, float]] = {}
         self._syns: OrderedDict[FlowKey, tuple[int, int, bytes, bool]] = OrderedDict()
         self._next_conn = 1
         self._next_query = 0.0
@@ -181,9 +196,7 @@ class PrimarySide:
             del self.flows[connection.flow]
         self.numbers.pop(connection.conn, None)
         if self.protecting and protected:
-            self._closing[connection.conn] = (reason, POLL_FIRST_S)
-            self.out.record(Close(connection.conn, reason))
-            self.timers.set(connection.conn, now + POLL_FIRST_S)
+            self._tell(Close(connection.conn, reason), POLL_FIRST_S, now)
 
     def flows_gone(self, flows: list[FlowKey], now: float) -> None:
         """Our TCP no longer has these connections."""
@@ -201,7 +214,7 @@ class PrimarySide:
             return
         if not record.ready:
             if connection.state is Gate.SYN_HELD and record.reason:
-                self._unprotect(connection, record.reason)
+                self._unprotect(connection, record.reason, now, tell=False)
             return
         connection.opened(record, self.out)
         connection.retry_s = 0.0
@@ -213,7 +226,7 @@ class PrimarySide:
         if connection is None:
             return
         connection.confirm(record, self.out, now)
-        if connection.reason == "replica not ready" and connection.protect_late(self.out):
+        if connection.reason == NOT_READY and connection.protect_late(self.out):
             self.out.log("info", "connection protected", conn=connection.conn)
 
     def on_missing(self, record: Missing, now: float) -> None:
@@ -238,24 +251,37 @@ class PrimarySide:
         elif connection.unserved_since is None:
             connection.unserved_since = now  # the copy may still be on its way to us
         elif now - connection.unserved_since > UNSERVED_S:
-            self._unprotect(connection, "bytes that the backup misses were not retained")
+            self._unprotect(connection, "bytes that the backup misses were not retained", now)
 
-    def on_closed(self, conn: int) -> None:
-        self._closing.pop(conn, None)
-        self.timers.cancel(conn)
+    def on_told(self, record: Closed | UnprotectedSeen) -> None:
+        """The backup has seen what it was told."""
+        telling = self._telling.get(record.conn)
+        wanted = Close if isinstance(record, Closed) else Unprotected
+        if telling is not None and isinstance(telling[0], wanted):
+            del self._telling[record.conn]
+            self.timers.cancel(record.conn)
 
-    def on_unprotected(self, record: Unprotected) -> None:
+    def _tell(self, record: Close | Unprotected, wait: float, now: float) -> None:
+        """Tell the backup, again and again until it answers or this has no point any more."""
+        if wait > TELL_MAX_S or not self.protecting:
+            self._telling.pop(record.conn, None)
+            return
+        self._telling[record.conn] = (record, wait * 2)
+        self.out.record(record)
+        self.timers.set(record.conn, now + wait)
+
+    def on_unprotected(self, record: Unprotected, now: float) -> None:
         connection = self.numbers.get(record.conn)
         if connection is not None:
-            self._unprotect(connection, record.reason, tell=False)
+            self._unprotect(connection, record.reason, now, tell=False)
 
-    def _unprotect(self, connection: PrimaryConnection, reason: str, tell: bool = True) -> None:
+    def _unprotect(self, connection: PrimaryConnection, reason: str, now: float, tell: bool = True) -> None:
         if connection.state in (Gate.UNPROTECTED, Gate.CLOSED):
             return
         connection.unprotect(reason, self.out)
         self.out.log("warning", "connection unprotected", conn=connection.conn, reason=reason)
-        if tell and self.protecting and reason != "replica not ready":
-            self.out.record(Unprotected(connection.conn, reason))
+        if tell:
+            self._tell(Unprotected(connection.conn, reason), POLL_FIRST_S, now)
 
     # ------------------------------------------------------------------------------------ protection as a whole
 
@@ -271,20 +297,26 @@ class PrimarySide:
         """The backup is gone for good: let everything go."""
         self.protecting = False
         self.reason = reason
-        self._closing.clear()
+        self._telling.clear()
         for connection in list(self.flows.values()):
             if connection.state in (Gate.PROTECTED, Gate.SYN_HELD):
                 connection.unprotect(reason, self.out)
 
     def clear(self) -> None:
         """Forget everything (this host is no longer the primary)."""
-        self.__init__(self.settings, self.out)  # type: ignore[misc]
+        self.protecting = False
+        self.reason = "no backup"
+        self.flows.clear()
+        self.numbers.clear()
+        self.timers = TimerQueue()
+        self._telling.clear()
+        self._syns.clear()
 
     def on_timer(self, now: float) -> None:
         """Repeat what was not answered."""
         for conn in self.timers.pop_due(now):
-            if conn in self._closing:
-                self._repeat_close(conn, now)
+            if (telling := self._telling.get(conn)) is not None:
+                self._tell(*telling, now)
                 continue
             connection = self.numbers.get(conn)
             if connection is None:
@@ -297,9 +329,10 @@ class PrimarySide:
                     connection.retry_s = min(max(connection.retry_s * 2, POLL_FIRST_S), POLL_MAX_S)
                     self._poll(connection)
                     self.timers.set(conn, now + connection.retry_s)
-            elif self.protecting and connection.reason == "replica not ready":
+            elif self.protecting and connection.reason == NOT_READY:
+                connection.retry_s = min(max(connection.retry_s * 2, POLL_FIRST_S), LATE_POLL_MAX_S)
                 self._poll(connection)
-                self.timers.set(conn, now + POLL_MAX_S)
+                self.timers.set(conn, now + connection.retry_s)
         if self.flows and now >= self._next_query:
             self._next_query = now + QUERY_EVERY_S
             self.out.effects.append(QueryFlows(list(self.flows)))
@@ -310,21 +343,12 @@ class PrimarySide:
 
     def _repeat_open(self, connection: PrimaryConnection, now: float) -> None:
         if now - connection.opened_at > self.settings.open_deadline_ms / 1000:
-            self._unprotect(connection, "replica not ready")
+            self._unprotect(connection, NOT_READY, now, tell=False)
             self.timers.set(connection.conn, now + POLL_MAX_S)
             return
         connection.retry_s = min(connection.retry_s * 2, POLL_MAX_S)
         self.out.record(connection.open)
         self.timers.set(connection.conn, now + connection.retry_s)
-
-    def _repeat_close(self, conn: int, now: float) -> None:
-        reason, wait = self._closing[conn]
-        if wait > 10.0 or not self.protecting:
-            del self._closing[conn]
-            return
-        self._closing[conn] = (reason, wait * 2)
-        self.out.record(Close(conn, reason))
-        self.timers.set(conn, now + wait * 2)
 
     def poll_timeout(self) -> float | None:
         """The earliest deadline."""

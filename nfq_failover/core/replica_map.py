@@ -60,8 +60,7 @@ class ReplicaMap:
 
     def note_seen_tsecr(self, tsecr: int, now: float) -> None:
         """The client echoes a TSval of the primary: our mapped clock must not be behind it."""
-        clock = (self._ts_last + int((now - self._ts_last_at) * 1000) + self._ts_offset) & MASK
-        behind = diff(tsecr, clock)
+        behind = diff(tsecr, (self.own_clock(now) + self._ts_offset) & MASK)
         if behind > 0 and self._ts_sent is None:
             self._ts_offset = (self._ts_offset + behind) & MASK
 
@@ -84,10 +83,9 @@ class ReplicaMap:
         """From now on the client hears us: cover what the estimate may lack."""
         self._ts_offset = (self._ts_offset + TS_SLACK_MS) & MASK
 
-    @property
-    def own_tsval(self) -> int:
-        """The latest TSval that the replica has sent."""
-        return self._ts_last
+    def own_clock(self, now: float) -> int:
+        """The replica's TSval clock, which ticks in milliseconds (RFC 7323 section 5.4; Linux: 1 ms)."""
+        return (self._ts_last + int((now - self._ts_last_at) * 1000)) & MASK
 
     # ------------------------------------------------------------------------------------ sequence, window
 

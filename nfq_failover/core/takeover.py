@@ -20,7 +20,7 @@ INITIAL_SEGMENTS = 10
 STUCK_REPEATS = 3
 
 
-def take_over(connection: BackupConnection, out: Outbox) -> None:
+def take_over(connection: BackupConnection, out: Outbox, now: float) -> None:
     """Make a shadow connection heard: its client gets what is due, or at least a pure ACK."""
     connection.state = Shadow.ACTIVE
     connection.heard = True
@@ -32,11 +32,11 @@ def take_over(connection: BackupConnection, out: Outbox) -> None:
         connection.resend_next = None  # handshake not complete: our TCP repeats its SYN-ACK, or the client its SYN
         return
     connection.resend_next = connection.c_ack
-    if not resend(connection, out, INITIAL_SEGMENTS):
-        send(connection, out, connection.produced, b"", ACK)
+    if not resend(connection, out, INITIAL_SEGMENTS, now):
+        send(connection, out, max(connection.produced, connection.c_ack), b"", ACK, now)
 
 
-def resend(connection: BackupConnection, out: Outbox, segments: int) -> int:
+def resend(connection: BackupConnection, out: Outbox, segments: int, now: float) -> int:
     """Send up to `segments` more of the suppressed output; returns how many went out. Ends the resending when done."""
     sent = 0
     while connection.resend_next is not None and sent < segments:
@@ -51,20 +51,20 @@ def resend(connection: BackupConnection, out: Outbox, segments: int) -> int:
             connection.resend_next = None
             return sent
         last = after >= connection.output.end
-        send(connection, out, at, data, ACK | (PSH if last else 0) | (FIN if fin else 0))
+        send(connection, out, at, data, ACK | (PSH if last else 0) | (FIN if fin else 0), now)
         sent += 1
         connection.resend_next = None if fin else after
     return sent
 
 
-def send(connection: BackupConnection, out: Outbox, offset: int, data: bytes, flags: int) -> None:
+def send(connection: BackupConnection, out: Outbox, offset: int, data: bytes, flags: int, now: float) -> None:
     """Send the client a segment that we build ourselves."""
     mapping = connection.mapping
     ack = max(connection.k_ack, connection.floor)
     window = mapping.seen_window(ack, connection.k_edge)
     timestamps = None
     if mapping.timestamps:
-        timestamps = (mapping.seen_tsval(mapping.own_tsval), connection.c_tsval)
+        timestamps = (mapping.seen_tsval(mapping.own_clock(now)), connection.c_tsval)
     client, client_port, server, server_port = connection.flow
     out.counters["resent"] += 1
     out.outward(
@@ -81,13 +81,13 @@ def send(connection: BackupConnection, out: Outbox, offset: int, data: bytes, fl
     )
 
 
-def on_client_ack(connection: BackupConnection, newly: int, out: Outbox) -> None:
+def on_client_ack(connection: BackupConnection, newly: int, out: Outbox, now: float) -> None:
     """The client has acknowledged `newly` bytes: go on with the resending."""
     if connection.resend_next is None:
         return
     idle = connection.resend_next <= connection.c_ack
     segments = -(-2 * newly // connection.client_mss)
-    resend(connection, out, max(segments, INITIAL_SEGMENTS if idle else 0))
+    resend(connection, out, max(segments, INITIAL_SEGMENTS if idle else 0), now)
 
 
 def outward(connection: BackupConnection, event: PacketQueued, seg: Segment, offset: int, out: Outbox) -> None:
