@@ -1,0 +1,172 @@
+# The silence guard: a second layer behind the rules, which drops what leaves without our mark. Sourced; POSIX sh.
+# shellcheck shell=sh disable=SC2034,SC2154  # variables are shared between the script and its parts
+#
+# Two ways to carry it. tc (a small classic BPF program at the interface's egress) is the first choice: neither
+# `iptables -F` nor `nft flush ruleset`, as `systemctl restart nftables` does it, takes it away, and TCP believes that a
+# dropped segment was sent, as it does when the queue drops it. nft (a netdev table with an egress hook) is the second.
+# Both are keyed on the mark: a takeover changes nothing here before it is heard.
+
+# guard_scope ROLE: all (every IPv4 packet of the service address), ports (the service's own), none (bypass must work).
+guard_scope() {
+    case $1 in
+        backup) echo all ;;
+        primary) echo ports ;;
+        *) echo none ;;
+    esac
+}
+
+# rank SCOPE: the bigger, the tighter.
+rank() {
+    case $1 in
+        all) echo 2 ;;
+        ports) echo 1 ;;
+        *) echo 0 ;;
+    esac
+}
+
+# guard_signature: instructions without effect that spell "NFQF" and the instance's name, so that we know our own.
+guard_signature() {
+    printf '0 0 0 1313231174,'
+    letters=$instance
+    while [ -n "$letters" ]; do
+        printf '0 0 0 %d,' "'$letters"
+        letters=${letters#?}
+    done
+}
+
+# guard_program SCOPE: the classic BPF program, in tc's words. Loads at 4293918720 + N read byte N of the IP header
+# (SKF_NET_OFF in linux/filter.h), at 4294963220 the mark (SKF_AD_OFF + SKF_AD_MARK). Verdicts: 4 drops the packet and
+# tells the sender that all is well (TC_ACT_STOLEN), -1 goes on to the next filter (TC_ACT_UNSPEC).
+guard_program() {
+    # shellcheck disable=SC2046,SC2183  # four words
+    address=$(printf '%d' $(printf '0x%02x%02x%02x%02x' $(octets_of "$service")))
+    tail=4 # instructions from the last jump to the verdict "go on"
+    tests=''
+    if [ "$1" = ports ]; then
+        left=0
+        for range in $port_list; do left=$((left + 3)); done
+        after=$((left + 1 + tail)) # from the end of the tests' head to "go on"
+        # protocol TCP; not a later fragment; X = header length; A = source port
+        tests="48 0 0 4293918729,21 1 0 6,5 0 0 $((after + 5)),40 0 0 4293918726,69 0 1 8191,5 0 0 $((after + 2)),"
+        tests="${tests}177 0 0 4293918720,72 0 0 4293918720,"
+        for range in $port_list; do
+            left=$((left - 3))
+            tests="${tests}53 0 2 ${range%:*},37 1 0 ${range#*:},5 0 0 $((left + 1)),"
+        done
+        tests="${tests}5 0 0 $tail,"
+    fi
+    body="$(guard_signature)32 0 0 4293918732,21 1 0 $address,5 0 0 $(($(commas "$tests") + tail)),$tests"
+    body="${body}32 0 0 4294963220,84 0 0 $((mark)),21 1 0 $((mark)),6 0 0 4,6 0 0 4294967295"
+    printf '%d,%s\n' "$(($(commas "$body") + 1))" "$body"
+}
+
+commas() {
+    text=$1 count=0
+    while :; do
+        case $text in *,*) text=${text#*,} count=$((count + 1)) ;; *) break ;; esac
+    done
+    echo "$count"
+}
+
+# tc_filters INTERFACE: our own filters there, as `PREF PROGRAM` lines.
+tc_filters() {
+    signature=$(guard_signature)
+    IFS=$nl
+    for line in $(tc filter show dev "$1" egress 2>/dev/null); do
+        case $line in
+            *" pref "*"bytecode '"*",$signature"*)
+                pref=${line#* pref } program=${line#*bytecode \'}
+                printf '%s %s\n' "${pref%% *}" "${program%\'*}"
+                ;;
+        esac
+    done
+}
+
+# The lowest preference that nobody uses: an earlier filter could let packets pass before ours sees them.
+free_pref() {
+    used=" $(IFS=$nl
+        for line in $(tc filter show dev "$1" egress 2>/dev/null); do
+            line=${line#* pref }
+            printf '%s ' "${line%% *}"
+        done)"
+    pref=1
+    while :; do
+        case $used in *" $pref "*) pref=$((pref + 1)) ;; *) break ;; esac
+    done
+    echo "$pref"
+}
+
+tc_apply() { # tc_apply SCOPE: create or exchange our filter, in one step
+    command -v tc >/dev/null || return 1
+    case $(tc qdisc show dev "$interface" 2>/dev/null) in
+        *"qdisc clsact "*) ;;
+        *)
+            tc qdisc add dev "$interface" clsact 2>/dev/null || return 1
+            guard_clsact=ours
+            ;;
+    esac
+    pref=$(tc_filters "$interface") pref=${pref%% *}
+    [ -n "$pref" ] || pref=$(free_pref "$interface")
+    tc filter replace dev "$interface" egress protocol ip pref "$pref" handle 1 bpf \
+        bytecode "$(guard_program "$1")" direct-action 2>/dev/null
+}
+
+tc_remove() { # tc_remove INTERFACE
+    command -v tc >/dev/null || return 0
+    for pref in $(IFS=$nl; for line in $(tc_filters "$1"); do echo "${line%% *}"; done); do
+        tc filter del dev "$1" egress pref "$pref" || return 1
+    done
+    [ "${guard_clsact:-}" = ours ] || return 0
+    [ -z "$(tc filter show dev "$1" egress; tc filter show dev "$1" ingress)" ] || return 0
+    tc qdisc del dev "$1" clsact 2>/dev/null || return 0
+}
+
+nft_apply() { # nft_apply SCOPE: create or exchange our table, in one transaction
+    command -v nft >/dev/null || return 1
+    render guard.nft "$1" | nft -f - 2>/dev/null
+}
+
+nft_listing() { nft -s list table netdev "$guard_table" 2>/dev/null; }
+
+nft_remove() {
+    command -v nft >/dev/null && nft_listing >/dev/null || return 0
+    nft delete table netdev "$guard_table"
+}
+
+# guard_apply SCOPE: bring the guard to a scope; sets guard_kind (tc, nft, none). Never fails for want of tc and nft:
+# the first layer still stands, and the second is missed loudly.
+guard_apply() {
+    if [ "$1" = none ] || [ "$guard" = none ]; then
+        guard_kind=none
+        guard_remove "$interface"
+        return
+    fi
+    case $guard in
+        auto | tc) guard_kind=tc ;;
+        nft) guard_kind=nft ;;
+    esac
+    if [ "$guard_kind" = tc ] && ! tc_apply "$1"; then
+        guard_kind=nft
+        [ "$guard" = auto ] || fail "--guard tc: tc can't put a filter at $interface's egress; use --guard auto."
+    fi
+    if [ "$guard_kind" = nft ] && ! nft_apply "$1"; then
+        [ "$guard" = auto ] || fail "--guard nft: nft can't hook $interface's egress; use --guard auto."
+        guard_kind=none
+        warn "NO SECOND LAYER: neither tc nor nft can guard $interface. If the rules are ever flushed, packets of
+  $service leave unguarded. Install the package iproute2 (tc) or nftables (nft, kernel 5.16 or later)."
+    fi
+    [ "$guard_kind" = tc ] || tc_remove "$interface" # the other kind goes only after the new one is there
+    [ "$guard_kind" = nft ] || nft_remove
+}
+
+guard_remove() { # guard_remove INTERFACE
+    tc_remove "$1" && nft_remove
+}
+
+# guard_seen KIND INTERFACE: the guard as the kernel shows it, without counters.
+guard_seen() {
+    case $1 in
+        tc) tc_filters "$2" ;;
+        nft) nft_listing ;;
+    esac
+}

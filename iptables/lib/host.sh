@@ -1,0 +1,171 @@
+# Does the host as it is go with the rules? Sourced; POSIX sh.
+# shellcheck shell=sh disable=SC2034,SC2154  # variables are shared between the script and its parts
+
+liberal_switch=/proc/sys/net/netfilter/nf_conntrack_tcp_be_liberal
+
+# Something on the host does not go with the choice: a warning, or with --strict the end.
+object() {
+    [ -z "$strict" ] || misuse "$1"
+    warn "$1"
+}
+
+# All filter and nat rules that can be seen without loading anything: the chosen iptables, and the other kind if in use.
+host_rules() { # host_rules TABLE
+    ! is_table "$1" || "$save" -t "$1" 2>/dev/null
+    if [ "$variant" = legacy ]; then
+        iptables-nft-save -t "$1" 2>/dev/null
+    elif (variant=legacy && is_table "$1"); then
+        iptables-legacy-save -t "$1" 2>/dev/null
+    fi
+}
+
+# The chains that packets of this host's own traffic can meet, starting from the ones given.
+reachable() { # reachable SAVED CHAINS
+    IFS=$nl
+    found=$2
+    grown=yes
+    while [ -n "$grown" ]; do
+        grown=''
+        for line in $1; do
+            case $line in "-A "*" -j "* | "-A "*" -g "*) ;; *) continue ;; esac
+            from=${line#-A } from=${from%% *} to=${line##* -[jg] } to=${to%% *}
+            case $found in *" $from "*) ;; *) continue ;; esac
+            case $found in *" $to "*) ;; *) found="$found$to " grown=yes ;; esac
+        done
+    done
+    printf '%s\n' "$found"
+}
+
+# The first rule that judges service packets by their connection state, and so misjudges untracked ones. INVALID alone is
+# harmless (untracked is not invalid); a rule that names UNTRACKED knows what it does.
+stateful_rule() {
+    filter=$(host_rules filter)
+    chains=$(reachable "$filter" ' INPUT OUTPUT ')
+    IFS=$nl
+    for line in $filter; do
+        case $line in
+            "-A "*" --ctstate "*) states=${line#* --ctstate } ;;
+            "-A "*" --state "*) states=${line#* --state } ;;
+            *) continue ;;
+        esac
+        from=${line#-A }
+        case $chains in *" ${from%% *} "*) ;; *) continue ;; esac
+        case ${states%% *} in INVALID | *UNTRACKED*) continue ;; esac
+        printf '%s\n' "$line"
+        return
+    done
+    command -v nft >/dev/null || return 0
+    for line in $(nft -s list ruleset 2>/dev/null); do
+        case $line in
+            *untracked* | *"ct state invalid"*) ;;
+            *"ct state "*)
+                printf 'nft: %s\n' "${line#"${line%%[! 	]*}"}"
+                return
+                ;;
+        esac
+    done
+}
+
+# The first rule that gives service packets another address or port: NAT needs connection tracking.
+nat_rule() {
+    IFS=$nl
+    for line in $(host_rules nat); do
+        case $line in
+            "-A "*" -j DNAT"* | "-A "*" -j REDIRECT"* | "-A "*" -j NETMAP"*) ;;
+            *) continue ;;
+        esac
+        case $line in
+            *" ! -d "* | *" ! --dport"*) ;;
+            *" -d $service/32 "* | *" --to-destination $service:"*) ;;
+            *" -d "*) continue ;;
+        esac
+        case $line in *" -p tcp "* | *" -p 6 "*) ;; *" -p "*) continue ;; esac
+        case $line in
+            *" ! --dport"*) ;;
+            *" --dport "*) serves_any "${line#* --dport }" || continue ;;
+            *" --dports "*) serves_any "${line#* --dports }" || continue ;;
+        esac
+        printf '%s\n' "$line"
+        return
+    done
+}
+
+serves_any() { # serves_any PORTS...: does one of them belong to the service?
+    unset IFS
+    serves=1
+    some=${1%% *},
+    while [ -n "$some" ]; do
+        one=${some%%,*} some=${some#*,}
+        for range in $port_list; do
+            if [ "${one%:*}" -le "${range#*:}" ] && [ "${one#*:}" -ge "${range%:*}" ]; then serves=0; fi
+        done
+    done
+    IFS=$nl
+    return $serves
+}
+
+check_host() {
+    if [ "$conntrack" = liberal ]; then
+        [ -e $liberal_switch ] || misuse "--conntrack liberal: connection tracking is not loaded, so there is nothing to
+  make liberal and no rule that needs it. Use --conntrack notrack, or 'modprobe nf_conntrack' (and at each boot)."
+    else
+        found=$(stateful_rule)
+        [ -z "$found" ] || object "--conntrack notrack takes the service out of connection tracking, but this host filters
+  by connection state and may block it:
+      $found
+  Use --conntrack liberal, or accept $service ports $ports before that rule."
+        found=$(nat_rule)
+        [ -z "$found" ] || object "--conntrack notrack takes the service out of connection tracking, so this rule can't work:
+      $found
+  Use --conntrack liberal, or take the rule out."
+    fi
+    if [ "$tap" = clone ] && [ "$role" != backup ]; then
+        case $(host_rules filter) in
+            *":OUTPUT DROP"*) warn "the filter table drops OUTPUT by default: clones for the backup leave through OUTPUT. Accept
+  them there: -d $service -p tcp." ;;
+        esac
+    fi
+    case $1 in
+        *"-A PREROUTING "*"-j ACCEPT"* | *"-A OUTPUT "*"-j ACCEPT"*)
+            warn "table mangle has ACCEPT rules of its own; service packets that they match never reach our rules." ;;
+    esac
+}
+
+# Make connection tracking liberal, or put it back as it was; liberal_before is the value to restore ('' for none).
+liberal_on() {
+    [ -z "$liberal_before" ] || return 0
+    liberal_before=$(cat $liberal_switch) || return 1
+    echo 1 >$liberal_switch
+}
+
+# Other instances may still need it: then one of them inherits the old value.
+liberal_off() {
+    [ -n "$liberal_before" ] || return 0
+    set +f
+    for other in "$state_root"/*/state; do
+        set -f
+        if [ "$other" = "$state_dir/state" ] || [ ! -r "$other" ]; then continue; fi
+        case $nl$(cat "$other")$nl in
+            *"${nl}conntrack=liberal$nl"*)
+                [ "$liberal_before" = 1 ] || printf 'liberal_before=%s\n' "$liberal_before" >>"$other"
+                liberal_before=''
+                return 0
+                ;;
+        esac
+    done
+    set -f
+    [ ! -e $liberal_switch ] || echo "$liberal_before" >$liberal_switch || return 1
+    liberal_before=''
+}
+
+# Is the service address configured here, on any interface, up or down?
+has_address() {
+    if command -v ip >/dev/null; then
+        [ -n "$(ip -o -4 addr show to "$service/32" 2>/dev/null)" ]
+    else
+        trie=$(cat /proc/net/fib_trie)
+        case $trie in *"-- $service$nl"*) ;; *) return 1 ;; esac
+        trie=${trie#*"-- $service$nl"}
+        case ${trie%%"$nl"*} in *"/32 host LOCAL"*) return 0 ;; *) return 1 ;; esac
+    fi
+}
