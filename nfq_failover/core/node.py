@@ -119,7 +119,7 @@ class Node:
 
     def poll_timeout(self) -> float | None:
         """When to send `TimerFired` at the latest."""
-        deadlines = [self._next_tick, self.session.poll_timeout()]
+        deadlines: list[float | None] = [self._next_tick, self.session.poll_timeout()]
         deadlines += [self.primary.poll_timeout(), self.backup.poll_timeout()]
         return min(d for d in deadlines if d is not None)
 

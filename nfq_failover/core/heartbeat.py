@@ -1,0 +1,109 @@
+"""Heartbeats: what the separate sender process says, and what the failure detector makes of the peer's."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from struct import Struct
+
+from nfq_failover.core.settings import Settings
+from nfq_failover.errors import MalformedDatagram
+from nfq_failover.wire.sync import HEADER, MAC_BYTES, Header, HeartbeatBody, Kind, seal
+
+LINK_HEADERS = 14 + 20 + 8  # Ethernet, IPv4, UDP
+_TEMPLATE = Struct("!Q32sBI")
+
+__all__ = ["HeartbeatBody", "HeartbeatTemplate", "PeerMonitor", "datagram_bytes"]
+
+
+@dataclass(frozen=True, slots=True)
+class HeartbeatTemplate:
+    """All of a heartbeat but its clock, loop age and counter: those are the sender process's."""
+
+    session: int
+    key: bytes
+    direction: bool
+    epoch: int
+    body: HeartbeatBody
+
+    def encode(self) -> bytes:
+        """For the way to the sender process."""
+        return _TEMPLATE.pack(self.session, self.key, self.direction, self.epoch) + self.body.encode()
+
+    @classmethod
+    def decode(cls, data: bytes) -> HeartbeatTemplate:
+        """Raises `MalformedDatagram`."""
+        if len(data) < _TEMPLATE.size:
+            raise MalformedDatagram("bad-template")
+        session, key, direction, epoch = _TEMPLATE.unpack_from(data)
+        return cls(session, key, bool(direction), epoch, HeartbeatBody.decode(data[_TEMPLATE.size :]))
+
+    def datagram(self, counter: int, sent_ms: int, loop_age_ms: int) -> bytes:
+        """A whole heartbeat. `counter` must grow with every heartbeat of a session, over restarts of the sender too."""
+        body = replace(self.body, sent_ms=sent_ms, loop_age_ms=min(loop_age_ms, 0xFFFF))
+        header = Header(Kind.HEARTBEAT, self.direction, self.session, self.epoch, counter)
+        return seal(header, body.encode(), self.key)
+
+
+def datagram_bytes() -> int:
+    """Size of a heartbeat on the wire, with Ethernet, IPv4 and UDP headers."""
+    return LINK_HEADERS + HEADER.size + len(HeartbeatBody(0, 0, 0, 0, 0, 0, 0, 0, 0).encode()) + MAC_BYTES
+
+
+class PeerMonitor:
+    """The failure detector for one peer. Times in seconds of our monotonic clock.
+
+    `last_alive`: the latest heartbeat whose packet loop was making progress; `last_heard`: the latest of any kind;
+    `heard_by_peer_at`: when our latest heartbeat that the peer has proved to have received was sent.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.last_alive: float | None = None
+        self.last_heard: float | None = None
+        self.heard_by_peer_at: float | None = None
+        self.received = 0
+        self.missed = 0
+        self.largest_gap_s = 0.0
+
+    def reset(self, now: float) -> None:
+        """A new session begins: the peer counts as alive from now on, and has proved nothing yet."""
+        self.last_alive = self.last_heard = now
+        self.heard_by_peer_at = None
+
+    def heard(self, body: HeartbeatBody, now: float) -> None:
+        """A heartbeat has arrived."""
+        if self.last_heard is not None:
+            gap = now - self.last_heard
+            self.largest_gap_s = max(self.largest_gap_s, gap)
+            self.missed += max(round(gap * 1000 / self.settings.heartbeat_interval_ms) - 1, 0)
+        self.received += 1
+        self.last_heard = now
+        if body.loop_age_ms < self.settings.loop_stall_ms:
+            self.last_alive = now
+        if body.echo_ms:
+            echoed = body.echo_ms / 1000
+            if self.heard_by_peer_at is None or echoed > self.heard_by_peer_at:
+                self.heard_by_peer_at = min(echoed, now)
+
+    def lost(self, now: float) -> bool:
+        """No living heartbeat for the detection time."""
+        return self.last_alive is None or now - self.last_alive > self.settings.detection_ms / 1000
+
+    def deadline(self) -> float | None:
+        """When the peer will count as lost."""
+        return None if self.last_alive is None else self.last_alive + self.settings.detection_ms / 1000
+
+    def statistics(self, now: float) -> dict[str, object]:
+        """For the status. `bandwidth_bps` is one direction's; heartbeats go both ways."""
+        interval = self.settings.heartbeat_interval_ms
+        return {
+            "interval_ms": interval,
+            "count": self.settings.heartbeat_count,
+            "detection_ms": self.settings.detection_ms,
+            "datagram_bytes": datagram_bytes(),
+            "bandwidth_bps": round(datagram_bytes() * 8 * 1000 / interval),
+            "received": self.received,
+            "missed": self.missed,
+            "largest_gap_ms": round(self.largest_gap_s * 1000, 1),
+            "silent_ms": None if self.last_heard is None else round((now - self.last_heard) * 1000, 1),
+        }

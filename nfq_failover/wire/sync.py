@@ -1,0 +1,297 @@
+"""The sync channel's datagrams: header, authentication, records and heartbeat.
+
+    version (1)  kind and direction (1)  session (8)  epoch (4)  counter (8)  body  MAC (16)
+
+The MAC is keyed BLAKE2s (RFC 7693) over everything before it. The top bit of the kind is the direction (the sender's
+name sorts after the receiver's), so a datagram sent back to its sender is refused. Records are (type, length, value);
+types that are not known are skipped.
+"""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import IntEnum
+from hashlib import blake2s
+from struct import Struct
+from typing import Any, Final
+
+from nfq_failover.constants import MAX_DATAGRAM
+from nfq_failover.errors import MalformedDatagram
+from nfq_failover.wire.records import (
+    Close,
+    Closed,
+    Confirm,
+    Data,
+    Missing,
+    Open,
+    Opened,
+    Progress,
+    Record,
+    Unprotected,
+    UnprotectedSeen,
+)
+
+VERSION: Final = 1
+HEADER: Final = Struct("!BBQIQ")
+MAC_BYTES: Final = 16
+MAX_BODY: Final = MAX_DATAGRAM - HEADER.size - MAC_BYTES
+NONCE_BYTES: Final = 16
+MAX_DATA: Final = 1300
+_DIRECTION: Final = 0x80
+
+
+class Kind(IntEnum):
+    """What a datagram carries."""
+
+    HELLO = 1
+    REPLY = 2
+    RECORDS = 3
+    HEARTBEAT = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """A datagram's header. `direction` is that of the sender."""
+
+    kind: Kind
+    direction: bool
+    session: int
+    epoch: int
+    counter: int
+
+
+def seal(header: Header, body: bytes, key: bytes) -> bytes:
+    """A whole datagram."""
+    kind = header.kind | (_DIRECTION if header.direction else 0)
+    data = HEADER.pack(VERSION, kind, header.session, header.epoch, header.counter) + body
+    return data + blake2s(data, key=key, digest_size=MAC_BYTES).digest()
+
+
+def read_header(data: bytes) -> Header:
+    """The header, not yet authenticated. Raises `MalformedDatagram`."""
+    if len(data) < HEADER.size + MAC_BYTES:
+        raise MalformedDatagram("truncated")
+    if len(data) > MAX_DATAGRAM:
+        raise MalformedDatagram("oversized")
+    version, kind, session, epoch, counter = HEADER.unpack_from(data)
+    if version != VERSION:
+        raise MalformedDatagram("bad-version")
+    try:
+        known = Kind(kind & ~_DIRECTION)
+    except ValueError:
+        raise MalformedDatagram("unknown-kind") from None
+    return Header(known, bool(kind & _DIRECTION), session, epoch, counter)
+
+
+def open_body(data: bytes, key: bytes) -> bytes:
+    """Check the MAC and return the body. Raises `MalformedDatagram`."""
+    signed = data[:-MAC_BYTES]
+    if not hmac.compare_digest(blake2s(signed, key=key, digest_size=MAC_BYTES).digest(), data[-MAC_BYTES:]):
+        raise MalformedDatagram("bad-mac")
+    return signed[HEADER.size :]
+
+
+# ---------------------------------------------------------------------------------------------- heartbeat
+
+_HEARTBEAT = Struct("!BBBIIHQQI")
+
+
+@dataclass(frozen=True, slots=True)
+class HeartbeatBody:
+    """What a heartbeat says.
+
+    `role`, `state`, `flags`: see core/roles.py. `loop_age_ms`: how long ago the packet loop made progress. `sent_ms`:
+    the sender's monotonic clock; `echo_ms`: the latest `sent_ms` that it has received, 0 for none.
+    """
+
+    role: int
+    state: int
+    flags: int
+    stored_epoch: int
+    generation: int
+    loop_age_ms: int
+    sent_ms: int
+    echo_ms: int
+    release_after_ms: int
+
+    def encode(self) -> bytes:
+        """The body of a heartbeat datagram."""
+        return _HEARTBEAT.pack(
+            self.role,
+            self.state,
+            self.flags,
+            self.stored_epoch,
+            self.generation,
+            min(self.loop_age_ms, 0xFFFF),
+            self.sent_ms,
+            self.echo_ms,
+            self.release_after_ms,
+        )
+
+    @classmethod
+    def decode(cls, body: bytes) -> HeartbeatBody:
+        """Raises `MalformedDatagram`. Bytes that a later version appends are ignored."""
+        if len(body) < _HEARTBEAT.size:
+            raise MalformedDatagram("bad-heartbeat")
+        return cls(*_HEARTBEAT.unpack_from(body))
+
+
+# ---------------------------------------------------------------------------------------------- records
+
+_TLV = Struct("!BH")
+_OPEN = Struct("!IIIBIBHBHB")
+_OPENED = Struct("!IBI")
+_PROGRESS = Struct("!IIB")
+_CONFIRM = Struct("!IIIBB")
+_MISSING = Struct("!III")
+_DATA = Struct("!IIB")
+_CONN = Struct("!I")
+_RANGE = Struct("!II")
+_PORTS = Struct("!HH")
+_NONE = 0xFF
+_MAX_RANGES = 4
+
+
+def _text(reason: str) -> bytes:
+    return reason.encode()[:200]
+
+
+def _read_text(data: bytes) -> str:
+    return data.decode(errors="replace")
+
+
+def _encode_open(r: Open) -> bytes:
+    client, client_port, server, server_port = r.flow
+    return (
+        _OPEN.pack(
+            r.conn,
+            r.irs,
+            r.iss,
+            r.tsval is not None,
+            r.tsval or 0,
+            _NONE if r.wscale is None else r.wscale,
+            r.mss,
+            r.sack_permitted,
+            r.syn_wnd,
+            len(client),
+        )
+        + client
+        + server
+        + _PORTS.pack(client_port, server_port)
+        + r.syn_options
+    )
+
+
+def _decode_open(v: bytes) -> Open:
+    conn, irs, iss, has_ts, tsval, wscale, mss, sack, wnd, length = _OPEN.unpack_from(v)
+    if length not in (4, 16) or wscale not in (*range(15), _NONE):
+        raise MalformedDatagram("bad-open")
+    at = _OPEN.size
+    client, server = v[at : at + length], v[at + length : at + 2 * length]
+    client_port, server_port = _PORTS.unpack_from(v, at + 2 * length)
+    options = v[at + 2 * length + _PORTS.size :]
+    if len(options) > 40 or len(options) % 4:
+        raise MalformedDatagram("bad-open")
+    return Open(
+        conn=conn,
+        flow=(client, client_port, server, server_port),
+        irs=irs,
+        iss=iss,
+        tsval=tsval if has_ts else None,
+        wscale=None if wscale == _NONE else wscale,
+        mss=mss,
+        sack_permitted=bool(sack),
+        syn_wnd=wnd,
+        syn_options=options,
+    )
+
+
+def _decode_opened(v: bytes) -> Opened:
+    conn, ready, edge = _OPENED.unpack_from(v)
+    return Opened(conn, bool(ready), edge, _read_text(v[_OPENED.size :]))
+
+
+def _encode_confirm(r: Confirm) -> bytes:
+    ranges = r.ranges[:_MAX_RANGES]
+    return _CONFIRM.pack(r.conn, r.cum, r.edge, r.established, len(ranges)) + b"".join(_RANGE.pack(*x) for x in ranges)
+
+
+def _decode_confirm(v: bytes) -> Confirm:
+    conn, cum, edge, established, count = _CONFIRM.unpack_from(v)
+    if len(v) != _CONFIRM.size + count * _RANGE.size or count > _MAX_RANGES:
+        raise MalformedDatagram("bad-confirm")
+    ranges = tuple(_RANGE.unpack_from(v, _CONFIRM.size + i * _RANGE.size) for i in range(count))
+    return Confirm(conn, cum, edge, ranges, bool(established))
+
+
+def _decode_progress(v: bytes) -> Progress:
+    conn, rcv_nxt, established = _PROGRESS.unpack(v)
+    return Progress(conn, rcv_nxt, bool(established))
+
+
+def _decode_data(v: bytes) -> Data:
+    conn, seq, fin = _DATA.unpack_from(v)
+    return Data(conn, seq, v[_DATA.size :], bool(fin))
+
+
+def _decode_conn_text(cls: Callable[[int, str], Any]) -> Callable[[bytes], Any]:
+    return lambda v: cls(_CONN.unpack_from(v)[0], _read_text(v[_CONN.size :]))
+
+
+_ENCODERS: dict[type, tuple[int, Callable[[Any], bytes]]] = {
+    Open: (1, _encode_open),
+    Opened: (2, lambda r: _OPENED.pack(r.conn, r.ready, r.edge) + _text(r.reason)),
+    Progress: (3, lambda r: _PROGRESS.pack(r.conn, r.rcv_nxt, r.established)),
+    Confirm: (4, _encode_confirm),
+    Missing: (5, lambda r: _MISSING.pack(r.conn, r.start, r.end)),
+    Data: (6, lambda r: _DATA.pack(r.conn, r.seq, r.fin) + r.data[:MAX_DATA]),
+    Close: (7, lambda r: _CONN.pack(r.conn) + _text(r.reason)),
+    Closed: (8, lambda r: _CONN.pack(r.conn)),
+    Unprotected: (9, lambda r: _CONN.pack(r.conn) + _text(r.reason)),
+    UnprotectedSeen: (10, lambda r: _CONN.pack(r.conn)),
+}
+
+_DECODERS: dict[int, Callable[[bytes], Record]] = {
+    1: _decode_open,
+    2: _decode_opened,
+    3: _decode_progress,
+    4: _decode_confirm,
+    5: lambda v: Missing(*_MISSING.unpack(v)),
+    6: _decode_data,
+    7: _decode_conn_text(Close),
+    8: lambda v: Closed(*_CONN.unpack(v)),
+    9: _decode_conn_text(Unprotected),
+    10: lambda v: UnprotectedSeen(*_CONN.unpack(v)),
+}
+
+
+def encode_record(record: Record) -> bytes:
+    """One record with its type and length."""
+    number, encode = _ENCODERS[type(record)]
+    value = encode(record)
+    return _TLV.pack(number, len(value)) + value
+
+
+def decode_records(body: bytes) -> list[Record]:
+    """All records of a body. Raises `MalformedDatagram` if any is malformed."""
+    records: list[Record] = []
+    at, stop = 0, len(body)
+    while at < stop:
+        if at + _TLV.size > stop:
+            raise MalformedDatagram("bad-record-length")
+        number, length = _TLV.unpack_from(body, at)
+        at += _TLV.size
+        if at + length > stop:
+            raise MalformedDatagram("bad-record-length")
+        decode = _DECODERS.get(number)
+        if decode is not None:
+            try:
+                records.append(decode(body[at : at + length]))
+            except Exception as error:
+                if isinstance(error, MalformedDatagram):
+                    raise
+                raise MalformedDatagram("bad-record") from error
+        at += length
+    return records
