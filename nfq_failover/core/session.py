@@ -2,9 +2,9 @@
 
 Each daemon draws a nonce at its start. HELLO(na) -> REPLY(na, nb) -> a datagram under the session key: the keys come
 from the long-term key, both nonces and both names, so a session belongs to exactly one life of each daemon. A session
-that was merely announced (by a HELLO or REPLY, which an attacker can replay) is a candidate; it replaces the current one
-when a datagram under its own key arrives, and a session that was replaced never comes back. Crossing HELLOs lead to the same
-session, since the nonces are ordered by the hosts' names.
+that was merely announced (by a HELLO or REPLY, which an attacker can replay) is a candidate; it replaces the current
+one when a datagram under its own key arrives, and a session that was replaced never comes back. Crossing HELLOs lead to
+the same session, since the nonces are ordered by the hosts' names.
 """
 
 from __future__ import annotations
