@@ -1,0 +1,333 @@
+"""The lab as an object: what `nfq-failover lab` does, for programs in the same process.
+
+    lab = Lab("mine")
+    lab.up(Options(rate="200mbit"))
+    lab.serve(["nginx", "-c", "/etc/nginx/nginx.conf"])
+    lab.crash("primary")
+    lab.down()
+
+Methods raise CommandError for misuse (exit code 2 of the command) and LabError when the lab itself fails (1).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import subprocess
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final, NoReturn
+
+from nfq_failover.errors import CommandError
+from nfq_failover.lab import faults, netns, nodes, power, topology
+from nfq_failover.lab.netns import LabError
+from nfq_failover.lab.state import Application, Cut, LabState, Options, Store
+from nfq_failover.lab.topology import NODES, SERVERS, SERVICE_ADDRESS, SWITCH, namespace
+
+ROLES: Final = ("primary", "backup")
+CONNECTION_KEYS: Final = (
+    *("client", "server", "protected", "reason"),
+    *("logged_bytes", "confirmed_bytes", "lag_bytes"),
+)
+_PROTECT_DEADLINE_S: Final = 30.0
+_ADDRESS_DEADLINE_S: Final = 20.0
+
+
+class Lab:
+    """One lab. The object holds nothing but the name: several may stand for the same lab."""
+
+    def __init__(self, name: str = "nfqf") -> None:
+        self.name = name
+        self.store = Store(name)
+
+    # ---------------------------------------------------------------------------------------------- up and down
+
+    def up(self, options: Options | None = None, seed: int | None = None) -> None:
+        """Build it and start the daemons; returns when the pair is protected. Nothing stays behind if that fails."""
+        options = options or Options()
+        options.check()
+        _need_root()
+        taken = netns.present(topology.namespaces(self.name))
+        if taken and not self.store.exists:
+            raise CommandError(
+                f"These namespaces exist already: {', '.join(taken)}. If they are left over from a lab:"
+                f" nfq-failover lab --name {self.name} down"
+            )
+        state = LabState(options, secrets.randbits(32) if seed is None else seed)
+        state.boots = dict.fromkeys(SERVERS, 1)
+        self.store.create(state)
+        try:
+            topology.build_all(self.name, options.wires)
+            faults.apply(self.name, state)
+            if not options.plain:
+                self._start_daemons(state)
+            with self.store.changing() as now:
+                now.phase = "up"
+        except BaseException:
+            with contextlib.suppress(CommandError):
+                self.down()
+            raise
+
+    def _start_daemons(self, state: LabState) -> None:
+        nodes.start_agent(self.store)
+        for node in SERVERS:
+            nodes.write_config(self.store, state.options, node)
+        daemons = self._boot(state, SERVERS)
+        self._wait_protected(daemons, primary="a")
+
+    def _boot(self, state: LabState, servers: Sequence[str]) -> dict[str, subprocess.Popen[bytes]]:
+        if state.options.scramble:
+            stages = [nodes.start_scrambler(self.store, state, node) for node in servers]
+            for wait in stages:
+                wait()
+        return {node: nodes.start_daemon(self.store, node) for node in servers}
+
+    def down(self) -> None:
+        """Take everything away, also of a lab that is half up. CommandError if there is nothing of that name."""
+        _need_root()
+        present = netns.present(topology.namespaces(self.name))
+        if not present and not self.store.directory.exists():
+            raise CommandError(f"There is no lab {self.name!r}: nothing to take down.")
+        # The switch first: its fence agent must not act on what goes on now.
+        for target in sorted(present, key=lambda target: target != namespace(self.name, SWITCH)):
+            netns.kill_all(target)
+        for target in present:
+            topology.clear_namespace(target)
+        netns.reap()
+        self.store.remove()
+
+    # ------------------------------------------------------------------------------------------------- commands
+
+    def resolve(self, node: str, among: Sequence[str] = NODES) -> str:
+        """A node's name from its name or its role of this moment. CommandError if there is no such node now."""
+        state = self.store.read()
+        if node not in ROLES:
+            if node not in among:
+                raise CommandError(f"There is no node {node!r} for this. Use one of: {', '.join((*among, *ROLES))}.")
+            return node
+        if state.options.plain:
+            return SERVERS[ROLES.index(node)]
+        rows = {name: (nodes.ask_daemon(self.store, name) or {}) for name in power.servers_on(self.name)}
+        held = [name for name, row in rows.items() if row.get("role") == node]
+        if not held:
+            told = ", ".join(f"{name} is {row['state']}" for name, row in self.status()["nodes"].items())
+            raise CommandError(f"No server is {node} now: {told}.")
+        return max(held, key=lambda name: int(rows[name].get("epoch", 0)))
+
+    def exec(self, node: str, argv: Sequence[str]) -> NoReturn:
+        """Become `argv`, inside the node. CommandError if the node is off, OSError if there is no such program."""
+        inside = self._inside(node)
+        netns.become(inside, argv)
+
+    def run(self, node: str, argv: Sequence[str], timeout_s: float = 60.0) -> subprocess.CompletedProcess[str]:
+        """Run a command inside the node to its end, and give what it printed."""
+        with netns.entered(self._inside(node)):
+            return subprocess.run(argv, capture_output=True, text=True, timeout=timeout_s, stdin=subprocess.DEVNULL)
+
+    def popen(self, node: str, argv: Sequence[str], **arguments: Any) -> subprocess.Popen[Any]:
+        """A `subprocess.Popen` inside the node."""
+        with netns.entered(self._inside(node)):
+            return subprocess.Popen(argv, **arguments)
+
+    def detach(self, node: str, argv: Sequence[str]) -> tuple[int, Path]:
+        """Start a command inside the node and leave it alone; its process id, and the file with its output."""
+        inside = self._inside(node)
+        log = self.store.log(f"exec-{time.time_ns()}")
+        return netns.spawn(inside, argv, log).pid, log
+
+    def serve(self, argv: Sequence[str], cwd: str | None = None, env: dict[str, str] | None = None) -> list[str]:
+        """Start the same application on both servers; returns the servers when it listens on all that are on."""
+        state = self.store.read()
+        servers = power.servers_on(self.name)
+        if not servers:
+            raise CommandError("Both servers are off. Boot one first: restore a")
+        application = Application(tuple(argv), cwd or str(Path.cwd()), dict(os.environ) if env is None else env)
+        number = len(state.applications)
+        self._start_applications(state, servers, [(number, application)])
+        with self.store.changing() as now:
+            now.applications.append(application)
+        return servers
+
+    def _start_applications(
+        self, state: LabState, servers: Sequence[str], numbered: Sequence[tuple[int, Application]]
+    ) -> None:
+        for number, application in numbered:
+            starting = [nodes.Starting(self.store, state.options, node, number, application) for node in servers]
+            nodes.start_applications(starting)
+
+    def crash(self, node: str) -> dict[str, Any]:
+        """Power loss. Returns the event: `monotonic_s` and `time_s` are the moment from which it was silent."""
+        node = self.resolve(node, SERVERS)
+        if not power.is_on(self.name, node):
+            raise CommandError(f"{node} is off already. Boot it: restore {node}")
+        moment = power.power_off(self.name, node)
+        event = power.clear_away(self.store, node, "crash", moment)
+        if event is None:  # its peer had it turned off in the same moment
+            event = self.store.read().last_event(node, "crash", "fenced")
+            assert event is not None
+        return event
+
+    def restore(self, node: str) -> str:
+        """Boot a server that is off; returns when the pair is protected, or else what the server has settled in."""
+        node = self.resolve(node, SERVERS)
+        with self.store.changing() as state:
+            if power.is_on(self.name, node):
+                raise CommandError(
+                    f"{node} is on. Only a server that is off can be restored; turn it off: crash {node}"
+                )
+            topology.clear_node(self.name, node)
+            try:
+                topology.build_node(self.name, node, state.options.wires)
+            except BaseException:
+                topology.clear_node(self.name, node)
+                raise
+            state.boots[node] += 1
+            state.note("restore", node)
+        numbered = list(enumerate(state.applications))
+        if state.options.plain:
+            self._start_applications(state, [node], numbered)
+            return f"{node} is on."
+        daemons = self._boot(state, [node])
+        self._wait_for_address(node, daemons)
+        self._start_applications(state, [node], numbered)
+        alone = self._why_alone(node, state)
+        if alone is None:
+            self._wait_protected(daemons)
+            return f"{node} is on, and the pair is protected."
+        self._wait_settled(node, daemons)
+        row = self.status()["nodes"][node]
+        return f"{node} is on, but not protected, since {alone}. It is {row['state']}: {row['reason']}"
+
+    def cut(self, cut: Cut) -> None:
+        """Disturb a node's cable, on top of what is cut already. It stays so over a crash, until `heal`."""
+        cut = Cut(self.resolve(cut.node), cut.only, cut.direction)
+        cut.check()
+        with self.store.changing() as state:
+            if cut.node in SERVERS and not power.is_on(self.name, cut.node):
+                raise CommandError(f"{cut.node} is off. Boot it first: restore {cut.node}")
+            if cut not in state.cuts:
+                state.cuts.append(cut)
+            faults.apply(self.name, state)
+            state.note("cut", cut.node, only=cut.only, direction=cut.direction)
+
+    def heal(self, node: str) -> None:
+        """Repair everything that was cut at the node."""
+        node = self.resolve(node)
+        with self.store.changing() as state:
+            state.cuts = [cut for cut in state.cuts if cut.node != node]
+            faults.apply(self.name, state)
+            state.note("heal", node)
+
+    def status(self) -> dict[str, Any]:
+        """`{"epoch", "nodes": {"a": {"alive", "role", "state", "reason"}, ...}, "connections": [...]}`."""
+        state = self.store.read()
+        rows, answers = {}, {}
+        for node in SERVERS:
+            alive = power.is_on(self.name, node)
+            answer = nodes.ask_daemon(self.store, node) if alive and not state.options.plain else None
+            if answer is not None:
+                answers[node] = answer
+            rows[node] = {"alive": alive, **_describe(state, node, alive, answer)}
+        epoch, connections = _of_the_service(answers)
+        return {"epoch": epoch, "nodes": rows, "connections": connections}
+
+    def losses(self) -> dict[str, int]:
+        """Frames seen and lost so far, by --loss and --tap-loss (faults.COUNTERS)."""
+        return faults.counters(self.name)
+
+    # -------------------------------------------------------------------------------------------------- waiting
+
+    def _inside(self, node: str) -> str:
+        node = self.resolve(node)
+        if not power.is_on(self.name, node):
+            raise CommandError(f"{node} is off. Boot it first: restore {node}")
+        return namespace(self.name, node)
+
+    def _why_alone(self, node: str, state: LabState) -> str | None:
+        """Why the pair can't be protected now, if it can't."""
+        peer = nodes.other(node)
+        if not power.is_on(self.name, peer):
+            return f"{peer} is off (restore {peer})"
+        severed = [cut.node for cut in state.cuts if cut.node in SERVERS and cut.only in (None, "sync")]
+        return f"{severed[0]} is cut (heal {severed[0]})" if severed else None
+
+    def _wait_protected(self, daemons: dict[str, subprocess.Popen[bytes]], primary: str | None = None) -> None:
+        def protected() -> bool:
+            self._check_alive(daemons)
+            rows = {node: nodes.ask_daemon(self.store, node) or {} for node in SERVERS}
+            serving = [node for node in SERVERS if rows[node].get("state") == "protected"]
+            if len(serving) != 1 or primary not in (None, serving[0]):
+                return False
+            return rows[nodes.other(serving[0])].get("role") == "backup"
+
+        try:
+            nodes.wait_until(protected, _PROTECT_DEADLINE_S, "The pair was not protected")
+        except LabError as error:
+            raise LabError(f"{error}{self._logs()}") from None
+        self._follow_roles()
+
+    def _wait_for_address(self, node: str, daemons: dict[str, subprocess.Popen[bytes]]) -> None:
+        def there() -> bool:
+            self._check_alive(daemons)
+            return netns.has_address(namespace(self.name, node), SERVICE_ADDRESS)
+
+        nodes.wait_until(there, _ADDRESS_DEADLINE_S, f"The daemon on {node} did not configure the service address")
+
+    def _wait_settled(self, node: str, daemons: dict[str, subprocess.Popen[bytes]]) -> None:
+        def settled() -> bool:
+            self._check_alive(daemons)
+            return (nodes.ask_daemon(self.store, node) or {}).get("state") in ("waiting", "unprotected", "refused")
+
+        nodes.wait_until(settled, _PROTECT_DEADLINE_S, f"The daemon on {node} did not answer")
+
+    def _check_alive(self, daemons: dict[str, subprocess.Popen[bytes]]) -> None:
+        for node, process in daemons.items():
+            if process.poll() is not None:
+                log = self.store.log(f"daemon-{node}")
+                raise LabError(f"The daemon on {node} has ended with exit code {process.returncode}:{nodes.tail(log)}")
+
+    def _follow_roles(self) -> None:
+        """Lose the tap's frames where the tap now ends. Only the multicast tap needs it (faults.py)."""
+        options = self.store.read().options
+        if options.tap_loss and options.tap == "multicast":
+            backup = self.resolve("backup")
+            with self.store.changing() as state:
+                state.tap_loss_at = backup
+                faults.apply(self.name, state)
+
+    def _logs(self) -> str:
+        rows = self.status()["nodes"]
+        parts = [f"\n  {node}: {row['state']}: {row['reason']}" for node, row in rows.items()]
+        parts += [f"\n  daemon on {node}:{nodes.tail(self.store.log(f'daemon-{node}'))}" for node in SERVERS]
+        return "".join(parts)
+
+
+def _describe(state: LabState, node: str, alive: bool, answer: dict[str, Any] | None) -> dict[str, Any]:
+    if not alive:
+        event = state.last_event(node, "crash", "fenced")
+        reason = "never started" if event is None else "crashed"
+        if event is not None and event["event"] == "fenced":
+            reason = f"turned off by {event['by']} (fence)"
+        return {"role": None, "state": "off", "reason": reason}
+    if state.options.plain:
+        return {"role": None, "state": "plain", "reason": "the lab is plain: no daemon"}
+    if answer is None:
+        return {"role": None, "state": "no-daemon", "reason": "the daemon does not answer"}
+    return {key: answer.get(key) for key in ("role", "state", "reason")}
+
+
+def _of_the_service(answers: dict[str, dict[str, Any]]) -> tuple[int | None, list[dict[str, Any]]]:
+    """Epoch and connections, as the primary with the latest epoch tells them; without a primary there are none."""
+    if not answers:
+        return None, []
+    serving = [answer for answer in answers.values() if answer.get("role") == "primary"]
+    newest = max(serving or answers.values(), key=lambda answer: int(answer.get("epoch", 0)))
+    rows = newest.get("connections", []) if serving else []
+    return newest.get("epoch"), [{key: row.get(key) for key in CONNECTION_KEYS} for row in rows]
+
+
+def _need_root() -> None:
+    if os.geteuid():
+        raise CommandError("The lab needs root, for its network namespaces. Run it with sudo.")
