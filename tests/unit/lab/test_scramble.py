@@ -117,6 +117,11 @@ def test_ports() -> None:
 
 def test_rules_exempt_the_mark_outward_only() -> None:
     text = ruleset("10.77.0.100", ((80, 80), (7000, 7099)), 0x10000000, 1, 2)
-    outward, inward = (line for line in text.splitlines() if "queue" in line)
-    assert "saddr 10.77.0.100 tcp sport { 80, 7000-7099 } meta mark & 0x10000000 != 0x10000000 queue num 1" in outward
-    assert inward.strip() == "ip daddr 10.77.0.100 tcp dport { 80, 7000-7099 } queue num 2"
+    outward, inward = text.split("*mangle")
+    for ports in ("80:80", "7000:7099"):
+        start = f"-s 10.77.0.100/32 -p tcp --sport {ports} -m mark ! --mark 0x10000000/0x10000000 -j NFQUEUE"
+        assert f"-A LAB-SCRAMBLE {start} --queue-num 1\n" in outward
+        assert f"-A LAB-SCRAMBLE -d 10.77.0.100/32 -p tcp --dport {ports} -j NFQUEUE --queue-num 2\n" in inward
+    assert (outward.count("queue-num"), inward.count("queue-num")) == (2, 2)
+    assert "-A OUTPUT -j LAB-SCRAMBLE\n" in outward
+    assert "-A INPUT -j LAB-SCRAMBLE\n" in inward
