@@ -1,0 +1,251 @@
+"""The configuration file (TOML), checked once, whole: `Config` holds only valid values."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import stat
+import tomllib
+from collections.abc import Callable
+from dataclasses import dataclass
+from ipaddress import IPv4Address, ip_address
+from pathlib import Path
+from typing import Any
+
+from nfq_failover.constants import DEFAULT_MARK, DEFAULT_QUEUE_IN, DEFAULT_QUEUE_OUT, DEFAULT_SYNC_PORT
+from nfq_failover.core.settings import Peer, Settings
+from nfq_failover.errors import ConfigError
+
+MIN_KEY_BYTES = 16
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,30}")
+_MAC = re.compile(r"([0-9a-f]{2}:){5}[0-9a-f]{2}")
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """A daemon's configuration: what the core needs (`settings`), and the shell's own things."""
+
+    settings: Settings
+    service: str
+    interface: str
+    tap: str  # clone | multicast
+    tap_mac: str | None
+    listen: tuple[str, int]
+    state_dir: Path
+    conntrack: str  # notrack | liberal
+    fence: tuple[str, ...]
+    queue_in: int
+    queue_out: int
+    mark: int
+    manage_address: bool
+    instance: str
+    rules_script: Path | None
+    peer_macs: dict[str, str]
+
+
+class _Reader:
+    """Takes settings out of a TOML table, and complains about what is left."""
+
+    def __init__(self, table: dict[str, Any], where: str) -> None:
+        self.table = dict(table)
+        self.where = where
+        self.known: set[str] = set()
+
+    def take(self, key: str, kind: type | tuple[type, ...], default: Any = ...) -> Any:
+        self.known.add(key)
+        if key not in self.table:
+            if default is ...:
+                raise ConfigError(f"{self.where}: setting '{key}' is missing: add it")
+            return default
+        value = self.table.pop(key)
+        if not isinstance(value, kind) or (isinstance(value, bool) and kind is int):
+            names = kind.__name__ if isinstance(kind, type) else " or ".join(k.__name__ for k in kind)
+            raise ConfigError(f"{self.where}: '{key}' must be of type {names}, not {value!r}")
+        return value
+
+    def choice(self, key: str, choices: tuple[str, ...], default: str) -> str:
+        value: str = self.take(key, str, default)
+        if value not in choices:
+            raise ConfigError(f"{self.where}: '{key}' must be one of {', '.join(choices)}, not '{value}'")
+        return value
+
+    def number(self, key: str, low: int, high: int, default: int) -> int:
+        value: int = self.take(key, int, default)
+        if not low <= value <= high:
+            raise ConfigError(f"{self.where}: '{key}' must be between {low} and {high}, not {value}")
+        return value
+
+    def checked(self, key: str, kind: type, check: Callable[[Any], Any], default: Any = ...) -> Any:
+        value = self.take(key, kind, default)
+        if value is default:
+            return value
+        try:
+            return check(value)
+        except ValueError as error:
+            raise ConfigError(f"{self.where}: '{key}': {error}") from None
+
+    def done(self) -> None:
+        for key in self.table:
+            near = difflib.get_close_matches(key, self.known, 1)
+            hint = f": did you mean '{near[0]}'?" if near else ": remove it"
+            raise ConfigError(f"{self.where}: unknown setting '{key}'{hint}")
+
+
+def _name(value: str) -> str:
+    if not _NAME.fullmatch(value):
+        raise ValueError(f"'{value}' is not a name (letters, digits, '.', '_', '-'; at most 31)")
+    return value
+
+
+def _address(value: str) -> str:
+    address = ip_address(value)
+    if not isinstance(address, IPv4Address):
+        raise ValueError(f"'{value}' is not an IPv4 address; IPv6 is not supported yet")
+    if address.is_multicast or address.is_unspecified:
+        raise ValueError(f"'{value}' can't be the address of a host")
+    return str(address)
+
+
+def _mac(value: str) -> str:
+    if not _MAC.fullmatch(value.lower()):
+        raise ValueError(f"'{value}' is not a MAC address like 52:54:00:12:34:56")
+    return value.lower()
+
+
+def _listen(value: str) -> tuple[str, int]:
+    host, _, port = value.rpartition(":")
+    if not host:
+        host, port = value, str(DEFAULT_SYNC_PORT)
+    if not port.isdigit() or not 0 < int(port) < 65536:
+        raise ValueError(f"'{value}' is not ADDRESS:PORT")
+    return _address(host), int(port)
+
+
+def _ports(value: list[Any]) -> tuple[tuple[int, int], ...]:
+    ranges = []
+    for item in value:
+        low, _, high = str(item).replace(":", "-").partition("-")
+        high = high or low
+        if not (low.isdigit() and high.isdigit() and 0 < int(low) <= int(high) < 65536):
+            raise ValueError(f"'{item}' is not a port or a range like \"7000-7099\"")
+        ranges.append((int(low), int(high)))
+    if not ranges:
+        raise ValueError("list at least one port")
+    return tuple(ranges)
+
+
+def read_key(path: Path) -> bytes:
+    """The shared key: at least 16 bytes, readable by its owner only."""
+    try:
+        mode = path.stat().st_mode
+        key = path.read_bytes().strip()
+    except OSError as error:
+        raise ConfigError(
+            f"key file {path}: {error.strerror}: make one with 'nfq-failover keygen {path}' and copy it to the peer"
+        ) from None
+    if mode & (stat.S_IRWXG | stat.S_IRWXO):
+        raise ConfigError(f"key file {path} is readable by others (mode {mode & 0o777:03o}): run 'chmod 600 {path}'")
+    if len(key) < MIN_KEY_BYTES:
+        raise ConfigError(f"key file {path} has {len(key)} bytes; at least {MIN_KEY_BYTES} are needed")
+    return key
+
+
+def _peers(tables: list[Any], where: str) -> tuple[tuple[Peer, ...], dict[str, str]]:
+    if len(tables) != 1:
+        raise ConfigError(f"{where}: exactly one [[peer]] is supported, not {len(tables)}")
+    peers, macs = [], {}
+    for number, table in enumerate(tables, 1):
+        if not isinstance(table, dict):
+            raise ConfigError(f"{where}: write the peer as a [[peer]] table")
+        reader = _Reader(table, f"{where}, [[peer]] {number}")
+        peer = Peer(
+            name=reader.checked("name", str, _name),
+            address=reader.checked("address", str, _address),
+            port=reader.number("port", 1, 65535, DEFAULT_SYNC_PORT),
+        )
+        mac = reader.checked("mac", str, _mac, None)
+        if mac is not None:
+            macs[peer.address] = mac
+        reader.done()
+        peers.append(peer)
+    return tuple(peers), macs
+
+
+def load(path: Path) -> Config:
+    """Read and check a file. Raises `ConfigError`, whose text says which setting is wrong and what to do."""
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not valid TOML: {error}") from None
+    return parse(table, str(path))
+
+
+def parse(table: dict[str, Any], where: str = "config") -> Config:
+    """Check a parsed file. Raises `ConfigError`."""
+    r = _Reader(table, where)
+    name = r.checked("name", str, _name)
+    peers, macs = _peers(r.take("peer", list), where)
+    if peers[0].name == name:
+        raise ConfigError(f"{where}: the peer has our own name '{name}': give each host its own")
+    service = r.checked("service", str, _address)
+    listen = r.checked("listen", str, _listen)
+    if service in (listen[0], peers[0].address):
+        raise ConfigError(f"{where}: 'service' must be an address of its own, not a host's ({service})")
+    tap = r.choice("tap", ("clone", "multicast"), "clone")
+    tap_mac = r.checked("tap_mac", str, _mac, None)
+    if tap == "multicast" and (tap_mac is None or not int(tap_mac[:2], 16) & 1):
+        raise ConfigError(f"{where}: tap = \"multicast\" needs 'tap_mac', a multicast MAC such as 01:00:5e:4d:00:64")
+    fence = tuple(r.take("fence", list, []))
+    if not all(isinstance(word, str) and word for word in fence):
+        raise ConfigError(f"{where}: 'fence' must be a list of words: the command and its arguments")
+    settings = Settings(
+        name=name,
+        service=ip_address(service).packed,
+        ports=r.checked("ports", list, _ports),
+        peers=peers,
+        key=read_key(Path(r.take("key_file", str, "/etc/nfq-failover/key"))),
+        prefer_primary=r.take("prefer_primary", bool, False),
+        has_fence=bool(fence),
+        split_brain_accepted=r.choice("split_brain", ("refuse", "accepted"), "refuse") == "accepted",
+        boot_alone=r.choice("boot_alone", ("wait", "fence"), "wait"),
+        boot_wait_ms=r.number("boot_wait_ms", 100, 600_000, 3000),
+        heartbeat_interval_ms=r.number("heartbeat_interval_ms", 10, 5000, 50),
+        heartbeat_count=r.number("heartbeat_count", 2, 100, 3),
+        fence_deadline_ms=r.number("fence_deadline_ms", 10, 600_000, 5000),
+        loop_stall_ms=r.number("loop_stall_ms", 50, 60_000, 300),
+        open_deadline_ms=r.number("open_deadline_ms", 10, 60_000, 1000),
+        announce_count=r.number("announce_count", 1, 100, 5),
+        max_connections=r.number("max_connections", 1, 1_000_000, 20000),
+        max_log_bytes=r.number("max_log_bytes", 1 << 16, 1 << 30, 16 << 20),
+        max_unacked_bytes=r.number("max_unacked_bytes", 1 << 16, 1 << 30, 16 << 20),
+        hole_deadline_ms=r.number("hole_deadline_ms", 100, 600_000, 3000),
+    )
+    if settings.boot_alone == "fence" and not fence:
+        raise ConfigError(f"{where}: boot_alone = \"fence\" needs a 'fence' command")
+    script = r.take("rules_script", str, None)
+    config = Config(
+        settings=settings,
+        service=service,
+        interface=r.checked("interface", str, _name),
+        tap=tap,
+        tap_mac=tap_mac,
+        listen=listen,
+        state_dir=Path(r.take("state_dir", str, "/var/lib/nfq-failover")),
+        conntrack=r.choice("conntrack", ("notrack", "liberal"), "notrack"),
+        fence=fence,
+        queue_in=r.number("queue_in", 0, 65535, DEFAULT_QUEUE_IN),
+        queue_out=r.number("queue_out", 0, 65535, DEFAULT_QUEUE_OUT),
+        mark=r.number("mark", 1, 0xFFFFFFFF, DEFAULT_MARK),
+        manage_address=r.take("manage_address", bool, True),
+        instance=r.checked("instance", str, _name, "default"),
+        rules_script=Path(script) if script else None,
+        peer_macs=macs,
+    )
+    r.done()
+    if config.queue_in == config.queue_out:
+        raise ConfigError(f"{where}: 'queue_in' and 'queue_out' must differ")
+    if config.mark & (config.mark - 1):
+        raise ConfigError(f"{where}: 'mark' must be a single bit, like 0x10000000")
+    return config
