@@ -11,10 +11,10 @@ object() {
 
 # All filter and nat rules that can be seen without loading anything: the chosen iptables, and the other kind if in use.
 host_rules() { # host_rules TABLE
-    ! is_table "$1" || "$save" -t "$1" 2>/dev/null
+    ! is_table "$1" "$variant" || "$save" -t "$1" 2>/dev/null
     if [ "$variant" = legacy ]; then
         iptables-nft-save -t "$1" 2>/dev/null
-    elif (variant=legacy && is_table "$1"); then
+    elif is_table "$1" legacy; then
         iptables-legacy-save -t "$1" 2>/dev/null
     fi
 }

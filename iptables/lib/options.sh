@@ -41,7 +41,7 @@ parse_options() {
             --strict) strict=yes ;;
             --check) check=yes ;;
             --*)
-                [ $# -ge 2 ] || misuse "$1 needs a value; see '$program --help'."
+                case $#:${2:-} in 1: | *:--*) misuse "$1 needs a value; see '$program --help'." ;; esac
                 take_option "$1" "$2"
                 shift
                 ;;

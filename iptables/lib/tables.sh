@@ -106,14 +106,14 @@ wanted_list() {
 }
 
 # Reading a table with the legacy kind creates it (and with nat, connection tracking): what is not there stays so.
-is_table() { # is_table TABLE
-    [ "$variant" = legacy ] || return 0
+is_table() { # is_table TABLE VARIANT
+    [ "$2" = legacy ] || return 0
     case "$nl$(cat /proc/net/ip_tables_names 2>/dev/null)$nl" in *"$nl$1$nl"*) return 0 ;; esac
     return 1
 }
 
 save_table() {
-    is_table "$1" || return 0
+    is_table "$1" "$variant" || return 0
     "$save" -t "$1" || fail "can't read table $1 (see above); be root, and check that '$iptables' fits this kernel."
 }
 
