@@ -247,6 +247,11 @@ class Node:
             self._published = template
             self.out.effects.append(PublishHeartbeat(self.peer.name, (self.peer.address, self.peer.port), template))
 
+    def republish(self) -> None:
+        """The heartbeat sender has forgotten what to say."""
+        self._published = b""
+        self._publish()
+
     # ------------------------------------------------------------------------------------ time and answers
 
     def _timer(self, now: float) -> None:

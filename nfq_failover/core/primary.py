@@ -190,12 +190,12 @@ class PrimarySide:
 
     def _close(self, connection: PrimaryConnection, reason: str, now: float) -> None:
         """Forget a connection, and make the backup forget it."""
-        protected = connection.state in (Gate.PROTECTED, Gate.SYN_HELD) or connection.reason == "opening"
+        known = connection.state in (Gate.PROTECTED, Gate.SYN_HELD) or connection.reason == NOT_READY
         connection.state = Gate.CLOSED
         if self.flows.get(connection.flow) is connection:
             del self.flows[connection.flow]
         self.numbers.pop(connection.conn, None)
-        if self.protecting and protected:
+        if self.protecting and known:
             self._tell(Close(connection.conn, reason), POLL_FIRST_S, now)
 
     def flows_gone(self, flows: list[FlowKey], now: float) -> None:
@@ -277,6 +277,8 @@ class PrimarySide:
 
     def _unprotect(self, connection: PrimaryConnection, reason: str, now: float, tell: bool = True) -> None:
         if connection.state in (Gate.UNPROTECTED, Gate.CLOSED):
+            if connection.reason == NOT_READY:
+                connection.reason = reason  # it will never be: stop asking
             return
         connection.unprotect(reason, self.out)
         self.out.log("warning", "connection unprotected", conn=connection.conn, reason=reason)

@@ -47,7 +47,8 @@ class PrimaryConnection:
     """State of one connection on the primary. Offsets are of the client's stream unless said otherwise.
 
     `confirmed`: first byte the backup has not confirmed; `kernel_ack`: first byte our TCP has not taken;
-    `sent_ack`: the acknowledgement that the client has seen; the `*_edge` are right window edges likewise.
+    `sent_ack`: the acknowledgement that the client has seen, `sent_sack` the end of the selective ones that were not
+    gated; the `edge_*` are right window edges likewise.
     """
 
     __slots__ = (
@@ -74,6 +75,7 @@ class PrimaryConnection:
         "retained",
         "retry_s",
         "sent_ack",
+        "sent_sack",
         "snd_nxt",
         "state",
         "syn_ack",
@@ -97,7 +99,7 @@ class PrimaryConnection:
         self.syn_ack: bytearray | None = None
         self.established = False
         self.b_established = False
-        self.confirmed = self.kernel_ack = self.sent_ack = 0
+        self.confirmed = self.kernel_ack = self.sent_ack = self.sent_sack = 0
         self.edge_kernel = self.edge_backup = self.edge_sent = 0
         self.ranges: Blocks = []
         self.held: deque[tuple[int, Blocks, float]] = deque()
@@ -124,6 +126,8 @@ class PrimaryConnection:
         self._learn(seg, ack)
         if self.state is not Gate.PROTECTED:
             self._note_sent(ack, ack + (seg.wnd << self.wscale))
+            for _, right in seg.sack:
+                self.sent_sack = max(self.sent_sack, self.client.offset(right))
             out.accept(event.queue, event.packet_id)
             return
         if not seg.flags & ACK:  # a bare RST acknowledges nothing
@@ -317,7 +321,9 @@ class PrimaryConnection:
 
     def protect_late(self, out: Outbox) -> bool:
         """The replica has caught up with a connection that was let go unprotected. True if it is protected now."""
-        if self.state is not Gate.UNPROTECTED or self.confirmed < self.sent_ack or self.edge_backup < self.edge_sent:
+        if self.state is not Gate.UNPROTECTED or self.edge_backup < self.edge_sent:
+            return False
+        if self.confirmed < max(self.sent_ack, self.sent_sack):
             return False
         self.state, self.reason = Gate.PROTECTED, ""
         return True

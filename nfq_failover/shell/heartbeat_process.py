@@ -1,0 +1,67 @@
+"""The daemon's handle on the heartbeat sender process."""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import os
+import socket
+import subprocess
+import sys
+import time
+
+from nfq_failover.shell.heartbeat_sender import PROGRESS, encode_order
+
+
+class HeartbeatProcess:
+    """Starts the sender, tells it what to say, and shows it that the loop makes progress."""
+
+    def __init__(self, interval_ms: int, udp: socket.socket) -> None:
+        self._interval_ms = interval_ms
+        self._udp = udp
+        self._memory = os.memfd_create("nfqf-progress")
+        os.ftruncate(self._memory, mmap.PAGESIZE)
+        self._progress = mmap.mmap(self._memory, mmap.PAGESIZE)
+        self.progress()
+        self._start()
+
+    def _start(self) -> None:
+        self._orders, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._orders.setblocking(False)
+        fds = (self._udp.fileno(), theirs.fileno(), self._memory)
+        command = [sys.executable, "-m", "nfq_failover.shell.heartbeat_sender", str(self._interval_ms)]
+        with theirs:
+            self._process = subprocess.Popen([*command, *map(str, fds)], pass_fds=fds, stdin=subprocess.DEVNULL)
+
+    def progress(self) -> None:
+        """The packet loop has come round."""
+        PROGRESS.pack_into(self._progress, 0, time.monotonic_ns())
+
+    def publish(self, destination: tuple[str, int], template: bytes) -> None:
+        """Change what is said."""
+        with contextlib.suppress(OSError):  # a full pipe means a stuck sender: the peer will notice
+            self._orders.send(encode_order(destination, template))
+
+    def drain(self) -> None:
+        """Give the sender a moment to say the last thing."""
+        time.sleep(min(self._interval_ms, 50) / 1000)
+
+    def died(self) -> bool:
+        """Whether the sender has ended by itself."""
+        return self._process.poll() is not None
+
+    def restart(self) -> None:
+        """Start a new sender; it must be told everything again."""
+        self._orders.close()
+        self._start()
+
+    def close(self) -> None:
+        """End the sender."""
+        self._orders.close()
+        try:
+            self._process.wait(1.0)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._progress.close()
+        os.close(self._memory)

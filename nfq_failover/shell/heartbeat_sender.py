@@ -1,0 +1,129 @@
+"""The heartbeat sender: a process of its own, so that a busy packet loop does not delay a heartbeat.
+
+It says what the daemon last told it to say (a template over a socketpair), and how long ago the packet loop made
+progress (a shared counter), so a hung loop is not a punctual liar. It ends when the daemon's end of the socketpair is
+closed.
+
+    python -m nfq_failover.shell.heartbeat_sender INTERVAL_MS UDP_FD TEMPLATE_FD PROGRESS_FD
+"""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import os
+import select
+import socket
+import struct
+import sys
+import time
+
+from nfq_failover.core.heartbeat import HeartbeatTemplate
+from nfq_failover.errors import MalformedDatagram
+
+PROGRESS = struct.Struct("=Q")
+DESTINATION = struct.Struct("!B")
+MIN_SPACING_S = 0.002  # between heartbeats sent because the template has changed
+RETRY_PRIORITY = 2
+
+
+def encode_order(destination: tuple[str, int], template: bytes) -> bytes:
+    """One message for the sender."""
+    address = f"{destination[0]} {destination[1]}".encode()
+    return DESTINATION.pack(len(address)) + address + template
+
+
+def decode_order(order: bytes) -> tuple[tuple[str, int], HeartbeatTemplate]:
+    """The other end of `encode_order`."""
+    stop = 1 + order[0]
+    host, port = order[1:stop].decode().split()
+    return (host, int(port)), HeartbeatTemplate.decode(order[stop:])
+
+
+class Sender:
+    """Punctual heartbeats to every destination that has a template."""
+
+    def __init__(self, interval_s: float, udp: socket.socket, orders: socket.socket, progress: mmap.mmap) -> None:
+        self.interval_s = interval_s
+        self.udp = udp
+        self.orders = orders
+        self.progress = progress
+        self.templates: dict[tuple[str, int], HeartbeatTemplate] = {}
+        self._counter = 0
+
+    def beat(self, destination: tuple[str, int]) -> None:
+        """Send one heartbeat."""
+        now = time.monotonic_ns()
+        # Microseconds of the monotonic clock: grows over restarts of this process too.
+        self._counter = max(self._counter + 1, now // 1000)
+        (progress,) = PROGRESS.unpack_from(self.progress)
+        age_ms = max(now - progress, 0) // 1_000_000
+        datagram = self.templates[destination].datagram(self._counter, now // 1_000_000, age_ms)
+        with contextlib.suppress(OSError):  # no route, no buffer: the next one may get through
+            self.udp.sendto(datagram, socket.MSG_DONTWAIT, destination)
+
+    def take_orders(self) -> list[tuple[str, int]] | None:
+        """Read new templates: destinations whose news (all but the echoed clock) should go out now; None at the end."""
+        news: list[tuple[str, int]] = []
+        while True:
+            try:
+                order = self.orders.recv(4096, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                return news
+            except OSError:
+                return None
+            if not order:
+                return None
+            try:
+                destination, template = decode_order(order)
+            except (MalformedDatagram, ValueError, IndexError):
+                continue
+            old = self.templates.get(destination)
+            self.templates[destination] = template
+            if old is None or _news(old) != _news(template):
+                news.append(destination)
+
+    def run(self) -> None:
+        """Until the daemon is gone."""
+        due = time.monotonic()
+        last = 0.0
+        poller = select.poll()
+        poller.register(self.orders, select.POLLIN)
+        while True:
+            wait = max(due - time.monotonic(), 0.0)
+            if poller.poll(wait * 1000):
+                news = self.take_orders()
+                if news is None:
+                    return
+                now = time.monotonic()
+                if news and now - last >= MIN_SPACING_S:
+                    last = now
+                    for destination in dict.fromkeys(news):
+                        self.beat(destination)
+            now = time.monotonic()
+            if now >= due:
+                for destination in self.templates:
+                    self.beat(destination)
+                due = max(due + self.interval_s, now)
+
+
+def _news(template: HeartbeatTemplate) -> tuple[object, ...]:
+    body = template.body
+    return template.session, template.epoch, body.role, body.state, body.flags, body.generation, body.stored_epoch
+
+
+def main(arguments: list[str]) -> None:
+    """Entry point of the process."""
+    interval_ms, udp, orders, progress = (int(word) for word in arguments)
+    with contextlib.suppress(OSError):
+        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(RETRY_PRIORITY))
+    Sender(
+        interval_ms / 1000,
+        socket.socket(fileno=udp),
+        socket.socket(fileno=orders),
+        mmap.mmap(progress, mmap.PAGESIZE, prot=mmap.PROT_READ),
+    ).run()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,139 @@
+"""Keeps the host's firewall rules at the profile that the node wants, without ever blocking the packet loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import structlog
+
+from nfq_failover.config import Config
+from nfq_failover.core.events import ApplyRules, Event, Profile, RulesApplied, RulesLost
+from nfq_failover.shell.rules import PeerHost, RulesError, RulesOptions, RulesRunner, RunningScript
+
+CHECK_EVERY_S = 2.0
+RETRY_S = 1.0
+
+log = structlog.get_logger()
+
+
+class RulesKeeper:
+    """One script run at a time: the newest wanted profile first, else a periodic check."""
+
+    def __init__(
+        self, config: Config, watch: Callable[[int, Callable[[], None]], None], unwatch: Callable[[int], None]
+    ):
+        settings = config.settings
+        self._runner = RulesRunner(
+            RulesOptions(
+                service=config.service,
+                ports=settings.ports,
+                interface=config.interface,
+                tap=config.tap,
+                peers=tuple(PeerHost(peer.address, config.peer_macs.get(peer.address)) for peer in settings.peers),
+                conntrack=config.conntrack,
+                instance=config.instance,
+                queue_in=config.queue_in,
+                queue_out=config.queue_out,
+                mark=config.mark,
+                state_dir=config.state_dir / "rules",
+                script=config.rules_script,
+            )
+        )
+        self._watch = watch
+        self._unwatch = unwatch
+        self._wanted = ApplyRules(Profile.BACKUP)
+        self._pending = False
+        self._running: tuple[RunningScript, ApplyRules | None] | None = None
+        self._events: list[Event] = []
+        self._next_check = 0.0
+        self._retry_at: float | None = None
+        self._installed: Profile | None = None
+
+    def silence(self) -> None:
+        """Install the silent profile, and wait for it. Raises `RulesError`."""
+        warnings = self._runner.apply(Profile.BACKUP)
+        self._installed = Profile.BACKUP
+        if warnings:
+            log.warning("firewall rules", said=warnings)
+
+    def apply(self, wanted: ApplyRules) -> None:
+        """Bring the rules to a profile; the outcome is an event of a later `tick`."""
+        self._wanted, self._pending, self._retry_at = wanted, True, None
+        self._next()
+
+    def _next(self) -> None:
+        if self._running is not None or not self._pending:
+            return
+        self._pending = False
+        wanted = self._wanted
+        try:
+            self._run(self._runner.start_apply(wanted.profile, wanted.inherited), wanted)
+        except RulesError as error:
+            self._failed(wanted, str(error))
+
+    def _run(self, script: RunningScript, wanted: ApplyRules | None) -> None:
+        self._running = (script, wanted)
+        self._watch(script.pidfd(), self._ended)
+
+    def _ended(self) -> None:
+        if self._running is None:
+            return
+        (script, wanted), self._running = self._running, None
+        self._unwatch(script.pidfd())
+        try:
+            if wanted is None:
+                self._checked(script.finish_check())
+            else:
+                warnings = script.finish()
+                self._installed = wanted.profile
+                if warnings:
+                    log.warning("firewall rules", profile=wanted.profile.value, said=warnings)
+                self._events.append(RulesApplied(wanted.profile, True))
+        except RulesError as error:
+            if wanted is not None:
+                self._failed(wanted, str(error))
+            else:
+                log.error("firewall rules can't be checked", error=str(error))
+        self._next()
+
+    def _failed(self, wanted: ApplyRules, detail: str) -> None:
+        self._events.append(RulesApplied(wanted.profile, False, detail))
+        self._retry_at = 0.0
+
+    def _checked(self, problem: str | None) -> None:
+        if problem is not None and not self._pending:
+            self._events.append(RulesLost(problem))
+            self._pending = True  # put them back
+
+    def tick(self, now: float) -> list[Event]:
+        """Begin a check if it is time; returns what has come to an end."""
+        if self._retry_at is not None:
+            if self._retry_at == 0.0:
+                self._retry_at = now + RETRY_S
+            elif now >= self._retry_at:
+                self._retry_at, self._pending = None, True
+                self._next()
+        if now >= self._next_check and self._running is None:
+            self._next_check = now + CHECK_EVERY_S
+            try:
+                self._run(self._runner.start_check(), None)
+            except RulesError as error:
+                log.error("firewall rules can't be checked", error=str(error))
+        events, self._events = self._events, []
+        return events
+
+    def describe(self) -> dict[str, object]:
+        """For the status."""
+        return {
+            "wanted": self._wanted.profile.value,
+            "installed": self._installed.value if self._installed else None,
+            "pending": self._pending or self._running is not None,
+        }
+
+    def close(self) -> None:
+        """Take all rules out again."""
+        if self._running is not None:
+            script, _ = self._running
+            self._running = None
+            script.wait()
+        self._runner.remove(force=True)
