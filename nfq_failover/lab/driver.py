@@ -1,44 +1,33 @@
-"""Drives a lab through its command line: what the demo, the campaign and the benchmark do, a user can do."""
+"""A lab for programs that measure: a running lab with workloads and captures at its client."""
 
 from __future__ import annotations
 
 import json
-import signal
+import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final
+from typing import Any
 
 from nfq_failover.errors import CommandError
 from nfq_failover.lab.capture import Capture
+from nfq_failover.lab.lab import Lab
+from nfq_failover.lab.netns import LabError
+from nfq_failover.lab.state import Options
+from nfq_failover.lab.topology import CLIENT, SERVERS, SERVICE_ADDRESS, namespace
 
-SERVICE: Final = "10.77.0.100"
-SERVERS: Final = ("a", "b")
-_STOP_TIMEOUT_S: Final = 20.0
-
-
-@dataclass(frozen=True, slots=True)
-class CrashTime:
-    """The Unix times, in seconds, between which a host lost its power."""
-
-    before: float
-    after: float
+PROGRAM = (sys.executable, "-m", "nfq_failover.lab.workloads")
 
 
 class LabDriver:
-    """A lab called `name`. A context manager: the lab is down at its end, whatever happened."""
+    """The lab called `name`. A context manager: the lab is down at its end, whatever happened."""
 
     def __init__(self, name: str) -> None:
         self.name = name
-        program = Path(sys.executable).with_name("nfq-failover")
-        if not program.exists():
-            raise CommandError(f"{program} is not there. Run script/bootstrap.")
-        self._command = [str(program), "lab", "--name", name]
+        self.lab = Lab(name)
 
     def __enter__(self) -> LabDriver:
         return self
@@ -46,14 +35,61 @@ class LabDriver:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        with suppress(CommandError):
-            self.down()
+        self.clear()
 
-    def run(self, *arguments: str, timeout_s: float = 120.0) -> str:
-        """One `nfq-failover lab` command; its standard output. Raises CommandError with what it said if it fails."""
+    def clear(self) -> None:
+        """Takes the lab away, if there is one, also one that was left behind by a program that was killed."""
+        with suppress(CommandError):
+            self.lab.down()
+
+    def up(self, options: Options, seed: int | None = None) -> None:
+        """Starts the lab; returns when the pair is protected. `seed` decides the scramble's constants."""
+        self.lab.up(options, seed)
+
+    def serve_workloads(self, *ports: str) -> None:
+        """The workloads' server on both servers, on `ports` (like `7000-7003`)."""
+        self.lab.serve([*PROGRAM, "server", *(part for port in ports for part in ("--port", port))])
+
+    def primary(self) -> str | None:
+        """`a` or `b`, whichever lives and has the role; None while neither has. In a plain lab only `a` serves."""
+        nodes = self.lab.status()["nodes"]
+        for name in SERVERS:
+            node = nodes[name]
+            if node["alive"] and (node["role"] == "primary" or (name == "a" and node["state"] == "plain")):
+                return name
+        return None
+
+    def crash(self, node: str) -> float:
+        """Power loss of `a`, `b`, `primary` or `backup`; the Unix time from which the node was silent."""
+        return float(self.lab.crash(node)["time_s"])
+
+    def keep_logs(self, directory: Path) -> None:
+        """Copies the logs of daemons and applications, and the lab's state, into `directory`."""
+        directory.mkdir(parents=True, exist_ok=True)
+        for path in self.lab.store.directory.glob("*"):
+            if path.suffix in (".log", ".json"):
+                shutil.copy(path, directory)
+
+    def in_client(self, *command: str) -> list[str]:
+        """The command line that runs `command` on the client; `ip` becomes it, there is no shell around it."""
+        return ["ip", "netns", "exec", namespace(self.name, CLIENT), *command]
+
+    def start_workload(self, arguments: Sequence[str]) -> Workload:
+        """Starts a workload's client; returns when all its connections are open. Raises LabError if it does not run."""
+        return Workload(self.in_client(*PROGRAM, "client", *arguments, "--host", SERVICE_ADDRESS))
+
+    def capture(self, path: Path) -> Capture:
+        """A capture of the client's side, to be entered."""
+        return Capture(path, SERVICE_ADDRESS, enter=self.in_client())
+
+
+class Workload:
+    """A running client of `nfq_failover.lab.workloads`; `command` lacks `--json` and `--announce`."""
+
+    def __init__(self, command: Sequence[str]) -> None:
         # A session of its own: Ctrl-C in the terminal reaches us alone, and we end it in an orderly way.
-        process = subprocess.Popen(
-            [*self._command, *arguments],
+        self._process = subprocess.Popen(
+            [*command, "--json", "--announce"],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -61,106 +97,42 @@ class LabDriver:
             start_new_session=True,
         )
         try:
-            out, err = process.communicate(timeout=timeout_s)
-        except subprocess.TimeoutExpired as error:
-            _stop(process)
-            raise CommandError(f"lab {' '.join(arguments)} did not end within {timeout_s:g} s") from error
+            assert self._process.stderr is not None
+            line = self._process.stderr.readline()
+            if '"started"' not in line:
+                _, err = self._process.communicate()
+                raise LabError(f"the workload did not start: {line}{err}")
         except BaseException:
-            _stop(process)
+            self.stop()
             raise
-        if process.returncode:
-            raise CommandError(f"lab {' '.join(arguments)} failed: {err.strip() or out.strip()}")
-        return out
 
-    def up(self, *options: str) -> None:
-        """Starts the lab; returns when the pair is protected."""
-        self.run("up", *options)
+    def __enter__(self) -> Workload:
+        return self
 
-    def down(self) -> None:
-        """Takes the lab away. Raises CommandError if there is none."""
-        self.run("down")
-
-    def serve(self, *command: str) -> None:
-        """The same application on both servers; returns when both listen."""
-        self.run("serve", "--", *command)
-
-    def crash(self, node: str) -> CrashTime:
-        """Power loss of `a`, `b`, `primary` or `backup`."""
-        before = time.time()
-        self.run("crash", node)
-        return CrashTime(before, time.time())
-
-    def restore(self, node: str) -> None:
-        """Boots a crashed node; returns when the pair is protected again."""
-        self.run("restore", node)
-
-    def status(self) -> dict[str, Any]:
-        """What `status --json` says."""
-        values: dict[str, Any] = json.loads(self.run("status", "--json"))
-        return values
-
-    def primary(self) -> str | None:
-        """`a` or `b`, whichever lives and has the role; None while neither has."""
-        nodes = self.status()["nodes"]
-        return next((name for name in SERVERS if nodes[name]["alive"] and nodes[name]["role"] == "primary"), None)
-
-    def in_client(self, *command: str) -> list[str]:
-        """The command line that runs `command` on the client; it becomes one process with no shell around it."""
-        return ["ip", "netns", "exec", f"{self.name}-client", *command]
-
-    def start_workload(self, arguments: Sequence[str]) -> Workload:
-        """Starts a workload's client; returns when all its connections are open."""
-        return Workload(self.in_client(sys.executable, "-m", "nfq_failover.lab.workloads", "client", *arguments))
-
-    def capture(self, path: Path) -> Capture:
-        """A capture of the client's side, to be entered."""
-        return Capture(path, SERVICE, enter=self.in_client())
-
-
-class Workload:
-    """A running client of `nfq_failover.lab.workloads` on the lab's service."""
-
-    def __init__(self, command: Sequence[str]) -> None:
-        self._process = subprocess.Popen(
-            [*command, "--host", SERVICE, "--json", "--announce"],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
-        assert self._process.stderr is not None
-        self.announcement = self._process.stderr.readline()
-        if '"started"' not in self.announcement:
-            _, err = self._process.communicate()
-            raise CommandError(f"the workload did not start: {self.announcement}{err}")
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
 
     def result(self, timeout_s: float = 120.0) -> dict[str, Any]:
-        """Waits for the end and returns the report; one that has to be stopped is a failed one."""
+        """Waits for the end and returns the report; a client that has to be stopped, or died, gives a failed one."""
         try:
             out, err = self._process.communicate(timeout=timeout_s)
         except subprocess.TimeoutExpired:
             self.stop()
-            return {"ok": False, "error": f"the client did not end within {timeout_s:g} s", "wrong_bytes": 0}
+            return _failed(f"the client did not end within {timeout_s:g} s")
         try:
             report: dict[str, Any] = json.loads(out)
         except ValueError:
-            return {"ok": False, "error": f"the client died: {err.strip()[-500:]}", "wrong_bytes": 0}
+            return _failed(f"the client died: {err.strip()[-500:]}")
         return report
 
     def stop(self) -> None:
-        """Ends it at once."""
+        """Ends it at once, if it still runs."""
         if self._process.poll() is None:
             self._process.kill()
             self._process.wait()
 
 
-def _stop(process: subprocess.Popen[str]) -> None:
-    if process.poll() is not None:
-        return
-    process.send_signal(signal.SIGINT)
-    try:
-        process.communicate(timeout=_STOP_TIMEOUT_S)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.communicate()
+def _failed(error: str) -> dict[str, Any]:
+    return {"ok": False, "error": error, "wrong_bytes": 0, "bytes": 0, "failed_connections": 1}

@@ -60,19 +60,28 @@ _STYLE: Final[Any] = {
 class Incident:
     """What is marked in a time-sequence plot. Unix times in seconds.
 
-    `crash`: when the primary lost power. `takeover`: the first packet of the survivor. `before` and `after` name the
-    hosts.
+    `crash`: when the primary lost power. `silence`: from the last packet of the old primary that came through (some may
+    still be on their way after the crash) to the first of the new one. `before` and `after` name the hosts.
     """
 
     crash: float
-    takeover: float
+    silence: Gap
     before: str = "a"
     after: str = "b"
 
+    @property
+    def takeover(self) -> float:
+        """The client hears the survivor."""
+        return self.silence.end
+
+    def is_before(self, when: float) -> bool:
+        """Whether what the client heard at this time came from the old primary."""
+        return when < (self.silence.begin + self.silence.end) / 2
+
 
 def incident_of(gap: Gap, before: str = "a", after: str = "b") -> Incident:
-    """The incident whose silence is `gap`: the last packet before it and the first one after it."""
-    return Incident(gap.begin, gap.end, before, after)
+    """The incident whose silence is `gap`, for a capture of which no more is known."""
+    return Incident(gap.begin, gap, before, after)
 
 
 def plot_time_sequence(
@@ -93,7 +102,7 @@ def plot_time_sequence(
         _draw_close(close, packets, data, incident)
         figure.suptitle(title, x=0.012, y=0.985, ha="left", fontsize=13.5, fontweight="bold")
         figure.text(0.012, 0.015, caption, ha="left", va="bottom", fontsize=8.5, color="#5d6b75")
-        figure.tight_layout(rect=(0, 0.045, 1, 0.95), w_pad=2.5)
+        figure.tight_layout(rect=(0, 0.045, 1, 0.995), w_pad=2.5)
         return _save(figure, output)
 
 
@@ -101,13 +110,13 @@ def _draw_whole(axes: Any, data: Sequence[Packet], incident: Incident, start: fl
     times = np.array([p.time for p in data]) - start
     ends = np.maximum.accumulate([p.seq_end - 1 for p in data]) / 1e6
     crash, takeover = incident.crash - start, incident.takeover - start
-    before = times < (crash + takeover) / 2
+    before = np.array([incident.is_before(p.time) for p in data])
     for mask, color, name in ((before, BEFORE, incident.before), (~before, AFTER, incident.after)):
         if mask.any():
             xs, ys = _thin(times[mask], ends[mask])
             axes.plot(xs, ys, color=color, linewidth=2.6, solid_capstyle="round", label=f"sent by {name}")
     level = float(ends[before][-1]) if before.any() else 0.0
-    axes.plot([crash, takeover], [level, level], color=CRASH, linewidth=1.2, linestyle=":")
+    axes.plot([incident.silence.begin - start, takeover], [level, level], color=CRASH, linewidth=1.2, linestyle=":")
     axes.axvline(crash, color=CRASH, linewidth=1.1)
     axes.axvline(takeover, color=AFTER, linewidth=1.1, linestyle="--")
     right = (takeover - times[0]) < 0.62 * (times[-1] - times[0])
@@ -121,7 +130,7 @@ def _draw_whole(axes: Any, data: Sequence[Packet], incident: Incident, start: fl
         fontweight="bold",
     )
     axes.annotate(
-        f"{incident.after} goes on after\n{(takeover - crash) * 1000:.0f} ms",
+        f"{incident.after} goes on after\n{incident.silence.ms:.0f} ms of silence",
         xy=(takeover, level),
         xytext=(14, -34) if right else (-14, -46),
         textcoords="offset points",
@@ -140,7 +149,7 @@ def _draw_whole(axes: Any, data: Sequence[Packet], incident: Incident, start: fl
 def _draw_close(axes: Any, packets: Sequence[Packet], data: Sequence[Packet], incident: Incident) -> None:
     silence = incident.takeover - incident.crash
     left, right = incident.crash - 0.45 * silence, incident.takeover + 0.55 * silence
-    known = [p for p in data if p.time < (incident.crash + incident.takeover) / 2]
+    known = [p for p in data if incident.is_before(p.time)]
     base = max((p.seq_end for p in known), default=data[0].seq)
 
     def milliseconds(when: float) -> float:
@@ -152,7 +161,7 @@ def _draw_close(axes: Any, packets: Sequence[Packet], data: Sequence[Packet], in
         [(milliseconds(p.time), (p.seq - base) / 1000), (milliseconds(p.time), (p.seq_end - base) / 1000)]
         for p in shown
     ]
-    colors = [BEFORE if p.time < (incident.crash + incident.takeover) / 2 else AFTER for p in shown]
+    colors = [BEFORE if incident.is_before(p.time) else AFTER for p in shown]
     axes.add_collection(LineCollection(lines, colors=colors, linewidths=2.6, rasterized=raster, zorder=3))
     again = [p for p in shown if p.retransmission]
     if again:
@@ -180,7 +189,7 @@ def _draw_close(axes: Any, packets: Sequence[Packet], data: Sequence[Packet], in
             label="acknowledged by the client",
             rasterized=len(acks) > _MAX_VECTOR_MARKS,
         )
-    _mark_silence(axes, milliseconds(incident.takeover), incident)
+    _mark_silence(axes, milliseconds(incident.silence.begin), milliseconds(incident.takeover), incident)
     axes.set_xlim(milliseconds(left), milliseconds(right))
     _limit_close(axes, lines, [(p.ack - base) / 1000 for p in acks])
     axes.set_xlabel("milliseconds after the crash")
@@ -197,18 +206,18 @@ def _limit_close(axes: Any, lines: Sequence[Sequence[tuple[float, float]]], acks
     axes.set_ylim(low - room, high + 4 * room)
 
 
-def _mark_silence(axes: Any, takeover_ms: float, incident: Incident) -> None:
-    axes.axvspan(0, takeover_ms, color=SHADE, linewidth=0, zorder=0)
+def _mark_silence(axes: Any, begin_ms: float, takeover_ms: float, incident: Incident) -> None:
+    axes.axvspan(begin_ms, takeover_ms, color=SHADE, linewidth=0, zorder=0)
     axes.axvline(0, color=CRASH, linewidth=1.1)
     axes.axvline(takeover_ms, color=AFTER, linewidth=1.1, linestyle="--")
     place = axes.get_xaxis_transform()
     axes.annotate(
-        "", xy=(0, 0.09), xytext=(takeover_ms, 0.09), xycoords=place, textcoords=place,
+        "", xy=(begin_ms, 0.09), xytext=(takeover_ms, 0.09), xycoords=place, textcoords=place,
         arrowprops={"arrowstyle": "<->", "color": CRASH, "linewidth": 1.2},
     )  # fmt: skip
     axes.text(
-        takeover_ms / 2, 0.115, f"silence {takeover_ms:.0f} ms", transform=place, ha="center", va="bottom",
-        color=CRASH, fontweight="bold",
+        (begin_ms + takeover_ms) / 2, 0.115, f"silence {incident.silence.ms:.0f} ms",
+        transform=place, ha="center", va="bottom", color=CRASH, fontweight="bold",
     )  # fmt: skip
     axes.text(0, 0.02, "crash ", transform=place, ha="right", color=CRASH)
     axes.text(takeover_ms, 0.02, f" {incident.after} takes over", transform=place, ha="left", color=AFTER)
