@@ -42,6 +42,11 @@ def exists(namespace: str) -> bool:
     return (_DIRECTORY / namespace).exists()
 
 
+def number(namespace: str) -> int:
+    """The kernel's number of the namespace, as in `readlink /proc/self/ns/net`."""
+    return (_DIRECTORY / namespace).stat().st_ino
+
+
 def enter(namespace: str) -> None:
     """Move the calling thread into a namespace, for good."""
     descriptor = os.open(_DIRECTORY / namespace, os.O_RDONLY | os.O_CLOEXEC)
@@ -74,7 +79,7 @@ def _setns(descriptor: int) -> None:
 def pids(namespace: str) -> list[int]:
     """The processes whose main thread is inside, as `ip netns pids` gives them. A zombie has left already."""
     try:
-        wanted = (_DIRECTORY / namespace).stat().st_ino
+        wanted = number(namespace)
     except FileNotFoundError:
         return []
     found = []

@@ -19,8 +19,18 @@ from nfq_failover.constants import DEFAULT_SYNC_PORT
 from nfq_failover.lab import fence_agent, netns
 from nfq_failover.lab.netns import LabError
 from nfq_failover.lab.state import Application, LabState, Options, Store, write_private
-from nfq_failover.lab.topology import ADDRESSES, SERVERS, SERVICE_ADDRESS, SWITCH, namespace
+from nfq_failover.lab.topology import (
+    ADDRESSES,
+    HARDWARE,
+    MULTICAST_HARDWARE,
+    SERVERS,
+    SERVICE_ADDRESS,
+    SWITCH,
+    namespace,
+)
 
+# The fence takes 10 ms. A primary that lost its backup holds acknowledgements until the backup's deadline has passed.
+_FENCE_DEADLINE_MS: Final = 1000
 _SCRAMBLE_QUEUES: Final = (7770, 7771)
 _POLL_S: Final = 0.02
 _ANSWER_DEADLINE_S: Final = 1.0
@@ -116,23 +126,26 @@ def write_config(store: Store, options: Options, node: str) -> Path:
     disk = store.directory / node
     peer = other(node)
     fence = fence_agent.write_script(store, node)
-    ports = ", ".join(text if text.isdigit() else f'"{text}"' for text in options.ports)
+    ports = ", ".join(f'"{text}"' for text in options.ports)
     text = f"""# Made by `nfq-failover lab up`.
 name = "{node}"
 service = "{SERVICE_ADDRESS}"
 ports = [{ports}]
 interface = "eth0"
 tap = "{options.tap}"
+tap_mac = "{MULTICAST_HARDWARE}"
 state_dir = "{disk}/state"
 key_file = "{store.directory}/sync.key"
 listen = "{ADDRESSES[node]}:{DEFAULT_SYNC_PORT}"
 prefer_primary = {"true" if node == "a" else "false"}
 heartbeat_interval_ms = {options.heartbeat_ms}
 fence = ["{fence}", "{{peer}}"]
+fence_deadline_ms = {_FENCE_DEADLINE_MS}
 
-[[peers]]
+[[peer]]
 name = "{peer}"
-address = "{ADDRESSES[peer]}:{DEFAULT_SYNC_PORT}"
+address = "{ADDRESSES[peer]}"
+mac = "{HARDWARE[peer]}"
 """
     path = disk / "config.toml"
     write_private(path, text)
@@ -142,7 +155,8 @@ address = "{ADDRESSES[peer]}:{DEFAULT_SYNC_PORT}"
 def start_daemon(store: Store, node: str) -> subprocess.Popen[bytes]:
     """Start the node's daemon on the configuration that is on its disk."""
     (store.directory / node / "state").mkdir(exist_ok=True)
-    argv = [sys.executable, "-m", "nfq_failover", "run", "--config", str(store.directory / node / "config.toml")]
+    program = Path(sys.executable).with_name("nfq-failover")
+    argv = [str(program), "run", "--config", str(store.directory / node / "config.toml")]
     return netns.spawn(namespace(store.name, node), argv, store.log(f"daemon-{node}"))
 
 
