@@ -198,14 +198,18 @@ class PrimaryConnection:
                 return max(low, left), min(high, right)
         return None
 
+    @property
+    def edge_limit(self) -> int:
+        """The right edge that may be promised."""
+        return min(self.edge_kernel, self.edge_backup) if self.state is Gate.PROTECTED else self.edge_kernel
+
     def window_for(self, ack: int) -> int:
         """The window field to send with `ack`.
 
         Within both our and (while gated) the backup's right edge, and never left of an edge that was sent before, for
-        which it may pass the backup's by less than one unit of the window scale.
+        which it may pass the limit by less than one unit of the window scale (RFC 7323 section 2.4).
         """
-        edge = min(self.edge_kernel, self.edge_backup) if self.state is Gate.PROTECTED else self.edge_kernel
-        window = max(edge - ack, 0) >> self.wscale
+        window = max(self.edge_limit - ack, 0) >> self.wscale
         if ack + (window << self.wscale) < self.edge_sent:
             window = (self.edge_sent - ack + (1 << self.wscale) - 1) >> self.wscale
         return min(max(window, 0), 0xFFFF)
@@ -213,8 +217,8 @@ class PrimaryConnection:
     def _note_sent(self, ack: int, edge: int) -> None:
         if ack > self.sent_ack:
             self.sent_ack = ack
-        if edge > self.edge_sent:
-            self.edge_sent = edge
+        # What rounding added is no promise: counted as one, it would add up, ACK by ACK, beyond what the backup takes.
+        self.edge_sent = max(self.edge_sent, min(edge, self.edge_limit))
 
     # ------------------------------------------------------------------------------------ what the backup says
 

@@ -104,5 +104,5 @@ class ReplicaMap:
         if ack + (window << self.wscale) < self.edge_sent:
             window = (self.edge_sent - ack + (1 << self.wscale) - 1) >> self.wscale
         window = min(window, 0xFFFF)
-        self.edge_sent = max(self.edge_sent, ack + (window << self.wscale))
+        self.edge_sent = max(self.edge_sent, min(ack + (window << self.wscale), edge))  # rounding up must not add up
         return window
