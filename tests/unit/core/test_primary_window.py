@@ -1,0 +1,194 @@
+"""The window that the primary lets the client see, and the end of connections."""
+
+from __future__ import annotations
+
+from core_transcript import (
+    FLOW,
+    After,
+    Copy,
+    client,
+    client_bytes,
+    client_seq,
+    confirmed,
+    server,
+)
+from test_primary_gate import HELD, TS, Gated, ack
+
+from nfq_failover.core.events import FlowsGone
+from nfq_failover.core.primary_connection import Gate
+from nfq_failover.wire.records import Close, Closed, Data, Missing, Progress, Unprotected, UnprotectedSeen
+
+
+def test_window_stays_within_what_the_backup_takes() -> None:
+    with Gated() as t:
+        t >> confirmed(1000, 41000)
+        t >> ack(1000, edge=50000) << "pass [.] 0 ack 1000 wnd 10000 ts 2000010/1010"
+        t >> server(0, 100, ack=1000, wnd=12250, ts=TS) << "pass [.] 0:100 ack 1000 wnd 10000 ts 2000010/1010"
+
+
+def test_window_that_was_clamped_is_opened_later() -> None:
+    with Gated() as t:
+        t >> confirmed(1000, 41000)
+        t >> ack(1000, edge=50000) << "pass [.] 0 ack 1000 wnd 10000 ts 2000010/1010"
+        t >> confirmed(1000, 50000) << "client [.] 0 ack 1000 wnd 12250 ts 2000010/1010"
+        t >> confirmed(1000, 60000)  # the primary's own TCP takes no more
+
+
+def test_window_opens_in_steps_of_a_segment() -> None:
+    with Gated() as t:
+        t >> confirmed(1000, 41000)
+        t >> ack(1000, edge=50000) << "pass [.] 0 ack 1000 wnd 10000 ts 2000010/1010"
+        t >> confirmed(1000, 41400)
+        t >> confirmed(1000, 42800) << "client [.] 0 ack 1000 wnd 10450 ts 2000010/1010"
+
+
+def test_closed_window_is_asked_about_until_it_opens() -> None:
+    with Gated() as t:
+        t >> confirmed(40000, 40000)
+        t >> ack(40000, edge=90000) << "pass [.] 0 ack 40000 wnd 0 ts 2000010/1010"
+        t >> After(0.004) << Progress(1, client_seq(40000), True)
+        t >> After(0.01) << Progress(1, client_seq(40000), True)
+        t >> confirmed(40000, 80000) << "client [.] 0 ack 40000 wnd 10000 ts 2000010/1010"
+        t >> After(0.1)
+
+
+def test_right_edge_never_moves_left() -> None:
+    with Gated() as t:
+        t >> confirmed(1000, 40000)
+        t >> ack(1000, edge=39000) << "pass [.] 0 ack 1000 wnd 9750 ts 2000010/1010"
+
+
+def test_rounding_to_the_scale_does_not_creep_past_the_backup() -> None:
+    with Gated() as t:
+        for at in range(1, 300):
+            t >> confirmed(at, 40000)
+            t >> server(0, ack=at, wnd=20000)
+            text = str(t.effects.popleft())
+            edge = at + 4 * int(text.split()[6])
+            assert 40000 <= edge < 40004, text
+
+
+def test_missing_bytes_are_served_only_as_far_as_our_tcp_has_taken_them() -> None:
+    with Gated() as t:
+        t >> Copy(client(0, 1000))
+        t >> Copy(client(1000, 1000))
+        t >> Missing(1, client_seq(0), client_seq(2000))
+        t >> ack(1500) << HELD
+        t >> Missing(1, client_seq(0), client_seq(2000))
+        t << Data(1, client_seq(0), client_bytes(0, 1300)) << Data(1, client_seq(1300), client_bytes(1300, 200))
+
+
+def test_missing_fin_is_served() -> None:
+    with Gated() as t:
+        t >> Copy(client(0, 100, flags="F."))
+        t >> ack(101) << HELD
+        t >> Missing(1, client_seq(0), client_seq(101)) << Data(1, client_seq(0), client_bytes(0, 100), True)
+        t >> Missing(1, client_seq(100), client_seq(101)) << Data(1, client_seq(100), b"", True)
+
+
+def test_fin_that_our_tcp_has_not_taken_is_not_served() -> None:
+    with Gated() as t:
+        t >> Copy(client(0, 100, flags="F."))
+        t >> ack(100) << HELD
+        t >> Missing(1, client_seq(0), client_seq(101)) << Data(1, client_seq(0), client_bytes(0, 100))
+
+
+def test_missing_bytes_come_in_bounded_bursts() -> None:
+    with Gated(edge=80_000) as t:
+        for at in range(0, 60000, 1000):
+            t >> Copy(client(at, 1000))
+        t >> ack(60000, edge=80000) << HELD
+        t >> Missing(1, client_seq(0), client_seq(60000))
+        assert len(t.effects) == 32
+        t.effects.clear()
+
+
+def test_bytes_that_were_not_retained_end_the_protection_loudly() -> None:
+    with Gated() as t:
+        t >> ack(1000) << HELD
+        t >> Missing(1, client_seq(0), client_seq(1000))
+        t.now += 1.5
+        t >> Missing(1, client_seq(0), client_seq(1000))
+        t << "client [.] 0 ack 1000 wnd 9750 ts 2000010/1010" << "log warning: connection unprotected"
+        reason = "bytes that the backup misses were not retained"
+        t << Unprotected(1, reason)
+        t >> After(0.004) << Unprotected(1, reason)
+        t >> UnprotectedSeen(1)
+        t >> After(0.05)
+        assert t.gate.reason == reason
+
+
+def test_copy_that_comes_late_saves_the_connection() -> None:
+    with Gated() as t:
+        t >> ack(1000) << HELD
+        t >> Missing(1, client_seq(0), client_seq(1000))
+        t >> Copy(client(0, 1000))
+        t.now += 0.9
+        t >> Missing(1, client_seq(0), client_seq(1000)) << Data(1, client_seq(0), client_bytes(0, 1000))
+        assert t.gate.state is Gate.PROTECTED
+
+
+def test_confirmed_bytes_are_not_retained() -> None:
+    with Gated() as t:
+        t >> Copy(client(0, 1000))
+        t >> confirmed(600, 40000)
+        assert t.gate.retained.size == 400
+
+
+def test_backup_that_gave_up_ends_the_protection() -> None:
+    with Gated() as t:
+        t >> ack(1000) << HELD
+        t >> Unprotected(1, "the replica reset the connection")
+        t << "client [.] 0 ack 1000 wnd 9750 ts 2000010/1010" << "log warning: connection unprotected"
+        t >> Unprotected(1, "the replica reset the connection")
+        assert t.gate.reason == "the replica reset the connection"
+
+
+def test_reset_by_the_server_closes_at_the_backup_until_it_answers() -> None:
+    close = Close(1, "reset by the server")
+    with Gated() as t:
+        t >> server(0, ack=0, flags="R.", wnd=0) << "pass [R.] 0 ack 0 wnd 10000" << close
+        assert FLOW not in t.side.flows
+        t >> After(0.004) << close
+        t >> After(0.007) << close
+        t >> Closed(1)
+        t >> After(0.1)
+        assert t.side.poll_timeout() is None
+
+
+def test_telling_ends_some_time_even_without_an_answer() -> None:
+    with Gated() as t:
+        t >> server(0, ack=0, flags="R.", wnd=0) << "pass [R.] 0 ack 0 wnd 10000" << Close(1, "reset by the server")
+        for _ in range(20):
+            t >> After(10.0)
+            t.effects.clear()
+        assert t.side.poll_timeout() is None
+
+
+def test_connection_that_our_tcp_has_forgotten_is_closed() -> None:
+    with Gated() as t:
+        t >> FlowsGone([FLOW])
+        assert FLOW in t.side.flows  # too young: it may have been opened after the kernel was asked
+        t.now += 2.0
+        t >> FlowsGone([FLOW]) << Close(1, "closed")
+        t >> Closed(1)
+        t >> server(0, ack=5, wnd=1) << "pass"
+        t >> After(0.05)
+
+
+def test_connection_that_was_let_go_unready_is_closed_at_the_backup_too() -> None:
+    with Gated() as t:
+        t.gate.unprotect("replica not ready", t.out)
+        t.drain()
+        t.now += 2.0
+        t >> FlowsGone([FLOW]) << Close(1, "closed")
+        t >> Closed(1)
+
+
+def test_unprotected_connection_is_none_of_the_backups_business() -> None:
+    with Gated() as t:
+        t.gate.unprotect("TCP-MD5 or TCP-AO signs the header", t.out)
+        t.drain()
+        t.now += 2.0
+        t >> FlowsGone([FLOW])
+        assert not t.side.flows
