@@ -85,6 +85,11 @@ class PeerMonitor:
             if self.heard_by_peer_at is None or echoed > self.heard_by_peer_at:
                 self.heard_by_peer_at = min(echoed, now)
 
+    def excuse(self, pause_s: float, now: float) -> None:
+        """We did not run for that long: silence counts only while we are awake to hear it."""
+        if self.last_alive is not None:
+            self.last_alive = min(self.last_alive + pause_s, now)
+
     def lost(self, now: float) -> bool:
         """No living heartbeat for the detection time."""
         return self.last_alive is None or now - self.last_alive > self.settings.detection_ms / 1000

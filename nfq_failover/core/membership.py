@@ -103,7 +103,7 @@ class Membership:
         if role is Role.PRIMARY:
             self._peer_serves(body, epoch)
         elif self.role is Role.PRIMARY:
-            self._peer_follows(body, role)
+            self._peer_follows(body, role, self.answers(monitor, now))
         elif self.state in (State.SHADOWING, State.CHECKING):
             if role in (Role.JOINING, Role.LEAVING):
                 self._note_validity(monitor)
@@ -137,14 +137,14 @@ class Membership:
             self.invalid = True
             self.actions.append(Do.INVALIDATE)
 
-    def _peer_follows(self, body: HeartbeatBody, role: Role) -> None:
+    def _peer_follows(self, body: HeartbeatBody, role: Role, answers: bool) -> None:
         """We serve, the peer doesn't."""
         if body.stored_epoch > self.epoch:
             self.epoch = body.stored_epoch + 1
             self.actions.append(Do.STORE)
         peer_state = State(body.state)
         if self.state is State.UNPROTECTED:
-            if peer_state is State.SHADOWING:
+            if peer_state is State.SHADOWING and answers:
                 self.generation += 1
                 self.rules_ready = False
                 self._go(Input.BACKUP_JOINED, "arming the protection")
@@ -180,6 +180,8 @@ class Membership:
     def tick(self, monitor: PeerMonitor, now: float) -> None:
         """Time has passed. Everything that was received before has been handled."""
         pause, self._last = now - self._last, now
+        if pause > self.settings.heartbeat_interval_ms / 1000:
+            monitor.excuse(pause, now)
         detection = self.settings.detection_ms / 1000
         paused = pause > detection and not self._follows(monitor, now)
         if paused and self.state in (State.PROTECTED, State.BACKUP_LOST, State.DOUBT):
