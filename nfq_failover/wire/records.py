@@ -8,8 +8,10 @@ them.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from nfq_failover.wire.segment import FlowKey
+if TYPE_CHECKING:  # the heartbeat sender, a small process that must start fast, does without the packet code
+    from nfq_failover.wire.segment import FlowKey
 
 
 @dataclass(frozen=True, slots=True)
