@@ -221,7 +221,7 @@ def test_upload_through_queue_and_injection_is_copied_whole(
     def work() -> None:
         nonlocal queued
         while not done.is_set():
-            select.select([queue, copies], [], [], 0.05)
+            poll.poll(50)
             copied.extend(copies.read(64))
             for event in queue.read(64):
                 assert isinstance(event, PacketQueued)
