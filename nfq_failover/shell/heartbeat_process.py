@@ -12,6 +12,8 @@ import time
 
 from nfq_failover.shell.heartbeat_sender import PROGRESS, encode_order
 
+MIN_LIFE_S = 1.0  # a sender that dies younger is not replaced at once, so that a broken one is not started in a loop
+
 
 class HeartbeatProcess:
     """Starts the sender, tells it what to say, and shows it that the loop makes progress."""
@@ -32,6 +34,7 @@ class HeartbeatProcess:
         command = [sys.executable, "-m", "nfq_failover.shell.heartbeat_sender", str(self._interval_ms)]
         with theirs:
             self._process = subprocess.Popen([*command, *map(str, fds)], pass_fds=fds, stdin=subprocess.DEVNULL)
+        self._started = time.monotonic()
 
     def progress(self) -> None:
         """The packet loop has come round."""
@@ -47,8 +50,8 @@ class HeartbeatProcess:
         time.sleep(min(self._interval_ms, 50) / 1000)
 
     def died(self) -> bool:
-        """Whether the sender has ended by itself."""
-        return self._process.poll() is not None
+        """Whether the sender has ended by itself, and it is time for a new one."""
+        return self._process.poll() is not None and time.monotonic() - self._started >= MIN_LIFE_S
 
     def restart(self) -> None:
         """Start a new sender; it must be told everything again."""

@@ -2,7 +2,7 @@
 
 It says what the daemon last told it to say (a template over a socketpair), and how long ago the packet loop made
 progress (a shared counter), so a hung loop is not a punctual liar. It ends when the daemon's end of the socketpair is
-closed.
+closed, and not before: signals to the whole group (Ctrl-C, a service manager) must not cut off the daemon's last word.
 
     python -m nfq_failover.shell.heartbeat_sender INTERVAL_MS UDP_FD TEMPLATE_FD PROGRESS_FD
 """
@@ -10,9 +10,11 @@ closed.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import mmap
 import os
 import select
+import signal
 import socket
 import struct
 import sys
@@ -24,7 +26,9 @@ from nfq_failover.errors import MalformedDatagram
 PROGRESS = struct.Struct("=Q")
 DESTINATION = struct.Struct("!B")
 MIN_SPACING_S = 0.002  # between heartbeats sent because the template has changed
-RETRY_PRIORITY = 2
+REALTIME_PRIORITY = 2  # above ordinary processes, below the kernel's own threads
+NICE = -10
+_MCL_CURRENT, _MCL_FUTURE = 1, 2  # asm-generic/mman.h
 
 
 def encode_order(destination: tuple[str, int], template: bytes) -> bytes:
@@ -87,24 +91,28 @@ class Sender:
         """Until the daemon is gone."""
         due = time.monotonic()
         last = 0.0
+        news: dict[tuple[str, int], None] = {}
         poller = select.poll()
         poller.register(self.orders, select.POLLIN)
         while True:
-            wait = max(due - time.monotonic(), 0.0)
-            if poller.poll(wait * 1000):
-                news = self.take_orders()
-                if news is None:
+            wake = min(due, last + MIN_SPACING_S) if news else due
+            if poller.poll(max(wake - time.monotonic(), 0.0) * 1000):
+                changed = self.take_orders()
+                if changed is None:
                     return
-                now = time.monotonic()
-                if news and now - last >= MIN_SPACING_S:
-                    last = now
-                    for destination in dict.fromkeys(news):
-                        self.beat(destination)
+                news.update(dict.fromkeys(changed))
             now = time.monotonic()
             if now >= due:
                 for destination in self.templates:
                     self.beat(destination)
                 due = max(due + self.interval_s, now)
+            elif news and now >= last + MIN_SPACING_S:
+                for destination in news:
+                    self.beat(destination)
+            else:
+                continue
+            last = now
+            news.clear()
 
 
 def _news(template: HeartbeatTemplate) -> tuple[object, ...]:
@@ -112,11 +120,23 @@ def _news(template: HeartbeatTemplate) -> tuple[object, ...]:
     return template.session, template.epoch, body.role, body.state, body.flags, body.generation, body.stored_epoch
 
 
+def be_punctual() -> None:
+    """As far as the host permits: real-time scheduling, else a better nice value; never paged out."""
+    try:
+        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(REALTIME_PRIORITY))
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.nice(NICE)
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).mlockall(_MCL_CURRENT | _MCL_FUTURE)
+
+
 def main(arguments: list[str]) -> None:
     """Entry point of the process."""
     interval_ms, udp, orders, progress = (int(word) for word in arguments)
-    with contextlib.suppress(OSError):
-        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(RETRY_PRIORITY))
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    be_punctual()
     Sender(
         interval_ms / 1000,
         socket.socket(fileno=udp),
