@@ -39,6 +39,7 @@ from nfq_failover.wire.segment import FlowKey, Segment
 from nfq_failover.wire.seqnum import MASK
 
 _CHAIN: Final = "LAB-SCRAMBLE"
+_HOOKS: Final = (("raw", "OUTPUT"), ("mangle", "INPUT"))
 _MAX_FLOWS: Final = 65536
 _READ_LIMIT: Final = 64
 _RETRY_MS: Final = 5
@@ -183,20 +184,18 @@ class Scrambler:
 
 
 def ruleset(service: str, ports: Sequence[tuple[int, int]], mark: int, queue_out: int, queue_in: int) -> str:
-    """Both diversions, as input for iptables-restore --noflush."""
+    """Our chain in the tables raw and mangle, as input for iptables-restore --noflush."""
     ranges = [f"{low}:{high}" for low, high in ports]
     outward = [
-        f"-A {_CHAIN} -s {service}/32 -p tcp --sport {ports} -m mark ! --mark {mark:#x}/{mark:#x} "
+        f"-A {_CHAIN} -s {service}/32 -p tcp --sport {each} -m mark ! --mark {mark:#x}/{mark:#x} "
         f"-j NFQUEUE --queue-num {queue_out}"
-        for ports in ranges
+        for each in ranges
     ]
-    inward = [
-        f"-A {_CHAIN} -d {service}/32 -p tcp --dport {ports} -j NFQUEUE --queue-num {queue_in}" for ports in ranges
-    ]
+    inward = [f"-A {_CHAIN} -d {service}/32 -p tcp --dport {each} -j NFQUEUE --queue-num {queue_in}" for each in ranges]
     return "\n".join(
         (
-            *("*raw", f":{_CHAIN} - [0:0]", *outward, f"-A OUTPUT -j {_CHAIN}", "COMMIT"),
-            *("*mangle", f":{_CHAIN} - [0:0]", *inward, f"-A INPUT -j {_CHAIN}", "COMMIT", ""),
+            *("*raw", f":{_CHAIN} - [0:0]", *outward, "COMMIT"),
+            *("*mangle", f":{_CHAIN} - [0:0]", *inward, "COMMIT", ""),
         )
     )
 
@@ -218,16 +217,18 @@ def _run(*command: str, stdin: str | None = None) -> subprocess.CompletedProcess
 
 
 def install_rules(iptables: str, rules: str) -> None:
-    """Put the rules in force, in place of any left by an earlier run. Raises `CommandError`."""
-    remove_rules(iptables)
+    """Put the rules in force; those left by a killed run are replaced without a gap. Raises `CommandError`."""
     done = _run(f"{iptables}-restore", "-w", "--noflush", stdin=rules)
+    for table, hook in _HOOKS:
+        if done.returncode == 0 and _run(iptables, "-w", "-t", table, "-C", hook, "-j", _CHAIN).returncode:
+            done = _run(iptables, "-w", "-t", table, "-A", hook, "-j", _CHAIN)
     if done.returncode:
         raise CommandError(f"{iptables} refused the scrambler's rules ({done.stderr.strip()}): is this run as root?")
 
 
 def remove_rules(iptables: str) -> None:
     """Take the rules away, whether they are there or not."""
-    for table, hook in (("raw", "OUTPUT"), ("mangle", "INPUT")):
+    for table, hook in _HOOKS:
         for action in (("-D", hook, "-j", _CHAIN), ("-F", _CHAIN), ("-X", _CHAIN)):
             _run(iptables, "-w", "-t", table, *action)
 
