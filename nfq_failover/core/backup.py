@@ -33,6 +33,8 @@ LAG_MAX_S = 1.0
 EDGE_CONFIRM_S = 0.004
 LINGER_S = 60.0
 QUERY_EVERY_S = 5.0
+TELL_FIRST_S = 0.01
+TELL_MAX_S = 10.0
 
 
 class BackupSide:
@@ -125,9 +127,8 @@ class BackupSide:
         if offset <= held:
             connection.stuck = None
         elif takeover.note_hole(connection, offset, now, self.settings.hole_deadline_ms / 1000):
-            self._die(connection, "bytes were acknowledged that this host never had")
+            self._die(connection, "bytes were acknowledged that this host never had", now)
             connection.answer_rst(self.out, seg)
-            connection.inject(self.out, connection.k_ack, flags=RST | ACK)
 
     def outbound(self, event: PacketQueued, seg: Segment, connection: BackupConnection, now: float) -> bool:
         """A segment that our TCP sends on a known connection. False: not ours any more, treat it as unknown."""
@@ -136,17 +137,21 @@ class BackupSide:
         if seg.flags & SYN:
             return self._outbound_syn_ack(event, seg, connection, now)
         if connection.state in (Shadow.OPENING, Shadow.DEAD):
+            out.drop(event.queue, event.packet_id, "replica-silent")
             if seg.flags & RST and connection.state is Shadow.OPENING:
                 out.record(Opened(connection.conn, False, 0, ""))
-            out.drop(event.queue, event.packet_id, "replica-silent")
+            elif seg.flags & (RST | ACK) == ACK and connection.map is not None:
+                connection.inject(out, connection.client.offset(seg.ack), flags=RST | ACK)
             return True
         if seg.flags & RST and not active:
             out.drop(event.queue, event.packet_id, "replica-reset")
             if connection.rst_in is None and not connection.ended:
-                self._die(connection, "the replica reset the connection")
+                self._die(connection, "the replica reset the connection", now)
             return True
-        before = connection.k_ack
+        before, held = connection.k_ack, connection.cum
         offset = connection.learn_output(seg, now)
+        if connection.cum > held:
+            self._dirty[connection.conn] = connection  # our TCP has taken what the log had no room for
         if active:
             takeover.outward(connection, event, seg, offset, out)
         else:
@@ -203,7 +208,7 @@ class BackupSide:
             return
         theirs = (opening.wscale is None, opening.sack_permitted, opening.tsval is None)
         if theirs != (granted.wscale is None, granted.sack_permitted, granted.tsval is None):
-            self._die(connection, "the hosts grant different TCP options")
+            self._die(connection, "the hosts grant different TCP options", now)
             return
         ts = None if opening.tsval is None or granted.tsval is None else (opening.tsval, granted.tsval)
         connection.map = ReplicaMap(opening.iss, seg.seq, opening.wscale or 0, granted.wscale or 0, ts, now)
@@ -213,13 +218,37 @@ class BackupSide:
         if connection.c_ack >= 0 or connection.lagging:
             connection.c_ack = max(connection.c_ack, 0)
             connection.inject_ack(self.out)
+            self._dirty[connection.conn] = connection
         self._watch_lag(connection, now)
         self.out.record(Opened(connection.conn, True, connection.client.seq(connection.k_edge)))
 
-    def _die(self, connection: BackupConnection, reason: str) -> None:
-        connection.state, connection.reason = Shadow.DEAD, reason
+    def _die(self, connection: BackupConnection, reason: str, now: float) -> None:
+        """The connection can't be continued: the primary is told until it answers."""
         self.out.log("error", "connection lost its replica", conn=connection.conn, reason=reason)
-        self.out.record(Unprotected(connection.conn, reason))
+        self._bury(connection, reason)
+        if not connection.heard:
+            connection.tell_s = TELL_FIRST_S
+            self._tell(connection, now)
+
+    def _bury(self, connection: BackupConnection, reason: str) -> None:
+        """Nobody is at the other end of our TCP any more: it is reset, now and when it sends anything yet."""
+        connection.state, connection.reason = Shadow.DEAD, reason
+        if connection.map is not None:
+            connection.inject(self.out, connection.k_ack, flags=RST | ACK)
+
+    def _tell(self, connection: BackupConnection, now: float) -> None:
+        if not 0 < connection.tell_s <= TELL_MAX_S:
+            connection.tell_s = 0.0
+            return
+        self.out.record(Unprotected(connection.conn, connection.reason))
+        self.timers.set(connection.conn, now + connection.tell_s)
+        connection.tell_s *= 2
+
+    def on_told(self, record: UnprotectedSeen) -> None:
+        """The primary knows that we can't continue the connection."""
+        connection = self.numbers.get(record.conn)
+        if connection is not None:
+            connection.tell_s = 0.0
 
     # ------------------------------------------------------------------------------------ the primary's records
 
@@ -227,6 +256,7 @@ class BackupSide:
         have = self.numbers.get(record.conn)
         if have is not None:
             if have.state is Shadow.SHADOW:
+                have.edge_confirmed = have.k_edge
                 self.out.record(Opened(have.conn, True, have.client.seq(have.k_edge)))
             elif have.state is Shadow.DEAD:
                 self.out.record(Opened(have.conn, False, 0, have.reason))
@@ -312,7 +342,7 @@ class BackupSide:
         self.out.record(UnprotectedSeen(record.conn))
         connection = self.numbers.get(record.conn)
         if connection is not None and connection.state is not Shadow.DEAD:
-            connection.state, connection.reason = Shadow.DEAD, record.reason
+            self._bury(connection, record.reason)
 
     # ------------------------------------------------------------------------------------ takeover, end, timers
 
@@ -348,9 +378,10 @@ class BackupSide:
             if connection is None or now - connection.opened_at < 2.0:
                 continue
             if connection.state in (Shadow.ACTIVE, Shadow.DEAD) or connection.ended or connection.closed_at is not None:
-                self.forget(connection)
+                if not connection.tell_s:
+                    self.forget(connection)
             elif connection.state is Shadow.SHADOW:
-                self._die(connection, "the replica has closed the connection")
+                self._die(connection, "the replica has closed the connection", now)
 
     def clear(self, reason: str) -> None:
         """Forget everything; our TCP is told to do the same."""
@@ -364,7 +395,7 @@ class BackupSide:
         """The primary may have acknowledged what we lack: none of the connections can be continued."""
         for connection in self.flows.values():
             if connection.state is Shadow.SHADOW:
-                connection.state, connection.reason = Shadow.DEAD, reason
+                self._bury(connection, reason)
 
     def flush(self) -> None:
         """Confirm what has come in since the last flush."""
@@ -387,7 +418,9 @@ class BackupSide:
                 connection.syn_retry_s = min(connection.syn_retry_s * 2, SYN_RETRY_MAX_S)
                 connection.inject_syn(self.out, now)
                 self.timers.set(conn, now + connection.syn_retry_s)
-            elif connection.state is not Shadow.DEAD:
+            elif connection.state is Shadow.DEAD:
+                self._tell(connection, now)
+            else:
                 self._repeat(connection, now)
         if self.flows and now >= self._next_query:
             self._next_query = now + QUERY_EVERY_S

@@ -25,6 +25,7 @@ from nfq_failover.errors import InternalError
 from nfq_failover.wire.build import ack_options, build_segment
 from nfq_failover.wire.records import Confirm, Open
 from nfq_failover.wire.segment import Segment
+from nfq_failover.wire.seqnum import diff
 from nfq_failover.wire.tcp_options import SynOptions, without
 
 REDELIVER_BYTES = 16384
@@ -73,7 +74,7 @@ class BackupConnection:
         self.c_ack = -1  # -1: the client has not completed the handshake
         self.k_una = -1
         # the client's newest header fields
-        self.c_wnd = opening.syn_wnd
+        self.c_wnd = opening.syn_wnd >> self.client_wscale  # a SYN's window is not scaled (RFC 7323 section 2.2)
         self.c_wnd_told = -1
         self.c_tsval = offered.tsval or 0
         self.c_tsecr = opening.tsval or 0
@@ -82,6 +83,7 @@ class BackupConnection:
         self.lag_since: float | None = None
         self.lag_retry_s = 0.0
         self.closed_at: float | None = None
+        self.tell_s = 0.0  # how long to wait before the primary is told again that we can't continue; 0: no more
         # after the takeover
         self.heard = False
         self.floor = 0
@@ -125,7 +127,8 @@ class BackupConnection:
                 self.output.trim(min(ack, self.output.end))
             self.c_wnd = seg.wnd
         if seg.ts_off:
-            self.c_tsval, self.c_tsecr = seg.tsval, seg.tsecr
+            if diff(seg.tsval, self.c_tsval) >= 0:  # an older one in what we inject would fail PAWS
+                self.c_tsval, self.c_tsecr = seg.tsval, seg.tsecr
             mapping.note_seen_tsecr(seg.tsecr, now)
 
     def deliver(self, event: PacketQueued, seg: Segment, out: Outbox) -> None:

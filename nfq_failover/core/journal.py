@@ -9,7 +9,8 @@ class Journal:
     """Bytes of one stream by offset (see SeqSpace).
 
     `start`: first byte still kept; `end`: first byte missing; [start, end) is contiguous. Islands lie beyond `end`. The
-    first copy of a byte wins. `size` counts the bytes kept.
+    first copy of a byte wins. `size` counts the bytes kept. `limit` bounds how far beyond `start` anything is kept, so
+    that what lies beyond a hole never takes the room of what fills it.
     """
 
     __slots__ = ("_data", "_head", "_islands", "_offsets", "end", "limit", "size", "start")
@@ -34,7 +35,7 @@ class Journal:
             offset = self.end
         if not data:
             return True
-        if self.size + len(data) > self.limit:
+        if offset + len(data) - self.start > self.limit:
             return False
         if offset == self.end and not self._islands:
             self._append(data)

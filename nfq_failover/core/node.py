@@ -214,6 +214,8 @@ class Node:
                 backup.on_close(record, now)
             elif isinstance(record, Unprotected):
                 backup.on_unprotected(record)
+            elif isinstance(record, UnprotectedSeen):
+                backup.on_told(record)
 
     def _seal(self) -> None:
         records, self.out.records = self.out.records, []
