@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass
 from types import TracebackType
+from typing import Any, Self
 
 from nfq_failover.constants import ACK, FIN, PSH, RST, SYN
 from nfq_failover.core.backup import BackupSide
@@ -132,14 +133,14 @@ class Sent:
         return packet
 
 
-def client(start: int = 0, length: int = 0, ack: int | None = 0, wnd: int = 1000, **more: object) -> Sent:
+def client(start: int = 0, length: int = 0, ack: int | None = 0, wnd: int = 1000, **more: Any) -> Sent:
     """A client's segment."""
-    return Sent("client", start, length, ack, wnd, **more)  # type: ignore[arg-type]
+    return Sent("client", start, length, ack, wnd, **more)
 
 
-def server(start: int = 0, length: int = 0, ack: int | None = 0, wnd: int = 1000, **more: object) -> Sent:
+def server(start: int = 0, length: int = 0, ack: int | None = 0, wnd: int = 1000, **more: Any) -> Sent:
     """A segment of the local TCP."""
-    return Sent("server", start, length, ack, wnd, **more)  # type: ignore[arg-type]
+    return Sent("server", start, length, ack, wnd, **more)
 
 
 @dataclass(frozen=True)
@@ -205,7 +206,7 @@ class Transcript:
         self._id = 0
         self._open_ids: set[tuple[Queue, int]] = set()
 
-    def __enter__(self) -> Transcript:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -256,13 +257,13 @@ class Transcript:
         iss = self.inward_iss if verdict.queue is Queue.IN else self.outward_iss
         return "pass " + describe(verdict.packet, iss)
 
-    def __rshift__(self, given: object) -> Transcript:
+    def __rshift__(self, given: object) -> Self:
         self._nothing_left()
         self.feed(given)
         self.drain()
         return self
 
-    def __lshift__(self, expected: str | Record) -> Transcript:
+    def __lshift__(self, expected: str | Record) -> Self:
         assert self.effects, f"nothing came out, expected {expected}"
         got = self.effects.popleft()
         assert got == expected, f"\n  expected {expected}\n  got      {got}"
@@ -348,6 +349,8 @@ class BackupTranscript(Transcript):
             side.on_close(given, now)
         elif isinstance(given, Unprotected):
             side.on_unprotected(given)
+        elif isinstance(given, UnprotectedSeen):
+            side.on_told(given)
         elif given == "takeover":
             side.take_over(now)
         else:
@@ -369,12 +372,12 @@ def granted(
     return out
 
 
-def syn(options: bytes = OFFER, **more: object) -> Sent:
+def syn(options: bytes = OFFER, **more: Any) -> Sent:
     """The client's SYN."""
     return client(-1, ack=None, flags="S", wnd=SYN_WND, options=options, **more)
 
 
-def syn_ack(wnd: int = 8000, options: bytes | None = None, **more: object) -> Sent:
+def syn_ack(wnd: int = 8000, options: bytes | None = None, **more: Any) -> Sent:
     """The server's SYN-ACK."""
     return server(-1, ack=0, flags="S.", wnd=wnd, options=granted() if options is None else options, **more)
 

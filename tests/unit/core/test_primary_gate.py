@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from core_transcript import (
     FLOW,
     After,
     Copy,
     PrimaryTranscript,
+    Sent,
     client,
     client_seq,
     confirmed,
@@ -41,9 +44,9 @@ class Gated(PrimaryTranscript):
         self.gate = self.side.flows[FLOW]
 
 
-def ack(at: int, edge: int = 40000, **more: object) -> object:
+def ack(at: int, edge: int = 40000, **more: Any) -> Sent:
     """A pure ACK of the primary's TCP at the end of what it has sent."""
-    return server(more.pop("start", 0), ack=at, wnd=(edge - at) // 4, ts=more.pop("ts", TS), **more)  # type: ignore[arg-type]
+    return server(more.pop("start", 0), ack=at, wnd=(edge - at) // 4, ts=more.pop("ts", TS), **more)
 
 
 def test_ack_of_what_the_backup_has_passes_untouched() -> None:
