@@ -10,7 +10,6 @@ import hashlib
 import json
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -19,7 +18,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Final
 
 from nfq_failover.errors import CommandError
@@ -27,6 +25,7 @@ from nfq_failover.lab.capture import Capture
 from nfq_failover.lab.demo_screen import Screen, Watch
 from nfq_failover.lab.demo_verdict import Facts, is_good, judge, render
 from nfq_failover.lab.driver import LabDriver
+from nfq_failover.lab.interrupt import EXIT_CODE, Interrupted, interruptible
 from nfq_failover.lab.measure import Gap, Measurement, Packet, measure, read_capture
 from nfq_failover.lab.netns import LabError
 from nfq_failover.lab.plots import Incident, biggest_stream, plot_time_sequence
@@ -80,10 +79,6 @@ class Options:
     def detection_ms(self) -> int:
         """How long the backup waits before it takes the primary for dead."""
         return self.heartbeat_ms * HEARTBEAT_COUNT
-
-
-class Interrupted(BaseException):
-    """SIGINT, SIGTERM or SIGHUP: take everything away and end."""
 
 
 def run_demo(options: Options, screen: Screen, scratch: Path) -> bool:
@@ -241,12 +236,6 @@ def _only_one(name: str) -> socket.socket:
     return lock
 
 
-def _interrupt(_number: int, _frame: FrameType | None) -> None:
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)  # the cleaning up is not interrupted
-    raise Interrupted
-
-
 def make_parser() -> argparse.ArgumentParser:
     """The demo's options; their defaults are what the README shows."""
     parser = argparse.ArgumentParser(prog="script/demo", description=__doc__)
@@ -271,10 +260,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("The demo makes network namespaces and needs root. Run: sudo script/demo", file=sys.stderr)
         return 2
     screen = Screen(sys.stdout)
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _interrupt)
     try:
-        with _only_one(options.name), tempfile.TemporaryDirectory(prefix="nfq-failover-demo-") as scratch:
+        with (
+            interruptible(),
+            _only_one(options.name),
+            tempfile.TemporaryDirectory(prefix="nfq-failover-demo-") as scratch,
+        ):
             return 0 if run_demo(options, screen, Path(scratch)) else 1
     except (CommandError, LabError) as error:
         screen.end_progress()
@@ -283,7 +274,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Interrupted:
         screen.end_progress()
         print("Interrupted; everything has been taken away.", file=sys.stderr)
-        return 130
+        return EXIT_CODE
 
 
 if __name__ == "__main__":
