@@ -96,13 +96,16 @@ free_pref() {
     echo "$pref"
 }
 
+# A mark that one of our instances made the interface's clsact qdisc; whichever is the last to go takes it away.
+clsact_record() { echo "$state_root/clsact.$1"; }
+
 tc_apply() { # tc_apply SCOPE: create or exchange our filter, in one step
     command -v tc >/dev/null || return 1
     case $(tc qdisc show dev "$interface" 2>/dev/null) in
         *"qdisc clsact "*) ;;
         *)
             tc qdisc add dev "$interface" clsact 2>/dev/null || return 1
-            guard_clsact=ours
+            : >"$(clsact_record "$interface")"
             ;;
     esac
     pref=$(tc_filters "$interface") pref=${pref%% *}
@@ -116,9 +119,10 @@ tc_remove() { # tc_remove INTERFACE
     for pref in $(IFS=$nl; for line in $(tc_filters "$1"); do echo "${line%% *}"; done); do
         tc filter del dev "$1" egress pref "$pref" || return 1
     done
-    [ "${guard_clsact:-}" = ours ] || return 0
+    [ -e "$(clsact_record "$1")" ] || return 0
     [ -z "$(tc filter show dev "$1" egress; tc filter show dev "$1" ingress)" ] || return 0
-    tc qdisc del dev "$1" clsact 2>/dev/null || return 0
+    rm -f "$(clsact_record "$1")"
+    tc qdisc del dev "$1" clsact 2>/dev/null || return 0 # the interface is gone, and with it the qdisc
 }
 
 nft_apply() { # nft_apply SCOPE: create or exchange our table, in one transaction

@@ -55,10 +55,17 @@ stateful_rule() {
         return
     done
     command -v nft >/dev/null || return 0
+    skip='' iptables_own=' '
+    case $filter in *COMMIT*) iptables_own='table ip filter ' ;; esac # seen above, if iptables could read it
     for line in $(nft -s list ruleset 2>/dev/null); do
         case $line in
+            "$iptables_own"*) table=skip ;;
+            "table "*) table='' ;;
+            *"chain "*" {") skip=$table ;;
+            *" hook forward "*) skip=yes ;;
             *untracked* | *"ct state invalid"*) ;;
             *"ct state "*)
+                [ -z "$skip" ] || continue
                 printf 'nft: %s\n' "${line#"${line%%[! 	]*}"}"
                 return
                 ;;
@@ -133,8 +140,7 @@ check_host() {
 
 # Make connection tracking liberal, or put it back as it was; liberal_before is the value to restore ('' for none).
 liberal_on() {
-    [ -z "$liberal_before" ] || return 0
-    liberal_before=$(cat $liberal_switch) || return 1
+    [ -n "$liberal_before" ] || liberal_before=$(cat $liberal_switch) || return 1
     echo 1 >$liberal_switch
 }
 
