@@ -267,11 +267,11 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _tell_ready(options: argparse.Namespace) -> None:
+    if options.ready_file is not None:
+        options.ready_file.touch()
     if options.ready_fd is not None:
         os.write(options.ready_fd, b"R")
         os.close(options.ready_fd)
-    if options.ready_file is not None:
-        options.ready_file.touch()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
