@@ -197,13 +197,18 @@ def _guarded(work: Callable[[Lab, argparse.Namespace], int], arguments: argparse
     try:
         if os.geteuid():
             raise CommandError("The lab needs root, for its network namespaces. Run it with sudo.")
-        return work(Lab(arguments.name), arguments)
+        code = work(Lab(arguments.name), arguments)
+        sys.stdout.flush()
+        return code
     except CommandError as error:
         print(f"nfq-failover lab: {error}", file=sys.stderr)
         return 2
     except LabError as error:
         print(f"nfq-failover lab: {error}", file=sys.stderr)
         return 1
+    except BrokenPipeError:  # whoever read our output has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except KeyboardInterrupt:
         print("nfq-failover lab: interrupted", file=sys.stderr)
         return 130

@@ -30,7 +30,7 @@ COUNTERS = ("from_client", "from_client_lost", "to_client", "to_client_lost", "t
 def ruleset(state: LabState) -> str:
     """The nft script that brings the table to `state`, whatever it was before; counters go on counting."""
     rules = [*_cut_rules(state.cuts), *_loss_rules(state)]
-    if not rules:
+    if not rules and not state.options.loss and not state.options.tap_loss:
         return f"add table {_TABLE}\ndelete table {_TABLE}\n"
     lines = [f"add table {_TABLE}"]
     lines += [f"add counter {_TABLE} {counter}" for counter in COUNTERS]

@@ -233,6 +233,21 @@ class Lab:
         epoch, connections = _of_the_service(answers)
         return {"epoch": epoch, "nodes": rows, "connections": connections}
 
+    def daemon_pid(self, node: str) -> int:
+        """The process id of the daemon that was last started on the server."""
+        return int((self.store.directory / self.resolve(node, SERVERS) / "daemon.pid").read_text())
+
+    def start_daemon(self, node: str) -> None:
+        """Start the daemon again on a server that is on and whose daemon has died; returns when it answers."""
+        self._inside(node)
+        daemon = {node: nodes.start_daemon(self.store, node)}
+
+        def answers() -> bool:
+            self._check_alive(daemon)
+            return nodes.ask_daemon(self.store, node) is not None
+
+        nodes.wait_until(answers, _PROTECT_DEADLINE_S, f"The daemon on {node} did not answer")
+
     def losses(self) -> dict[str, int]:
         """Frames seen and lost so far, by --loss and --tap-loss (faults.COUNTERS)."""
         return faults.counters(self.name)

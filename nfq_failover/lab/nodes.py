@@ -63,7 +63,7 @@ def tail(path: Path) -> str:
 
 def start_agent(store: Store) -> None:
     """Start the power switch; it can be asked when this returns."""
-    argv = [sys.executable, "-m", "nfq_failover.lab.fence_agent", store.name]
+    argv = [sys.executable, "-P", "-m", "nfq_failover.lab.fence_agent", store.name]
     log = store.log("fence-agent")
     process = netns.spawn(namespace(store.name, SWITCH), argv, log)
 
@@ -96,7 +96,7 @@ def start_scrambler(store: Store, state: LabState, node: str) -> Callable[[], No
     ready = store.directory / node / "scramble-ready"
     ready.unlink(missing_ok=True)
     ports = ",".join(text.replace("-", ":") for text in state.options.ports)
-    argv = [sys.executable, "-m", "nfq_failover.lab.scramble", "--service", SERVICE_ADDRESS, "--ports", ports]
+    argv = [sys.executable, "-P", "-m", "nfq_failover.lab.scramble", "--service", SERVICE_ADDRESS, "--ports", ports]
     argv += [
         "--queue-out",
         str(_SCRAMBLE_QUEUES[0]),
@@ -153,11 +153,13 @@ mac = "{HARDWARE[peer]}"
 
 
 def start_daemon(store: Store, node: str) -> subprocess.Popen[bytes]:
-    """Start the node's daemon on the configuration that is on its disk."""
+    """Start the node's daemon on the configuration that is on its disk; its process id goes into `daemon.pid` there."""
     (store.directory / node / "state").mkdir(exist_ok=True)
     program = Path(sys.executable).with_name("nfq-failover")
     argv = [str(program), "run", "--config", str(store.directory / node / "config.toml")]
-    return netns.spawn(namespace(store.name, node), argv, store.log(f"daemon-{node}"))
+    process = netns.spawn(namespace(store.name, node), argv, store.log(f"daemon-{node}"))
+    (store.directory / node / "daemon.pid").write_text(f"{process.pid}\n")
+    return process
 
 
 def ask_daemon(store: Store, node: str) -> dict[str, Any] | None:

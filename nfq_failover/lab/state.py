@@ -3,7 +3,7 @@
     lab.json          options, cuts, applications to restart, events with their times; written under `lock`
     secret            what the fence scripts say to the fence agent (mode 0600)
     sync.key          the daemons' shared key (mode 0600)
-    a/, b/            each server's disk: config, fence script, daemon's state; survives a crash of the server
+    a/, b/            each server's disk: config, fence script, daemon's state and process id; survives a crash
     *.log             output of daemons, scramble stages, fence agent, applications and detached commands
 
 Whether a server is on is not remembered but looked up: its port at the switch is up, or it isn't.
