@@ -259,6 +259,33 @@ def test_a_first_installation_that_fails_leaves_nothing(net: World, tmp_path: Pa
     assert net.b.namespace.run("cat", LIBERAL) == "0\n"
 
 
+def test_a_signal_half_way_puts_everything_back(net: World, tmp_path: Path) -> None:
+    own_rules(net.b)
+    net.b.install("backup")
+    before = everything(net.b)
+    program = fake_restore(net, tmp_path, f'case " $* " in *--test*) ;; *) : >{tmp_path}/reached; sleep 0.5 ;; esac')
+    base = ("--service", SERVICE, "--ports", "80", "--interface", "eth0", "--iptables", program)
+    with net.b.start("install", "--role", "alone", *base) as process:
+        while not (tmp_path / "reached").exists():
+            assert process.poll() is None
+            time.sleep(0.01)
+        assert everything(net.b) != before
+        process.terminate()
+    assert process.returncode == 1
+    assert everything(net.b) == before
+    assert net.b.rules("check").returncode == 0
+
+
+def test_a_lock_left_by_a_dead_run_does_not_block(net: World) -> None:
+    lock = net.b.directory / "default.lock"
+    lock.mkdir(parents=True)
+    with net.b.start("--help") as dead:
+        dead.wait()
+    (lock / "pid").write_text(f"{dead.pid}\n")
+    net.b.install("backup")
+    assert not lock.exists()
+
+
 def test_the_xtables_lock_is_waited_for(net: World) -> None:
     net.b.lock_file.touch()
     descriptor = os.open(net.b.lock_file, os.O_RDWR)
