@@ -128,7 +128,7 @@ class BackupSide:
             connection.stuck = None
         elif takeover.note_hole(connection, offset, now, self.settings.hole_deadline_ms / 1000):
             self._die(connection, "bytes were acknowledged that this host never had", now)
-            connection.answer_rst(self.out, seg)
+            connection.answer_rst(self.out, None)  # not from `seg`: its ACK number is already the replica's
 
     def outbound(self, event: PacketQueued, seg: Segment, connection: BackupConnection, now: float) -> bool:
         """A segment that our TCP sends on a known connection. False: not ours any more, treat it as unknown."""
@@ -351,7 +351,9 @@ class BackupSide:
         going, reset = 0, 0
         self._dirty.clear()
         for connection in list(self.flows.values()):
-            if connection.state is Shadow.SHADOW:
+            if connection.closed_at is not None and not connection.ended:
+                self.forget(connection)  # the primary's client has been told the end
+            elif connection.state is Shadow.SHADOW:
                 takeover.take_over(connection, self.out, now)
                 going += 1
                 self._watch_lag(connection, now)

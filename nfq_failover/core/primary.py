@@ -97,7 +97,9 @@ class PrimarySide:
             self.out.accept(event.queue, event.packet_id)
             return
         connection.outbound(event, seg, self.out, now)
-        if connection.gated and (connection.waiting or not connection.b_established):
+        if connection.gated and (
+            connection.waiting or connection.owed_since is not None or not connection.b_established
+        ):
             self.timers.set_earlier(connection.conn, now + max(connection.retry_s, POLL_FIRST_S))
         if seg.flags & RST:
             self._close(connection, "reset by the server", now)

@@ -28,6 +28,7 @@ from nfq_failover.wire.segment import FlowKey, Segment
 from nfq_failover.wire.seqnum import MASK, diff, lt
 
 MAX_HELD = 64
+OWED_HOLD_S = 0.0025  # the timer comes at POLL_FIRST_S = 3 ms
 SACK_HOLD_S = 0.002  # how long an ACK waits for the confirmation of its SACK blocks alone
 MAX_RETAINED = 64 << 20
 
@@ -69,7 +70,7 @@ class PrimaryConnection:
         "mss",
         "open",
         "opened_at",
-        "owed",
+        "owed_since",
         "ranges",
         "reason",
         "retained",
@@ -103,7 +104,7 @@ class PrimaryConnection:
         self.edge_kernel = self.edge_backup = self.edge_sent = 0
         self.ranges: Blocks = []
         self.held: deque[tuple[int, Blocks, float]] = deque()
-        self.owed = False
+        self.owed_since: float | None = None
         self.confirm_at = now
         self.snd_nxt = (opening.iss + 1) & MASK
         self.tsval = opening.tsval or 0
@@ -141,7 +142,7 @@ class PrimaryConnection:
             self.held.append((ack, blocks, now))
             out.drop(event.queue, event.packet_id, "ack-held")
             return
-        self._send_changed(event, seg, out, ack, blocks)
+        self._send_changed(event, seg, out, ack, blocks, now)
 
     def _learn(self, seg: Segment, ack: int) -> None:
         if ack > self.kernel_ack:
@@ -157,7 +158,9 @@ class PrimaryConnection:
             self.fin_out = True
         self.established = True
 
-    def _send_changed(self, event: PacketQueued, seg: Segment, out: Outbox, ack: int, blocks: Blocks) -> None:
+    def _send_changed(
+        self, event: PacketQueued, seg: Segment, out: Outbox, ack: int, blocks: Blocks, now: float
+    ) -> None:
         """Let a segment go out now with what it may say."""
         allowed = min(ack, self.confirmed)
         window = seg.wnd
@@ -169,13 +172,17 @@ class PrimaryConnection:
             self.held.popleft()
         self._note_sent(allowed, allowed + (window << self.wscale))
         if allowed == ack and window == seg.wnd and clipped == blocks:
+            self.owed_since = None
             out.accept(event.queue, event.packet_id)
             return
         if not event.complete:
             # Can't be rewritten, must not go out as it is: the kernel will send it again.
             out.drop(event.queue, event.packet_id, "incomplete-packet")
             return
-        self.owed = self.owed or allowed != ack
+        if allowed == ack:
+            self.owed_since = None
+        elif self.owed_since is None:
+            self.owed_since = now
         seg.set_ack(self.client.seq(allowed))
         seg.set_wnd(window)
         if clipped != blocks:
@@ -272,12 +279,16 @@ class PrimaryConnection:
                 self.send_ack(out, ack, blocks)
         allowed = min(self.kernel_ack, self.confirmed)
         if allowed > self.sent_ack:
-            self.send_ack(out, allowed, [])
+            # What a data segment could not say yet may ride on the next one, for a moment: no storm of pure ACKs.
+            patient = self.owed_since is not None and now - self.owed_since < OWED_HOLD_S and not held
+            if not patient or allowed - self.sent_ack >= 2 * self.mss:
+                self.send_ack(out, allowed, [])
         elif self.window_starved:
             edge = min(self.edge_kernel, self.edge_backup)
             if edge - self.edge_sent >= min(self.mss, max(self.edge_kernel - self.edge_sent, 1)):
                 self.send_ack(out, self.sent_ack, [])
-        self.owed = self.kernel_ack > self.sent_ack
+        if self.kernel_ack <= self.sent_ack:
+            self.owed_since = None
 
     @property
     def window_starved(self) -> bool:
@@ -288,7 +299,7 @@ class PrimaryConnection:
     def waiting(self) -> bool:
         """Whether something is held back until the backup says more."""
         starving = self.edge_backup - self.sent_ack < self.mss < self.edge_kernel - self.sent_ack
-        return bool(self.held) or self.owed or starving
+        return bool(self.held) or self.kernel_ack > self.confirmed or starving
 
     def send_ack(self, out: Outbox, ack: int, blocks: Blocks) -> None:
         """Send a newly built pure ACK to the client."""
@@ -318,10 +329,10 @@ class PrimaryConnection:
         was, self.state, self.reason = self.state, Gate.UNPROTECTED, reason
         if was is Gate.SYN_HELD:
             self.release_syn_ack(out)
-        elif self.held or self.owed or self.kernel_ack > self.sent_ack or self.window_starved:
+        elif self.held or self.kernel_ack > self.sent_ack or self.window_starved:
             self.send_ack(out, max(self.kernel_ack, self.sent_ack), [])
         self.held.clear()
-        self.owed = False
+        self.owed_since = None
 
     def protect_late(self, out: Outbox) -> bool:
         """The replica has caught up with a connection that was let go unprotected. True if it is protected now."""

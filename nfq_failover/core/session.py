@@ -1,23 +1,31 @@
 """An authenticated session with one peer.
 
-Each daemon draws a nonce at its start. HELLO(na) -> REPLY(na, nb) -> a datagram under the session key: the keys come
-from the long-term key, both nonces and both names, so a session belongs to exactly one life of each daemon. A session
-that was merely announced (by a HELLO or REPLY, which an attacker can replay) is a candidate; it replaces the current
-one when a datagram under its own key arrives, and a session that was replaced never comes back. Crossing HELLOs lead to
-the same session, since the nonces are ordered by the hosts' names.
+Each daemon draws a nonce at its start. The session's number and its two keys come from the long-term key, both nonces
+and both names (ordered by name, so crossing handshakes agree): a session belongs to exactly one life of each daemon.
+
+    HELLO   our nonce, our challenge                              stateless: it is answered, and changes nothing
+    REPLY   our nonce, our challenge, your nonce, your challenge  moves the receiver into the session of the two nonces
+
+A REPLY counts only if it returns our nonce and our present challenge, a random number that is replaced whenever we move
+into another session. So it was made by the peer's life that followed the one we were in, and nothing recorded, held
+back or delayed can take us out of a living session and back into a dead one. The header's session number says where the
+sender is; who learns from a REPLY that its sender is elsewhere answers with a REPLY of its own. A restarted peer thus
+has its new session after HELLO, REPLY, REPLY, however alive the old one looks.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from hashlib import blake2s
 
 from nfq_failover.core.heartbeat import HeartbeatTemplate
 from nfq_failover.core.settings import Peer, Settings
-from nfq_failover.errors import MalformedDatagram
+from nfq_failover.errors import InternalError, MalformedDatagram
 from nfq_failover.wire.records import Record
 from nfq_failover.wire.sync import (
+    CHALLENGE_BYTES,
     MAX_BODY,
     NONCE_BYTES,
     Header,
@@ -33,7 +41,8 @@ from nfq_failover.wire.sync import (
 WINDOW = 1024
 HELLO_MIN_S = 0.02
 HELLO_MAX_S = 1.0
-MAX_RETIRED = 4096
+MAX_RETIRED = 4096  # lives of the peer's daemon during one of ours
+MAX_OUTGOING = 16
 
 
 class ReplayWindow:
@@ -62,19 +71,21 @@ class ReplayWindow:
 
 @dataclass(slots=True)
 class Keys:
-    """One session: its number, a key for each direction, and what has been received in it."""
+    """One session: its number, a key for each direction, and what has been received in it.
+
+    Heartbeats only need their highest counter: an overtaken one says nothing that is still true.
+    """
 
     session: int
     ours: bytes
     theirs: bytes
-    peer_nonce: bytes
     records: ReplayWindow = field(default_factory=ReplayWindow)
     heartbeat: int = -1
 
 
 @dataclass(slots=True)
 class Received:
-    """What an accepted datagram brought."""
+    """What an accepted datagram brought: of a handshake at most `session_started`, else the epoch and the contents."""
 
     epoch: int = 0
     session_started: bool = False
@@ -83,21 +94,25 @@ class Received:
 
 
 class Session:
-    """The session with one peer; see the module's text. `established` from the first datagram under the key on."""
+    """The session with one peer; see the module's text. `rng(n)` returns n random bytes.
+
+    Drain `poll_datagram` after every call of `receive` and `on_timer`.
+    """
 
     def __init__(self, settings: Settings, peer: Peer, rng: Callable[[int], bytes]) -> None:
         self.settings = settings
         self.peer = peer
         self.direction = settings.name > peer.name
+        self._rng = rng
         self._nonce = rng(NONCE_BYTES)
+        self._challenge = rng(CHALLENGE_BYTES)
         self._master = blake2s(settings.key, person=b"nfqfmast").digest()
         self._hello_key = blake2s(key=self._master, person=b"nfqfhand").digest()
         self._current: Keys | None = None
-        self._candidate: Keys | None = None
         self._retired: dict[int, None] = {}
         self._counter = 0
         self._hello_counter = 0
-        self._outgoing: list[bytes] = []
+        self._outgoing: deque[bytes] = deque(maxlen=MAX_OUTGOING)
         self._heard_at: float | None = None
         self._next_hello = 0.0
 
@@ -105,7 +120,7 @@ class Session:
 
     @property
     def established(self) -> bool:
-        """Whether records and heartbeats can be sent."""
+        """Whether records and heartbeats can be sent: the peer has proved that it is alive in the current session."""
         return self._current is not None
 
     @property
@@ -116,24 +131,28 @@ class Session:
     # ------------------------------------------------------------------------------------ sending
 
     def seal(self, records: list[Record], epoch: int) -> list[bytes]:
-        """As few datagrams as possible with these records. Needs a session."""
+        """As few datagrams as possible with these records, in order. Raises `InternalError` without a session."""
+        keys = self._present()
         datagrams: list[bytes] = []
         body = b""
         for record in records:
             encoded = encode_record(record)
             if len(body) + len(encoded) > MAX_BODY:
-                datagrams.append(self._seal(self._current, Kind.RECORDS, epoch, body))
+                datagrams.append(self._seal(keys, epoch, body))
                 body = b""
             body += encoded
         if body:
-            datagrams.append(self._seal(self._current, Kind.RECORDS, epoch, body))
+            datagrams.append(self._seal(keys, epoch, body))
         return datagrams
 
-    def _seal(self, keys: Keys | None, kind: Kind, epoch: int, body: bytes) -> bytes:
-        if keys is None:
-            raise MalformedDatagram("no-session")
+    def _present(self) -> Keys:
+        if self._current is None:
+            raise InternalError("there is no session yet")
+        return self._current
+
+    def _seal(self, keys: Keys, epoch: int, body: bytes) -> bytes:
         self._counter += 1
-        return seal(Header(kind, self.direction, keys.session, epoch, self._counter), body, keys.ours)
+        return seal(Header(Kind.RECORDS, self.direction, keys.session, epoch, self._counter), body, keys.ours)
 
     def heartbeat_template(
         self,
@@ -147,15 +166,14 @@ class Session:
         echo_ms: int,
         release_after_ms: int,
     ) -> HeartbeatTemplate:
-        """What the heartbeat sender shall say. Needs a session."""
-        if self._current is None:
-            raise MalformedDatagram("no-session")
+        """What the heartbeat sender shall say. Raises `InternalError` without a session."""
+        keys = self._present()
         body = HeartbeatBody(role, state, flags, stored_epoch, generation, 0, 0, echo_ms, release_after_ms)
-        return HeartbeatTemplate(self._current.session, self._current.ours, self.direction, epoch, body)
+        return HeartbeatTemplate(keys.session, keys.ours, self.direction, epoch, body)
 
     def poll_datagram(self) -> bytes | None:
         """The next datagram of the handshake."""
-        return self._outgoing.pop(0) if self._outgoing else None
+        return self._outgoing.popleft() if self._outgoing else None
 
     # ------------------------------------------------------------------------------------ time
 
@@ -171,12 +189,13 @@ class Session:
         self._next_hello = now + interval
         silent = self._heard_at is None or now - self._heard_at > self.settings.detection_ms / 1000
         if self._current is None or silent:
-            self._hello(Kind.HELLO, self._nonce)
+            self._say(Kind.HELLO)
 
-    def _hello(self, kind: Kind, body: bytes) -> None:
+    def _say(self, kind: Kind, returned: bytes = b"") -> None:
+        """A datagram of the handshake. `returned`: the peer's nonce and challenge (REPLY)."""
         self._hello_counter += 1
-        header = Header(kind, self.direction, 0, 0, self._hello_counter)
-        self._outgoing.append(seal(header, body + self._names(), self._hello_key))
+        header = Header(kind, self.direction, self.session_id or 0, 0, self._hello_counter)
+        self._outgoing.append(seal(header, self._nonce + self._challenge + returned + self._names(), self._hello_key))
 
     def _names(self, ours: bool = True) -> bytes:
         pair = (self.settings.name, self.peer.name) if ours else (self.peer.name, self.settings.name)
@@ -190,59 +209,55 @@ class Session:
         if header.direction is self.direction:
             raise MalformedDatagram("reflected")
         if header.kind in (Kind.HELLO, Kind.REPLY):
-            self._handshake(header.kind, open_body(data, self._hello_key))
-            return Received()
+            return self._handshake(header, open_body(data, self._hello_key))
         keys = self._current
         if keys is None or header.session != keys.session:
-            keys = self._candidate
-            if keys is None or header.session != keys.session:
-                raise MalformedDatagram("wrong-session")
+            raise MalformedDatagram("wrong-session")
         body = open_body(data, keys.theirs)
         if header.kind is Kind.HEARTBEAT:
-            heartbeat = HeartbeatBody.decode(body)
             if header.counter <= keys.heartbeat:
-                raise MalformedDatagram("replayed")
+                raise MalformedDatagram("replayed" if header.counter == keys.heartbeat else "too-old")
+            received = Received(header.epoch, heartbeat=HeartbeatBody.decode(body))
             keys.heartbeat = header.counter
-            received = Received(header.epoch, heartbeat=heartbeat)
         else:
             records = decode_records(body)
             keys.records.check(header.counter)
             received = Received(header.epoch, records=records)
         self._heard_at = now
-        if keys is not self._current:
-            self._promote(keys)
-            received.session_started = True
         return received
 
-    def _handshake(self, kind: Kind, body: bytes) -> None:
-        size = NONCE_BYTES * (1 if kind is Kind.HELLO else 2)
+    def _handshake(self, header: Header, body: bytes) -> Received:
+        size = (NONCE_BYTES + CHALLENGE_BYTES) * (1 if header.kind is Kind.HELLO else 2)
         if body[size:] != self._names(ours=False):
             raise MalformedDatagram("wrong-name")
-        if kind is Kind.REPLY and body[:NONCE_BYTES] != self._nonce:
-            raise MalformedDatagram("stale-reply")
-        peer_nonce = body[size - NONCE_BYTES : size]
-        keys = self._derive(peer_nonce)
-        if keys.session in self._retired:
-            raise MalformedDatagram("retired-session")
-        known = self._current is not None and self._current.session == keys.session
-        if not known and (self._candidate is None or self._candidate.session != keys.session):
-            self._candidate = keys
-        if kind is Kind.HELLO:
-            self._hello(Kind.REPLY, peer_nonce + self._nonce)
-        elif not known:
-            self._prove(self._candidate)
+        theirs = body[: NONCE_BYTES + CHALLENGE_BYTES]
+        if header.kind is Kind.HELLO:
+            self._say(Kind.REPLY, theirs)
+            return Received()
+        returned = body[NONCE_BYTES + CHALLENGE_BYTES : size]
+        keys = self._derive(theirs[:NONCE_BYTES])
+        started = keys.session != self.session_id
+        if started:
+            if returned != self._nonce + self._challenge:
+                raise MalformedDatagram("stale-reply")
+            if keys.session in self._retired:
+                raise MalformedDatagram("retired-session")
+            self._move(keys)
+        if header.session != keys.session:
+            self._say(Kind.REPLY, theirs)
+        if started:
+            # Nothing to tell, but the peer learns at once that we have arrived.
+            self._outgoing.append(self._seal(keys, 0, b""))
+        return Received(session_started=started)
 
-    def _prove(self, keys: Keys | None) -> None:
-        """An empty datagram under the session's key shows that we are alive in it."""
-        self._outgoing.append(self._seal(keys, Kind.RECORDS, 0, b""))
-
-    def _promote(self, keys: Keys) -> None:
+    def _move(self, keys: Keys) -> None:
         if self._current is not None:
             self._retired[self._current.session] = None
             if len(self._retired) > MAX_RETIRED:
                 del self._retired[next(iter(self._retired))]
-        self._current, self._candidate = keys, None
-        self._prove(keys)
+        self._current = keys
+        self._challenge = self._rng(CHALLENGE_BYTES)
+        self._heard_at = None
 
     def _derive(self, peer_nonce: bytes) -> Keys:
         settings, peer = self.settings, self.peer
@@ -254,4 +269,4 @@ class Session:
 
         session = int.from_bytes(key(b"nfqfsess")[:8], "big")
         keys = (key(b"nfqfkey0"), key(b"nfqfkey1"))
-        return Keys(session, keys[self.direction], keys[not self.direction], peer_nonce)
+        return Keys(session, keys[self.direction], keys[not self.direction])

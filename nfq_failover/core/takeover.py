@@ -28,12 +28,14 @@ def take_over(connection: BackupConnection, out: Outbox, now: float) -> None:
     mapping = connection.mapping
     mapping.take_over()
     mapping.edge_sent = connection.edge_confirmed  # at most this was promised by the primary
-    if connection.c_ack < 0:
-        connection.resend_next = None  # handshake not complete: our TCP repeats its SYN-ACK, or the client its SYN
+    if connection.c_ack < 0 or connection.ended:
+        # Handshake not complete: our TCP repeats its SYN-ACK, or the client its SYN. Ended: nobody waits for anything.
+        connection.resend_next = None
         return
     connection.resend_next = connection.c_ack
     if not resend(connection, out, INITIAL_SEGMENTS, now):
-        send(connection, out, max(connection.produced, connection.c_ack), b"", ACK, now)
+        at = connection.resend_next  # not None: the client's window is closed, and nothing beyond it would be accepted
+        send(connection, out, max(connection.produced, connection.c_ack) if at is None else at, b"", ACK, now)
 
 
 def resend(connection: BackupConnection, out: Outbox, segments: int, now: float) -> int:
@@ -92,9 +94,12 @@ def on_client_ack(connection: BackupConnection, newly: int, out: Outbox, now: fl
 
 def outward(connection: BackupConnection, event: PacketQueued, seg: Segment, offset: int, out: Outbox) -> None:
     """Translate a segment of our TCP for the client (its content was learned already)."""
-    if connection.resend_next is not None and seg.seg_len and offset >= connection.resend_next:
-        out.drop(event.queue, event.packet_id, "resend-pending")
-        return
+    if connection.resend_next is not None and seg.seg_len:
+        if offset > connection.resend_next:
+            out.drop(event.queue, event.packet_id, "resend-pending")
+            return
+        # Not out of order: a retransmission of our TCP, perhaps its probe of a closed window.
+        connection.resend_next = max(connection.resend_next, offset + seg.seg_len)
     if seg.seg_len and offset + seg.seg_len <= connection.c_ack:
         out.drop(event.queue, event.packet_id, "client-has-it")
         return

@@ -108,8 +108,25 @@ def test_data_goes_at_once_with_its_ack_clamped_and_the_rest_follows() -> None:
         t >> confirmed(400, 40000)
         t >> server(0, 100, ack=1000, wnd=9750, ts=TS)
         t << "pass [.] 0:100 ack 400 wnd 9900 ts 2000010/1010"
-        t >> confirmed(1000, 40000) << "client [.] 100 ack 1000 wnd 9750 ts 2000010/1010"
+        t >> confirmed(1000, 40000)  # the next segment may take it along, for a moment
+        t >> After(0.004) << "client [.] 100 ack 1000 wnd 9750 ts 2000010/1010"
         t >> After(0.1)
+
+
+def test_owed_acknowledgement_rides_on_the_next_segment() -> None:
+    with Gated() as t:
+        t >> server(0, 100, ack=1000, wnd=9750, ts=TS)
+        t << "pass [.] 0:100 ack 0 wnd 10000 ts 2000010/1010"
+        t >> confirmed(1000, 40000)
+        t >> server(100, 100, ack=1000, wnd=9750, ts=TS) << "pass"
+        t >> After(0.1)
+
+
+def test_owed_acknowledgement_of_two_segments_does_not_wait() -> None:
+    with Gated() as t:
+        t >> server(0, 100, ack=4000, wnd=9000, ts=TS)
+        t << "pass [.] 0:100 ack 0 wnd 10000 ts 2000010/1010"
+        t >> confirmed(4000, 40000) << "client [.] 100 ack 4000 wnd 9000 ts 2000010/1010"
 
 
 def test_data_with_a_held_ack_takes_the_confirmed_part_along() -> None:
@@ -196,7 +213,8 @@ def test_super_segment_is_left_to_the_kernel_to_seal() -> None:
     with Gated() as t:
         t >> server(0, 4000, ack=1000, wnd=9750, ts=TS, gso=True)
         t << "pass [.] 0:4000 ack 0 wnd 10000 ts 2000010/1010 UNSEALED"
-        t >> confirmed(1000, 40000) << "client [.] 4000 ack 1000 wnd 9750 ts 2000010/1010"
+        t >> confirmed(1000, 40000)
+        t >> After(0.004) << "client [.] 4000 ack 1000 wnd 9750 ts 2000010/1010"
 
 
 def test_without_timestamps_and_scale_the_built_ack_has_none() -> None:
