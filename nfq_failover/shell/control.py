@@ -5,10 +5,14 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import select
 import socket
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import structlog
 
 from nfq_failover.errors import CommandError
 
@@ -16,9 +20,21 @@ MAX_LINE = 4096
 MAX_CLIENTS = 64
 Handler = Callable[[str, dict[str, Any]], dict[str, Any]]
 
+log = structlog.get_logger()
+
+
+@dataclass(slots=True)
+class _Client:
+    socket: socket.socket
+    incoming: bytearray = field(default_factory=bytearray)
+    outgoing: bytearray = field(default_factory=bytearray)
+
 
 class ControlServer:
-    """Answers requests from inside the daemon's loop: `accept` and `serve` never block for long."""
+    """Answers requests from inside the daemon's loop, without ever waiting for a client.
+
+    It has a poll object of its own: `fileno()` is readable when there is something to do, `serve()` does it.
+    """
 
     def __init__(self, path: Path, handler: Handler) -> None:
         """`handler(command, request)` gives the answer. A stale socket file is replaced."""
@@ -26,65 +42,94 @@ class ControlServer:
         self.handler = handler
         path.unlink(missing_ok=True)
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+        self._poll = select.epoll()
+        self._clients: dict[int, _Client] = {}
         old = os.umask(0o177)
         try:
             self._socket.bind(str(path))
+            self._socket.listen(16)
+        except OSError as error:
+            self._poll.close()
+            self._socket.close()
+            hint = ": set a 'state_dir' with a shorter path" if "too long" in str(error) else ""
+            raise CommandError(f"can't make the control socket {path} ({error}){hint}") from None
         finally:
             os.umask(old)
-        self._socket.listen(16)
-        self.clients: dict[int, tuple[socket.socket, bytearray]] = {}
+        self._poll.register(self._socket, select.EPOLLIN)
 
     def fileno(self) -> int:
-        """Readable when somebody connects."""
-        return self._socket.fileno()
+        """Readable when there is something to do."""
+        return self._poll.fileno()
 
-    def accept(self) -> list[int]:
-        """Descriptors of new clients, to be watched."""
-        new = []
-        with contextlib.suppress(BlockingIOError):
-            while True:
-                client, _ = self._socket.accept()
-                if len(self.clients) >= MAX_CLIENTS:
-                    client.close()
-                    continue
-                client.settimeout(0.2)
-                self.clients[client.fileno()] = (client, bytearray())
-                new.append(client.fileno())
-        return new
+    def serve(self) -> None:
+        """Take new clients, read, answer; one step for each client that is ready."""
+        for fd, _ in self._poll.poll(0):
+            client = self._clients.get(fd)
+            if client is None:
+                self._accept()
+                continue
+            try:
+                going_on = self._step(client)
+            except OSError:
+                going_on = False
+            if not going_on:
+                self._drop(fd)
 
-    def serve(self, fd: int) -> bool:
-        """Read and answer; False when the client is gone."""
-        client, buffer = self.clients[fd]
-        try:
-            data = client.recv(MAX_LINE)
-            buffer += data
-            while (stop := buffer.find(b"\n")) >= 0:
-                line = bytes(buffer[:stop])
-                del buffer[: stop + 1]
-                client.sendall(json.dumps(self._answer(line)).encode() + b"\n")
-            if data and len(buffer) <= MAX_LINE:
-                return True
-        except OSError:
-            pass
-        client.close()
-        del self.clients[fd]
-        return False
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            connection, _ = self._socket.accept()
+            if len(self._clients) >= MAX_CLIENTS:
+                connection.close()
+                return
+            connection.setblocking(False)
+            self._clients[connection.fileno()] = _Client(connection)
+            self._poll.register(connection, select.EPOLLIN)
 
-    def _answer(self, line: bytes) -> dict[str, Any]:
+    def _step(self, client: _Client) -> bool:
+        """False when the client is done with. One that does not read its answer is not listened to meanwhile."""
+        if not client.outgoing:
+            data = client.socket.recv(MAX_LINE)
+            if not data:
+                return False
+            client.incoming += data
+            while (stop := client.incoming.find(b"\n")) >= 0:
+                line = bytes(client.incoming[:stop])
+                del client.incoming[: stop + 1]
+                client.outgoing += self._answer(line) + b"\n"
+            if len(client.incoming) > MAX_LINE:
+                return False
+        if client.outgoing:
+            with contextlib.suppress(BlockingIOError):
+                del client.outgoing[: client.socket.send(client.outgoing)]
+        self._poll.modify(client.socket, select.EPOLLOUT if client.outgoing else select.EPOLLIN)
+        return True
+
+    def _drop(self, fd: int) -> None:
+        client = self._clients.pop(fd)
+        self._poll.unregister(fd)
+        client.socket.close()
+
+    def _answer(self, line: bytes) -> bytes:
         try:
             request = json.loads(line)
             command = request["command"]
             if not isinstance(command, str):
                 raise TypeError
         except (ValueError, KeyError, TypeError):
-            return {"error": 'send one JSON object per line, like {"command": "status"}'}
-        return self.handler(command, request)
+            return json.dumps({"error": 'send one JSON object per line, like {"command": "status"}'}).encode()
+        try:
+            return json.dumps(self.handler(command, request)).encode()
+        except Exception as error:  # a question must not end the daemon
+            log.error("internal error", during=f"control command {command}", error=repr(error))
+            return json.dumps({"error": f"internal error, see the daemon's log: {error!r}"}).encode()
 
     def close(self) -> None:
-        """Remove the socket."""
-        for client, _ in self.clients.values():
-            client.close()
-        self.clients.clear()
+        """Remove the socket. Repeatable."""
+        if self._socket.fileno() < 0:
+            return
+        for fd in list(self._clients):
+            self._drop(fd)
+        self._poll.close()
         self._socket.close()
         self.path.unlink(missing_ok=True)
 
@@ -98,6 +143,8 @@ def ask(path: Path, command: str, timeout_s: float = 5.0) -> dict[str, Any]:
             s.sendall(json.dumps({"command": command}).encode() + b"\n")
             with s.makefile("rb") as answers:
                 answer = json.loads(answers.readline() or b"{}")
+    except PermissionError:
+        raise CommandError(f"{path} belongs to root: run this as root") from None
     except (OSError, ValueError) as error:
         raise CommandError(f"no daemon answers at {path} ({error}): is 'nfq-failover run' running?") from None
     if not isinstance(answer, dict) or "error" in answer:

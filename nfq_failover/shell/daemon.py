@@ -14,7 +14,9 @@ import select
 import signal
 import socket
 import time
+import traceback
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import structlog
@@ -29,6 +31,7 @@ from nfq_failover.core.events import (
     Event,
     Fence,
     FlowsGone,
+    FrameCopied,
     Inject,
     LinkChecked,
     Log,
@@ -50,7 +53,7 @@ from nfq_failover.shell import flows
 from nfq_failover.shell.control import ControlServer
 from nfq_failover.shell.copies import InboundCopies
 from nfq_failover.shell.epoch_store import EpochStore
-from nfq_failover.shell.fence import RunningFence
+from nfq_failover.shell.fence import FenceKeeper
 from nfq_failover.shell.heartbeat_process import HeartbeatProcess
 from nfq_failover.shell.host import Host, link_up
 from nfq_failover.shell.inject import Injector
@@ -59,6 +62,10 @@ from nfq_failover.shell.rules_keeper import RulesKeeper
 
 BATCH = 64
 MAX_WAIT_S = 0.05
+SYNC_BUDGET_S = 0.02  # for the sync socket in one round: a flood of garbage must not keep packets waiting
+TIMER_PATIENCE_S = 0.2  # how long timers wait for a sync socket that never becomes empty
+OVERRUN_EVERY_S = 1.0
+ALARM_SPACING_S = 0.1
 UDP_RCVBUF = 16 << 20
 ANNOUNCE_GAPS_S = (0.0, 0.02, 0.1, 0.5, 1.0, 2.0)
 _SO_RCVBUFFORCE = 33
@@ -74,16 +81,22 @@ class Daemon:
         self._undo: list[Callable[[], object]] = []
         self._readers: dict[int, Callable[[], None]] = {}
         self._poll = select.epoll()
-        self._fence: RunningFence | None = None
+        self._fresh: set[int] = set()
         self._announce_at: list[float] = []
         self._copies: InboundCopies | None = None
         self._stopping = False
         self._failures = 0
+        self._next_alarm = 0.0
+        self._next_overrun = 0.0
+        self._last_timer = 0.0
+        self._broken = False
 
     # ------------------------------------------------------------------------------------ life
 
     def run(self, ready: Callable[[], None] = lambda: None) -> None:
-        """Start, serve until SIGTERM or SIGINT, undo. Raises `NfqFailoverError` if it can't start."""
+        """Start, serve until SIGTERM, SIGINT or SIGHUP, undo. Raises `NfqFailoverError` if it can't start."""
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, self._stop)
         try:
             self._start()
             ready()
@@ -98,7 +111,6 @@ class Daemon:
 
     def _start(self) -> None:
         config = self.config
-        config.state_dir.mkdir(parents=True, exist_ok=True)
         self._take_lock()
         self.epochs = EpochStore(config.state_dir / "epoch.json")
         self._undo.append(self.epochs.close)
@@ -125,6 +137,8 @@ class Daemon:
         self._undo.append(self.udp.close)
         self.heartbeats = HeartbeatProcess(config.settings.heartbeat_interval_ms, self.udp)
         self._undo.append(self.heartbeats.close)
+        self.fences = FenceKeeper(config.fence, config.settings.peers, self._watch, self._unwatch, self._answer)
+        self._undo.append(self.fences.close)
         self.control = ControlServer(config.state_dir / "control.sock", self._control)
         self._undo.append(self.control.close)
         self.node = Node(config.settings, os.urandom, epoch, served, time.monotonic())
@@ -132,12 +146,15 @@ class Daemon:
         for queue in self.queues.values():
             self._watch(queue.fileno(), lambda: None)
         self._watch(self.epochs.fileno(), self._epochs_stored)
-        self._watch(self.control.fileno(), self._control_connect)
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._stop)
+        self._watch(self.control.fileno(), self.control.serve)
 
     def _take_lock(self) -> None:
-        lock = os.open(self.config.state_dir / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        directory = self.config.state_dir
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            lock = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise CommandError(f"can't use the state directory {directory} ({error}): check 'state_dir'") from None
         self._undo.append(lambda: os.close(lock))
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -164,6 +181,7 @@ class Daemon:
 
     def _watch(self, fd: int, reader: Callable[[], None]) -> None:
         self._readers[fd] = reader
+        self._fresh.add(fd)
         self._poll.register(fd, select.EPOLLIN)
 
     def _unwatch(self, fd: int) -> None:
@@ -174,58 +192,95 @@ class Daemon:
     def _loop(self) -> None:
         node, clock = self.node, time.monotonic
         while True:
-            self.heartbeats.progress()
+            if not self._broken:
+                self.heartbeats.progress()
             now = clock()
             due = node.poll_timeout()
             wait = min(max(due - now, 0.0), MAX_WAIT_S) if due is not None else MAX_WAIT_S
+            self._fresh.clear()
             ready = [fd for fd, _ in self._poll.poll(wait)]
-            self._read_sync()
+            all_read = self._read_sync()
             for fd in ready:
                 reader = self._readers.get(fd)
-                if reader is not None:
+                if reader is not None and fd not in self._fresh:  # else its number has a new owner since the poll
                     reader()
             self._read_packets()
             self._read_copies()
             now = clock()
             due = node.poll_timeout()
-            if due is None or now >= due:
-                self._feed(TimerFired(), now)
-                self._periodic(now)
-                self._carry_out()
+            if (due is None or now >= due) and (all_read or now - self._last_timer > TIMER_PATIENCE_S):
+                self._tick(now)
             if self._stopping:
                 self._feed(OperatorCommand("shutdown"), clock())
                 self._carry_out()
                 self.heartbeats.drain()
                 return
 
+    def _tick(self, now: float) -> None:
+        """Let time pass. A node that can't do even that makes no progress, and its heartbeats must say so."""
+        failures, self._last_timer = self._failures, now
+        self._feed(TimerFired(), now)
+        self._carry_out()
+        self._periodic(now)
+        self._carry_out()
+        self._broken = self._failures != failures
+
     def _feed(self, event: Event, now: float) -> None:
         """Hand the node one event; whatever goes wrong in there must not end the loop."""
         try:
             self.node.handle(event, now)
         except Exception as error:  # our own bug: say so, drop the packet, go on
-            self._failures += 1
-            packet = event.packet.hex() if isinstance(event, PacketQueued) else ""
-            log.error("internal error", error=repr(error), event=type(event).__name__, packet=packet[:400])
-            log.debug("internal error", exc_info=True)
+            packet = event.packet if isinstance(event, PacketQueued | FrameCopied) else b""
             if isinstance(event, PacketQueued):
+                # The first verdict counts: one that the node gave before it failed comes later, and is refused.
                 self.queues[event.queue].verdict(event.packet_id, False)
+            self._alarm(error, type(event).__name__, packet)
 
-    def _read_sync(self) -> None:
-        receive = self.udp.recvfrom
+    def _answer(self, event: Event) -> None:
+        """Hand the node the outcome of something slow, and do at once what follows from it."""
+        self._feed(event, time.monotonic())
+        self._carry_out()
+
+    def _alarm(self, error: Exception, during: str, packet: bytes | bytearray = b"") -> None:
+        """Our own bug has shown itself. Every one is counted, not every one of a flood is written."""
+        self._failures += 1
+        now = time.monotonic()
+        if now < self._next_alarm:
+            return
+        self._next_alarm = now + ALARM_SPACING_S
+        frames = reversed(traceback.extract_tb(error.__traceback__)[-4:])
+        log.error(
+            "internal error",
+            error=repr(error),
+            during=during,
+            count=self._failures,
+            where=" < ".join(f"{Path(frame.filename).name}:{frame.lineno}" for frame in frames),
+            packet=packet[:200].hex(),
+        )
+
+    def _read_sync(self) -> bool:
+        """Read what is there; False if the time for it was up before the end."""
+        receive, clock = self.udp.recvfrom, time.monotonic
+        now = clock()
+        limit = now + SYNC_BUDGET_S
         count = 0
-        while True:
+        while now < limit:
             try:
                 data, source = receive(2048)
             except BlockingIOError:
-                break
+                if count:
+                    self._carry_out()
+                return True
             except OSError:  # an ICMP error of an earlier datagram
+                now = clock()
                 continue
-            self._feed(DatagramReceived(source, data), time.monotonic())
+            now = clock()
+            self._feed(DatagramReceived(source, data), now)
             count += 1
             if count % BATCH == 0:
                 self._carry_out()
-        if count:
-            self._carry_out()
+        self._carry_out()
+        return False
 
     def _read_packets(self) -> None:
         for queue in self.queues.values():
@@ -247,15 +302,18 @@ class Daemon:
         self._carry_out()
 
     def _periodic(self, now: float) -> None:
-        while self._announce_at and self._announce_at[0] <= now:
-            self._announce_at.pop(0)
-            self.host.announce()
-        if self._fence is not None and now >= self._fence.deadline:
-            self._fence_ended()
+        self._announce_due(now)
+        self.fences.tick(now)
         for event in self.rules.tick(now):
             self._feed(event, now)
         if self._copies is not None and (lost := self._copies.lost()):
             self._feed(CopiesLost(lost), now)
+        if now >= self._next_overrun:
+            self._next_overrun = now + OVERRUN_EVERY_S
+            for queue in self.queues.values():
+                overrun = queue.overrun()
+                if overrun is not None:
+                    self._feed(overrun, now)
         if self.heartbeats.died():
             log.error("heartbeat sender died; started again")
             self.heartbeats.restart()
@@ -264,11 +322,27 @@ class Daemon:
     # ------------------------------------------------------------------------------------ effects
 
     def _carry_out(self) -> None:
+        for _ in range(BATCH):
+            try:
+                self._drain()
+                break
+            except OSError:
+                raise  # a queue that does not work any more: silence, and the peer takes over
+            except Exception as error:  # our own bug: the next effect may be right
+                self._alarm(error, "effects")
+        for queue in self.queues.values():
+            queue.flush()
+
+    def _drain(self) -> None:
         poll, queues = self.node.poll_effect, self.queues
         mark, inject = self.config.mark, self.injector.send
         while (effect := poll()) is not None:
             if isinstance(effect, Verdict):
-                queues[effect.queue].verdict(effect.packet_id, effect.accept, effect.packet, mark)
+                try:
+                    queues[effect.queue].verdict(effect.packet_id, effect.accept, effect.packet, mark)
+                except InternalError:
+                    queues[effect.queue].verdict(effect.packet_id, False)
+                    raise
             elif isinstance(effect, Inject):
                 # What was decided before must be in effect first: an overtaken window or ACK would be taken back.
                 for queue in queues.values():
@@ -278,9 +352,10 @@ class Daemon:
                 with contextlib.suppress(OSError):  # lost datagrams are repeated
                     self.udp.sendto(effect.data, effect.destination)
             else:
-                self._carry_out_rare(effect)
-        for queue in queues.values():
-            queue.flush()
+                try:
+                    self._carry_out_rare(effect)
+                except OSError as error:  # the interface is gone, for instance
+                    log.error("could not be done", effect=repr(effect), error=str(error))
 
     def _carry_out_rare(self, effect: Effect) -> None:
         if isinstance(effect, PublishHeartbeat):
@@ -290,7 +365,7 @@ class Daemon:
         elif isinstance(effect, CheckLink):
             self._feed(LinkChecked(*link_up(self.config.interface)), time.monotonic())
         elif isinstance(effect, Fence):
-            self._start_fence(effect)
+            self.fences.start(effect)
         elif isinstance(effect, StoreEpoch):
             self.epochs.store(effect.epoch, effect.role)
         elif isinstance(effect, OwnAddress):
@@ -308,6 +383,9 @@ class Daemon:
         now = time.monotonic()
         gaps = [ANNOUNCE_GAPS_S[min(i, len(ANNOUNCE_GAPS_S) - 1)] for i in range(effect.announce)]
         self._announce_at = [now + gap + (max(i - 5, 0)) * 2.0 for i, gap in enumerate(gaps)] if effect.own else []
+        self._announce_due(now)
+
+    def _announce_due(self, now: float) -> None:
         while self._announce_at and self._announce_at[0] <= now:
             self._announce_at.pop(0)
             self.host.announce()
@@ -325,40 +403,11 @@ class Daemon:
             self._copies.close()
             self._copies = None
 
-    def _start_fence(self, effect: Fence) -> None:
-        peer = next(p for p in self.config.settings.peers if p.name == effect.peer)
-        try:
-            self._fence = RunningFence(self.config.fence, peer, effect.deadline_ms)
-        except OSError as error:
-            from nfq_failover.core.events import FenceFinished
-
-            self._feed(FenceFinished(peer.name, False, f"can't start: {error}"), time.monotonic())
-            return
-        self._watch(self._fence.fileno(), self._fence_ended)
-
-    def _fence_ended(self) -> None:
-        fence, self._fence = self._fence, None
-        if fence is not None:
-            self._unwatch(fence.fileno())
-            self._feed(fence.finish(), time.monotonic())
-            self._carry_out()
-
     def _epochs_stored(self) -> None:
         for event in self.epochs.finished():
-            self._feed(event, time.monotonic())
-        self._carry_out()
+            self._answer(event)
 
     # ------------------------------------------------------------------------------------ control
-
-    def _control_connect(self) -> None:
-        for fd in self.control.accept():
-            self._watch(fd, lambda fd=fd: self._control_serve(fd))  # type: ignore[misc]
-
-    def _control_serve(self, fd: int) -> None:
-        reader = self._readers[fd]
-        self._unwatch(fd)
-        if self.control.serve(fd):
-            self._watch(fd, reader)
 
     def _control(self, command: str, request: dict[str, Any]) -> dict[str, Any]:
         del request
@@ -366,8 +415,7 @@ class Daemon:
             return self._status()
         if command == "claim":
             before = self.node.members.state
-            self._feed(OperatorCommand("claim"), time.monotonic())
-            self._carry_out()
+            self._answer(OperatorCommand("claim"))
             return {"before": before.label, "state": self.node.members.state.label}
         if command == "ping":
             return {"pong": True}
