@@ -38,6 +38,7 @@ HEADER: Final = Struct("!BBQIQ")
 MAC_BYTES: Final = 16
 MAX_BODY: Final = MAX_DATAGRAM - HEADER.size - MAC_BYTES
 NONCE_BYTES: Final = 16
+CHALLENGE_BYTES: Final = 8
 MAX_DATA: Final = 1300
 _DIRECTION: Final = 0x80
 
