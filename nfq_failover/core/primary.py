@@ -333,6 +333,8 @@ class PrimarySide:
                     connection.retry_s = min(max(connection.retry_s * 2, POLL_FIRST_S), POLL_MAX_S)
                     self._poll(connection)
                     self.timers.set(conn, now + connection.retry_s)
+                elif connection.owed_since is not None:
+                    self.timers.set(conn, now + POLL_FIRST_S)
             elif self.protecting and connection.reason == NOT_READY:
                 connection.retry_s = min(max(connection.retry_s * 2, POLL_FIRST_S), LATE_POLL_MAX_S)
                 self._poll(connection)

@@ -170,14 +170,16 @@ class PrimaryConnection:
         clipped = [b for b in (self._clip(b) for b in blocks) if b] if blocks else blocks
         while self.held and self.held[0][0] <= allowed:
             self.held.popleft()
-        self._note_sent(allowed, allowed + (window << self.wscale))
-        if allowed == ack and window == seg.wnd and clipped == blocks:
-            self.owed_since = None
-            out.accept(event.queue, event.packet_id)
-            return
-        if not event.complete:
+        unchanged = allowed == ack and window == seg.wnd and clipped == blocks
+        if not unchanged and not event.complete:
             # Can't be rewritten, must not go out as it is: the kernel will send it again.
             out.drop(event.queue, event.packet_id, "incomplete-packet")
+            self.owed_since = now
+            return
+        self._note_sent(allowed, allowed + (window << self.wscale))
+        if unchanged:
+            self.owed_since = None
+            out.accept(event.queue, event.packet_id)
             return
         if allowed == ack:
             self.owed_since = None

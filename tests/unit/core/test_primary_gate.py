@@ -122,6 +122,20 @@ def test_owed_acknowledgement_rides_on_the_next_segment() -> None:
         t >> After(0.1)
 
 
+def test_owed_acknowledgement_is_not_forgotten_when_the_timer_was_set_for_an_earlier_one() -> None:
+    with Gated() as t:
+        t >> server(0, 100, ack=1000, wnd=9750, ts=TS) << "pass [.] 0:100 ack 0 wnd 10000 ts 2000010/1010"
+        t.now += 0.001
+        t >> confirmed(1000, 40000)
+        t >> server(100, 100, ack=1000, wnd=9750, ts=TS) << "pass"
+        t.now += 0.001
+        t >> server(200, 100, ack=2000, wnd=9500, ts=TS) << "pass [.] 200:300 ack 1000 wnd 9750 ts 2000010/1010"
+        t >> confirmed(2000, 40000)
+        t >> After(0.0015)
+        t >> After(0.003) << "client [.] 300 ack 2000 wnd 9500 ts 2000010/1010"
+        t >> After(0.1)
+
+
 def test_owed_acknowledgement_of_two_segments_does_not_wait() -> None:
     with Gated() as t:
         t >> server(0, 100, ack=4000, wnd=9000, ts=TS)
@@ -205,7 +219,8 @@ def test_duplicate_acks_of_the_kernel_survive_but_do_not_multiply() -> None:
 def test_segment_that_cannot_be_rewritten_does_not_go_out_as_it_is() -> None:
     with Gated() as t:
         t >> server(0, 100, ack=1000, wnd=9750, ts=TS, complete=False) << "drop incomplete-packet"
-        t >> confirmed(1000, 40000) << "client [.] 100 ack 1000 wnd 9750 ts 2000010/1010"
+        t >> confirmed(1000, 40000)
+        t >> After(0.004) << "client [.] 100 ack 1000 wnd 9750 ts 2000010/1010"
         t >> server(0, 100, ack=1000, wnd=9750, ts=TS, complete=False) << "pass"
 
 
