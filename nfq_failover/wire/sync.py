@@ -3,8 +3,9 @@
     version (1)  kind and direction (1)  session (8)  epoch (4)  counter (8)  body  MAC (16)
 
 The MAC is keyed BLAKE2s (RFC 7693) over everything before it. The top bit of the kind is the direction (the sender's
-name sorts after the receiver's), so a datagram sent back to its sender is refused. Records are (type, length, value);
-types that are not known are skipped.
+name sorts after the receiver's), so a datagram sent back to its sender is refused. The key differs for handshake,
+session and direction: see core/session.py. Records are (type, length, value); types that are not known are skipped.
+Numbers are big-endian; one that does not fit its field is the caller's bug and raises `struct.error`.
 """
 
 from __future__ import annotations
@@ -15,10 +16,11 @@ from dataclasses import dataclass
 from enum import IntEnum
 from hashlib import blake2s
 from struct import Struct
+from struct import error as StructError
 from typing import Any, Final
 
-from nfq_failover.constants import MAX_DATAGRAM
-from nfq_failover.errors import MalformedDatagram
+from nfq_failover.constants import MAX_DATAGRAM, MAX_WSCALE
+from nfq_failover.errors import InternalError, MalformedDatagram
 from nfq_failover.wire.records import (
     Close,
     Closed,
@@ -40,6 +42,7 @@ MAX_BODY: Final = MAX_DATAGRAM - HEADER.size - MAC_BYTES
 NONCE_BYTES: Final = 16
 CHALLENGE_BYTES: Final = 8
 MAX_DATA: Final = 1300
+MAX_TEXT: Final = 200  # bytes of a reason; the rest is cut off
 _DIRECTION: Final = 0x80
 
 
@@ -52,9 +55,16 @@ class Kind(IntEnum):
     HEARTBEAT = 4
 
 
-@dataclass(frozen=True, slots=True)
+_KINDS: Final = {kind | bit: (kind, bool(bit)) for kind in Kind for bit in (0, _DIRECTION)}
+
+
+@dataclass(slots=True)  # not frozen: that would cost a microsecond with every datagram
 class Header:
-    """A datagram's header. `direction` is that of the sender."""
+    """A datagram's header.
+
+    `direction` is the sender's; `session` is 64 bits, in a handshake the sender's present session (0 for none);
+    `counter` (64 bits) grows in each lane: handshake, records, heartbeats.
+    """
 
     kind: Kind
     direction: bool
@@ -64,7 +74,9 @@ class Header:
 
 
 def seal(header: Header, body: bytes, key: bytes) -> bytes:
-    """A whole datagram."""
+    """A whole datagram. `key`: at most 32 bytes. Raises `InternalError` if the body is longer than `MAX_BODY`."""
+    if len(body) > MAX_BODY:
+        raise InternalError(f"a datagram's body of {len(body)} bytes")
     kind = header.kind | (_DIRECTION if header.direction else 0)
     data = HEADER.pack(VERSION, kind, header.session, header.epoch, header.counter) + body
     return data + blake2s(data, key=key, digest_size=MAC_BYTES).digest()
@@ -79,15 +91,14 @@ def read_header(data: bytes) -> Header:
     version, kind, session, epoch, counter = HEADER.unpack_from(data)
     if version != VERSION:
         raise MalformedDatagram("bad-version")
-    try:
-        known = Kind(kind & ~_DIRECTION)
-    except ValueError:
-        raise MalformedDatagram("unknown-kind") from None
-    return Header(known, bool(kind & _DIRECTION), session, epoch, counter)
+    known = _KINDS.get(kind)
+    if known is None:
+        raise MalformedDatagram("unknown-kind")
+    return Header(*known, session, epoch, counter)
 
 
 def open_body(data: bytes, key: bytes) -> bytes:
-    """Check the MAC and return the body. Raises `MalformedDatagram`."""
+    """Check the MAC and return the body. Raises `MalformedDatagram`. Call `read_header` first: it checks the length."""
     signed = data[:-MAC_BYTES]
     if not hmac.compare_digest(blake2s(signed, key=key, digest_size=MAC_BYTES).digest(), data[-MAC_BYTES:]):
         raise MalformedDatagram("bad-mac")
@@ -103,8 +114,9 @@ _HEARTBEAT = Struct("!BBBIIHQQI")
 class HeartbeatBody:
     """What a heartbeat says.
 
-    `role`, `state`, `flags`: see core/roles.py. `loop_age_ms`: how long ago the packet loop made progress. `sent_ms`:
-    the sender's monotonic clock; `echo_ms`: the latest `sent_ms` that it has received, 0 for none.
+    `role`, `state`, `flags`: see core/roles.py; `generation`: see core/membership.py. `loop_age_ms`: how long ago the
+    packet loop made progress, 65535 for anything longer. `sent_ms`: the sender's monotonic clock; `echo_ms`: the latest
+    `sent_ms` that it has received, 0 for none. `release_after_ms`: the sender's setting.
     """
 
     role: int
@@ -153,18 +165,31 @@ _RANGE = Struct("!II")
 _PORTS = Struct("!HH")
 _NONE = 0xFF
 _MAX_RANGES = 4
+_ADDRESS_BYTES = (4, 16)
 
 
 def _text(reason: str) -> bytes:
-    return reason.encode()[:200]
+    data = reason.encode(errors="replace")
+    if len(data) <= MAX_TEXT:
+        return data
+    return data[:MAX_TEXT].decode(errors="ignore").encode()  # without half a character at the end
 
 
 def _read_text(data: bytes) -> str:
-    return data.decode(errors="replace")
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        raise MalformedDatagram("bad-text") from None
+
+
+def _options_fit(options: bytes) -> bool:
+    return len(options) <= 40 and len(options) % 4 == 0  # RFC 9293 section 3.1: data offset
 
 
 def _encode_open(r: Open) -> bytes:
     client, client_port, server, server_port = r.flow
+    if len(client) not in _ADDRESS_BYTES or len(server) != len(client) or not _options_fit(r.syn_options):
+        raise InternalError(f"an opening that has no encoding: {r}")
     return (
         _OPEN.pack(
             r.conn,
@@ -187,13 +212,13 @@ def _encode_open(r: Open) -> bytes:
 
 def _decode_open(v: bytes) -> Open:
     conn, irs, iss, has_ts, tsval, wscale, mss, sack, wnd, length = _OPEN.unpack_from(v)
-    if length not in (4, 16) or wscale not in (*range(15), _NONE):
+    if length not in _ADDRESS_BYTES or MAX_WSCALE < wscale < _NONE:
         raise MalformedDatagram("bad-open")
     at = _OPEN.size
     client, server = v[at : at + length], v[at + length : at + 2 * length]
     client_port, server_port = _PORTS.unpack_from(v, at + 2 * length)
     options = v[at + 2 * length + _PORTS.size :]
-    if len(options) > 40 or len(options) % 4:
+    if not _options_fit(options):
         raise MalformedDatagram("bad-open")
     return Open(
         conn=conn,
@@ -223,6 +248,8 @@ def _decode_confirm(v: bytes) -> Confirm:
     conn, cum, edge, established, count = _CONFIRM.unpack_from(v)
     if len(v) != _CONFIRM.size + count * _RANGE.size or count > _MAX_RANGES:
         raise MalformedDatagram("bad-confirm")
+    if not count:  # nearly always
+        return Confirm(conn, cum, edge, (), bool(established))
     ranges = tuple(_RANGE.unpack_from(v, _CONFIRM.size + i * _RANGE.size) for i in range(count))
     return Confirm(conn, cum, edge, ranges, bool(established))
 
@@ -232,8 +259,16 @@ def _decode_progress(v: bytes) -> Progress:
     return Progress(conn, rcv_nxt, bool(established))
 
 
+def _encode_data(r: Data) -> bytes:
+    if len(r.data) > MAX_DATA:
+        raise InternalError(f"a data record of {len(r.data)} bytes")
+    return _DATA.pack(r.conn, r.seq, r.fin) + r.data
+
+
 def _decode_data(v: bytes) -> Data:
     conn, seq, fin = _DATA.unpack_from(v)
+    if len(v) > _DATA.size + MAX_DATA:
+        raise MalformedDatagram("bad-data")
     return Data(conn, seq, v[_DATA.size :], bool(fin))
 
 
@@ -247,7 +282,7 @@ _ENCODERS: dict[type, tuple[int, Callable[[Any], bytes]]] = {
     Progress: (3, lambda r: _PROGRESS.pack(r.conn, r.rcv_nxt, r.established)),
     Confirm: (4, _encode_confirm),
     Missing: (5, lambda r: _MISSING.pack(r.conn, r.start, r.end)),
-    Data: (6, lambda r: _DATA.pack(r.conn, r.seq, r.fin) + r.data[:MAX_DATA]),
+    Data: (6, _encode_data),
     Close: (7, lambda r: _CONN.pack(r.conn) + _text(r.reason)),
     Closed: (8, lambda r: _CONN.pack(r.conn)),
     Unprotected: (9, lambda r: _CONN.pack(r.conn) + _text(r.reason)),
@@ -269,14 +304,14 @@ _DECODERS: dict[int, Callable[[bytes], Record]] = {
 
 
 def encode_record(record: Record) -> bytes:
-    """One record with its type and length."""
+    """One record with its type and length. Raises `InternalError` if it is one that no peer would accept."""
     number, encode = _ENCODERS[type(record)]
     value = encode(record)
     return _TLV.pack(number, len(value)) + value
 
 
 def decode_records(body: bytes) -> list[Record]:
-    """All records of a body. Raises `MalformedDatagram` if any is malformed."""
+    """All records of a body, without those of unknown type. Raises `MalformedDatagram` if any is malformed."""
     records: list[Record] = []
     at, stop = 0, len(body)
     while at < stop:
@@ -290,9 +325,7 @@ def decode_records(body: bytes) -> list[Record]:
         if decode is not None:
             try:
                 records.append(decode(body[at : at + length]))
-            except Exception as error:
-                if isinstance(error, MalformedDatagram):
-                    raise
-                raise MalformedDatagram("bad-record") from error
+            except StructError:
+                raise MalformedDatagram("bad-record") from None
         at += length
     return records
