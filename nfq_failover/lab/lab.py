@@ -321,11 +321,10 @@ class Lab:
 
 def _describe(state: LabState, node: str, alive: bool, answer: dict[str, Any] | None) -> dict[str, Any]:
     if not alive:
-        event = state.last_event(node, "crash", "fenced")
-        reason = "never started" if event is None else "crashed"
-        if event is not None and event["event"] == "fenced":
-            reason = f"turned off by {event['by']} (fence)"
-        return {"role": None, "state": "off", "reason": reason}
+        newest = state.last_event(node, "crash", "fenced", "restore") or {}
+        reasons = {"crash": "crashed", "fenced": f"turned off by {newest.get('by')} (fence)"}
+        # Between the port going down and the note of it there is a moment.
+        return {"role": None, "state": "off", "reason": reasons.get(newest.get("event", ""), "going off")}
     if state.options.plain:
         return {"role": None, "state": "plain", "reason": "the lab is plain: no daemon"}
     if answer is None:

@@ -220,7 +220,7 @@ def test_the_fence_answers_when_the_other_server_is_off(fenced: Lab) -> None:
     row = fenced.status()["nodes"]["a"]
     assert (row["alive"], row["state"]) == (False, "off")
     assert eventually(lambda: not netns.exists(namespace(fenced.name, "a")))
-    assert "turned off by b" in fenced.status()["nodes"]["a"]["reason"]
+    assert eventually(lambda: "turned off by b" in fenced.status()["nodes"]["a"]["reason"])
     assert fence(fenced, "b", "a").returncode == 0  # off is off
     fenced.restore("a")
     assert passes(fenced, "a", "b")
