@@ -201,11 +201,13 @@ def _draw(
     packets: Sequence[Packet], result: Measurement, crash: float | None, facts: Facts, options: Options
 ) -> list[Path]:
     gap = result.stall or Gap(0.0, 0.0)
+    heard = result.silence.end if result.silence else gap.end
+    takeover = heard if gap.begin < heard < gap.end else gap.end
     before, after = facts.primary_before or "?", facts.primary_after or "?"
     stream = biggest_stream(packets)
     return plot_time_sequence(
         [packet for packet in packets if packet.stream == stream],
-        Incident(crash or gap.begin, gap, before, after),
+        Incident(crash or gap.begin, gap, takeover, before, after),
         options.output / "demo",
         title=f"{before} loses power, {after} goes on: one download, one TCP connection",
         caption=(

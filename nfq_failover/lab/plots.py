@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -60,19 +60,16 @@ _STYLE: Final[Any] = {
 class Incident:
     """What is marked in a time-sequence plot. Unix times in seconds.
 
-    `crash`: when the primary lost power. `silence`: from the last packet of the old primary that came through (some may
-    still be on their way after the crash) to the first of the new one. `before` and `after` name the hosts.
+    `crash`: when the primary lost power. `silence`: the stream stood still, from the last byte of the old primary that
+    came through (some may still be on their way after the crash) to the first new byte of the survivor. `takeover`:
+    the first packet of the survivor, which may repeat old bytes. `before` and `after` name the hosts.
     """
 
     crash: float
     silence: Gap
+    takeover: float
     before: str = "a"
     after: str = "b"
-
-    @property
-    def takeover(self) -> float:
-        """The client hears the survivor."""
-        return self.silence.end
 
     def is_before(self, when: float) -> bool:
         """Whether what the client heard at this time came from the old primary."""
@@ -81,7 +78,7 @@ class Incident:
 
 def incident_of(gap: Gap, before: str = "a", after: str = "b") -> Incident:
     """The incident whose silence is `gap`, for a capture of which no more is known."""
-    return Incident(gap.begin, gap, before, after)
+    return Incident(gap.begin, gap, gap.end, before, after)
 
 
 def plot_time_sequence(
@@ -116,7 +113,13 @@ def _draw_whole(axes: Any, data: Sequence[Packet], incident: Incident, start: fl
             xs, ys = _thin(times[mask], ends[mask])
             axes.plot(xs, ys, color=color, linewidth=2.6, solid_capstyle="round", label=f"sent by {name}")
     level = float(ends[before][-1]) if before.any() else 0.0
-    axes.plot([incident.silence.begin - start, takeover], [level, level], color=CRASH, linewidth=1.2, linestyle=":")
+    axes.plot(
+        [incident.silence.begin - start, incident.silence.end - start],
+        [level, level],
+        color=CRASH,
+        linewidth=1.2,
+        linestyle=":",
+    )
     axes.axvline(crash, color=CRASH, linewidth=1.1)
     axes.axvline(takeover, color=AFTER, linewidth=1.1, linestyle="--")
     right = (takeover - times[0]) < 0.62 * (times[-1] - times[0])
@@ -147,8 +150,8 @@ def _draw_whole(axes: Any, data: Sequence[Packet], incident: Incident, start: fl
 
 
 def _draw_close(axes: Any, packets: Sequence[Packet], data: Sequence[Packet], incident: Incident) -> None:
-    silence = incident.takeover - incident.crash
-    left, right = incident.crash - 0.45 * silence, incident.takeover + 0.55 * silence
+    silence = incident.silence.end - incident.crash
+    left, right = incident.crash - 0.45 * silence, incident.silence.end + 0.55 * silence
     known = [p for p in data if incident.is_before(p.time)]
     base = max((p.seq_end for p in known), default=data[0].seq)
 
@@ -189,7 +192,7 @@ def _draw_close(axes: Any, packets: Sequence[Packet], data: Sequence[Packet], in
             label="acknowledged by the client",
             rasterized=len(acks) > _MAX_VECTOR_MARKS,
         )
-    _mark_silence(axes, milliseconds(incident.silence.begin), milliseconds(incident.takeover), incident)
+    _mark_silence(axes, milliseconds, incident)
     axes.set_xlim(milliseconds(left), milliseconds(right))
     _limit_close(axes, lines, [(p.ack - base) / 1000 for p in acks])
     axes.set_xlabel("milliseconds after the crash")
@@ -206,17 +209,19 @@ def _limit_close(axes: Any, lines: Sequence[Sequence[tuple[float, float]]], acks
     axes.set_ylim(low - room, high + 4 * room)
 
 
-def _mark_silence(axes: Any, begin_ms: float, takeover_ms: float, incident: Incident) -> None:
-    axes.axvspan(begin_ms, takeover_ms, color=SHADE, linewidth=0, zorder=0)
+def _mark_silence(axes: Any, milliseconds: Callable[[float], float], incident: Incident) -> None:
+    begin_ms, end_ms = milliseconds(incident.silence.begin), milliseconds(incident.silence.end)
+    takeover_ms = milliseconds(incident.takeover)
+    axes.axvspan(begin_ms, end_ms, color=SHADE, linewidth=0, zorder=0)
     axes.axvline(0, color=CRASH, linewidth=1.1)
     axes.axvline(takeover_ms, color=AFTER, linewidth=1.1, linestyle="--")
     place = axes.get_xaxis_transform()
     axes.annotate(
-        "", xy=(begin_ms, 0.09), xytext=(takeover_ms, 0.09), xycoords=place, textcoords=place,
+        "", xy=(begin_ms, 0.09), xytext=(end_ms, 0.09), xycoords=place, textcoords=place,
         arrowprops={"arrowstyle": "<->", "color": CRASH, "linewidth": 1.2},
     )  # fmt: skip
     axes.text(
-        (begin_ms + takeover_ms) / 2, 0.115, f"silence {incident.silence.ms:.0f} ms",
+        (begin_ms + end_ms) / 2, 0.115, f"silence {incident.silence.ms:.0f} ms",
         transform=place, ha="center", va="bottom", color=CRASH, fontweight="bold",
     )  # fmt: skip
     axes.text(0, 0.02, "crash ", transform=place, ha="right", color=CRASH)
