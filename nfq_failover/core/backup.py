@@ -294,7 +294,8 @@ class BackupSide:
             return
         self._dirty[connection.conn] = connection
         if connection.upto > connection.cum and not connection.hole_retry_s:
-            self._ask(connection, now)
+            connection.hole_retry_s = HOLE_FIRST_S  # the tap may just be a little later than the primary
+            self.timers.set_earlier(connection.conn, now + HOLE_FIRST_S)
 
     def _ask(self, connection: BackupConnection, now: float) -> None:
         """Ask for the first hole."""
