@@ -67,7 +67,6 @@ TIMER_PATIENCE_S = 0.2  # how long timers wait for a sync socket that never beco
 OVERRUN_EVERY_S = 1.0
 ALARM_SPACING_S = 0.1
 UDP_RCVBUF = 16 << 20
-ANNOUNCE_GAPS_S = (0.0, 0.02, 0.1, 0.5, 1.0, 2.0)
 _SO_RCVBUFFORCE = 33
 
 log = structlog.get_logger()
@@ -82,7 +81,7 @@ class Daemon:
         self._readers: dict[int, Callable[[], None]] = {}
         self._poll = select.epoll()
         self._fresh: set[int] = set()
-        self._announce_at: list[float] = []
+        self.queues: dict[Queue, PacketQueue] = {}
         self._copies: InboundCopies | None = None
         self._stopping = False
         self._failures = 0
@@ -115,24 +114,20 @@ class Daemon:
         self.epochs = EpochStore(config.state_dir / "epoch.json")
         self._undo.append(self.epochs.close)
         epoch, served = self.epochs.load()
-        self.host = Host(
-            config.service, config.interface, config.tap, config.tap_mac, config.state_dir / "address-owned"
-        )
+        for queue, number in ((Queue.OUT, config.queue_out), (Queue.IN, config.queue_in)):
+            self.queues[queue] = PacketQueue(number, queue)
+            self._undo.append(self.queues[queue].close)
+        self.injector = Injector(config.mark)
+        self._undo.append(self.injector.close)
+        self.host = Host(config.service, config.interface, config.tap, config.tap_mac, config.state_dir / "host.json")
         self._undo.append(self.host.restore)
         self.host.prepare()
         self.rules = RulesKeeper(config, self._watch, self._unwatch)
         self._undo.append(self.rules.close)
         self.rules.silence()  # before the address exists
-        self.queues = {
-            Queue.OUT: PacketQueue(config.queue_out, Queue.OUT),
-            Queue.IN: PacketQueue(config.queue_in, Queue.IN),
-        }
-        self._undo += [queue.close for queue in self.queues.values()]
-        self.injector = Injector(config.mark)
-        self._undo.append(self.injector.close)
         if config.manage_address:
-            self.host.add_address()
             self._undo.append(self.host.remove_address)
+            self.host.add_address()
         self.udp = self._sync_socket()
         self._undo.append(self.udp.close)
         self.heartbeats = HeartbeatProcess(config.settings.heartbeat_interval_ms, self.udp)
@@ -143,8 +138,8 @@ class Daemon:
         self._undo.append(self.control.close)
         self.node = Node(config.settings, os.urandom, epoch, served, time.monotonic())
         self._watch(self.udp.fileno(), lambda: None)
-        for queue in self.queues.values():
-            self._watch(queue.fileno(), lambda: None)
+        for bound in self.queues.values():
+            self._watch(bound.fileno(), lambda: None)
         self._watch(self.epochs.fileno(), self._epochs_stored)
         self._watch(self.control.fileno(), self.control.serve)
 
@@ -159,7 +154,16 @@ class Daemon:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise CommandError(f"another daemon already uses {self.config.state_dir}: stop it first") from None
+            raise CommandError(f"another daemon already uses {directory}: stop it first") from None
+        # And one per instance in a network namespace, as abstract sockets are: two would fight for the same rules.
+        name = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._undo.append(name.close)
+        try:
+            name.bind(f"\0nfq-failover/{self.config.instance}")
+        except OSError:
+            raise CommandError(
+                f"another daemon of instance '{self.config.instance}' runs here: stop it, or set another 'instance'"
+            ) from None
 
     def _sync_socket(self) -> socket.socket:
         udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
@@ -302,7 +306,7 @@ class Daemon:
         self._carry_out()
 
     def _periodic(self, now: float) -> None:
-        self._announce_due(now)
+        self.host.tick(now)
         self.fences.tick(now)
         for event in self.rules.tick(now):
             self._feed(event, now)
@@ -369,7 +373,7 @@ class Daemon:
         elif isinstance(effect, StoreEpoch):
             self.epochs.store(effect.epoch, effect.role)
         elif isinstance(effect, OwnAddress):
-            self._own_address(effect)
+            self.host.own_address(effect.own, effect.announce, time.monotonic())
         elif isinstance(effect, ApplyRules):
             self._follow_profile(effect.profile)
             self.rules.apply(effect)
@@ -377,18 +381,6 @@ class Daemon:
             self._feed(FlowsGone(flows.gone(effect.flows)), time.monotonic())
         else:
             raise InternalError(f"unknown effect {effect}")
-
-    def _own_address(self, effect: OwnAddress) -> None:
-        self.host.be_heard(effect.own)
-        now = time.monotonic()
-        gaps = [ANNOUNCE_GAPS_S[min(i, len(ANNOUNCE_GAPS_S) - 1)] for i in range(effect.announce)]
-        self._announce_at = [now + gap + (max(i - 5, 0)) * 2.0 for i, gap in enumerate(gaps)] if effect.own else []
-        self._announce_due(now)
-
-    def _announce_due(self, now: float) -> None:
-        while self._announce_at and self._announce_at[0] <= now:
-            self._announce_at.pop(0)
-            self.host.announce()
 
     def _follow_profile(self, profile: Profile) -> None:
         """A protected primary keeps copies of what comes in."""

@@ -2,21 +2,29 @@
 
 The address is a /32 on lo. With the clone tap, whoever serves answers ARP for it (arp_ignore=0) and announces it by
 gratuitous ARP; the other one ignores (arp_ignore=1). With the multicast tap nobody answers: the client or router has a
-static entry with a multicast MAC, and both hosts join it. Everything is put back by `restore`.
+static entry with a multicast MAC, and both hosts join it. Everything is put back by `restore`; what has to be put back
+is on record in a file, so that the daemon's next life can do it too.
 """
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
+import json
 import socket
 import struct
 import subprocess
 from pathlib import Path
 
+import structlog
+
 from nfq_failover.errors import CommandError
 
 _SYSCTL = Path("/proc/sys/net/ipv4/conf")
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+_NETNS = Path("/proc/thread-self/ns/net")
+ANNOUNCE_AT_S = (0.0, 0.02, 0.1, 0.5, 1.0)  # after the takeover, and then
+ANNOUNCE_EVERY_S = 2.0
 _ETH_P_ARP = 0x0806
 _BROADCAST = b"\xff" * 6
 _ARP = struct.Struct("!HHBBH6s4s6s4s")
@@ -24,6 +32,8 @@ _SIOCGIFFLAGS = 0x8913
 _SIOCGIFHWADDR = 0x8927
 _IFF_UP, _IFF_RUNNING = 0x1, 0x40
 _SOL_PACKET, _PACKET_ADD_MEMBERSHIP, _PACKET_MR_MULTICAST = 263, 1, 0
+
+log = structlog.get_logger()
 
 
 def _ioctl(interface: str, request: int) -> bytes:
@@ -55,22 +65,52 @@ def gratuitous_arp(mac: bytes, address: bytes) -> tuple[bytes, bytes]:
 class Host:
     """The service address and the interface's ARP behaviour. Made once per daemon."""
 
-    def __init__(self, service: str, interface: str, tap: str, tap_mac: str | None, owned_mark: Path) -> None:
-        """`owned_mark`: a file that remembers over restarts that the address is ours to remove."""
+    def __init__(self, service: str, interface: str, tap: str, tap_mac: str | None, record: Path) -> None:
+        """`record`: the file that remembers what is ours to put back, for as long as this host is up."""
         self.service = service
         self.interface = interface
         self.tap = tap
-        self._mark = owned_mark
-        self._saved: dict[Path, str] = {}
-        self._owns_address = owned_mark.exists()
+        self._record = record
+        self._life = [_BOOT_ID.read_text().strip(), str(_NETNS.readlink())]
+        self._saved: dict[str, str] = {}
+        self._owns_address = False
+        self._announce_at: list[float] = []
         self._membership: socket.socket | None = None
         self._raw: socket.socket | None = None
         self._tap_mac = bytes.fromhex(tap_mac.replace(":", "")) if tap_mac else None
+        self._recall()
+
+    # ------------------------------------------------------------------------------------ the record
+
+    def _recall(self) -> None:
+        """What an earlier daemon, which was killed, has left to be put back."""
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            record = json.loads(self._record.read_text(encoding="utf-8"))
+            if record["life"] == self._life:
+                self._saved = {str(path): str(value) for path, value in record["sysctls"].items()}
+                self._owns_address = bool(record["address"])
+
+    def _remember(self) -> None:
+        if not self._saved and not self._owns_address:
+            self._record.unlink(missing_ok=True)
+            return
+        record = {"life": self._life, "sysctls": self._saved, "address": self._owns_address}
+        temporary = self._record.with_suffix(".new")
+        temporary.write_text(json.dumps(record), encoding="utf-8")
+        temporary.replace(self._record)
+
+    # ------------------------------------------------------------------------------------ start
 
     def prepare(self) -> None:
-        """Sysctls and tap membership; silent until `be_heard`. Raises `CommandError`."""
+        """Sysctls and tap membership; silent until `own_address`. Raises `CommandError`."""
         if not (_SYSCTL / self.interface).is_dir():
             raise CommandError(f"there is no interface '{self.interface}': set 'interface' to one of 'ip -br link'")
+        # The kernel takes the greater of the values of "all" and of the interface.
+        if self.tap == "clone" and int((_SYSCTL / "all" / "arp_ignore").read_text()) > 0:
+            raise CommandError(
+                "net.ipv4.conf.all.arp_ignore is not 0, so this host could never answer ARP for the service address: "
+                "set it to 0, and to the old value for the interfaces that need it"
+            )
         self._set("arp_announce", 2)
         self._set("arp_ignore", 1)
         self._raw = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
@@ -84,8 +124,10 @@ class Host:
     def _set(self, name: str, value: int) -> None:
         path = _SYSCTL / self.interface / name
         old = path.read_text().strip()
-        self._saved.setdefault(path, old)
         if old != str(value):
+            if str(path) not in self._saved:
+                self._saved[str(path)] = old
+                self._remember()
             path.write_text(f"{value}\n")
 
     def has_address(self) -> bool:
@@ -96,44 +138,66 @@ class Host:
     def add_address(self) -> None:
         """Configure the service address, unless it is there. Raises `CommandError`."""
         if self.has_address():
+            if not self._owns_address:
+                log.warning("the service address was there already and will stay", address=self.service)
             return
+        self._owns_address = True
+        self._remember()
+        subprocess.run(["ip", "link", "set", "lo", "up"], check=False)
         command = ["ip", "addr", "add", f"{self.service}/32", "dev", "lo"]
         out = subprocess.run(command, capture_output=True, text=True, check=False)
         if out.returncode:
             raise CommandError(f"can't configure the service address: {out.stderr.strip()}")
-        self._mark.touch()
-        self._owns_address = True
-        with contextlib.suppress(OSError):
-            subprocess.run(["ip", "link", "set", "lo", "up"], check=False)
 
-    def be_heard(self, own: bool) -> None:
-        """Answer ARP for the service address, or don't."""
-        if self.tap == "clone":
-            self._set("arp_ignore", 0 if own else 1)
+    # ------------------------------------------------------------------------------------ being heard
 
-    def announce(self) -> None:
-        """Send the gratuitous ARPs once."""
-        if self.tap != "clone" or self._raw is None:
+    def own_address(self, own: bool, announce: int, now: float) -> None:
+        """Answer ARP for the service address and announce it `announce` times; or don't."""
+        self._announce_at = []
+        if self.tap != "clone":
             return
-        mac = _ioctl(self.interface, _SIOCGIFHWADDR)[18:24]
-        for frame in gratuitous_arp(mac, socket.inet_aton(self.service)):
-            with contextlib.suppress(OSError):  # link down: the next repetition
-                self._raw.send(frame)
+        self._set("arp_ignore", 0 if own else 1)
+        if own:
+            fast = [now + gap for gap in ANNOUNCE_AT_S[:announce]]
+            slow = [now + ANNOUNCE_AT_S[-1] + i * ANNOUNCE_EVERY_S for i in range(1, announce - len(fast) + 1)]
+            self._announce_at = fast + slow
+            self.tick(now)
+
+    def tick(self, now: float) -> None:
+        """Send the announcements that are due."""
+        while self._announce_at and self._announce_at[0] <= now:
+            self._announce_at.pop(0)
+            self._announce()
+
+    def _announce(self) -> None:
+        with contextlib.suppress(OSError):  # link down, or interface gone: a later one may get through
+            mac = _ioctl(self.interface, _SIOCGIFHWADDR)[18:24]
+            for frame in gratuitous_arp(mac, socket.inet_aton(self.service)):
+                if self._raw is not None:
+                    self._raw.send(frame)
+
+    # ------------------------------------------------------------------------------------ end
 
     def remove_address(self) -> None:
-        """Take the service address away again, if we configured it."""
-        if self._owns_address:
-            command = ["ip", "addr", "del", f"{self.service}/32", "dev", "lo"]
-            subprocess.run(command, capture_output=True, check=False)
-            self._mark.unlink(missing_ok=True)
-            self._owns_address = False
+        """Take the service address away again, if we configured it. Repeatable."""
+        if not self._owns_address:
+            return
+        command = ["ip", "addr", "del", f"{self.service}/32", "dev", "lo"]
+        out = subprocess.run(command, capture_output=True, text=True, check=False)
+        if out.returncode and self.has_address():
+            log.error("the service address can't be removed", address=self.service, error=out.stderr.strip())
+            return
+        self._owns_address = False
+        self._remember()
 
     def restore(self) -> None:
         """Sysctls as they were, memberships left. Repeatable."""
+        self._announce_at = []
         for path, value in self._saved.items():
-            with contextlib.suppress(OSError):
-                path.write_text(f"{value}\n")
+            with contextlib.suppress(OSError):  # the interface is gone, and its settings with it
+                Path(path).write_text(f"{value}\n")
         self._saved.clear()
+        self._remember()
         for held in (self._membership, self._raw):
             if held is not None:
                 held.close()

@@ -131,9 +131,13 @@ class RulesKeeper:
         }
 
     def close(self) -> None:
-        """Take all rules out again."""
+        """Take all rules out again, unless the service address stays: then the host stays silent."""
         if self._running is not None:
             script, _ = self._running
             self._running = None
+            self._unwatch(script.pidfd())
             script.wait()
-        self._runner.remove(force=True)
+        try:
+            self._runner.remove()
+        except RulesError as error:
+            log.error("firewall rules stay in force", why=str(error))
