@@ -105,7 +105,7 @@ tc_apply() { # tc_apply SCOPE: create or exchange our filter, in one step
         *"qdisc clsact "*) ;;
         *)
             tc qdisc add dev "$interface" clsact 2>/dev/null || return 1
-            : >"$(clsact_record "$interface")"
+            echo "$era" >"$(clsact_record "$interface")"
             ;;
     esac
     pref=$(tc_filters "$interface") pref=${pref%% *}
@@ -119,7 +119,7 @@ tc_remove() { # tc_remove INTERFACE
     for pref in $(IFS=$nl; for line in $(tc_filters "$1"); do echo "${line%% *}"; done); do
         tc filter del dev "$1" egress pref "$pref" || return 1
     done
-    [ -e "$(clsact_record "$1")" ] || return 0
+    [ "$(cat "$(clsact_record "$1")" 2>/dev/null)" = "$era" ] || return 0
     [ -z "$(tc filter show dev "$1" egress; tc filter show dev "$1" ingress)" ] || return 0
     rm -f "$(clsact_record "$1")"
     tc qdisc del dev "$1" clsact 2>/dev/null || return 0 # the interface is gone, and with it the qdisc

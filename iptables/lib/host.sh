@@ -152,7 +152,7 @@ liberal_off() {
         set -f
         if [ "$other" = "$state_dir/state" ] || [ ! -r "$other" ]; then continue; fi
         case $nl$(cat "$other")$nl in
-            *"${nl}conntrack=liberal$nl"*)
+            *"${nl}era=$era$nl"*"${nl}conntrack=liberal$nl"*)
                 [ "$liberal_before" = 1 ] || printf 'liberal_before=%s\n' "$liberal_before" >>"$other"
                 liberal_before=''
                 return 0

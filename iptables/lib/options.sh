@@ -190,11 +190,16 @@ check_common() {
     esac
     chain=NFQF-$instance
     guard_table=nfq_failover_$instance
+    # Records hold for this boot and this network namespace: after a reboot the rules are gone, whatever a file says.
+    here=$(readlink /proc/self/ns/net 2>/dev/null) here=${here#*\[}
+    here=${here%\]}
+    boot=''
+    [ ! -r /proc/sys/kernel/random/boot_id ] || read -r boot </proc/sys/kernel/random/boot_id
+    era=$boot/$here
     if [ -z "$state_root" ]; then # a name of its own in each network namespace but the machine's first
-        here=$(readlink /proc/self/ns/net) first=$(readlink /proc/1/ns/net 2>/dev/null)
-        here=${here#*\[}
+        first=$(readlink /proc/1/ns/net 2>/dev/null)
         state_root=/run/nfq-failover
-        [ "$here" = "${first#*\[}" ] || state_root=$state_root/netns-${here%\]}
+        [ "net:[$here]" = "$first" ] || state_root=$state_root${here:+/netns-$here}
     fi
     state_dir=$state_root/$instance
     [ -z "$service" ] || is_ipv4 "$service" || misuse "--service: '$service' is no IPv4 address."

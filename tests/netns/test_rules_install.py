@@ -102,6 +102,19 @@ def test_removal_without_the_record(net: World) -> None:
     assert everything(net.a) == before
 
 
+def test_a_record_from_before_a_reboot_counts_for_nothing(net: World) -> None:
+    net.b.install("backup", "--conntrack", "liberal")
+    record = net.b.directory / "default" / "state"
+    text = record.read_text()
+    era = text.splitlines()[0]
+    assert era.startswith("era=")
+    record.write_text(text.replace(era, "era=another-boot/1"))
+    assert net.b.rules("check").stderr == "no rules are installed for instance default\n"
+    net.b.install("backup", "--conntrack", "liberal")
+    assert record.read_text().startswith(era)
+    assert net.b.rules("check").returncode == 0
+
+
 def test_others_egress_filters_stay(net: World) -> None:
     net.a.namespace.run("tc", "qdisc", "add", "dev", "eth0", "clsact")
     pass_all = ("bpf", "bytecode", "1,6 0 0 4294967295", "direct-action")
