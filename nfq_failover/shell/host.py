@@ -14,6 +14,7 @@ import json
 import socket
 import struct
 import subprocess
+from array import array
 from pathlib import Path
 
 import structlog
@@ -30,6 +31,7 @@ _BROADCAST = b"\xff" * 6
 _ARP = struct.Struct("!HHBBH6s4s6s4s")
 _SIOCGIFFLAGS = 0x8913
 _SIOCGIFHWADDR = 0x8927
+_SIOCETHTOOL, _ETHTOOL_GLINK = 0x8946, 0x0A  # linux/sockios.h, linux/ethtool.h
 _IFF_UP, _IFF_RUNNING = 0x1, 0x40
 _SOL_PACKET, _PACKET_ADD_MEMBERSHIP, _PACKET_MR_MULTICAST = 263, 1, 0
 
@@ -41,6 +43,21 @@ def _ioctl(interface: str, request: int) -> bytes:
         return fcntl.ioctl(s, request, struct.pack("256s", interface[:15].encode()))
 
 
+def _carrier(interface: str) -> bool | None:
+    """Whether the driver sees a carrier at this moment; None if it can't tell.
+
+    The interface's IFF_RUNNING flag lags: the kernel brings it up to date at most once a second.
+    """
+    value = array("I", [_ETHTOOL_GLINK, 0])
+    request = struct.pack("16sP", interface[:15].encode(), value.buffer_info()[0])
+    try:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
+            fcntl.ioctl(s, _SIOCETHTOOL, request.ljust(256, b"\0"))
+    except OSError:
+        return None
+    return bool(value[1])
+
+
 def link_up(interface: str) -> tuple[bool, str]:
     """Whether our own link is up (administratively, and with a carrier)."""
     try:
@@ -49,7 +66,8 @@ def link_up(interface: str) -> tuple[bool, str]:
         return False, f"{interface}: {error.strerror}"
     if not flags & _IFF_UP:
         return False, f"{interface} is down"
-    if not flags & _IFF_RUNNING:
+    carrier = _carrier(interface)
+    if carrier is False or (carrier is None and not flags & _IFF_RUNNING):
         return False, f"{interface} has no carrier"
     return True, ""
 
