@@ -7,7 +7,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
@@ -308,16 +308,3 @@ def _status(lab: Lab, arguments: argparse.Namespace) -> int:
 def _down(lab: Lab, _arguments: argparse.Namespace) -> int:
     lab.down()
     return 0
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """The lab's command line by itself."""
-    parser = argparse.ArgumentParser(prog="nfq-failover")
-    add_parser(parser.add_subparsers(required=True))
-    arguments = parser.parse_args(argv)
-    code: int = arguments.run(arguments)
-    return code
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -49,7 +49,7 @@ def passes(made: Lab, source: str, target: str, port: int = 9999) -> bool:
         receiver, sender = (
             stack.enter_context(_udp(namespace(made.name, node), ADDRESSES[node], port)) for node in (target, source)
         )
-        receiver.settimeout(0.3)
+        receiver.settimeout(0.15)
         for _ in range(2):  # the first may be waiting for ARP
             sender.sendto(b"here", (ADDRESSES[target], port))
             with contextlib.suppress(TimeoutError):

@@ -52,7 +52,7 @@ def plain() -> Iterator[Lab]:
         (Cut("a", "client", "out"), {"a>client"}),
         (Cut("client"), {"a>client", "client>a", "b>client", "client>b"}),
     ],
-    ids=str,
+    ids=lambda value: str(value) if isinstance(value, Cut) else "",
 )
 def test_a_cut_stops_what_it_says_and_nothing_else(cut: Cut, stopped: set[str], plain: Lab) -> None:
     plain.cut(cut)
@@ -236,7 +236,7 @@ def test_the_fence_answers_when_the_other_server_is_off(fenced: Lab) -> None:
         (Cut("b", "client"), True),
         (Cut("a"), True),
     ],
-    ids=str,
+    ids=lambda value: str(value) if isinstance(value, Cut) else "",
 )
 def test_a_server_that_is_cut_cannot_fence(cut: Cut, works: bool, fenced: Lab) -> None:
     fenced.cut(cut)
