@@ -78,6 +78,10 @@ def pair(
             run("ip", "-n", namespace.name, "address", "add", f"{address}/24", "dev", "eth0")
             run("ip", "-n", namespace.name, "link", "set", "lo", "up")
             run("ip", "-n", namespace.name, "link", "set", "eth0", "up")
+        # Known neighbours: while an address is being resolved only a few packets wait for it, the others are lost.
+        for namespace, other, address in ((client, server, server_address), (server, client, client_address)):
+            mac = other.run("cat", "/sys/class/net/eth0/address").strip()
+            run(*("ip", "-n", namespace.name, "neigh", "replace", address, "lladdr", mac, "dev", "eth0"))
         yield client, server
     finally:
         for namespace in (client, server):
