@@ -4,21 +4,41 @@ from __future__ import annotations
 
 import difflib
 import re
+import shutil
 import stat
 import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass
 from ipaddress import IPv4Address, ip_address
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from nfq_failover.constants import DEFAULT_MARK, DEFAULT_QUEUE_IN, DEFAULT_QUEUE_OUT, DEFAULT_SYNC_PORT
 from nfq_failover.core.settings import Peer, Settings
-from nfq_failover.errors import ConfigError
+from nfq_failover.errors import ConfigError, InternalError
 
 MIN_KEY_BYTES = 16
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,30}")
+_INSTANCE = re.compile(r"[A-Za-z0-9_]{1,16}")
+_INTERFACE = re.compile(r"[^\s/\0]{1,15}")
 _MAC = re.compile(r"([0-9a-f]{2}:){5}[0-9a-f]{2}")
+_NUMBER = re.compile(r"[0-9]{1,5}")
+_PLACEHOLDER = re.compile(r"\{[A-Za-z_]*\}")
+_FENCE_PLACEHOLDERS = ("{peer}", "{address}")
+_KINDS = {str: "a text in quotes", int: "a whole number", bool: "true or false", list: "a list in [brackets]"}
+
+
+DEFAULT_KEY_FILE = Path("/etc/nfq-failover/key")
+DEFAULT_STATE_DIR = Path("/var/lib/nfq-failover")
+_PEER_SETTINGS = ("name", "address", "port", "mac")
+_SETTINGS = (
+    *("name", "service", "ports", "interface", "listen", "peer", "key_file", "state_dir"),
+    *("tap", "tap_mac", "conntrack", "manage_address", "instance", "rules_script", "queue_in", "queue_out", "mark"),
+    *("fence", "fence_deadline_ms", "split_brain", "boot_alone", "boot_wait_ms", "prefer_primary"),
+    *("heartbeat_interval_ms", "heartbeat_count", "loop_stall_ms", "open_deadline_ms", "announce_count"),
+    *("max_connections", "max_log_bytes", "max_unacked_bytes", "hole_deadline_ms"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,21 +66,24 @@ class Config:
 class _Reader:
     """Takes settings out of a TOML table, and complains about what is left."""
 
-    def __init__(self, table: dict[str, Any], where: str) -> None:
+    def __init__(self, table: dict[str, Any], where: str, known: tuple[str, ...]) -> None:
+        """Raises `ConfigError` for a setting that is not `known`: before anything that is only missing for a typo."""
         self.table = dict(table)
         self.where = where
-        self.known: set[str] = set()
+        for key in self.table:
+            if key not in known:
+                near = difflib.get_close_matches(key, known, 1)
+                hint = f": did you mean '{near[0]}'?" if near else ": remove it"
+                raise ConfigError(f"{where}: unknown setting '{key}'{hint}")
 
-    def take(self, key: str, kind: type | tuple[type, ...], default: Any = ...) -> Any:
-        self.known.add(key)
+    def take(self, key: str, kind: type, default: Any = ...) -> Any:
         if key not in self.table:
             if default is ...:
                 raise ConfigError(f"{self.where}: setting '{key}' is missing: add it")
             return default
         value = self.table.pop(key)
-        if not isinstance(value, kind) or (isinstance(value, bool) and kind is int):
-            names = kind.__name__ if isinstance(kind, type) else " or ".join(k.__name__ for k in kind)
-            raise ConfigError(f"{self.where}: '{key}' must be of type {names}, not {value!r}")
+        if type(value) is not kind:
+            raise ConfigError(f"{self.where}: '{key}' must be {_KINDS[kind]}, not {value!r}")
         return value
 
     def choice(self, key: str, choices: tuple[str, ...], default: str) -> str:
@@ -85,10 +108,9 @@ class _Reader:
             raise ConfigError(f"{self.where}: '{key}': {error}") from None
 
     def done(self) -> None:
-        for key in self.table:
-            near = difflib.get_close_matches(key, self.known, 1)
-            hint = f": did you mean '{near[0]}'?" if near else ": remove it"
-            raise ConfigError(f"{self.where}: unknown setting '{key}'{hint}")
+        """Every known setting must have been taken: else `known` promises what is not there."""
+        if self.table:
+            raise InternalError(f"settings that nobody reads: {', '.join(self.table)}")
 
 
 def _name(value: str) -> str:
@@ -97,8 +119,40 @@ def _name(value: str) -> str:
     return value
 
 
+def _instance(value: str) -> str:
+    if not _INSTANCE.fullmatch(value):
+        raise ValueError(f"'{value}' is not up to 16 letters, digits and underscores")
+    return value
+
+
+def _interface(value: str) -> str:
+    if not _INTERFACE.fullmatch(value):
+        raise ValueError(f"'{value}' is not the name of an interface; 'ip -br link' lists them")
+    return value
+
+
+def _path(value: str) -> Path:
+    path = Path(value)
+    if "\0" in value or not path.is_absolute():
+        raise ValueError(f"{value!r} is not an absolute path")
+    return path
+
+
+def _fence(value: list[Any]) -> tuple[str, ...]:
+    if not all(isinstance(word, str) and word and "\0" not in word for word in value):
+        raise ValueError("must be a list of words: the command and its arguments")
+    for word in value:
+        for placeholder in _PLACEHOLDER.findall(word):
+            if placeholder not in _FENCE_PLACEHOLDERS:
+                raise ValueError(f"there is no placeholder {placeholder}: use {' or '.join(_FENCE_PLACEHOLDERS)}")
+    return tuple(value)
+
+
 def _address(value: str) -> str:
-    address = ip_address(value)
+    try:
+        address = ip_address(value)
+    except ValueError:
+        raise ValueError(f"'{value}' is not an IP address") from None
     if not isinstance(address, IPv4Address):
         raise ValueError(f"'{value}' is not an IPv4 address; IPv6 is not supported yet")
     if address.is_multicast or address.is_unspecified:
@@ -116,7 +170,7 @@ def _listen(value: str) -> tuple[str, int]:
     host, _, port = value.rpartition(":")
     if not host:
         host, port = value, str(DEFAULT_SYNC_PORT)
-    if not port.isdigit() or not 0 < int(port) < 65536:
+    if not _NUMBER.fullmatch(port) or not 0 < int(port) < 65536:
         raise ValueError(f"'{value}' is not ADDRESS:PORT")
     return _address(host), int(port)
 
@@ -124,13 +178,18 @@ def _listen(value: str) -> tuple[str, int]:
 def _ports(value: list[Any]) -> tuple[tuple[int, int], ...]:
     ranges = []
     for item in value:
-        low, _, high = str(item).replace(":", "-").partition("-")
-        high = high or low
-        if not (low.isdigit() and high.isdigit() and 0 < int(low) <= int(high) < 65536):
+        low, dash, high = str(item).replace(":", "-").partition("-")
+        high = high if dash else low
+        numbers = _NUMBER.fullmatch(low) and _NUMBER.fullmatch(high)
+        if not (numbers and 0 < int(low) <= int(high) < 65536):
             raise ValueError(f"'{item}' is not a port or a range like \"7000-7099\"")
         ranges.append((int(low), int(high)))
     if not ranges:
         raise ValueError("list at least one port")
+    ranges.sort()
+    for (_, end), (begin, _) in pairwise(ranges):
+        if begin <= end:
+            raise ValueError(f"port {begin} is listed twice")
     return tuple(ranges)
 
 
@@ -151,13 +210,13 @@ def read_key(path: Path) -> bytes:
 
 
 def _peers(tables: list[Any], where: str) -> tuple[tuple[Peer, ...], dict[str, str]]:
-    if len(tables) != 1:
+    if len(tables) != 1:  # an election and a fence between more than two hosts is another matter
         raise ConfigError(f"{where}: exactly one [[peer]] is supported, not {len(tables)}")
     peers, macs = [], {}
     for number, table in enumerate(tables, 1):
         if not isinstance(table, dict):
             raise ConfigError(f"{where}: write the peer as a [[peer]] table")
-        reader = _Reader(table, f"{where}, [[peer]] {number}")
+        reader = _Reader(table, f"{where}, [[peer]] {number}", _PEER_SETTINGS)
         peer = Peer(
             name=reader.checked("name", str, _name),
             address=reader.checked("address", str, _address),
@@ -175,6 +234,8 @@ def load(path: Path) -> Config:
     """Read and check a file. Raises `ConfigError`, whose text says which setting is wrong and what to do."""
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"there is no configuration file {path}: make it, or name another with --config") from None
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
@@ -184,7 +245,7 @@ def load(path: Path) -> Config:
 
 def parse(table: dict[str, Any], where: str = "config") -> Config:
     """Check a parsed file. Raises `ConfigError`."""
-    r = _Reader(table, where)
+    r = _Reader(table, where, _SETTINGS)
     name = r.checked("name", str, _name)
     peers, macs = _peers(r.take("peer", list), where)
     if peers[0].name == name:
@@ -193,19 +254,21 @@ def parse(table: dict[str, Any], where: str = "config") -> Config:
     listen = r.checked("listen", str, _listen)
     if service in (listen[0], peers[0].address):
         raise ConfigError(f"{where}: 'service' must be an address of its own, not a host's ({service})")
+    if peers[0].address == listen[0]:
+        raise ConfigError(
+            f"{where}: the peer has our own address {listen[0]}: 'listen' is this host, [[peer]] the other"
+        )
     tap = r.choice("tap", ("clone", "multicast"), "clone")
     tap_mac = r.checked("tap_mac", str, _mac, None)
     if tap == "multicast" and (tap_mac is None or not int(tap_mac[:2], 16) & 1):
         raise ConfigError(f"{where}: tap = \"multicast\" needs 'tap_mac', a multicast MAC such as 01:00:5e:4d:00:64")
-    fence = tuple(r.take("fence", list, []))
-    if not all(isinstance(word, str) and word for word in fence):
-        raise ConfigError(f"{where}: 'fence' must be a list of words: the command and its arguments")
+    fence: tuple[str, ...] = r.checked("fence", list, _fence, ())
     settings = Settings(
         name=name,
         service=ip_address(service).packed,
         ports=r.checked("ports", list, _ports),
         peers=peers,
-        key=read_key(Path(r.take("key_file", str, "/etc/nfq-failover/key"))),
+        key=read_key(r.checked("key_file", str, _path, DEFAULT_KEY_FILE)),
         prefer_primary=r.take("prefer_primary", bool, False),
         has_fence=bool(fence),
         split_brain_accepted=r.choice("split_brain", ("refuse", "accepted"), "refuse") == "accepted",
@@ -214,7 +277,7 @@ def parse(table: dict[str, Any], where: str = "config") -> Config:
         heartbeat_interval_ms=r.number("heartbeat_interval_ms", 10, 5000, 50),
         heartbeat_count=r.number("heartbeat_count", 2, 100, 3),
         fence_deadline_ms=r.number("fence_deadline_ms", 10, 600_000, 5000),
-        loop_stall_ms=r.number("loop_stall_ms", 50, 60_000, 300),
+        loop_stall_ms=r.number("loop_stall_ms", 100, 60_000, 300),
         open_deadline_ms=r.number("open_deadline_ms", 10, 60_000, 1000),
         announce_count=r.number("announce_count", 1, 100, 5),
         max_connections=r.number("max_connections", 1, 1_000_000, 20000),
@@ -224,23 +287,22 @@ def parse(table: dict[str, Any], where: str = "config") -> Config:
     )
     if settings.boot_alone == "fence" and not fence:
         raise ConfigError(f"{where}: boot_alone = \"fence\" needs a 'fence' command")
-    script = r.take("rules_script", str, None)
     config = Config(
         settings=settings,
         service=service,
-        interface=r.checked("interface", str, _name),
+        interface=r.checked("interface", str, _interface),
         tap=tap,
         tap_mac=tap_mac,
         listen=listen,
-        state_dir=Path(r.take("state_dir", str, "/var/lib/nfq-failover")),
+        state_dir=r.checked("state_dir", str, _path, DEFAULT_STATE_DIR),
         conntrack=r.choice("conntrack", ("notrack", "liberal"), "notrack"),
         fence=fence,
         queue_in=r.number("queue_in", 0, 65535, DEFAULT_QUEUE_IN),
         queue_out=r.number("queue_out", 0, 65535, DEFAULT_QUEUE_OUT),
         mark=r.number("mark", 1, 0xFFFFFFFF, DEFAULT_MARK),
         manage_address=r.take("manage_address", bool, True),
-        instance=r.checked("instance", str, _name, "default"),
-        rules_script=Path(script) if script else None,
+        instance=r.checked("instance", str, _instance, "default"),
+        rules_script=r.checked("rules_script", str, _path, None),
         peer_macs=macs,
     )
     r.done()
@@ -249,3 +311,16 @@ def parse(table: dict[str, Any], where: str = "config") -> Config:
     if config.mark & (config.mark - 1):
         raise ConfigError(f"{where}: 'mark' must be a single bit, like 0x10000000")
     return config
+
+
+def advice(config: Config) -> list[str]:
+    """What is allowed, but probably not meant: a sentence each."""
+    said = []
+    settings = config.settings
+    if not config.fence and not settings.split_brain_accepted:
+        said.append("without 'fence' the backup never takes over by itself, unless split_brain = \"accepted\"")
+    if not config.fence and settings.split_brain_accepted:
+        said.append("split_brain is accepted without a fence: when the sync channel breaks, both hosts may serve")
+    if config.fence and shutil.which(config.fence[0]) is None:
+        said.append(f"the fence command {config.fence[0]} is not there or not executable: no takeover will succeed")
+    return said
