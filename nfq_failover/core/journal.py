@@ -2,7 +2,27 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
+
+
+class _Island:
+    """A run of bytes beyond a hole, in the pieces in which it came."""
+
+    __slots__ = ("pieces", "start", "stop")
+
+    def __init__(self, offset: int, data: bytes) -> None:
+        self.start = offset
+        self.stop = offset + len(data)
+        self.pieces = [(offset, data)]
+
+    def extend(self, offset: int, data: bytes) -> None:
+        """Add bytes that begin where the run ends."""
+        self.pieces.append((offset, data))
+        self.stop = offset + len(data)
+
+
+def _stop(island: _Island) -> int:
+    return island.stop
 
 
 class Journal:
@@ -23,7 +43,7 @@ class Journal:
         self._offsets: list[int] = []
         self._data: list[bytes] = []
         self._head = 0
-        self._islands: list[tuple[int, bytes]] = []  # sorted, disjoint
+        self._islands: list[_Island] = []  # sorted, apart from each other
 
     def insert(self, offset: int, data: bytes) -> bool:
         """Keep `data` at `offset`. False if the limit forbids it (nothing is kept then)."""
@@ -41,10 +61,10 @@ class Journal:
             self._append(data)
             return True
         self._insert_island(offset, data)
-        while self._islands and self._islands[0][0] <= self.end:
-            island_offset, island = self._islands.pop(0)
-            self.size -= len(island)
-            self._append(island[self.end - island_offset :])
+        while self._islands and self._islands[0].start <= self.end:
+            for piece_offset, piece in self._islands.pop(0).pieces:
+                self.size -= len(piece)
+                self._append(piece[self.end - piece_offset :])
         return True
 
     def _append(self, data: bytes) -> None:
@@ -56,22 +76,34 @@ class Journal:
 
     def _insert_island(self, offset: int, data: bytes) -> None:
         """Fill only the places between the islands that are there."""
+        islands = self._islands
+        if not islands or offset > islands[-1].stop:
+            islands.append(_Island(offset, data))
+            self.size += len(data)
+            return
+        if offset == islands[-1].stop:
+            islands[-1].extend(offset, data)
+            self.size += len(data)
+            return
         stop = offset + len(data)
+        first = last = bisect_left(islands, offset, key=_stop)
         pieces: list[tuple[int, bytes]] = []
         at = offset
-        for have_offset, have in self._islands:
-            have_stop = have_offset + len(have)
-            if have_stop <= at:
-                continue
-            if have_offset >= stop:
-                break
-            if have_offset > at:
-                pieces.append((at, data[at - offset : have_offset - offset]))
-            at = max(at, have_stop)
+        while last < len(islands) and islands[last].start <= stop:
+            island = islands[last]
+            if at < island.start:
+                pieces.append((at, data[at - offset : island.start - offset]))
+                self.size += island.start - at
+            pieces += island.pieces
+            at = max(at, island.stop)
+            last += 1
         if at < stop:
             pieces.append((at, data[at - offset :]))
-        self._islands = sorted(self._islands + pieces)
-        self.size += sum(len(piece) for _, piece in pieces)
+            self.size += stop - at
+        merged = _Island(*pieces[0])
+        for piece in pieces[1:]:
+            merged.extend(*piece)
+        islands[first:last] = [merged]
 
     def read(self, offset: int, count: int) -> bytes:
         """At most `count` bytes from `offset` on; empty outside [start, end)."""
@@ -116,20 +148,13 @@ class Journal:
         islands, self._islands = self._islands, []
         self.start = self.end = offset
         self.size = 0
-        for island_offset, island in islands:
-            self.insert(island_offset, island)
+        for island in islands:
+            for piece_offset, piece in island.pieces:
+                self.insert(piece_offset, piece)
 
     def ranges(self, most: int) -> list[tuple[int, int]]:
-        """The islands as at most `most` merged (left, right) ranges, lowest first."""
-        merged: list[tuple[int, int]] = []
-        for offset, data in self._islands:
-            if merged and merged[-1][1] == offset:
-                merged[-1] = (merged[-1][0], offset + len(data))
-            elif len(merged) == most:
-                break
-            else:
-                merged.append((offset, offset + len(data)))
-        return merged
+        """The islands as at most `most` (left, right) ranges, lowest first."""
+        return [(island.start, island.stop) for island in self._islands[:most]]
 
     @property
     def has_islands(self) -> bool:
