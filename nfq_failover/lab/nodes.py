@@ -33,7 +33,7 @@ from nfq_failover.lab.topology import (
 _FENCE_DEADLINE_MS: Final = 1000
 _SCRAMBLE_QUEUES: Final = (7770, 7771)
 _POLL_S: Final = 0.02
-_ANSWER_DEADLINE_S: Final = 1.0
+_ANSWER_DEADLINE_S: Final = 2.0
 _LARGEST_WRAP_BYTES: Final = 3_000_000
 _LARGEST_WRAP_MS: Final = 3_000
 _TAIL_LINES: Final = 15
