@@ -52,14 +52,17 @@ def datagram_bytes() -> int:
 class PeerMonitor:
     """The failure detector for one peer. Times in seconds of our monotonic clock.
 
-    `last_alive`: the latest heartbeat whose packet loop was making progress; `last_heard`: the latest of any kind;
-    `heard_by_peer_at`: when our latest heartbeat that the peer has proved to have received was sent.
+    `last_heard`: the latest heartbeat of any kind; `last_progress`: the latest whose packet loop was making progress;
+    `last_alive`: the same, but silence during our own pauses is excused. `heard_by_peer_at`: when our latest heartbeat
+    that the peer has proved to have received was sent. Both ends only prove heartbeats of a loop in progress: what a
+    primary may release is reckoned from `last_progress`, what a backup may continue from `heard_by_peer_at`.
     """
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.last_alive: float | None = None
         self.last_heard: float | None = None
+        self.last_progress: float | None = None
         self.heard_by_peer_at: float | None = None
         self.received = 0
         self.missed = 0
@@ -67,7 +70,7 @@ class PeerMonitor:
 
     def reset(self, now: float) -> None:
         """A new session begins: the peer counts as alive from now on, and has proved nothing yet."""
-        self.last_alive = self.last_heard = now
+        self.last_alive = self.last_heard = self.last_progress = now
         self.heard_by_peer_at = None
 
     def heard(self, body: HeartbeatBody, now: float) -> None:
@@ -79,7 +82,7 @@ class PeerMonitor:
         self.received += 1
         self.last_heard = now
         if body.loop_age_ms < self.settings.loop_stall_ms:
-            self.last_alive = now
+            self.last_alive = self.last_progress = now
         if body.echo_ms:
             echoed = body.echo_ms / 1000
             if self.heard_by_peer_at is None or echoed > self.heard_by_peer_at:

@@ -172,16 +172,18 @@ class Membership:
     def _peer_name(self) -> str:
         return self.settings.peers[0].name
 
-    def session_started(self) -> None:
-        """A new session: the peer's daemon has restarted, and has nothing of ours."""
+    def session_started(self, monitor: PeerMonitor) -> None:
+        """A new session: the peer's daemon has restarted, and has nothing of ours. `monitor` is still the old one's."""
+        self._note_validity(monitor)
         if self.state in (State.PROTECTED, State.BACKUP_LOST, State.ARMING, State.DOUBT):
             self._go(Input.BACKUP_HARMLESS, "the backup has restarted")
 
     def tick(self, monitor: PeerMonitor, now: float) -> None:
         """Time has passed. Everything that was received before has been handled."""
         pause, self._last = now - self._last, now
-        if pause > self.settings.heartbeat_interval_ms / 1000:
-            monitor.excuse(pause, now)
+        interval = self.settings.heartbeat_interval_ms / 1000
+        if pause > interval:
+            monitor.excuse(pause - interval, now)  # not all of it: a loop that is always late must detect too
         detection = self.settings.detection_ms / 1000
         paused = pause > detection and not self._follows(monitor, now)
         if paused and self.state in (State.PROTECTED, State.BACKUP_LOST, State.DOUBT):
@@ -219,7 +221,7 @@ class Membership:
         if self.state is State.BACKUP_LOST and self.answers(monitor, now):
             self._go(Input.PEER_BACK, "")
             return
-        since = max(monitor.last_heard if monitor.last_heard is not None else self._boot, 0.0)
+        since = monitor.last_progress if monitor.last_progress is not None else self._boot
         if self.state is State.DOUBT:
             since = max(since, self._resumed)
         wait = self.settings.detection_ms if self.settings.split_brain_accepted else self.settings.release_after_ms
@@ -229,10 +231,9 @@ class Membership:
     def _note_validity(self, monitor: PeerMonitor) -> None:
         """Note until when the shadows may be continued: the primary releases after that."""
         heard = monitor.heard_by_peer_at
-        margin = self.settings.detection_ms / 2000
-        self._valid_until = (
-            (heard if heard is not None else self._boot) + self.settings.release_after_ms / 1000 - margin
-        )
+        if heard is not None:
+            margin = self.settings.detection_ms / 2000
+            self._valid_until = heard + self.settings.release_after_ms / 1000 - margin
 
     def may_continue(self, now: float) -> bool:
         """Whether the primary can't have acknowledged anything that we lack."""
@@ -327,3 +328,6 @@ class Membership:
             self.generation, self.invalid = 0, True
         elif after is State.LEAVING and before.role is Role.PRIMARY:
             act(Do.SILENCE)
+        elif after is State.REFUSED and not self.invalid:
+            self.invalid = True  # a primary that hears of it acknowledges what we lack
+            act(Do.INVALIDATE)

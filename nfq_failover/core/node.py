@@ -86,15 +86,19 @@ class Node:
         self.backup = BackupSide(settings, self.out)
         self._published: bytes = b""
         self._peer_sent_ms = 0
+        self._echo_ms = 0
         self._inherited = 0
         self._rules: tuple[Profile, int] = (Profile.BACKUP, 0)
-        self._next_tick = now
+        self._next_tick = self._last_tick = now
+        self._pause_s = settings.detection_ms / 1000
 
     # ------------------------------------------------------------------------------------ the three calls
 
     def handle(self, event: Event, now: float) -> None:
         """Take one input."""
         if isinstance(event, PacketQueued):
+            if now - self._last_tick > self._pause_s:
+                self._timer(now)  # this host was paused: doubt comes before the first packet
             self._packet(event, now)
         elif isinstance(event, DatagramReceived):
             self._datagram(event, now)
@@ -133,7 +137,9 @@ class Node:
             # Our rules only queue the service's TCP: nothing else is to be let through untranslated.
             out.drop(event.queue, event.packet_id, f"malformed-{error.reason}")
             return
-        if event.queue is Queue.IN:
+        if self.members.state is State.DOUBT:
+            out.drop(event.queue, event.packet_id, "in-doubt")  # those of connections taken over earlier, too
+        elif event.queue is Queue.IN:
             self._inbound(event, seg, now)
         else:
             self._outbound(event, seg, now)
@@ -168,9 +174,9 @@ class Node:
             return
         if received.session_started:
             self.out.log("info", "session established", peer=self.peer.name)
+            self.members.session_started(self.monitor)
             self.monitor.reset(now)
-            self._peer_sent_ms = 0
-            self.members.session_started()
+            self._peer_sent_ms = self._echo_ms = 0
             self._publish()
         if received.heartbeat is not None:
             self._heartbeat(received.heartbeat, received.epoch, now)
@@ -184,13 +190,17 @@ class Node:
             return
         self._peer_sent_ms = body.sent_ms
         self.monitor.heard(body, now)
-        if body.loop_age_ms >= self.settings.loop_stall_ms:
+        if body.loop_age_ms < self.settings.loop_stall_ms:
+            self._echo_ms = body.sent_ms
+        else:
             self.out.counters["heartbeat-of-stalled-peer"] += 1
         self.members.heartbeat(body, epoch, self.monitor, now)
         self._publish()
 
     def _record(self, record: Record, now: float) -> None:
         primary, backup = self.primary, self.backup
+        if self.members.state is State.DOUBT:
+            return  # nothing may leave, held acknowledgements either: what matters will be repeated
         if self.members.role is Role.PRIMARY:
             if isinstance(record, Confirm):
                 primary.on_confirm(record, now)
@@ -242,7 +252,7 @@ class Node:
             flags=members.candidate.flags(),
             stored_epoch=members.stored_epoch,
             generation=members.generation,
-            echo_ms=self._peer_sent_ms,
+            echo_ms=self._echo_ms,
             release_after_ms=self.settings.release_after_ms,
         ).encode()
         if template != self._published:
@@ -257,6 +267,7 @@ class Node:
     # ------------------------------------------------------------------------------------ time and answers
 
     def _timer(self, now: float) -> None:
+        self._last_tick = now
         self._next_tick = now + min(self.settings.heartbeat_interval_ms, 50) / 2000
         self.session.on_timer(now)
         self._handshake()
@@ -351,7 +362,8 @@ class Node:
         elif action is Do.SHADOW:
             self.backup.clear("a new generation of connections begins")
         elif action is Do.INVALIDATE:
-            self.backup.invalidate("the primary went on unprotected")
+            refused = members.state is State.REFUSED
+            self.backup.invalidate("this host refused to take over" if refused else "the primary went on unprotected")
         elif action is Do.SILENCE:
             emit(OwnAddress(False))
             self._apply(Profile.BACKUP)
