@@ -239,7 +239,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """`python -m nfq_failover.lab.bench ...`, the same without the rest of the command line."""
-    parser = argparse.ArgumentParser(prog="python -m nfq_failover.lab.bench")
+    parser = argparse.ArgumentParser(prog="nfq-failover")
     subparsers = parser.add_subparsers(required=True)
     add_parser(subparsers)
     return run(parser.parse_args(["bench", *(sys.argv[1:] if argv is None else argv)]))

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import random
 import shutil
@@ -136,7 +137,8 @@ class Runner:
             report = workload.result(WORKLOAD_S + 4 * self._settings.stall_timeout_s)
         record = replace(record, crashed=node, delay_s=round(task.delay_s, 3))
         missing = running.counts.missing if running.counts else 0
-        return judge(record, report, crashed_at, measure(read_capture(capture, SERVICE_ADDRESS), missing))
+        result = measure(read_capture(capture, SERVICE_ADDRESS), missing)
+        return judge(record, report, crashed_at, result, lossy=task.cell.loss > 0)
 
     def _keep(self, record: Record, capture: Path) -> None:
         place = self._settings.output / "odd" / record.key.replace("/", "-").replace(" ", "_")
@@ -148,21 +150,28 @@ class Runner:
         self._say(f"  kept in {place}: {'; '.join(record.oddities())}")
 
 
-def judge(record: Record, report: dict[str, Any], crashed_at: float, result: Measurement) -> Record:
-    """Completes a record from the client's report and its capture. `crashed_at`: Unix time of the crash."""
+def judge(
+    record: Record, report: dict[str, Any], crashed_at: float, result: Measurement, *, lossy: bool = False
+) -> Record:
+    """Completes a record from the client's report and its capture.
+
+    `crashed_at`: Unix time of the crash. `lossy`: the client's link loses packets.
+    """
+    problems = result.problems(lossy=lossy)
     ended = float(report.get("started", 0.0)) + float(report.get("duration_s", 0.0))
     silence = report.get("longest_silence_ms")
     return replace(
         record,
-        ok=bool(report["ok"]) and not result.problems(),
+        ok=bool(report["ok"]) and not problems,
         in_transfer=ended > crashed_at,
-        error=report["error"] or "; ".join(result.problems()) or None,
+        error=report["error"] or "; ".join(problems) or None,
         wrong_bytes=int(report["wrong_bytes"]),
         broken=int(report.get("failed_connections", 0)),
         resets=len(result.resets_from_service),
-        ack_lost_segments=len(result.ack_lost_segments),
+        unseen_acknowledged=len(result.unseen_acknowledged),
         dropped_by_capture=result.dropped_by_capture or 0,
         bytes=int(report["bytes"]),
+        connect_ms=report.get("connect_ms"),
         silence_ms=None if silence is None else round(float(silence), 1),
         stall_ms=result.stall.ms if result.stall else None,
     )
@@ -251,9 +260,12 @@ def run(arguments: argparse.Namespace) -> int:
     """Exit code 0 if every crash went well, 1 if one did not, 2 misuse, 130 interrupted."""
     cells = [cell for cell in CELLS if arguments.only is None or arguments.only in cell.name]
     if not cells:
-        raise CommandError(f"No conditions match {arguments.only!r}. There are: {', '.join(c.name for c in CELLS)}.")
+        names = "; ".join(cell.name for cell in CELLS)
+        raise CommandError(f"No conditions match {arguments.only!r}. There are: {names}.")
     if arguments.quick:
         cells = [replace(cell, runs=1) for cell in cells]
+    if os.geteuid() != 0 and not arguments.report_only:
+        raise CommandError("The campaign makes network namespaces and needs root. Run: sudo script/campaign")
     settings = Settings(arguments.name, arguments.output, arguments.heartbeat_ms, arguments.rate)
     tasks = [task for task in plan(cells, arguments.seed) if not arguments.kind or task.kind in arguments.kind]
 
@@ -281,7 +293,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """`python -m nfq_failover.lab.campaign ...`, the same without the rest of the command line."""
-    parser = argparse.ArgumentParser(prog="python -m nfq_failover.lab.campaign")
+    parser = argparse.ArgumentParser(prog="nfq-failover")
     add_parser(parser.add_subparsers(required=True))
     try:
         return run(parser.parse_args(["campaign", *(sys.argv[1:] if argv is None else argv)]))

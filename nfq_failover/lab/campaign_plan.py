@@ -20,6 +20,7 @@ EARLIEST_S: Final = 0.2
 LATEST_S: Final = 2.2
 # A silence longer than the detection time by more than this keeps its capture for a look.
 ODD_SILENCE_MS: Final = 1000
+ODD_CONNECT_MS: Final = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,9 +102,10 @@ class Record:
     wrong_bytes: int = 0
     broken: int = 0
     resets: int = 0
-    ack_lost_segments: int = 0
+    unseen_acknowledged: int = 0
     dropped_by_capture: int = 0
     bytes: int = 0
+    connect_ms: float | None = None
     silence_ms: float | None = None
     stall_ms: float | None = None
     finished: str = ""
@@ -111,13 +113,15 @@ class Record:
     def oddities(self) -> list[str]:
         """Why this run's capture should be looked at; empty for a run as it should be."""
         found = [] if self.error is None else [self.error]
-        for name in ("wrong_bytes", "broken", "resets", "ack_lost_segments", "dropped_by_capture"):
+        for name in ("wrong_bytes", "broken", "resets", "unseen_acknowledged", "dropped_by_capture"):
             if value := getattr(self, name):
                 found.append(f"{name.replace('_', ' ')}: {value}")
         if not self.in_transfer:
             found.append("the crash did not come during the transfer")
         if self.silence_ms is not None and self.silence_ms > self.detection_ms + ODD_SILENCE_MS:
             found.append(f"silence of {self.silence_ms:.0f} ms")
+        if self.connect_ms is not None and self.connect_ms > ODD_CONNECT_MS:
+            found.append(f"{self.connect_ms:.0f} ms to connect")
         return found
 
 

@@ -18,7 +18,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from nfq_failover.errors import CommandError
 from nfq_failover.lab.capture import Capture
@@ -28,7 +28,6 @@ from nfq_failover.lab.driver import LabDriver
 from nfq_failover.lab.interrupt import EXIT_CODE, Interrupted, interruptible
 from nfq_failover.lab.measure import Gap, Measurement, Packet, measure, read_capture
 from nfq_failover.lab.netns import LabError
-from nfq_failover.lab.plots import Incident, biggest_stream, plot_time_sequence
 from nfq_failover.lab.state import Options as LabOptions
 from nfq_failover.lab.topology import SERVICE_ADDRESS
 from nfq_failover.lab.workloads.__main__ import parse_size
@@ -200,6 +199,8 @@ def _read(capture: Capture) -> tuple[list[Packet], Measurement]:
 def _draw(
     packets: Sequence[Packet], result: Measurement, crash: float | None, facts: Facts, options: Options
 ) -> list[Path]:
+    from nfq_failover.lab.plots import Incident, biggest_stream, plot_time_sequence  # matplotlib takes a second
+
     gap = result.stall or Gap(0.0, 0.0)
     heard = result.silence.end if result.silence else gap.end
     takeover = heard if gap.begin < heard < gap.end else gap.end
@@ -238,9 +239,10 @@ def _only_one(name: str) -> socket.socket:
     return lock
 
 
-def make_parser() -> argparse.ArgumentParser:
-    """The demo's options; their defaults are what the README shows."""
-    parser = argparse.ArgumentParser(prog="script/demo", description=__doc__)
+def add_parser(subparsers: Any) -> None:
+    """Adds `demo` to the command line."""
+    parser = subparsers.add_parser("demo", help="one download, one power loss, a verdict and a picture")
+    parser.description = __doc__
     parser.add_argument("--tap", choices=("clone", "multicast"), default="clone")
     parser.add_argument("--heartbeat-ms", type=int, default=50)
     parser.add_argument("--rate", default="200mbit", help="of the client's link, in tc's syntax")
@@ -248,12 +250,11 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--plain", action="store_true", help="without protection, to see what happens otherwise")
     parser.add_argument("--name", default=LAB_NAME, help="of the lab, up to 10 characters")
     parser.add_argument("--output", type=Path, default=Path("demo-output"), help="directory of the picture")
-    return parser
+    parser.set_defaults(run=run)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def run(arguments: argparse.Namespace) -> int:
     """Exit code: 0 good verdict, 1 bad verdict, 2 could not be run, 130 interrupted."""
-    arguments = make_parser().parse_args(argv)
     options = Options(
         *(arguments.tap, arguments.heartbeat_ms, arguments.rate, arguments.size, arguments.output, arguments.plain),
         name=arguments.name,
@@ -277,6 +278,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         screen.end_progress()
         print("Interrupted; everything has been taken away.", file=sys.stderr)
         return EXIT_CODE
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """`python -m nfq_failover.lab.demo ...`, the same without the rest of the command line."""
+    parser = argparse.ArgumentParser(prog="nfq-failover")
+    add_parser(parser.add_subparsers(required=True))
+    return run(parser.parse_args(["demo", *(sys.argv[1:] if argv is None else argv)]))
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ tshark dissects the capture, so that the judgement on the packets is not our own
 from __future__ import annotations
 
 import argparse
+import bisect
 import itertools
 import json
 import subprocess
@@ -91,6 +92,7 @@ class Measurement:
     resets_from_service: list[int] = field(default_factory=list)
     resets_from_client: list[int] = field(default_factory=list)
     ack_lost_segments: list[int] = field(default_factory=list)
+    unseen_acknowledged: list[int] = field(default_factory=list)
     timestamps_back: list[int] = field(default_factory=list)
     window_edges_back: list[int] = field(default_factory=list)
     retransmissions: int = 0
@@ -100,8 +102,11 @@ class Measurement:
     stall: Gap | None = None
     dropped_by_capture: int | None = None
 
-    def problems(self) -> list[str]:
-        """What must not be, in words; the numbers are tshark's frame numbers. Empty for a good capture."""
+    def problems(self, *, lossy: bool = False) -> list[str]:
+        """What must not be, in words; the numbers are tshark's frame numbers. Empty for a good capture.
+
+        `lossy`: the path loses packets, so tshark's ack_lost_segment is not counted (see `unseen_acknowledged`).
+        """
         found = []
         if self.dropped_by_capture:
             found.append(f"the capture lacks {self.dropped_by_capture} packets, so nothing follows from it")
@@ -109,7 +114,8 @@ class Measurement:
             found.append("the capture is empty")
         for text, frames in (
             ("reset from the service", self.resets_from_service),
-            ("acknowledgement of a segment that was never seen", self.ack_lost_segments),
+            ("acknowledgement of a byte that was never seen", self.unseen_acknowledged),
+            ("tshark's ack_lost_segment", [] if lossy else self.ack_lost_segments),
             ("timestamp from the service that goes back", self.timestamps_back),
         ):
             if frames:
@@ -169,6 +175,7 @@ def measure(packets: Sequence[Packet], dropped_by_capture: int | None = None) ->
         resets_from_service=[p.number for p in packets if p.from_service and p.flags & RST],
         resets_from_client=[p.number for p in packets if not p.from_service and p.flags & RST],
         ack_lost_segments=[p.number for p in packets if p.ack_lost_segment],
+        unseen_acknowledged=unseen_acknowledged(packets),
         timestamps_back=timestamps_back(packets),
         window_edges_back=window_edges_back(packets),
         retransmissions=sum(p.retransmission for p in packets),
@@ -192,17 +199,70 @@ def longest_silence(packets: Iterable[Packet]) -> Gap | None:
     return _longest([when for when, _ in times[: last + 1]])
 
 
+class Reassembly:
+    """Which part of one direction of a stream has been seen without a hole."""
+
+    def __init__(self) -> None:
+        self.next: int | None = None  # the first byte that has not been seen; None before the first packet
+        self._beyond: list[tuple[int, int]] = []  # seen after a hole: [begin, end), sorted, apart from each other
+
+    def add(self, begin: int, end: int) -> bool:
+        """Notes the bytes from `begin` to before `end`; True if `next` moved on."""
+        if self.next is None:
+            self.next = end
+            return True
+        if end <= self.next:
+            return False
+        index = bisect.bisect_left(self._beyond, (begin, end))
+        while index > 0 and self._beyond[index - 1][1] >= begin:
+            index -= 1
+            begin, end = self._merge(index, begin, end)
+        while index < len(self._beyond) and self._beyond[index][0] <= end:
+            begin, end = self._merge(index, begin, end)
+        if begin <= self.next:
+            self.next = end
+            return True
+        self._beyond.insert(index, (begin, end))
+        return False
+
+    def _merge(self, index: int, begin: int, end: int) -> tuple[int, int]:
+        other_begin, other_end = self._beyond.pop(index)
+        return min(begin, other_begin), max(end, other_end)
+
+
 def longest_stall(packets: Iterable[Packet]) -> Gap | None:
-    """The longest time in which no stream advanced: no new byte from the service, and none newly acknowledged by it."""
-    furthest: dict[int, tuple[int, int]] = {}
+    """The longest time in which no stream advanced: no next byte from the service, and none newly acknowledged by it.
+
+    Bytes beyond a hole are no advance: the client's application can't have them yet.
+    """
+    received: dict[int, Reassembly] = {}
+    acked: dict[int, int] = {}
     times = []
     for packet in packets:
         if packet.from_service:
-            seq_end, ack = furthest.get(packet.stream, (-1, -1))
-            if packet.seq_end > seq_end or packet.ack > ack:
-                furthest[packet.stream] = (max(seq_end, packet.seq_end), max(ack, packet.ack))
+            advanced = received.setdefault(packet.stream, Reassembly()).add(packet.seq, packet.seq_end)
+            if advanced or packet.ack > acked.get(packet.stream, -1):
+                acked[packet.stream] = max(packet.ack, acked.get(packet.stream, -1))
                 times.append(packet.time)
     return _longest(times)
+
+
+def unseen_acknowledged(packets: Iterable[Packet]) -> list[int]:
+    """Frames that acknowledge a byte which the capture has not seen sent: a hole below it counts.
+
+    Stricter than tshark, which only flags what is beyond the last byte in order, and right where it errs: after a
+    takeover segments are cut at other places, and tshark flags the ACK of one that fills a hole and overlaps what was
+    there (a path with loss).
+    """
+    seen: dict[tuple[int, bool], Reassembly] = {}
+    frames = []
+    for packet in packets:
+        seen.setdefault((packet.stream, packet.from_service), Reassembly()).add(packet.seq, packet.seq_end)
+        other = seen.get((packet.stream, not packet.from_service))
+        seen_to = None if other is None else other.next
+        if packet.flags & (ACK | RST) == ACK and seen_to is not None and packet.ack > seen_to:
+            frames.append(packet.number)
+    return frames
 
 
 def timestamps_back(packets: Iterable[Packet]) -> list[int]:
@@ -264,12 +324,13 @@ def describe(result: Measurement) -> str:
         "longest silence": f"{result.silence.ms if result.silence else 0:.1f} ms",
         "longest stall": f"{result.stall.ms if result.stall else 0:.1f} ms",
         "resets": f"{len(result.resets_from_service)} from the service, {len(result.resets_from_client)} from clients",
-        "ack_lost_segment": len(result.ack_lost_segments),
+        "unseen, acknowledged": len(result.unseen_acknowledged),
+        "ack_lost_segment (tshark)": len(result.ack_lost_segments),
         "retransmissions": result.retransmissions,
         "timestamps going back": len(result.timestamps_back),
         "window edges taken back": len(result.window_edges_back),
     }
-    lines = [f"{name:<24} {value}" for name, value in table.items()]
+    lines = [f"{name:<26} {value}" for name, value in table.items()]
     problems = result.problems()
     return "\n".join(lines + (["PROBLEMS", *(f"  {text}" for text in problems)] if problems else ["no problem found"]))
 

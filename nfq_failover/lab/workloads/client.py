@@ -102,7 +102,9 @@ class _Connection:
         self.report.started = unix_time(began)
         try:
             with self._connect() as connection:
-                self._silence.progress(time.monotonic())
+                connected = time.monotonic()
+                self.report.connect_ms = round((connected - began) * 1000, 3)
+                self._silence = SilenceClock(connected)
                 self.opened.set()
                 for number in self._numbers():
                     self._exchange(connection, number)

@@ -38,8 +38,9 @@ class SilenceClock:
 class ConnectionReport:
     """One connection's result. `bytes` is the payload verified: read, or for uploads counted by the server.
 
-    `longest_silence_from` and `started` are Unix times, for comparison with a capture. `first_wrong_offset` counts
-    from the start of the connection's inbound stream (upload: None, the server counts the wrong bytes only).
+    `connect_ms` is no part of the longest silence, unless the connection never opened. `longest_silence_from` and
+    `started` are Unix times, for comparison with a capture. `first_wrong_offset` counts from the start of the
+    connection's inbound stream (upload: None, the server counts the wrong bytes only).
     """
 
     kind: str
@@ -53,6 +54,7 @@ class ConnectionReport:
     sha256: str | None = None
     started: float = 0.0
     duration_s: float = 0.0
+    connect_ms: float | None = None
     longest_silence_ms: float = 0.0
     longest_silence_from: float = 0.0
     latencies_s: array[float] = field(default_factory=lambda: array("d"))
@@ -97,6 +99,7 @@ def summarize(kind: str, reports: Sequence[ConnectionReport]) -> dict[str, Any]:
         "started": started,
         "duration_s": round(duration, 6),
         "mbit_per_s": round(payload * 8 / duration / 1e6, 3) if duration else 0.0,
+        "connect_ms": max((r.connect_ms for r in reports if r.connect_ms is not None), default=None),
         "longest_silence_ms": worst.longest_silence_ms,
         "longest_silence_from": worst.longest_silence_from,
         "latency_ms": latency_percentiles(latencies),

@@ -8,6 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from lab_synthetic import CLIENT, SERVICE, Segment, write_pcap
 
 from nfq_failover.constants import ACK, FIN, PSH, RST, SYN
@@ -15,6 +17,7 @@ from nfq_failover.errors import CommandError
 from nfq_failover.lab.capture import parse_counts, read_counts
 from nfq_failover.lab.measure import (
     Measurement,
+    Reassembly,
     count_connections,
     describe,
     longest_silence,
@@ -104,7 +107,9 @@ def test_an_acknowledgement_of_bytes_never_sent_is_found(tmp_path: Path) -> None
     for segments, frame in ((from_client, 10), (from_service, 9)):
         result = judge(tmp_path, segments)
         assert result.ack_lost_segments == [frame]
-        assert "acknowledgement of a segment that was never seen" in result.problems()[0]
+        assert frame in result.unseen_acknowledged
+        assert "acknowledgement of a byte that was never seen" in result.problems()[0]
+        assert result.problems(lossy=True)
 
 
 def test_a_packet_that_the_capture_missed_is_found(tmp_path: Path) -> None:
@@ -213,3 +218,55 @@ def test_the_synthetic_frames_are_what_tshark_thinks_they_are(tmp_path: Path) ->
     command = ["tshark", "-r", str(path), "-T", "fields", "-e", "ip.src", "-e", "tcp.len", "-Y", "tcp.len > 0"]
     lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
     assert lines == [f"{CLIENT}\t150"] + [f"{SERVICE}\t1000"] * 10
+
+
+def test_bytes_beyond_a_hole_are_no_advance(tmp_path: Path) -> None:
+    path = tmp_path / "hole.pcap"
+    packets = [Segment(n / 10, True, ACK, 1000 + n * 100, 1, 100) for n in range(20)]
+    del packets[5]  # 1500 to 1600 comes last
+    packets.append(Segment(2.5, True, ACK, 1500, 1, 100))
+    write_pcap(path, packets)
+    stall = longest_stall(read_capture(path, SERVICE))
+    assert stall is not None
+    assert stall.ms == pytest.approx(2100)  # from 0.4 to 2.5
+
+
+def test_a_hole_filled_by_a_segment_cut_elsewhere_is_no_false_alarm(tmp_path: Path) -> None:
+    """What tshark takes for ack_lost_segment: 312 old bytes and 1136 new ones in one segment that fills a hole."""
+    path = tmp_path / "cut.pcap"
+    packets = [
+        Segment(0.0, True, ACK, 1000, 1, 1448),
+        Segment(0.1, True, ACK, 3584, 1, 1448),  # 2448 to 3584 is lost
+        Segment(0.2, False, ACK, 1, 2448),
+        Segment(0.3, True, ACK, 2136, 1, 1448),
+        Segment(0.4, False, ACK, 1, 5032),
+    ]
+    write_pcap(path, packets)
+    result = measure(read_capture(path, SERVICE), 0)
+    assert result.unseen_acknowledged == []
+    assert result.problems(lossy=True) == []
+
+
+def test_an_acknowledgement_above_a_hole_is_found(tmp_path: Path) -> None:
+    path = tmp_path / "hole.pcap"
+    packets = [
+        Segment(0.0, True, ACK, 1000, 1, 100),
+        Segment(0.1, True, ACK, 1200, 1, 100),
+        Segment(0.2, False, ACK, 1, 1300),
+    ]
+    write_pcap(path, packets)
+    assert measure(read_capture(path, SERVICE), 0).unseen_acknowledged == [3]
+
+
+@given(st.lists(st.tuples(st.integers(0, 60), st.integers(0, 12)), max_size=40))
+def test_reassembly_is_what_a_set_of_bytes_says(pieces: list[tuple[int, int]]) -> None:
+    reassembly = Reassembly()
+    reassembly.add(0, 0)
+    seen: set[int] = set()
+    for begin, length in pieces:
+        before = reassembly.next
+        moved = reassembly.add(begin, begin + length)
+        seen.update(range(begin, begin + length))
+        expected = next(byte for byte in range(1000) if byte not in seen)
+        assert reassembly.next == expected
+        assert moved == (expected != before)

@@ -23,11 +23,9 @@ def stream(pause: float) -> list[Packet]:
     ]
     for index in range(200):
         now = 100.01 + index / 1000 + (pause if index >= 100 else 0)
-        again = index == 100
-        packets.append(
-            Packet(0, now, 0, True, 40_000, ACK, 1 + (index - again) * 1000, 151, 1000, retransmission=again)
-        )
-        packets.append(Packet(0, now + 0.0005, 0, False, 40_000, ACK, 151, 1001 + (index - again) * 1000, 0))
+        place = index - (index >= 100)
+        packets.append(Packet(0, now, 0, True, 40_000, ACK, 1 + place * 1000, 151, 1000, retransmission=index == 100))
+        packets.append(Packet(0, now + 0.0005, 0, False, 40_000, ACK, 151, 1001 + place * 1000, 0))
     return packets
 
 
