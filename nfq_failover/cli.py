@@ -39,15 +39,17 @@ def _config_option(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from nfq_failover.config import load
+    from nfq_failover.config import advice, load
     from nfq_failover.shell import logs
 
-    config = load(args.config)
     if os.geteuid():
         raise CommandError("run as root: netfilter queues and raw sockets need it")
+    config = load(args.config)
     logs.configure(args.log_level, args.log_json)
-    from nfq_failover.shell.daemon import Daemon
+    from nfq_failover.shell.daemon import Daemon, log
 
+    for sentence in advice(config):
+        log.warning("configuration", advice=sentence)
     Daemon(config).run(lambda: print(f"nfq-failover {config.settings.name}: ready", flush=True))
     return 0
 
@@ -93,6 +95,8 @@ def _keygen(args: argparse.Namespace) -> int:
         fd = os.open(args.file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     except FileExistsError:
         raise CommandError(f"{args.file} exists already: remove it first if you really want a new key") from None
+    except FileNotFoundError:
+        raise CommandError(f"there is no directory {args.file.parent}: make it first") from None
     except OSError as error:
         raise CommandError(f"{args.file}: {error.strerror}") from None
     with os.fdopen(fd, "w") as file:
@@ -102,15 +106,15 @@ def _keygen(args: argparse.Namespace) -> int:
 
 
 def _check_config(args: argparse.Namespace) -> int:
-    from nfq_failover.config import load
+    from nfq_failover.config import advice, load
 
     config = load(args.config)
     s = config.settings
     peers = ", ".join(f"{p.name} at {p.address}:{p.port}" for p in s.peers)
     print(f"{args.config}: right. {s.name} serves {config.service} with {peers}; tap {config.tap}.")
     print(f"detection {s.detection_ms} ms; {'fence: ' + ' '.join(config.fence) if config.fence else 'no fence'}.")
-    if not config.fence and not s.split_brain_accepted:
-        print('warning: without a fence the backup never takes over by itself (unless split_brain = "accepted")')
+    for sentence in advice(config):
+        print(f"warning: {sentence}")
     return 0
 
 
@@ -155,8 +159,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     subparsers = next(a for a in parser._actions if isinstance(a, argparse._SubParsersAction))
     if not argv or argv[0] in (*LAB_COMMANDS, "-h", "--help"):
         from nfq_failover.lab.cli import add_parser  # only here: servers need neither it nor what it needs
+        from nfq_failover.lab.commands import add_parsers
 
         add_parser(subparsers)
+        add_parsers(subparsers)
     args = parser.parse_args(argv)
     try:
         code: int = args.run(args)

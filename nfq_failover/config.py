@@ -198,6 +198,8 @@ def read_key(path: Path) -> bytes:
     try:
         mode = path.stat().st_mode
         key = path.read_bytes().strip()
+    except PermissionError:
+        raise ConfigError(f"key file {path} can't be read by this user: run this as root") from None
     except OSError as error:
         raise ConfigError(
             f"key file {path}: {error.strerror}: make one with 'nfq-failover keygen {path}' and copy it to the peer"

@@ -1,0 +1,91 @@
+"""The log: readable, and never in the daemon's way."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+
+from nfq_failover.shell.logs import MAX_LINES, BackgroundWriter
+
+SAY = """
+from nfq_failover.shell import logs
+import structlog
+logs.configure({level!r}, {as_json})
+log = structlog.get_logger()
+log.debug("too quiet")
+log.info("state", before="waiting", after="shadowing")
+log.error("alarm", packet="4500")
+"""
+
+
+def said(level: str, as_json: bool) -> list[str]:
+    program = SAY.format(level=level, as_json=as_json)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0
+    assert done.stdout == ""
+    return done.stderr.splitlines()
+
+
+def test_lines_for_people_are_all_there_at_the_end_of_the_program() -> None:
+    lines = said("info", False)
+    assert len(lines) == 2
+    assert "state" in lines[0]
+    assert "after=shadowing" in lines[0]
+    assert "error" in lines[1]
+
+
+def test_lines_for_programs() -> None:
+    (line,) = said("error", True)
+    record = json.loads(line)
+    assert (record["event"], record["level"], record["packet"]) == ("alarm", "error", "4500")
+    assert record["timestamp"].endswith("Z")
+
+
+class Stuck(io.StringIO):
+    """A terminal that somebody has stopped."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.go_on = threading.Event()
+
+    def write(self, text: str) -> int:
+        self.go_on.wait(30)
+        return super().write(text)
+
+
+def test_a_reader_that_is_stuck_keeps_nobody_waiting_and_losses_are_told() -> None:
+    file = Stuck()
+    writer = BackgroundWriter(file)
+    began = time.monotonic()
+    for number in range(MAX_LINES + 500):
+        writer.write(f"line {number}\n")
+    assert time.monotonic() - began < 5
+    file.go_on.set()
+    while not writer._lines.empty():
+        time.sleep(0.01)
+    writer.write("the last\n")
+    writer.close()
+    lines = file.getvalue().splitlines()
+    assert lines[0] == "line 0"
+    assert lines[-1] == "the last"
+    lost = int(lines[-2].split()[0].strip("("))
+    assert lost + len(lines) - 2 == MAX_LINES + 500
+    assert lost > 0
+
+
+def test_a_reader_that_is_gone_does_not_matter() -> None:
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    with open(write_end, "w") as file:
+        writer = BackgroundWriter(file)
+        for _ in range(100):
+            writer.write("x" * 1000 + "\n")
+        writer.close()
+        assert not writer._thread.is_alive()
+        with open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), file.fileno())  # so that closing the file can flush what it could not write
