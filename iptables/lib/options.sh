@@ -247,8 +247,8 @@ check_peers() {
         is_mac "$mac" || misuse "--peer-mac: '$mac' is no MAC address; write 02:00:00:00:00:03."
         count=$((count - 1))
     done
-    [ "$role" != backup ] || return 0
-    [ -n "$peers" ] || [ "$role" = alone ] || misuse "--tap clone needs --peer, the address of each backup (or use --tap multicast)."
+    [ "$role" = primary ] || return 0
+    [ -n "$peers" ] || misuse "--tap clone needs --peer, the address of each backup (or use --tap multicast)."
     [ "$count" -eq 0 ] ||
         misuse "give one --peer-mac for each --peer: without it two cloning hosts would loop ('ip neigh' shows MACs)."
 }

@@ -133,8 +133,7 @@ class RulesRunner:
     """Brings the host's rules to a profile, and sees whether they are still there.
 
     Without a configured MAC address, a peer's comes from the neighbour table, where it is for as long as we exchange
-    heartbeats with it. A peer that never was heard is left out of the tap when we are alone; for a protected primary
-    it is an error.
+    heartbeats with it. For a protected primary, the only one that clones, an unknown peer is an error.
     """
 
     def __init__(self, options: RulesOptions) -> None:
@@ -155,8 +154,8 @@ class RulesRunner:
             argv.append("--strict")
         if inherited:
             argv += ["--inherited", "-"]
-        if options.tap == "clone" and profile is not Profile.BACKUP:
-            for address, mac in self._known_peers(profile):
+        if options.tap == "clone" and profile is Profile.PRIMARY:
+            for address, mac in self._known_peers():
                 argv += ["--peer", address, "--peer-mac", mac]
         return argv
 
@@ -167,7 +166,7 @@ class RulesRunner:
 
     def apply(self, profile: Profile, inherited: tuple[FlowKey, ...] = ()) -> str:
         """Install a profile and wait for it; looks unknown peers up by ARP. Gives warnings; raises RulesError."""
-        if self.options.tap == "clone" and profile is not Profile.BACKUP:
+        if self.options.tap == "clone" and profile is Profile.PRIMARY:
             for peer in self.options.peers:
                 if peer.mac is None:
                     self._remember(peer.address, resolve_mac(peer.address))
@@ -216,7 +215,7 @@ class RulesRunner:
             raise RulesError(-1, f"can't run {argv[0]}: {error}; is there a POSIX shell in the PATH?") from error
         return RunningScript(process, output, source)
 
-    def _known_peers(self, profile: Profile) -> list[tuple[str, str]]:
+    def _known_peers(self) -> list[tuple[str, str]]:
         known = []
         for peer in self.options.peers:
             mac = peer.mac
@@ -225,7 +224,7 @@ class RulesRunner:
                 mac = self._macs.get(peer.address)
             if mac is not None:
                 known.append((peer.address, mac))
-            elif profile is Profile.PRIMARY:
+            else:
                 raise RulesError(
                     -1, f"the MAC address of peer {peer.address} is not known: is it up? Or set it in the configuration"
                 )

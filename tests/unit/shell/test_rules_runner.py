@@ -63,7 +63,7 @@ def test_inherited_flows_go_in_by_standard_input(tmp_path: Path) -> None:
     rules = runner(tmp_path, f"cat >{tmp_path}/flows")
     rules.apply(Profile.ALONE, (FLOW, (socket.inet_aton("192.0.2.9"), 1, FLOW[2], 7050)))
     assert (tmp_path / "flows").read_text() == "10.77.0.1 40000 80\n192.0.2.9 1 7050\n"
-    assert arguments(tmp_path)[-10:-8] == ["--inherited", "-"]
+    assert arguments(tmp_path)[-2:] == ["--inherited", "-"]
 
 
 def test_warnings_are_given_and_failures_raised(tmp_path: Path) -> None:
@@ -117,4 +117,4 @@ def test_an_unknown_peer_matters_to_a_protected_primary_only(tmp_path: Path) -> 
     with pytest.raises(RulesError, match=r"192\.0\.2\.77 is not known"):
         rules.start_apply(Profile.PRIMARY)
     rules.start_apply(Profile.ALONE).finish()
-    assert arguments(tmp_path)[-4:] == ["--peer", "10.77.0.3", "--peer-mac", "02:00:00:00:00:03"]
+    assert "--peer" not in arguments(tmp_path), "who serves alone clones nothing"
