@@ -1,0 +1,65 @@
+"""Values that several property tests draw."""
+
+from __future__ import annotations
+
+from hypothesis import strategies as st
+
+from nfq_failover.wire.records import (
+    Close,
+    Closed,
+    Confirm,
+    Data,
+    Missing,
+    Open,
+    Opened,
+    Progress,
+    Record,
+    Unprotected,
+    UnprotectedSeen,
+)
+from nfq_failover.wire.seqnum import MASK
+from nfq_failover.wire.sync import MAX_DATA, MAX_TEXT, Header, HeartbeatBody, Kind
+
+u8 = st.integers(0, 0xFF)
+u16 = st.integers(0, 0xFFFF)
+u32 = st.one_of(st.integers(0, MASK), st.sampled_from((0, 1, 2**31 - 1, 2**31, 2**31 + 1, MASK - 1, MASK)))
+u64 = st.integers(0, 2**64 - 1)
+text = st.text(st.characters(codec="utf-8"), max_size=MAX_TEXT // 4)
+
+
+@st.composite
+def flows(draw: st.DrawFn) -> tuple[bytes, int, bytes, int]:
+    """A flow of either address family."""
+    size = draw(st.sampled_from((4, 16)))
+    address = st.binary(min_size=size, max_size=size)
+    return draw(address), draw(u16), draw(address), draw(u16)
+
+
+openings = st.builds(
+    Open,
+    conn=u32,
+    flow=flows(),
+    irs=u32,
+    iss=u32,
+    tsval=st.none() | u32,
+    wscale=st.none() | st.integers(0, 14),
+    mss=u16,
+    sack_permitted=st.booleans(),
+    syn_wnd=u16,
+    syn_options=st.integers(0, 10).flatmap(lambda words: st.binary(min_size=4 * words, max_size=4 * words)),
+)
+ranges = st.lists(st.tuples(u32, u32), max_size=4).map(tuple)
+records: st.SearchStrategy[Record] = st.one_of(
+    openings,
+    st.builds(Opened, u32, st.booleans(), u32, text),
+    st.builds(Progress, u32, u32, st.booleans()),
+    st.builds(Confirm, u32, u32, u32, ranges, st.booleans()),
+    st.builds(Missing, u32, u32, u32),
+    st.builds(Data, u32, u32, st.binary(max_size=MAX_DATA), st.booleans()),
+    st.builds(Close, u32, text),
+    st.builds(Closed, u32),
+    st.builds(Unprotected, u32, text),
+    st.builds(UnprotectedSeen, u32),
+)
+headers = st.builds(Header, st.sampled_from(list(Kind)), st.booleans(), u64, u32, u64)
+heartbeats = st.builds(HeartbeatBody, u8, u8, u8, u32, u32, u16, u64, u64, u32)
