@@ -175,6 +175,8 @@ class Membership:
     def session_started(self, monitor: PeerMonitor) -> None:
         """A new session: the peer's daemon has restarted, and has nothing of ours. `monitor` is still the old one's."""
         self._note_validity(monitor)
+        if self.role is Role.BACKUP:
+            self.generation = 0  # the peer counts from the beginning again
         if self.state in (State.PROTECTED, State.BACKUP_LOST, State.ARMING, State.DOUBT):
             self._go(Input.BACKUP_HARMLESS, "the backup has restarted")
 
