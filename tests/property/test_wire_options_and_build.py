@@ -1,0 +1,151 @@
+"""SYN options and packets of our own making, as scapy sees them."""
+
+from __future__ import annotations
+
+from ipaddress import IPv4Address
+from typing import Any
+
+from hypothesis import given
+from hypothesis import strategies as st
+from scapy.layers.inet import TCP
+from scapy.utils import checksum as scapy_checksum
+from scapy_packets import Option, dissect, first, option_lists, pairs, payloads, tcp_checksum
+from strategies import u8, u16, u32
+
+from nfq_failover.constants import MAX_WSCALE, OPT_EOL, OPT_NOP
+from nfq_failover.errors import MalformedSegment
+from nfq_failover.wire.build import ack_options, build_segment
+from nfq_failover.wire.segment import Segment
+from nfq_failover.wire.tcp_options import (
+    DEFAULT_MSS,
+    NEGOTIABLE,
+    SIGNED,
+    SynOptions,
+    each_option,
+    set_wscale,
+    without,
+)
+
+ends = st.tuples(st.binary(min_size=4, max_size=4), u16)
+raw_options = st.integers(0, 10).flatmap(lambda words: st.binary(min_size=4 * words, max_size=4 * words))
+keeps = st.frozensets(st.integers(2, 255), max_size=6) | st.just(NEGOTIABLE)
+
+
+def encoded(options: list[Option]) -> bytes:
+    return bytes(TCP(options=options))[20:]
+
+
+def last(options: list[Option], wanted: str) -> Any:
+    return first(options[::-1], wanted)
+
+
+# ------------------------------------------------------------------------------------ options
+
+
+@given(option_lists())
+def test_what_a_syn_offers(options: list[Option]) -> None:
+    offered = SynOptions.parse(encoded(options))
+    mss, wscale, timestamps = last(options, "MSS"), last(options, "WScale"), last(options, "Timestamp")
+    assert offered.mss == (DEFAULT_MSS if mss is None else mss)
+    assert offered.wscale == (None if wscale is None else min(wscale, MAX_WSCALE))
+    assert offered.sack_permitted is (first(options, "SAckOK") is not None)
+    assert offered.tsval == (None if timestamps is None else timestamps[0])
+    assert not offered.signed
+
+
+@given(raw_options, keeps)
+def test_taking_options_out(options: bytes, keep: frozenset[int]) -> None:
+    try:
+        before = list(each_option(options))
+    except MalformedSegment:
+        return
+    after = without(options, keep)
+    assert len(after) == len(options)
+    assert list(each_option(after)) == [option for option in before if option[0] in keep]
+    for kind, start, length in before:
+        piece = after[start : start + length]
+        assert piece == (options[start : start + length] if kind in keep else bytes((OPT_NOP,)) * length)
+    assert without(after, keep) == after
+    if not keep & SIGNED:
+        assert not SynOptions.parse(after).signed
+
+
+@given(raw_options)
+def test_the_walker_covers_each_option_once_and_in_order(options: bytes) -> None:
+    try:
+        found = list(each_option(options))
+    except MalformedSegment as malformed:
+        assert malformed.reason == "bad-option-length"
+        return
+    at = 0
+    for kind, start, length in found:
+        assert set(options[at:start]) <= {OPT_NOP}
+        assert kind not in (OPT_NOP, OPT_EOL)
+        assert (options[start], options[start + 1]) == (kind, length)
+        at = start + length
+    rest = options[at:].lstrip(bytes((OPT_NOP,)))
+    assert not rest or rest[0] == OPT_EOL
+
+
+@given(option_lists(), st.integers(0, MAX_WSCALE))
+def test_changing_the_window_shift_changes_nothing_else(options: list[Option], shift: int) -> None:
+    changed = bytearray(encoded(options))
+    set_wscale(changed, shift)
+    wanted = [("WScale", shift) if kind == "WScale" else (kind, value) for kind, value in options]
+    assert bytes(changed) == encoded(wanted)
+
+
+@given(raw_options, u8)
+def test_any_options_are_read_or_malformed(options: bytes, shift: int) -> None:
+    for use in (
+        SynOptions.parse,
+        lambda data: set_wscale(bytearray(data), shift),
+        lambda data: without(data, NEGOTIABLE),
+    ):
+        try:
+            use(options)
+        except MalformedSegment as malformed:
+            assert malformed.reason == "bad-option-length"
+
+
+# ------------------------------------------------------------------------------------ packets
+
+
+@given(st.none() | st.tuples(u32, u32), st.lists(st.tuples(u32, u32), max_size=6))
+def test_options_of_our_own_acknowledgements(timestamps: tuple[int, int] | None, sack: list[tuple[int, int]]) -> None:
+    options = ack_options(timestamps, sack)
+    assert len(options) <= 40
+    assert len(options) % 4 == 0
+    read = dissect(build_segment((bytes(4), 1), (bytes(4), 2), 3, 4, 16, 5, options))[TCP].options
+    assert first(read, "Timestamp") == timestamps
+    assert pairs(first(read, "SAck")) == sack[: 3 if timestamps else 4]  # all that fits, RFC 2018 section 3
+
+
+@given(ends, ends, u32, u32, u8, u16, raw_options, payloads)
+def test_a_built_packet_as_scapy_reads_it(
+    source: tuple[bytes, int],
+    destination: tuple[bytes, int],
+    seq: int,
+    ack: int,
+    flags: int,
+    wnd: int,
+    options: bytes,
+    payload: bytes,
+) -> None:
+    packet = build_segment(source, destination, seq, ack, flags, wnd, options, payload)
+    ip = dissect(packet)
+    tcp = ip[TCP]
+    assert (ip.version, ip.ihl, ip.len, ip.proto, ip.frag) == (4, 5, len(packet), 6, 0)
+    assert ip.flags == "DF"
+    assert (IPv4Address(ip.src).packed, IPv4Address(ip.dst).packed) == (source[0], destination[0])
+    assert ip.chksum == scapy_checksum(bytes(packet[:10]) + b"\0\0" + bytes(packet[12:20]))
+    assert (tcp.sport, tcp.dport, tcp.seq, tcp.ack, tcp.window) == (source[1], destination[1], seq, ack, wnd)
+    assert (int(tcp.flags), tcp.reserved, tcp.urgptr) == (flags, 0, 0)
+    assert tcp.dataofs == 5 + len(options) // 4
+    assert packet[40 : 40 + len(options)] == options
+    assert packet[40 + len(options) :] == payload
+    assert tcp.chksum == tcp_checksum(packet)
+    try:
+        assert Segment(packet).checksum_ok()
+    except MalformedSegment as malformed:
+        assert malformed.reason == "bad-option-length"  # of the drawn options
