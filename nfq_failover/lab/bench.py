@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from nfq_failover.errors import CommandError
+from nfq_failover.lab.campaign_plan import write_section
 from nfq_failover.lab.driver import LabDriver
 from nfq_failover.lab.interrupt import EXIT_CODE, Interrupted, interruptible
 from nfq_failover.lab.netns import LabError
@@ -198,6 +199,17 @@ def to_json(comparisons: Sequence[Comparison], arguments: argparse.Namespace) ->
     }
 
 
+def section(comparisons: Sequence[Comparison], values: dict[str, Any]) -> str:
+    """The table with its heading and conditions, as Markdown."""
+    return (
+        "## What protection costs\n\n"
+        f"From `nfq-failover bench`: {values['rounds']} rounds, plain and protected lab measured in turn in each, "
+        f"{values['rate']}, {values['tap']} tap, {values['seconds']:g} s per measurement; the comparison is of the "
+        f"medians, in brackets the least and the greatest of one round.\n\n{table(comparisons)}\n\n"
+        f"{values['time']}, kernel {values['kernel']}, {values['cpus']} CPUs."
+    )
+
+
 def add_parser(subparsers: Any) -> None:
     """Adds `bench` to the command line."""
     parser = subparsers.add_parser("bench", help="compare plain and protected throughput and latency in the lab")
@@ -208,6 +220,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--tap", choices=("clone", "multicast"), default="clone")
     parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
     parser.add_argument("--output", type=Path, help="also write the JSON to this file")
+    parser.add_argument("--docs", type=Path, help="also write the table into its section of this Markdown file")
     parser.add_argument("--check", action="store_true", help="exit code 1 if a target is missed")
     parser.set_defaults(run=run)
 
@@ -233,6 +246,8 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.output:
         arguments.output.parent.mkdir(parents=True, exist_ok=True)
         arguments.output.write_text(json.dumps(values, indent=2) + "\n")
+    if arguments.docs:
+        write_section(arguments.docs, "bench", section(comparisons, values))
     print(json.dumps(values) if arguments.json else table(comparisons))
     return 1 if arguments.check and not all(row.met for row in comparisons) else 0
 

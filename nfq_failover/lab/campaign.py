@@ -137,8 +137,7 @@ class Runner:
             report = workload.result(WORKLOAD_S + 4 * self._settings.stall_timeout_s)
         record = replace(record, crashed=node, delay_s=round(task.delay_s, 3))
         missing = running.counts.missing if running.counts else 0
-        result = measure(read_capture(capture, SERVICE_ADDRESS), missing)
-        return judge(record, report, crashed_at, result, lossy=task.cell.loss > 0)
+        return judge(record, report, crashed_at, measure(read_capture(capture, SERVICE_ADDRESS), missing))
 
     def _keep(self, record: Record, capture: Path) -> None:
         place = self._settings.output / "odd" / record.key.replace("/", "-").replace(" ", "_")
@@ -150,14 +149,9 @@ class Runner:
         self._say(f"  kept in {place}: {'; '.join(record.oddities())}")
 
 
-def judge(
-    record: Record, report: dict[str, Any], crashed_at: float, result: Measurement, *, lossy: bool = False
-) -> Record:
-    """Completes a record from the client's report and its capture.
-
-    `crashed_at`: Unix time of the crash. `lossy`: the client's link loses packets.
-    """
-    problems = result.problems(lossy=lossy)
+def judge(record: Record, report: dict[str, Any], crashed_at: float, result: Measurement) -> Record:
+    """Completes a record from the client's report and its capture. `crashed_at`: Unix time of the crash."""
+    problems = result.problems()
     ended = float(report.get("started", 0.0)) + float(report.get("duration_s", 0.0))
     silence = report.get("longest_silence_ms")
     return replace(
@@ -169,6 +163,7 @@ def judge(
         broken=int(report.get("failed_connections", 0)),
         resets=len(result.resets_from_service),
         unseen_acknowledged=len(result.unseen_acknowledged),
+        tshark_ack_lost=len(result.ack_lost_segments),
         dropped_by_capture=result.dropped_by_capture or 0,
         bytes=int(report["bytes"]),
         connect_ms=report.get("connect_ms"),

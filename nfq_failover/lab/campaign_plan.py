@@ -103,6 +103,7 @@ class Record:
     broken: int = 0
     resets: int = 0
     unseen_acknowledged: int = 0
+    tshark_ack_lost: int = 0
     dropped_by_capture: int = 0
     bytes: int = 0
     connect_ms: float | None = None

@@ -114,7 +114,8 @@ def run_demo(options: Options, screen: Screen, scratch: Path) -> bool:
             heartbeat_ms=options.heartbeat_ms,
             connections=result.connections,
             resets=len(result.resets_from_service),
-            ack_lost_segments=len(result.ack_lost_segments),
+            unseen_acknowledged=len(result.unseen_acknowledged),
+            tshark_ack_lost=len(result.ack_lost_segments),
             dropped_by_capture=result.dropped_by_capture or 0,
             silence_ms=result.stall.ms if result.stall and download.returncode == 0 else None,
         )

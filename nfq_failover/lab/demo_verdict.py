@@ -27,7 +27,8 @@ class Facts:
     heartbeat_ms: int
     connections: int
     resets: int
-    ack_lost_segments: int
+    unseen_acknowledged: int
+    tshark_ack_lost: int
     dropped_by_capture: int
     silence_ms: float | None
 
@@ -68,9 +69,10 @@ def judge(facts: Facts) -> list[Check]:
             f"connections {facts.connections}, RST from the service {facts.resets}",
         ),
         Check(
-            facts.ack_lost_segments == 0 and facts.dropped_by_capture == 0,
+            facts.unseen_acknowledged == 0 and facts.dropped_by_capture == 0,
             "nothing was acknowledged that was not sent",
-            f"tshark: ack_lost_segment {facts.ack_lost_segments}, packets the capture lost {facts.dropped_by_capture}",
+            f"such ACKs {facts.unseen_acknowledged} (tshark's ack_lost_segment {facts.tshark_ack_lost}), packets "
+            f"that the capture lost {facts.dropped_by_capture}",
         ),
         Check(
             facts.silence_ms is not None and facts.silence_ms <= facts.detection_ms + ALLOWANCE_MS,

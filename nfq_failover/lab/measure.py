@@ -102,10 +102,10 @@ class Measurement:
     stall: Gap | None = None
     dropped_by_capture: int | None = None
 
-    def problems(self, *, lossy: bool = False) -> list[str]:
+    def problems(self) -> list[str]:
         """What must not be, in words; the numbers are tshark's frame numbers. Empty for a good capture.
 
-        `lossy`: the path loses packets, so tshark's ack_lost_segment is not counted (see `unseen_acknowledged`).
+        tshark's ack_lost_segment is not among them: see `unseen_acknowledged`.
         """
         found = []
         if self.dropped_by_capture:
@@ -115,7 +115,6 @@ class Measurement:
         for text, frames in (
             ("reset from the service", self.resets_from_service),
             ("acknowledgement of a byte that was never seen", self.unseen_acknowledged),
-            ("tshark's ack_lost_segment", [] if lossy else self.ack_lost_segments),
             ("timestamp from the service that goes back", self.timestamps_back),
         ):
             if frames:
@@ -250,9 +249,8 @@ def longest_stall(packets: Iterable[Packet]) -> Gap | None:
 def unseen_acknowledged(packets: Iterable[Packet]) -> list[int]:
     """Frames that acknowledge a byte which the capture has not seen sent: a hole below it counts.
 
-    Stricter than tshark, which only flags what is beyond the last byte in order, and right where it errs: after a
-    takeover segments are cut at other places, and tshark flags the ACK of one that fills a hole and overlaps what was
-    there (a path with loss).
+    Like tshark's ack_lost_segment, but stricter, and right where tshark errs: the survivor of a crash cuts its segments
+    at other places, and tshark flags a healthy ACK of one that repeats old bytes and brings new ones.
     """
     seen: dict[tuple[int, bool], Reassembly] = {}
     frames = []

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from nfq_failover.lab.bench import PLAIN, PROTECTED, Comparison, Metric, metrics, order, table
+from nfq_failover.lab.bench import PLAIN, PROTECTED, Comparison, Metric, metrics, order, section, table
 
 
 def by_name(start: str) -> Metric:
@@ -59,6 +59,13 @@ def test_the_table_and_the_json_say_the_same() -> None:
     assert "| 100 us more (100 to 100) | <= 250 | yes |" in text
     values = json.loads(json.dumps(rows[0].to_json()))
     assert (values["plain_median"], values["met"]) == (950, False)
+
+
+def test_the_section_has_the_conditions() -> None:
+    values = {"rounds": 5, "rate": "1gbit", "tap": "clone", "seconds": 1.5, "time": "T", "kernel": "K", "cpus": 2}
+    text = section([Comparison(by_name("echo"), (100.0,), (200.0,))], values)
+    for words in ("5 rounds", "1gbit", "1.5 s", "kernel K, 2 CPUs", "100 us more"):
+        assert words in text
 
 
 def test_who_is_first_changes() -> None:

@@ -144,16 +144,12 @@ def test_what_the_client_or_the_capture_found_makes_a_run_bad() -> None:
     assert not record.in_transfer
 
 
-def test_tsharks_opinion_counts_where_no_packet_is_lost() -> None:
-    measured = Measurement(packets=9, ack_lost_segments=[4])
-    assert not judge(GOOD, REPORT, 101.0, measured).ok
-    assert judge(GOOD, REPORT, 101.0, measured, lossy=True).ok
-    assert not judge(GOOD, REPORT, 101.0, replace_unseen(measured), lossy=True).ok
-
-
-def replace_unseen(measured: Measurement) -> Measurement:
-    measured.unseen_acknowledged = [4]
-    return measured
+def test_an_acknowledgement_of_unseen_bytes_makes_a_run_bad() -> None:
+    measured = Measurement(packets=9, unseen_acknowledged=[4], ack_lost_segments=[4])
+    record = judge(GOOD, REPORT, 101.0, measured)
+    assert (record.ok, record.unseen_acknowledged, record.tshark_ack_lost) == (False, 1, 1)
+    record = judge(GOOD, REPORT, 101.0, Measurement(packets=9, ack_lost_segments=[4]))
+    assert (record.ok, record.tshark_ack_lost) == (True, 1)
 
 
 def test_the_table_adds_up() -> None:

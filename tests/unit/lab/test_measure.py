@@ -109,7 +109,6 @@ def test_an_acknowledgement_of_bytes_never_sent_is_found(tmp_path: Path) -> None
         assert result.ack_lost_segments == [frame]
         assert frame in result.unseen_acknowledged
         assert "acknowledgement of a byte that was never seen" in result.problems()[0]
-        assert result.problems(lossy=True)
 
 
 def test_a_packet_that_the_capture_missed_is_found(tmp_path: Path) -> None:
@@ -244,7 +243,7 @@ def test_a_hole_filled_by_a_segment_cut_elsewhere_is_no_false_alarm(tmp_path: Pa
     write_pcap(path, packets)
     result = measure(read_capture(path, SERVICE), 0)
     assert result.unseen_acknowledged == []
-    assert result.problems(lossy=True) == []
+    assert result.problems() == []
 
 
 def test_an_acknowledgement_above_a_hole_is_found(tmp_path: Path) -> None:
