@@ -127,6 +127,11 @@ class Node:
         deadlines += [self.primary.poll_timeout(), self.backup.poll_timeout()]
         return min(d for d in deadlines if d is not None)
 
+    @property
+    def wants_copies(self) -> bool:
+        """Whether copies of inbound packets (`FrameCopied`) should be read now; else there is time."""
+        return self.primary.wants_copies
+
     # ------------------------------------------------------------------------------------ packets
 
     def _packet(self, event: PacketQueued, now: float) -> None:

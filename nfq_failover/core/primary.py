@@ -52,6 +52,7 @@ class PrimarySide:
         self.out = out
         self.protecting = False
         self.reason = "no backup"
+        self.wants_copies = False
         self.flows: dict[FlowKey, PrimaryConnection] = {}
         self.numbers: dict[int, PrimaryConnection] = {}
         self.timers: TimerQueue[int] = TimerQueue()
@@ -121,6 +122,7 @@ class PrimarySide:
             return
         if seg.flags & (RST | FIN):
             self._next_query = min(self._next_query, now + QUERY_CLOSING_S)
+        self.wants_copies = False
         if self.protecting:
             connection.copied(seg, self.out)
 
@@ -252,6 +254,7 @@ class PrimarySide:
             connection.unserved_since = None
         elif connection.unserved_since is None:
             connection.unserved_since = now  # the copy may still be on its way to us
+            self.wants_copies = True
         elif now - connection.unserved_since > UNSERVED_S:
             self._unprotect(connection, "bytes that the backup misses were not retained", now)
 

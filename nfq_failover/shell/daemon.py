@@ -61,6 +61,7 @@ from nfq_failover.shell.nfqueue import PacketQueue
 from nfq_failover.shell.rules_keeper import RulesKeeper
 
 BATCH = 64
+PRIORITY = -10
 MAX_WAIT_S = 0.05
 SYNC_BUDGET_S = 0.02  # for the sync socket in one round: a flood of garbage must not keep packets waiting
 TIMER_PATIENCE_S = 0.2  # how long timers wait for a sync socket that never becomes empty
@@ -83,6 +84,7 @@ class Daemon:
         self._fresh: set[int] = set()
         self.queues: dict[Queue, PacketQueue] = {}
         self._copies: InboundCopies | None = None
+        self._copies_due = False
         self._stopping = False
         self._failures = 0
         self._next_alarm = 0.0
@@ -96,6 +98,8 @@ class Daemon:
         """Start, serve until SIGTERM, SIGINT or SIGHUP, undo. Raises `NfqFailoverError` if it can't start."""
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, self._stop)
+        with contextlib.suppress(OSError):
+            os.setpriority(os.PRIO_PROCESS, 0, PRIORITY)  # the packets' path: ahead of what it serves
         try:
             self._start()
             ready()
@@ -201,6 +205,8 @@ class Daemon:
             now = clock()
             due = node.poll_timeout()
             wait = min(max(due - now, 0.0), MAX_WAIT_S) if due is not None else MAX_WAIT_S
+            if self._copies_due:
+                wait = 0.0
             self._fresh.clear()
             ready = [fd for fd, _ in self._poll.poll(wait)]
             all_read = self._read_sync()
@@ -208,8 +214,11 @@ class Daemon:
                 reader = self._readers.get(fd)
                 if reader is not None and fd not in self._fresh:  # else its number has a new owner since the poll
                     reader()
-            self._read_packets()
-            self._read_copies()
+            for queue in self.queues.values():
+                if queue.fileno() in ready:
+                    self._read_packets(queue)
+            if self._copies_due or node.wants_copies:
+                self._read_copies()
             now = clock()
             due = node.poll_timeout()
             if (due is None or now >= due) and (all_read or now - self._last_timer > TIMER_PATIENCE_S):
@@ -225,6 +234,7 @@ class Daemon:
         failures, self._last_timer = self._failures, now
         self._feed(TimerFired(), now)
         self._carry_out()
+        self._copies_due = True
         self._periodic(now)
         self._carry_out()
         self._broken = self._failures != failures
@@ -286,24 +296,25 @@ class Daemon:
         self._carry_out()
         return False
 
-    def _read_packets(self) -> None:
-        for queue in self.queues.values():
-            events = queue.read(BATCH)
-            if not events:
-                continue
-            now = time.monotonic()
-            for event in events:
-                self._feed(event, now)
-            self._carry_out()
-
-    def _read_copies(self) -> None:
-        copies = self._copies
-        if copies is None:
-            return
+    def _read_packets(self, queue: PacketQueue) -> None:
+        events = queue.read(BATCH)
         now = time.monotonic()
-        for event in copies.read(BATCH):
+        for event in events:
             self._feed(event, now)
         self._carry_out()
+
+    def _read_copies(self) -> None:
+        """Copies wake nobody: they are needed only for what the tap lost, and wait in their socket until a tick."""
+        copies = self._copies
+        if copies is None:
+            self._copies_due = False
+            return
+        now = time.monotonic()
+        events = copies.read(BATCH)
+        for event in events:
+            self._feed(event, now)
+        self._carry_out()
+        self._copies_due = len(events) == BATCH
 
     def _periodic(self, now: float) -> None:
         self.host.tick(now)
@@ -388,9 +399,7 @@ class Daemon:
             config = self.config
             self._copies = InboundCopies(config.interface, config.settings.service, config.settings.ports)
             self._undo.append(self._copies.close)
-            self._watch(self._copies.fileno(), lambda: None)
         elif profile is not Profile.PRIMARY and self._copies is not None:
-            self._unwatch(self._copies.fileno())
             self._undo.remove(self._copies.close)
             self._copies.close()
             self._copies = None
