@@ -97,6 +97,10 @@ class PrimarySide:
         if connection is None:
             self.out.accept(event.queue, event.packet_id)
             return
+        if seg.flags & RST and connection.keeps_last_ack:
+            self.out.drop(event.queue, event.packet_id, "rst-after-end")
+            connection.repeat_last_ack(self.out)
+            return
         connection.outbound(event, seg, self.out, now)
         if connection.gated and (
             connection.waiting or connection.owed_since is not None or not connection.b_established
@@ -207,7 +211,11 @@ class PrimarySide:
         for flow in flows:
             connection = self.flows.get(flow)
             # A connection younger than the query may have been opened after the kernel was asked.
-            if connection is not None and now - connection.opened_at > 1.0 and connection.state is not Gate.SYN_HELD:
+            if connection is None or now - connection.opened_at <= 1.0 or connection.state is Gate.SYN_HELD:
+                continue
+            if connection.lingers(now):
+                self._next_query = min(self._next_query, now + QUERY_CLOSING_S)
+            else:
                 self._close(connection, "closed", now)
 
     # ------------------------------------------------------------------------------------ the backup's records

@@ -28,6 +28,7 @@ from nfq_failover.wire.segment import FlowKey, Segment
 from nfq_failover.wire.seqnum import MASK, diff, lt
 
 MAX_HELD = 64
+END_LINGER_S = 2.0  # three repeats of the client's FIN: 0.2, 0.6 and 1.4 s after the first
 OWED_HOLD_S = 0.0025  # the timer comes at POLL_FIRST_S = 3 ms
 SACK_HOLD_S = 0.002  # how long an ACK waits for the confirmation of its SACK blocks alone
 MAX_RETAINED = 64 << 20
@@ -62,9 +63,11 @@ class PrimaryConnection:
         "edge_kernel",
         "edge_sent",
         "established",
+        "fin_clamped",
         "fin_in",
         "fin_out",
         "flow",
+        "gone_at",
         "held",
         "kernel_ack",
         "mss",
@@ -111,7 +114,8 @@ class PrimaryConnection:
         self.tsecr = 0
         self.retained = Journal(MAX_RETAINED)
         self.fin_in: int | None = None
-        self.fin_out = False
+        self.fin_out = self.fin_clamped = False
+        self.gone_at: float | None = None
         self.unserved_since: float | None = None
 
     # ------------------------------------------------------------------------------------ what our TCP sends
@@ -185,6 +189,8 @@ class PrimaryConnection:
             self.owed_since = None
         elif self.owed_since is None:
             self.owed_since = now
+        if seg.flags & FIN and allowed != ack:
+            self.fin_clamped = True
         seg.set_ack(self.client.seq(allowed))
         seg.set_wnd(window)
         if clipped != blocks:
@@ -287,7 +293,9 @@ class PrimaryConnection:
                 self.send_ack(out, allowed, [])
         elif self.window_starved:
             edge = min(self.edge_kernel, self.edge_backup)
-            if edge - self.edge_sent >= min(self.mss, max(self.edge_kernel - self.edge_sent, 1)):
+            # In the scale's unit this ACK may say no more than it has said already: then it is not sent again.
+            says = self.sent_ack + (self.window_for(self.sent_ack) << self.wscale)
+            if says > self.edge_sent and edge - self.edge_sent >= min(self.mss, self.edge_kernel - self.edge_sent):
                 self.send_ack(out, self.sent_ack, [])
         if self.kernel_ack <= self.sent_ack:
             self.owed_since = None
@@ -350,7 +358,9 @@ class PrimaryConnection:
     def copied(self, seg: Segment, out: Outbox) -> None:
         """Keep the client's bytes until the backup has them."""
         offset = self.client.offset(seg.seq)
-        if seg.flags & SYN or not -1 <= offset - self.confirmed <= MAX_RETAINED:
+        stop = offset + seg.payload_len + bool(seg.flags & FIN)
+        # A merged packet may end beyond what the backup has confirmed, though it begins before.
+        if seg.flags & SYN or stop < self.confirmed or offset - self.confirmed > MAX_RETAINED:
             return
         if seg.payload_len and not self.retained.insert(offset, seg.payload()):
             out.counters["retained-full"] += 1
@@ -368,3 +378,22 @@ class PrimaryConnection:
     def closing(self) -> bool:
         """Both directions have ended."""
         return self.fin_out and self.fin_in is not None and self.kernel_ack > self.fin_in
+
+    # A client that got our FIN without the acknowledgement of its own repeats its FIN until that comes. But our TCP has
+    # said it with its FIN, is gone when that is acknowledged, and answers a client that it does not know with a reset.
+
+    @property
+    def keeps_last_ack(self) -> bool:
+        """Whether it is on us to acknowledge the client's FIN, and to repeat that."""
+        return self.gated and self.fin_clamped and self.closing
+
+    def lingers(self, now: float) -> bool:
+        """Our TCP has none of it any more. Whether we have to remember it for the client's sake."""
+        if self.gone_at is None:
+            self.gone_at = now
+        return self.keeps_last_ack and (self.sent_ack < self.kernel_ack or now - self.gone_at < END_LINGER_S)
+
+    def repeat_last_ack(self, out: Outbox) -> None:
+        """The client has repeated its FIN."""
+        if self.confirmed >= self.kernel_ack:
+            self.send_ack(out, self.kernel_ack, [])

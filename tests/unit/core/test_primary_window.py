@@ -135,6 +135,14 @@ def test_confirmed_bytes_are_not_retained() -> None:
         assert t.gate.retained.size == 400
 
 
+def test_rest_of_a_merged_packet_is_retained_when_its_beginning_is_confirmed() -> None:
+    with Gated() as t:
+        t >> ack(1000) << HELD
+        t >> confirmed(600, 40000) << "client [.] 0 ack 600 wnd 9850 ts 2000010/1010"
+        t >> Copy(client(0, 1000))
+        t >> Missing(1, client_seq(600), client_seq(1000)) << Data(1, client_seq(600), client_bytes(600, 400))
+
+
 def test_backup_that_gave_up_ends_the_protection() -> None:
     with Gated() as t:
         t >> ack(1000) << HELD
@@ -192,3 +200,55 @@ def test_unprotected_connection_is_none_of_the_backups_business() -> None:
         t.now += 2.0
         t >> FlowsGone([FLOW])
         assert not t.side.flows
+
+
+def test_window_that_the_scale_can_not_say_is_not_repeated() -> None:
+    with Gated() as t:
+        t >> confirmed(1000, 60000)
+        t >> ack(1000, edge=40000) << "pass"
+        # Our TCP would give two bytes more than a window field in units of four can say with this ACK number.
+        t >> server(0, ack=1002, wnd=9750, ts=TS) << HELD
+        for _ in range(20):
+            t >> After(0.05) << Progress(1, client_seq(1002), True)
+
+
+def ended(t: Gated) -> None:
+    """The client's FIN at byte 100 is taken and ours is out, without acknowledging the client's."""
+    t >> confirmed(100, 40000)
+    t >> Copy(client(0, 100, flags="F."))
+    t >> server(0, ack=101, wnd=9975, flags="F.", ts=TS) << "pass [F.] 0 ack 100 wnd 9975 ts 2000010/1010"
+    t.now += 2.0
+
+
+def test_repeated_fin_is_not_answered_by_a_reset_while_its_acknowledgement_is_held() -> None:
+    with Gated() as t:
+        ended(t)
+        t >> FlowsGone([FLOW])
+        t >> server(1, ack=101, flags="R.", wnd=0) << "drop rst-after-end"
+        assert FLOW in t.side.flows
+        t.effects.clear()
+        t >> confirmed(101, 40000)
+        assert "ack 101" in str(t.effects.popleft())
+        t.effects.clear()
+
+
+def test_last_acknowledgement_is_repeated_for_a_client_that_has_lost_it() -> None:
+    with Gated() as t:
+        ended(t)
+        t.effects.clear()
+        t >> confirmed(101, 40000)
+        t.effects.clear()
+        t >> FlowsGone([FLOW])
+        t >> server(1, flags="R", wnd=0) << "drop rst-after-end"
+        assert "ack 101" in str(t.effects.popleft())
+        t.now += 2.1
+        t >> FlowsGone([FLOW]) << Close(1, "closed")
+        t >> Closed(1)
+
+
+def test_reset_of_a_connection_that_has_not_ended_passes() -> None:
+    with Gated() as t:
+        t >> confirmed(100, 40000)
+        t >> server(0, ack=100, flags="F.", wnd=9975, ts=TS) << "pass"
+        t >> server(1, flags="R", wnd=0) << "pass" << Close(1, "reset by the server")
+        t >> Closed(1)
