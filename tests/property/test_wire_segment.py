@@ -10,7 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from scapy.layers.inet import IP, TCP
 from scapy_packets import Option, dissect, first, option_lists, packets, pairs, tcp_checksum
-from strategies import u8, u16, u32
+from strategies import any_options, u8, u16, u32
 
 from nfq_failover.constants import ACK, FIN, OPT_EOL, RST, SYN
 from nfq_failover.errors import MalformedSegment
@@ -230,22 +230,22 @@ def test_damaged_packets(packet: Any, damage: list[tuple[int, int]], cut: int) -
         use(seg)
 
 
-@given(
-    st.integers(0, 10).flatmap(lambda words: st.binary(min_size=4 * words, max_size=4 * words)), st.binary(max_size=9)
-)
+@given(any_options, st.binary(max_size=9))
 def test_any_options_are_judged_as_the_option_walker_judges_them(options: bytes, payload: bytes) -> None:
     head = bytes(IP(src="10.0.0.1", dst="10.0.0.2", len=40 + len(options) + len(payload)) / TCP(dataofs=5))
     data = bytearray(head[:40] + options + payload)
     data[32] = (5 + len(options) // 4) << 4
     try:
-        kinds = [kind for kind, _, _ in each_option(options)]
+        found = list(each_option(options))
     except MalformedSegment as malformed:
         with pytest.raises(MalformedSegment, match=malformed.reason):
             Segment(data)
         return
     seg = Segment(data)
-    assert not seg.ts_off or 8 in kinds
-    assert not seg.sack_off or 5 in kinds
+    timestamps = [start for kind, start, length in found if (kind, length) == (8, 10)]
+    assert seg.ts_off == (40 + timestamps[0] + 2 if timestamps else 0)
+    blocks = [start for kind, start, length in found if kind == 5 and length in (10, 18, 26, 34)]
+    assert seg.sack_off == (40 + blocks[0] if blocks else 0)
     use(seg)
 
 
@@ -259,7 +259,9 @@ def test_refusals_have_their_reasons(packet: Any, data: st.DataObject) -> None:
         "not-ipv4": {0: 0x65},
         "not-tcp": {9: 17},
         "fragment": data.draw(st.sampled_from(({6: 0x20}, {6: 0x1F}, {7: 1}, {6: 0x60}))),
-        "bad-data-offset": {tcp_off + 12: data.draw(st.sampled_from((0x00, 0x40)))},
+        "bad-data-offset": data.draw(
+            st.sampled_from(({tcp_off + 12: 0}, {tcp_off + 12: 0x40}, {2: 0, 3: tcp_off + 20, tcp_off + 12: 0x60}))
+        ),
         "bad-length": data.draw(
             st.sampled_from(({0: 0x44}, {2: (total + 1) >> 8, 3: (total + 1) & 0xFF}, {2: 0, 3: tcp_off + 19}))
         ),
