@@ -49,11 +49,11 @@ from nfq_failover.core.events import (
 )
 from nfq_failover.core.node import Node
 from nfq_failover.errors import CommandError, InternalError
-from nfq_failover.shell import flows
 from nfq_failover.shell.control import ControlServer
 from nfq_failover.shell.copies import InboundCopies
 from nfq_failover.shell.epoch_store import EpochStore
 from nfq_failover.shell.fence import FenceKeeper
+from nfq_failover.shell.flows import FlowQueries
 from nfq_failover.shell.heartbeat_process import HeartbeatProcess
 from nfq_failover.shell.host import Host, link_up
 from nfq_failover.shell.inject import Injector
@@ -85,6 +85,7 @@ class Daemon:
         self.queues: dict[Queue, PacketQueue] = {}
         self._copies: InboundCopies | None = None
         self._copies_due = False
+        self._flows = FlowQueries()
         self._stopping = False
         self._failures = 0
         self._next_alarm = 0.0
@@ -118,6 +119,7 @@ class Daemon:
         self.epochs = EpochStore(config.state_dir / "epoch.json")
         self._undo.append(self.epochs.close)
         epoch, served = self.epochs.load()
+        self._flows.check()
         for queue, number in ((Queue.OUT, config.queue_out), (Queue.IN, config.queue_in)):
             self.queues[queue] = PacketQueue(number, queue)
             self._undo.append(self.queues[queue].close)
@@ -321,6 +323,11 @@ class Daemon:
         self.fences.tick(now)
         for event in self.rules.tick(now):
             self._feed(event, now)
+        try:
+            if gone := self._flows.step():
+                self._feed(FlowsGone(gone), now)
+        except OSError as error:  # no memory at this moment: the node asks again
+            log.error("the kernel can't be asked for its connections", error=str(error))
         if self._copies is not None and (lost := self._copies.lost()):
             self._feed(CopiesLost(lost), now)
         if now >= self._next_overrun:
@@ -389,7 +396,7 @@ class Daemon:
             self._follow_profile(effect.profile)
             self.rules.apply(effect)
         elif isinstance(effect, QueryFlows):
-            self._feed(FlowsGone(flows.gone(effect.flows)), time.monotonic())
+            self._flows.ask(effect.flows)
         else:
             raise InternalError(f"unknown effect {effect}")
 

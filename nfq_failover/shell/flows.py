@@ -14,6 +14,7 @@ from itertools import islice
 from struct import Struct
 from typing import Final
 
+from nfq_failover.errors import CommandError
 from nfq_failover.wire.segment import FlowKey
 
 _NETLINK_SOCK_DIAG: Final = 4
@@ -77,6 +78,15 @@ class FlowQueries:
 
     def __init__(self) -> None:
         self._asked: dict[FlowKey, None] = {}
+
+    def check(self) -> None:
+        """See whether the kernel answers at all. Raises `CommandError`."""
+        try:
+            gone([(b"\x7f\0\0\1", 1, b"\x7f\0\0\1", 1)])
+        except OSError as error:
+            raise CommandError(
+                f"the kernel can't be asked for its connections ({error}): load the module tcp_diag"
+            ) from None
 
     def ask(self, flows: list[FlowKey]) -> None:
         """Remember these; one that still waits for its turn keeps its place."""

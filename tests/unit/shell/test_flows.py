@@ -8,6 +8,8 @@ from contextlib import ExitStack
 
 import pytest
 
+from nfq_failover.errors import CommandError
+from nfq_failover.shell import flows
 from nfq_failover.shell.flows import FlowQueries, gone
 from nfq_failover.wire.segment import FlowKey
 
@@ -49,8 +51,8 @@ def reset(end: socket.socket) -> None:
 
 
 def test_open_connections_are_there(service: Service) -> None:
-    flows = [service.connect()[2] for _ in range(150)]
-    assert gone(flows) == []
+    opened = [service.connect()[2] for _ in range(150)]
+    assert gone(opened) == []
 
 
 def test_those_that_were_reset_are_gone_and_the_others_are_not(service: Service) -> None:
@@ -97,3 +99,10 @@ def test_many_are_answered_a_few_at_a_time_each_once(service: Service) -> None:
         answers += queries.step()
     assert sorted(answers) == sorted(first + dead)
     assert queries.step() == []
+
+
+def test_a_kernel_that_cannot_be_asked_is_a_refusal_with_advice(monkeypatch: pytest.MonkeyPatch) -> None:
+    FlowQueries().check()
+    monkeypatch.setattr(flows, "_NETLINK_SOCK_DIAG", 31)  # a netlink family that no kernel has
+    with pytest.raises(CommandError, match="tcp_diag"):
+        FlowQueries().check()
