@@ -71,6 +71,11 @@ class BackupSide:
         if not seg.flags & ACK:
             out.drop(event.queue, event.packet_id, "no-ack-flag")  # RFC 9293 section 3.10.7.4, fifth
             return
+        if connection.state is Shadow.ACTIVE and connection.ended:
+            out.drop(event.queue, event.packet_id, "ended")
+            if seg.seg_len:  # a client that repeats its FIN; our TCP may be rid of the connection, and would reset it
+                takeover.send(connection, out, connection.produced, b"", ACK, now)
+            return
         offset = connection.client.offset(seg.seq)
         if seg.seg_len:
             self._log(connection, offset, seg, now)
@@ -147,6 +152,9 @@ class BackupSide:
             out.drop(event.queue, event.packet_id, "replica-reset")
             if connection.rst_in is None and not connection.ended:
                 self._die(connection, "the replica reset the connection", now)
+            return True
+        if seg.flags & RST and connection.ended:
+            out.drop(event.queue, event.packet_id, "ended")  # our TCP answers something that we injected too late
             return True
         before, held = connection.k_ack, connection.cum
         offset = connection.learn_output(seg, now)
@@ -380,6 +388,8 @@ class BackupSide:
             connection = self.flows.get(flow)
             if connection is None or now - connection.opened_at < 2.0:
                 continue
+            if connection.ended and connection.closed_at is None and connection.linger(now) < LINGER_S:
+                continue  # the client may not know yet
             if connection.state in (Shadow.ACTIVE, Shadow.DEAD) or connection.ended or connection.closed_at is not None:
                 if not connection.tell_s:
                     self.forget(connection)

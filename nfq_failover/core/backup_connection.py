@@ -83,6 +83,7 @@ class BackupConnection:
         self.lag_since: float | None = None
         self.lag_retry_s = 0.0
         self.closed_at: float | None = None
+        self.gone_at: float | None = None
         self.tell_s = 0.0  # how long to wait before the primary is told again that we can't continue; 0: no more
         # after the takeover
         self.heard = False
@@ -271,6 +272,13 @@ class BackupConnection:
             and self.k_ack > self.fin_in
             and self.c_ack > self.fin_out
         )
+
+    def linger(self, now: float) -> float:
+        """For how long our TCP has been known to be rid of the finished connection; like TIME_WAIT, it is kept for a
+        client that repeats its FIN (RFC 9293 section 3.10.7.4, eighth)."""
+        if self.gone_at is None:
+            self.gone_at = now
+        return now - self.gone_at
 
     def answer_rst(self, out: Outbox, seg: Segment | None) -> None:
         """Tell the client that the connection is over, with the sequence number it expects (RFC 5961 section 3.2)."""

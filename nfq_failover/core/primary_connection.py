@@ -302,13 +302,19 @@ class PrimaryConnection:
 
     @property
     def window_starved(self) -> bool:
-        """The client may send less than our own TCP would let it."""
-        return self.edge_sent < self.edge_kernel
+        """The client may send less than our own TCP would let it; one that has sent its FIN sends no more."""
+        return self.edge_sent < self.edge_kernel and not self.client_ended
+
+    @property
+    def client_ended(self) -> bool:
+        """Our TCP has taken the client's FIN. A window update for a client that is done would only meet its RST."""
+        return self.fin_in is not None and self.kernel_ack > self.fin_in
 
     @property
     def waiting(self) -> bool:
         """Whether something is held back until the backup says more."""
         starving = self.edge_backup - self.sent_ack < self.mss < self.edge_kernel - self.sent_ack
+        starving = starving and not self.client_ended
         return bool(self.held) or self.kernel_ack > self.confirmed or starving
 
     def send_ack(self, out: Outbox, ack: int, blocks: Blocks) -> None:
@@ -377,7 +383,7 @@ class PrimaryConnection:
     @property
     def closing(self) -> bool:
         """Both directions have ended."""
-        return self.fin_out and self.fin_in is not None and self.kernel_ack > self.fin_in
+        return self.fin_out and self.client_ended
 
     # A client that got our FIN without the acknowledgement of its own repeats its FIN until that comes. But our TCP has
     # said it with its FIN, is gone when that is acknowledged, and answers a client that it does not know with a reset.

@@ -52,6 +52,15 @@ def test_closed_window_is_asked_about_until_it_opens() -> None:
         t >> After(0.1)
 
 
+def test_client_that_has_ended_gets_no_window_update() -> None:
+    with Gated() as t:
+        t >> Copy(client(0, 1000, flags="F."))
+        t >> confirmed(1001, 41000)
+        t >> ack(1001, edge=50000) << "pass [.] 0 ack 1001 wnd 9999 ts 2000010/1010"
+        t >> confirmed(1001, 50000)
+        t >> After(0.1)
+
+
 def test_right_edge_never_moves_left() -> None:
     with Gated() as t:
         t >> confirmed(1000, 40000)
