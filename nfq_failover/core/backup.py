@@ -28,6 +28,7 @@ from nfq_failover.wire.tcp_options import NEGOTIABLE, SynOptions, without
 SYN_RETRY_MAX_S = 0.5
 HOLE_FIRST_S = 0.002
 HOLE_MAX_S = 0.05
+HOLES_AT_ONCE = 16
 LAG_FIRST_S = 0.06
 LAG_MAX_S = 1.0
 EDGE_CONFIRM_S = 0.004
@@ -306,14 +307,15 @@ class BackupSide:
             self.timers.set_earlier(connection.conn, now + HOLE_FIRST_S)
 
     def _ask(self, connection: BackupConnection, now: float) -> None:
-        """Ask for the first hole."""
+        """Ask for what is missing: the first holes, and the tail that the primary has."""
         connection.hole_retry_s = min(max(connection.hole_retry_s * 2, HOLE_FIRST_S), HOLE_MAX_S)
-        islands = connection.journal.ranges(1)
-        stop = islands[0][0] if islands else connection.upto
-        if stop > connection.cum:
-            seq = connection.client.seq
-            self.out.counters["bytes-asked"] += stop - connection.cum
-            self.out.record(Missing(connection.conn, seq(connection.cum), seq(stop)))
+        seq = connection.client.seq
+        at = connection.cum
+        for left, right in [*connection.journal.ranges(HOLES_AT_ONCE), (connection.upto, connection.upto)]:
+            if left > at:
+                self.out.counters["bytes-asked"] += left - at
+                self.out.record(Missing(connection.conn, seq(at), seq(left)))
+            at = max(at, right)
         self.timers.set_earlier(connection.conn, now + connection.hole_retry_s)
 
     def on_data(self, record: Data, now: float) -> None:
@@ -322,12 +324,12 @@ class BackupSide:
         if connection is None or connection.state is not Shadow.SHADOW:
             return
         offset = connection.client.offset(record.seq)
-        before = connection.cum
+        before = connection.cum, connection.journal.size
         connection.store(offset, record.data, record.fin, self.out)
         self._dirty[connection.conn] = connection
-        if connection.cum <= before:
+        if (connection.cum, connection.journal.size) == before:
             return
-        self.out.counters["bytes-fetched"] += connection.cum - before
+        self.out.counters["bytes-fetched"] += len(record.data)
         connection.inject(self.out, offset, record.data, ACK | (FIN if record.fin else 0))
         connection.hole_retry_s = 0.0
         if connection.journal.has_islands or connection.upto > connection.cum:

@@ -22,6 +22,7 @@ from nfq_failover.core.events import PacketQueued
 from nfq_failover.core.journal import Journal
 from nfq_failover.core.outbox import Outbox
 from nfq_failover.core.seqspace import SeqSpace
+from nfq_failover.core.window import window_field
 from nfq_failover.wire.build import ack_options, build_segment
 from nfq_failover.wire.records import Confirm, Open, Opened
 from nfq_failover.wire.segment import FlowKey, Segment
@@ -219,21 +220,14 @@ class PrimaryConnection:
         return min(self.edge_kernel, self.edge_backup) if self.state is Gate.PROTECTED else self.edge_kernel
 
     def window_for(self, ack: int) -> int:
-        """The window field to send with `ack`.
-
-        Within both our and (while gated) the backup's right edge, and never left of an edge that was sent before, for
-        which it may pass the limit by less than one unit of the window scale (RFC 7323 section 2.4).
-        """
-        window = max(self.edge_limit - ack, 0) >> self.wscale
-        if ack + (window << self.wscale) < self.edge_sent:
-            window = (self.edge_sent - ack + (1 << self.wscale) - 1) >> self.wscale
-        return min(max(window, 0), 0xFFFF)
+        """The window field to send with `ack`, see `window_field`."""
+        return window_field(ack, self.edge_limit, self.edge_sent, self.wscale)
 
     def _note_sent(self, ack: int, edge: int) -> None:
         if ack > self.sent_ack:
             self.sent_ack = ack
-        # What rounding added is no promise: counted as one, it would add up, ACK by ACK, beyond what the backup takes.
-        self.edge_sent = max(self.edge_sent, min(edge, self.edge_limit))
+        if edge > self.edge_sent:
+            self.edge_sent = edge
 
     # ------------------------------------------------------------------------------------ what the backup says
 

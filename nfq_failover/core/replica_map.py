@@ -7,9 +7,12 @@ both hosts. Stream offsets of the server's direction are the same in both spaces
 from __future__ import annotations
 
 from nfq_failover.core.seqspace import SeqSpace
+from nfq_failover.core.window import window_field
 from nfq_failover.wire.seqnum import MASK, diff
 
-TS_SLACK_MS = 10  # added once at the takeover, for the error of the estimate below
+TS_SLACK_MS = 1000
+"""Added once, at the takeover. The offset is known from two SYN-ACKs of which ours came later, by as much as a busy
+host took; a TSval that jumps ahead harms nobody, one that falls is refused by the client (RFC 7323 section 5.3)."""
 Blocks = list[tuple[int, int]]
 
 
@@ -100,9 +103,6 @@ class ReplicaMap:
 
     def seen_window(self, ack: int, edge: int) -> int:
         """The window field to send with `ack` for a right edge of `edge`; the edge sent never moves left."""
-        window = max(edge - ack, 0) >> self.wscale
-        if ack + (window << self.wscale) < self.edge_sent:
-            window = (self.edge_sent - ack + (1 << self.wscale) - 1) >> self.wscale
-        window = min(window, 0xFFFF)
-        self.edge_sent = max(self.edge_sent, min(ack + (window << self.wscale), edge))  # rounding up must not add up
+        window = window_field(ack, edge, self.edge_sent, self.wscale)
+        self.edge_sent = max(self.edge_sent, ack + (window << self.wscale))
         return window

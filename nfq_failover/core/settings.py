@@ -33,7 +33,7 @@ class Settings:
     heartbeat_interval_ms: int = 50
     heartbeat_count: int = 3
     fence_deadline_ms: int = 2000
-    loop_stall_ms: int = 300  # a peer whose packet loop has made no progress for this long is not alive
+    loop_stall_ms: int = 1000  # a peer whose packet loop has made no progress for this long is not alive
     open_deadline_ms: int = 1000  # how long a SYN-ACK waits for the replica
     announce_count: int = 5
     max_connections: int = 20000

@@ -240,10 +240,10 @@ def hung_backup_with_a_punctual_heartbeat_is_lost_and_then_let_go() -> Host:
     h = Host().protect()
     actions: list[Do] = []
     for _ in range(60):
-        actions += h.hear(S.SHADOWING, 1, generation=1, heard=False, loop_age_ms=400)
+        actions += h.hear(S.SHADOWING, 1, generation=1, heard=False, loop_age_ms=1400)
         actions += h.silence(0.05)
     assert actions == [Do.RELEASE] and h.at(S.UNPROTECTED)
-    assert h.hear(S.SHADOWING, 1, generation=1, loop_age_ms=400) == []
+    assert h.hear(S.SHADOWING, 1, generation=1, loop_age_ms=1400) == []
     assert h.hear(S.SHADOWING, 1, generation=1) == [Do.ARM]
     return h
 
@@ -473,7 +473,7 @@ def hung_primary_is_taken_over_from() -> Host:
     h = Host().shadow()
     actions: list[Do] = []
     for _ in range(6):
-        actions += h.hear(S.PROTECTED, 7, 3, loop_age_ms=400)
+        actions += h.hear(S.PROTECTED, 7, 3, loop_age_ms=1400)
         actions += h.tick(0.05)
     assert actions == [Do.CHECK_LINK]
     return h
