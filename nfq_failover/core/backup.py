@@ -109,6 +109,8 @@ class BackupSide:
     def _log(self, connection: BackupConnection, offset: int, seg: Segment, now: float) -> None:
         """Put the segment's bytes into the log, and see what is missing before them."""
         if connection.state is Shadow.ACTIVE:
+            if seg.flags & FIN and offset + seg.payload_len >= max(connection.k_ack, connection.floor):
+                connection.fin_in = offset + seg.payload_len
             return  # nothing new is acknowledged before our own TCP has it: the client keeps it
         before = connection.cum
         connection.store(offset, seg.payload(), bool(seg.flags & FIN), self.out)
