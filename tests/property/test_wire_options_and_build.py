@@ -5,6 +5,7 @@ from __future__ import annotations
 from ipaddress import IPv4Address
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from scapy.layers.inet import TCP
@@ -84,6 +85,16 @@ def test_the_walker_covers_each_option_once_and_in_order(options: bytes) -> None
     assert not rest or rest[0] == OPT_EOL
 
 
+@given(well_formed_options, st.data())
+def test_half_an_option_is_malformed(options: bytes, data: st.DataObject) -> None:
+    found = list(each_option(options))
+    if not found:
+        return
+    _, start, length = data.draw(st.sampled_from(found))
+    with pytest.raises(MalformedSegment):
+        list(each_option(options[: start + data.draw(st.integers(1, length - 1))]))
+
+
 @given(option_lists(), st.integers(0, MAX_WSCALE))
 def test_changing_the_window_shift_changes_nothing_else(options: list[Option], shift: int) -> None:
     changed = bytearray(encoded(options))
@@ -98,6 +109,8 @@ def test_signed_options_and_odd_lengths(options: bytes, shift: int) -> None:
     found = list(each_option(options))
     offered = SynOptions.parse(options)
     assert offered.signed is any(kind in SIGNED for kind, _, _ in found)
+    sizes = [int.from_bytes(options[i + 2 : i + 4], "big") for kind, i, length in found if (kind, length) == (2, 4)]
+    assert offered.mss == [DEFAULT_MSS, *sizes][-1]
     assert offered.sack_permitted is any((kind, length) == (4, 2) for kind, _, length in found)
     assert (offered.wscale is None) is not any((kind, length) == (3, 3) for kind, _, length in found)
     assert (offered.tsval is None) is not any((kind, length) == (8, 10) for kind, _, length in found)

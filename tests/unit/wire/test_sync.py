@@ -80,6 +80,15 @@ def test_a_datagram_byte_by_byte() -> None:
     assert open_body(data, KEY) == b"body"
 
 
+def test_a_body_is_opened_only_with_its_key_and_only_unchanged() -> None:
+    data = seal(Header(Kind.RECORDS, True, 1, 9, 10), b"body", KEY)
+    forgeries = [(data, b"another key")]
+    forgeries += [(data[:at] + bytes((data[at] ^ 1,)) + data[at + 1 :], KEY) for at in range(len(data))]
+    for forged, key in forgeries:
+        with pytest.raises(MalformedDatagram, match="bad-mac"):
+            open_body(forged, key)
+
+
 def test_the_mac_is_keyed_blake2s_of_rfc_7693() -> None:
     """Keyed BLAKE2s from the BLAKE2 test vectors (empty input, key 00..1f), so the primitive is what we think."""
     expected = "48a8997da407876b3d79c0d92325ad3b89cbb754d86ab71aee047ad345fd2c49"
@@ -184,6 +193,7 @@ def test_a_reason_that_has_no_encoding_is_still_told() -> None:
         (b"\x08\0\3\0\0\1", "bad-record"),
         (b"\x08\0\5\0\0\0\0\1", "bad-record"),
         (b"\x03\0\x08" + bytes(8), "bad-record"),
+        (b"\x03\0\x0a" + bytes(10), "bad-record"),
         (b"\x07\0\5\0\0\0\1\xff", "bad-text"),
         (b"\x02\0\x0a\0\0\0\1\0\0\0\0\0\xc3", "bad-text"),
         (pack("!BHIIIBB", 4, 14, 1, 2, 3, 0, 1), "bad-confirm"),
