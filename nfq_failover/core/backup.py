@@ -179,6 +179,7 @@ class BackupSide:
         if connection.rst_in is not None and connection.rst_in <= connection.k_ack:
             connection.inject(out, connection.rst_in, flags=RST | ACK)
             connection.rst_in = None
+            connection.reset_by_client = True
         if connection.lagging:
             stalled = connection.k_ack == before and seg.is_pure_ack
             if stalled and connection.lag_since is not None and now - connection.lag_since > 0.005:
@@ -364,8 +365,9 @@ class BackupSide:
         going, reset = 0, 0
         self._dirty.clear()
         for connection in list(self.flows.values()):
-            if connection.closed_at is not None and not connection.ended:
-                self.forget(connection)  # the primary's client has been told the end
+            over = connection.closed_at is not None or connection.reset_by_client
+            if over and not connection.ended:
+                self.forget(connection)  # the client has been told the end, or has told it
             elif connection.state is Shadow.SHADOW:
                 takeover.take_over(connection, self.out, now)
                 going += 1
@@ -397,7 +399,7 @@ class BackupSide:
             if connection.state in (Shadow.ACTIVE, Shadow.DEAD) or connection.ended or connection.closed_at is not None:
                 if not connection.tell_s:
                     self.forget(connection)
-            elif connection.state is Shadow.SHADOW:
+            elif connection.state is Shadow.SHADOW and not connection.reset_by_client:
                 self._die(connection, "the replica has closed the connection", now)
 
     def clear(self, reason: str) -> None:

@@ -63,6 +63,7 @@ class BackupConnection:
         self.journal = Journal(settings.max_log_bytes)
         self.fin_in: int | None = None
         self.rst_in: int | None = None
+        self.reset_by_client = False
         self.k_ack = 0
         self.k_edge = 0
         self.edge_confirmed = 0
@@ -160,6 +161,7 @@ class BackupConnection:
             self.rst_in = offset
             out.drop(event.queue, event.packet_id, "rst-held")
             return
+        self.reset_by_client = self.reset_by_client or offset == self.k_ack
         if seg.flags & ACK:
             seg.set_ack(self.map.own.seq(min(self.map.seen.offset(seg.ack), self.produced)))
         if seg.ts_off:

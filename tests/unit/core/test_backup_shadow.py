@@ -350,6 +350,25 @@ def test_clients_reset_waits_until_the_replica_has_taken_what_came_before() -> N
         t >> replica(ack=100) << SILENT << "kernel [R.] 100 ack 0 wnd 500 ts 1001/7000000"
 
 
+def test_connection_that_the_client_has_reset_is_not_lost_but_over() -> None:
+    with Shadowing() as t:
+        t >> from_client(0, 100) << "pass [.] 0:100 ack 0 wnd 500 ts 1001/7000000" << confirmed(100, EDGE)
+        t >> from_client(100, flags="R", ack=None, ts=None) << "drop rst-held"
+        t >> replica(ack=100) << SILENT << "kernel [R.] 100 ack 0 wnd 500 ts 1001/7000000"
+        t.now += 3
+        t >> FlowsGone([FLOW])
+        t >> "takeover"
+        assert not t.side.flows
+
+
+def test_reset_that_does_not_fit_exactly_proves_nothing() -> None:
+    with Shadowing() as t:  # RFC 5961 section 3.2: our TCP asks back
+        t >> from_client(0, 100) << "pass [.] 0:100 ack 0 wnd 500 ts 1001/7000000" << confirmed(100, EDGE)
+        t >> replica(ack=100) << SILENT
+        t >> from_client(50, flags="R", ack=None, ts=None) << "pass [R] 50 wnd 500"
+        assert not t.shadow.reset_by_client
+
+
 def test_replica_that_resets_loses_the_protection_and_says_so_until_heard() -> None:
     reason = "the replica reset the connection"
     with Shadowing() as t:
