@@ -25,7 +25,7 @@ from nfq_failover.lab.nodes import other
 from nfq_failover.lab.state import Options
 from nfq_failover.lab.topology import ADDRESSES, CLIENT, SERVERS, SERVICE_ADDRESS, namespace
 
-FASTOPEN_PORT, MPTCP_PORT, MD5_PORT, LATE_PORT = 7001, 7002, 7003, 7090
+FASTOPEN_PORT, MPTCP_PORT, MD5_PORT = 7001, 7002, 7003
 SERVER_PROGRAM = str(Path(__file__).with_name("scripted_server.py"))
 SERVES = (f"{PORT}", f"{FASTOPEN_PORT}/fastopen", f"{MPTCP_PORT}/mptcp")
 CALM = 200  # ms between heartbeats: a busy machine must not look like a crash
@@ -195,8 +195,12 @@ class World:
 
     def _start(self) -> None:
         self.lab.up(self._options, self._seed)
-        program = [sys.executable, SERVER_PROGRAM]
-        self.lab.serve([*program, *(word for port in self._serves for word in ("--port", port))])
+        self.lab.serve(self.program(*self._serves))
+
+    @staticmethod
+    def program(*ports: str) -> list[str]:
+        """The command line of the scripted server."""
+        return [sys.executable, SERVER_PROGRAM, *(word for port in ports for word in ("--port", port))]
 
     def down(self) -> None:
         """Take the lab away."""
