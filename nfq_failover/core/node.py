@@ -62,6 +62,7 @@ from nfq_failover.wire.records import (
 )
 from nfq_failover.wire.segment import FlowKey, Segment
 
+_ROLES, _STATES = frozenset(Role), frozenset(State)
 _SERVING = frozenset((State.UNPROTECTED, State.ARMING, State.PROTECTED, State.BACKUP_LOST))
 
 
@@ -190,6 +191,9 @@ class Node:
         self._handshake()
 
     def _heartbeat(self, body: HeartbeatBody, epoch: int, now: float) -> None:
+        if body.role not in _ROLES or body.state not in _STATES:
+            self.out.counters["heartbeat-unknown-state"] += 1  # of a later version: silence is safer than a guess
+            return
         if body.sent_ms < self._peer_sent_ms:
             self.out.counters["heartbeat-overtaken"] += 1
             return

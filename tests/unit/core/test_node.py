@@ -1,0 +1,99 @@
+"""The node as a whole: what its peer says, and what it must not believe."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+
+import pytest
+
+from nfq_failover.core.events import DatagramReceived, PublishHeartbeat, SendDatagram, TimerFired
+from nfq_failover.core.heartbeat import HeartbeatTemplate
+from nfq_failover.core.node import Node
+from nfq_failover.core.roles import State
+from nfq_failover.core.settings import Peer, Settings
+
+ADDRESSES = {"a": "192.0.2.1", "b": "192.0.2.2"}
+
+
+class Pair:
+    """Two nodes with a session between them."""
+
+    def __init__(self) -> None:
+        rng = random.Random(1)
+        self.now = 100.0
+        self.templates: dict[str, bytes] = {}
+        self.nodes = {
+            name: Node(
+                Settings(name, b"\xc0\0\x02\x64", ((80, 80),), (Peer(peer, ADDRESSES[peer]),), b"k" * 32),
+                rng.randbytes,
+                0,
+                False,
+                self.now,
+            )
+            for name, peer in (("a", "b"), ("b", "a"))
+        }
+        for _ in range(4):
+            for name in self.nodes:
+                self.nodes[name].handle(TimerFired(), self.now)
+                self.drain(name)
+            self.now += 0.05
+
+    def drain(self, name: str) -> None:
+        """Carry datagrams over; keep heartbeat templates; all else is another test's affair."""
+        other = "b" if name == "a" else "a"
+        while (effect := self.nodes[name].poll_effect()) is not None:
+            if isinstance(effect, SendDatagram):
+                self.nodes[other].handle(DatagramReceived((ADDRESSES[name], 7766), effect.data), self.now)
+                self.drain(other)
+            elif isinstance(effect, PublishHeartbeat):
+                self.templates[name] = effect.template
+
+    def heartbeat(self, name: str, **changes: int) -> None:
+        """A heartbeat of `name` reaches the other."""
+        template = HeartbeatTemplate.decode(self.templates[name])
+        template = replace(template, body=replace(template.body, **changes))
+        sent = int(self.now * 1000)
+        other = "b" if name == "a" else "a"
+        datagram = template.datagram(sent, sent, 0)
+        self.nodes[other].handle(DatagramReceived((ADDRESSES[name], 7766), datagram), self.now)
+
+
+def test_two_nodes_find_each_other() -> None:
+    pair = Pair()
+    assert all(node.session.established for node in pair.nodes.values())
+    assert set(pair.templates) == {"a", "b"}
+
+
+@pytest.mark.parametrize("changes", [{"role": 9}, {"state": 200}])
+def test_heartbeat_of_an_unknown_role_or_state_is_counted_and_proves_nothing(changes: dict[str, int]) -> None:
+    pair = Pair()
+    node = pair.nodes["a"]
+    heard = node.monitor.received
+    pair.heartbeat("b", **changes)
+    assert node.out.counters["heartbeat-unknown-state"] == 1
+    assert node.monitor.received == heard
+    assert node.members.state is State.WAITING
+    pair.now += 0.05
+    pair.heartbeat("b")
+    assert node.monitor.received == heard + 1
+
+
+def test_overtaken_heartbeat_is_counted_and_ignored() -> None:
+    pair = Pair()
+    node = pair.nodes["a"]
+    pair.heartbeat("b")
+    heard = node.monitor.received
+    pair.now -= 0.05
+    pair.heartbeat("b")
+    assert node.monitor.received == heard
+
+
+@pytest.mark.parametrize("data", [b"", b"garbage", bytes(100), b"\x01" * 1500])
+def test_garbage_is_counted(data: bytes) -> None:
+    pair = Pair()
+    node = pair.nodes["a"]
+    before = sum(count for name, count in node.out.counters.items() if name.startswith("datagram-"))
+    node.handle(DatagramReceived(("192.0.2.66", 1), data), pair.now)
+    after = sum(count for name, count in node.out.counters.items() if name.startswith("datagram-"))
+    assert after == before + 1
