@@ -36,8 +36,6 @@ RELEASE_S = 2 * DETECTION_S + FENCE_DEADLINE_S
 # epoch on disk, and a busy machine.
 ALLOWANCE_S = CALM_MS / 1000 + 0.4
 
-PAIR = {"primary": "protected", "backup": "shadowing"}
-
 
 class World:
     """A lab with the workloads' server on both hosts, and what tests of faults do with it."""
@@ -60,10 +58,26 @@ class World:
         """Both daemons' states, as the lab's status tells them."""
         return {node: row["state"] for node, row in self.lab.status()["nodes"].items()}
 
-    def becomes(self, deadline_s: float = 10.0, **expected: str) -> None:
+    def epoch(self) -> int:
+        """The epoch of whoever serves."""
+        return int(self.lab.status()["epoch"])
+
+    def becomes(self, **expected: str) -> None:
         """Waits for states, like a="unprotected"; says what is there instead if they don't come about."""
-        there = eventually(lambda: expected.items() <= self.states().items(), deadline_s)
-        assert there, f"{self.states()} instead of {expected}{self.lab._logs()}"
+        there = eventually(lambda: expected.items() <= self.states().items())
+        assert there, f"{self.states()} instead of {expected}\n{self.log('a')[-2000:]}\n{self.log('b')[-2000:]}"
+
+    def protects(self, connection: socket.socket) -> bool:
+        """Whether the connection comes to be listed as protected."""
+        return eventually(lambda: (self.row(connection) or {}).get("protected") is True, 5)
+
+    def why_not(self, connection: socket.socket) -> str:
+        """The reason why the connection is not protected, as it is listed."""
+        row = self.row(connection)
+        assert row is not None
+        assert row["protected"] is False
+        assert row["reason"]
+        return str(row["reason"])
 
     def is_protected(self) -> bool:
         """Whether one host serves protected and the other shadows it."""
@@ -335,8 +349,6 @@ class Shared:
             off = [node for node in SERVERS if not power.is_on(made.name, node)]
             for node in off:
                 made.restore(node)
-        except CommandError:
-            return False
-        except netns.LabError:
+        except (CommandError, netns.LabError):
             return False
         return eventually(shared.is_protected, 3)
