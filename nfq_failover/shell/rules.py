@@ -79,6 +79,11 @@ def find_script(override: Path | None = None) -> Path:
     raise ConfigError(f"there is no {' nor '.join(map(str, places))}: set the rules script in the configuration")
 
 
+def _essence(said: str) -> str:
+    """Without what iptables-nft says, at every call, on hosts where the legacy kind was ever used."""
+    return "\n".join(line for line in said.splitlines() if "iptables-legacy tables present" not in line).strip()
+
+
 @dataclass(slots=True)
 class RunningScript:
     """A run under way. Wait until `pidfd()` is readable, then call `finish()`, which closes everything."""
@@ -104,7 +109,7 @@ class RunningScript:
                 self.process.terminate()
                 status = self.process.wait()
             self._output.seek(0)
-            self._result = status, self._output.read().decode(errors="replace").strip()
+            self._result = status, _essence(self._output.read().decode(errors="replace"))
             self._output.close()
             if self._input is not None:
                 self._input.close()
