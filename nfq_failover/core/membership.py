@@ -226,16 +226,15 @@ class Membership:
         since = monitor.last_progress if monitor.last_progress is not None else self._boot
         if self.state is State.DOUBT:
             since = max(since, self._resumed)
-        wait = self.settings.detection_ms if self.settings.split_brain_accepted else self.settings.release_after_ms
-        if now - since >= wait / 1000:
+        if now - since >= self.settings.release_after_ms / 1000:
             self._go(Input.BACKUP_HARMLESS, "the backup is silent, and its time to take over has passed")
 
     def _note_validity(self, monitor: PeerMonitor) -> None:
         """Note until when the shadows may be continued: the primary releases after that."""
         heard = monitor.heard_by_peer_at
-        if heard is not None:
-            margin = self.settings.detection_ms / 2000
-            self._valid_until = heard + self.settings.release_after_ms / 1000 - margin
+        if heard is not None and self.peer is not None:
+            release = min(self.settings.release_after_ms, self.peer.release_after_ms)  # its configuration may differ
+            self._valid_until = heard + release / 1000 - self.settings.detection_ms / 2000
 
     def may_continue(self, now: float) -> bool:
         """Whether the primary can't have acknowledged anything that we lack."""

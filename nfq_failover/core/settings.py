@@ -50,9 +50,13 @@ class Settings:
     def release_after_ms(self) -> int:
         """Silence after which a primary may acknowledge what its backup lacks: the backup's time to act is over.
 
-        Detection plus fence deadline, plus a margin of one detection time for heartbeats in flight and clock rates.
+        Detection plus fence deadline, plus a margin of one detection time for heartbeats in flight and clock rates. A
+        primary that hangs is detected later, by as much as a loop may stall. Without a fence a backup takes over only
+        from a primary that has yielded, or, if a split brain is accepted, at once and at any time.
         """
-        return self.detection_ms + (self.fence_deadline_ms if self.has_fence else 0) + self.detection_ms
+        if self.split_brain_accepted:
+            return self.detection_ms
+        return 2 * self.detection_ms + (self.loop_stall_ms + self.fence_deadline_ms if self.has_fence else 0)
 
     def serves(self, port: int) -> bool:
         """Whether `port` belongs to the service."""

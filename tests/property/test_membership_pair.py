@@ -78,6 +78,7 @@ class Pair:
             values: dict[str, Any] = {
                 "has_fence": True,
                 "fence_deadline_ms": 500,
+                "loop_stall_ms": 300,
                 "prefer_primary": name == "a",
                 **changes,
             }
@@ -236,7 +237,8 @@ def test_what_was_released_is_never_continued(
     pair.run(62.0)
 
 
-RELEASE_S = 0.15 + 0.5 + 0.15  # detection, fence deadline, margin
+STALL_S = 0.3
+RELEASE_S = 0.15 + 0.5 + STALL_S + 0.15  # detection, fence deadline, a hung loop's delay, margin
 
 
 def milliseconds(low: int, high: int) -> st.SearchStrategy[float]:
@@ -269,7 +271,7 @@ def test_backup_that_hung_and_wakes_up_continues_nothing_that_was_released(
     seed: int, begin: float, after: float
 ) -> None:
     """The backup's packet loop hangs while its heartbeats go on; the primary lets go, and crashes as the loop wakes."""
-    wake = begin + 0.3 + RELEASE_S + after
+    wake = begin + STALL_S + RELEASE_S + after
     pair = Pair(seed, [], [Pause("b", begin, wake, hung=True)], quick=True)
     pair.run(wake - 0.01)
     pair.off.add("a")
