@@ -1,0 +1,132 @@
+"""Deterministic servers and the clients that check every byte of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from hashlib import blake2s
+from random import Random
+
+from tests.sim.clock import Clock
+from tests.sim.tcp import Tcp
+
+ECHO, DOWNLOAD, UPLOAD = 7000, 7001, 7002
+HEADER = 8
+
+
+def stream(count: int, salt: int) -> bytes:
+    """Bytes that differ at every place."""
+    return Random(salt).randbytes(count)
+
+
+class Server:
+    """One connection of the server application. It answers the same on every host, only not at the same time."""
+
+    def __init__(self, clock: Clock, tcp: Tcp, delay: float) -> None:
+        self.clock, self.tcp, self.delay = clock, tcp, delay
+        self.port = tcp.local[1]
+        self.read = bytearray()
+        self.pending = bytearray()
+        self.reset = False
+        self._scheduled = False
+        self._answered = False
+        tcp.app = self
+
+    def readable(self) -> None:
+        if not self._scheduled:
+            self._scheduled = True
+            self.clock.after(self.delay * self.clock.random.random(), self._run)
+
+    def closed(self, reset: bool) -> None:
+        self.reset = reset
+
+    def _run(self) -> None:
+        self._scheduled = False
+        if self.tcp.app is not self:
+            return
+        data = self.tcp.read()
+        self.read += data
+        if self.port == ECHO:
+            self.pending += data
+        elif len(self.read) >= HEADER and not self._answered:
+            self._answer(int.from_bytes(self.read[:HEADER], "big"))
+        taken = self.tcp.write(bytes(self.pending))
+        del self.pending[:taken]
+        if not self.pending and (self.tcp.at_end or (self._answered and self.port == DOWNLOAD)):
+            self.tcp.close()
+
+    def _answer(self, count: int) -> None:
+        if self.port == DOWNLOAD:
+            self._answered = True
+            self.pending += stream(count, count)
+        elif len(self.read) >= HEADER + count:
+            self._answered = True
+            self.pending += blake2s(self.read[HEADER : HEADER + count]).digest()
+
+
+class Client:
+    """One connection of the client: what it sends, in pieces, and what it expects."""
+
+    def __init__(self, clock: Clock, tcp: Tcp, salt: int, pause: float, abort_at: int | None = None) -> None:
+        self.clock, self.tcp, self.pause = clock, tcp, pause
+        self.port = tcp.remote[1]
+        rng = Random(salt)
+        size = rng.choice((1, 400, 5000, 20_000, 60_000))
+        self.expected = b""
+        if self.port == ECHO:
+            self.out = stream(size, salt)
+            self.expected = self.out
+        elif self.port == DOWNLOAD:
+            self.out = size.to_bytes(HEADER, "big")
+            self.expected = stream(size, size)
+        else:
+            body = stream(size, salt)
+            self.out = size.to_bytes(HEADER, "big") + body
+            self.expected = blake2s(body).digest()
+        self.piece = rng.choice((max(size // 20, 150), 1 << 20))
+        self.abort_at = abort_at
+        self.sent = 0
+        self.got = bytearray()
+        self.reset = self.over = self.aborted = False
+        self.on_over: Callable[[], None] | None = None
+        tcp.app = self
+        self._scheduled = False
+
+    def start(self) -> None:
+        """Connect."""
+        self.tcp.connect()
+
+    def readable(self) -> None:
+        if not self._scheduled:
+            self._scheduled = True
+            idle = self.piece < 1 << 20 and self.sent and len(self.got) >= min(self.sent, len(self.expected))
+            self.clock.after(self.pause if idle else 0.0001, self._run)
+
+    def _run(self) -> None:
+        self._scheduled = False
+        if self.over:
+            return
+        self.got += self.tcp.read()
+        if self.abort_at is not None and len(self.got) >= self.abort_at:
+            self.aborted = True
+            self.tcp.abort()
+            return
+        done = len(self.got) >= len(self.expected)
+        lockstep = self.port != ECHO or len(self.got) >= min(self.sent, len(self.expected))
+        if self.sent < len(self.out) and lockstep:
+            self.sent += self.tcp.write(self.out[self.sent : self.sent + self.piece])
+        if self.sent >= len(self.out) and done:
+            self.tcp.close()
+        elif self.sent < len(self.out) and self.port != ECHO:
+            self.readable()
+
+    def closed(self, reset: bool) -> None:
+        self.over = True
+        self.reset = reset
+        if self.on_over:
+            self.on_over()
+
+    @property
+    def finished(self) -> bool:
+        """Everything is there and the connection has ended in order (TIME_WAIT is as good as over)."""
+        ended = self.tcp.state in ("time-wait", "closed") and not self.reset
+        return self.aborted or (ended and bytes(self.got) == self.expected)

@@ -1,0 +1,191 @@
+"""What must hold at every packet, and at the end. A failure is an AssertionError that says what and when."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from nfq_failover.constants import FIN, RST, SYN
+from nfq_failover.core.backup_connection import Shadow
+from nfq_failover.core.primary_connection import Gate
+from nfq_failover.core.seqspace import SeqSpace
+from nfq_failover.core.window import ROUNDING_BYTES
+from nfq_failover.wire.segment import FlowKey, Segment
+from nfq_failover.wire.seqnum import diff
+from nfq_failover.wire.tcp_options import SynOptions
+from tests.sim.apps import Client
+
+if TYPE_CHECKING:
+    from tests.sim.host import Host
+    from tests.sim.world import World
+
+
+@dataclass
+class Seen:
+    """One connection as it looks on the wire."""
+
+    client_space: SeqSpace
+    server_space: SeqSpace
+    wscale: int
+    timestamps: bool
+    options: tuple[int | None, bool, bool]
+    client: Client
+    ack: int = 0
+    edge: int = 0
+    tsval: int | None = None
+    resets: int = 0
+    ended: bool = False
+    promised: bool = False
+    excused: str = ""
+
+
+@dataclass
+class Checks:
+    """Watches everything that leaves from the service address."""
+
+    world: World
+    flows: dict[FlowKey, Seen] = field(default_factory=dict)
+    heard: dict[int, tuple[str, int]] = field(default_factory=dict)
+    past: dict[Client, Seen] = field(default_factory=dict)  # their ports were used again
+    refused: dict[FlowKey, str] = field(default_factory=dict)  # the application was not up yet
+
+    def emitted(self, host: Host, packet: bytes) -> None:
+        """A packet leaves a server's network card."""
+        seg = Segment(bytearray(packet))
+        assert seg.checksum_ok(), f"{host.name} sends a wrong checksum: {seg}"
+        self._one_host(host, seg)
+        flow = (seg.dst, seg.dport, seg.src, seg.sport)
+        if seg.flags & SYN:
+            self._syn_ack(host, flow, seg)
+            return
+        seen = self.flows.get(flow)
+        if seen is None:
+            assert seg.flags & RST, f"{host.name} sends {seg} before any SYN-ACK"
+            if not host.kernel.listeners:
+                self.refused[flow] = host.name
+            return
+        client = seen.client
+        if seg.flags & RST:
+            seen.resets += 1
+            alone = client.aborted or client.tcp.state in ("time-wait", "closed")
+            assert alone or not seen.promised, f"{host.name} resets a living, promised connection: {seg}"
+            return
+        self._numbers(host, seen, seg, client)
+        self._gated(host, flow, seen, seg)
+
+    def _one_host(self, host: Host, seg: Segment) -> None:
+        """Invariant 2: in one epoch at most one host is heard."""
+        epoch = host.node.members.epoch
+        who = self.heard.setdefault(epoch, (host.name, host.life))
+        assert who[0] == host.name, f"epoch {epoch}: {who[0]} was heard, now {host.name} sends {seg}"
+        if not self.world.split_brain:
+            latest = max(self.heard)
+            assert epoch == latest, f"{host.name} sends {seg} in epoch {epoch}, but epoch {latest} has begun"
+
+    def _syn_ack(self, host: Host, flow: FlowKey, seg: Segment) -> None:
+        options = SynOptions.parse(seg.options())
+        granted = (options.wscale, options.sack_permitted, options.tsval is not None)
+        client_space, server_space = SeqSpace((seg.ack - 1) & 0xFFFFFFFF), SeqSpace(seg.seq)
+        have = self.flows.get(flow)
+        if have is not None and have.client_space.base == client_space.base:
+            assert have.server_space.base == server_space.base or not have.promised, f"{host.name}: another ISS: {seg}"
+            assert have.options == granted or not have.promised, f"{host.name}: granted options have changed: {seg}"
+            if have.server_space.base == server_space.base:
+                return
+        if have is not None:
+            self.past[have.client] = have
+        self.flows[flow] = Seen(
+            client_space,
+            server_space,
+            options.wscale or 0,
+            options.tsval is not None,
+            granted,
+            self.world.clients[flow],
+        )
+        self.flows[flow].edge = seg.wnd
+        self.flows[flow].tsval = options.tsval
+
+    def _numbers(self, host: Host, seen: Seen, seg: Segment, client: Client) -> None:
+        """Invariant 3: what the client sees goes on as it began."""
+        where = f"{host.name} at {self.world.clock.now:.4f}: {seg}"
+        start = seen.server_space.offset(seg.seq)
+        payload = seg.payload()
+        assert payload == client.expected[start : start + len(payload)], f"wrong bytes: {where}"
+        if seg.flags & FIN:
+            assert start + len(payload) == len(client.expected), f"FIN at the wrong place: {where}"
+        ack = seen.client_space.offset(seg.ack)
+        assert 0 <= ack <= len(client.out) + 1, f"acknowledges what was never sent: {where}"
+        if seen.excused:
+            return
+        shrink = max(1 << seen.wscale, ROUNDING_BYTES)  # what rounding had added may be taken back
+        edge = ack + (seg.wnd << seen.wscale)
+        assert ack >= seen.ack, f"ACK falls from {seen.ack} to {ack}: {where}"
+        assert edge > seen.edge - shrink, f"the right edge moves left from {seen.edge} to {edge}: {where}"
+        seen.ack, seen.edge = max(ack, seen.ack), max(edge, seen.edge)
+        if ack:
+            seen.client_space.near = ack
+        if seen.timestamps:
+            assert seg.ts_off, f"no timestamp: {where}"
+            assert seen.tsval is None or diff(seg.tsval, seen.tsval) >= 0, f"TSval falls from {seen.tsval}: {where}"
+            seen.tsval = seg.tsval
+
+    def _gated(self, host: Host, flow: FlowKey, seen: Seen, seg: Segment) -> None:
+        """Invariant 1: while protected, nothing is acknowledged that the backup does not hold."""
+        gate = host.node.primary.flows.get(flow)
+        if gate is None or gate.state is not Gate.PROTECTED:
+            return
+        other = self.world.other(host)
+        if not other.up or self.world.crashed_lately(other):
+            return
+        shadow = other.node.backup.flows.get(flow)
+        assert shadow is not None and shadow.conn == gate.conn, f"{flow} is called protected, the backup has no shadow"
+        if shadow.state is Shadow.DEAD:
+            return  # it has said so; the news is on its way
+        ack = seen.client_space.offset(seg.ack)
+        assert ack <= shadow.cum, f"acknowledges {ack}, the backup has {shadow.cum}: {seg}"
+        held = [(0, max(shadow.cum, shadow.k_ack)), *shadow.journal.ranges(1000)]
+        for left_seq, right_seq in seg.sack:
+            left, right = seen.client_space.offset(left_seq), seen.client_space.offset(right_seq)
+            inside = any(a <= left and right <= b for a, b in held)
+            assert inside, f"SACK {left}-{right}, the backup has {held}: {seg}"
+
+    # ------------------------------------------------------------------------------------ promises
+
+    def promise(self, primary: Host) -> None:
+        """The primary dies now: the connections that both hosts call protected must live."""
+        backup = self.world.other(primary)
+        for flow, seen in self.flows.items():
+            gate = primary.node.primary.flows.get(flow)
+            shadow = backup.node.backup.flows.get(flow) if backup.up else None
+            both = gate is not None and shadow is not None and gate.conn == shadow.conn
+            alive = both and gate is not None and gate.state is Gate.PROTECTED
+            seen.promised = bool(alive and shadow is not None and shadow.state is Shadow.SHADOW)
+            if not seen.promised:
+                seen.excused = "not protected when its server died"
+
+    def excuse_all(self, why: str) -> None:
+        """From here on the connections that are open now are not promised anything."""
+        for seen in self.flows.values():
+            seen.promised, seen.excused = False, why
+
+    # ------------------------------------------------------------------------------------ the end
+
+    def final(self) -> None:
+        """Every client that was promised a living connection has ended well; nobody has read a wrong byte."""
+        for flow, client in [*self.world.past, *self.world.clients.items()]:
+            seen = self.flows.get(flow)
+            if seen is not None and seen.client is not client:
+                seen = self.past.get(client)
+            got = bytes(client.got)
+            assert got == client.expected[: len(got)], f"port {flow[1]}: the client has read wrong bytes"
+            excused = (seen is not None and seen.excused) or flow in self.refused
+            state = f"{client.tcp.state}, {len(got)} of {len(client.expected)}, sent {client.sent}/{len(client.out)}"
+            assert client.finished or excused, f"client port {flow[1]} -> {flow[3]} did not end well: {state}"
+        for host in self.world.hosts.values():
+            for flow, apps in host.apps.items():
+                sent = [client.out for at, client in [*self.world.past, *self.world.clients.items()] if at == flow]
+                for app in apps:
+                    read = bytes(app.read)
+                    assert any(read == out[: len(read)] for out in sent), (
+                        f"{host.name}: the server has read wrong bytes"
+                    )

@@ -1,0 +1,92 @@
+"""A host's TCP: connections and listeners behind one address. Segments to nobody are answered by RST."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from struct import pack_into
+
+from nfq_failover.constants import ACK, RST, SYN
+from nfq_failover.errors import MalformedSegment
+from nfq_failover.wire.build import build_segment
+from nfq_failover.wire.checksum import ipv4_header_checksum
+from nfq_failover.wire.segment import FlowKey, Segment
+from nfq_failover.wire.seqnum import add
+from tests.sim.clock import Clock
+from tests.sim.tcp import MSS, Address, Personality, Tcp
+
+
+class Kernel:
+    """`output(packet, gso)` takes what the stack sends."""
+
+    def __init__(self, clock: Clock, who: Personality, output: Callable[[bytearray, bool], None]) -> None:
+        self.clock, self.who, self.output = clock, who, output
+        self.flows: dict[tuple[Address, Address], Tcp] = {}
+        self.listeners: dict[int, Callable[[Tcp], None]] = {}
+        self.alive = True
+
+    def _emit(self, packet: bytearray, gso: bool) -> None:
+        if self.alive:
+            self.output(packet, gso)
+
+    def connect(self, local: Address, remote: Address) -> Tcp:
+        """A new connection."""
+        tcp = Tcp(self.clock, self.who, local, remote, self._emit)
+        self.flows[local, remote] = tcp
+        return tcp
+
+    def input(self, packet: bytes | bytearray) -> None:
+        """A packet for this host."""
+        try:
+            seg = Segment(bytearray(packet))
+        except MalformedSegment:
+            return
+        if not self.alive or not seg.checksum_ok():
+            return
+        local, remote = (seg.dst, seg.dport), (seg.src, seg.sport)
+        tcp = self.flows.get((local, remote))
+        if tcp is not None and (tcp.state == "closed" or (tcp.state == "time-wait" and seg.flags & SYN)):
+            del self.flows[local, remote]
+            tcp = None
+        if tcp is not None:
+            tcp.input(seg)
+        elif seg.flags & (SYN | ACK | RST) == SYN and (application := self.listeners.get(seg.dport)):
+            tcp = self.connect(local, remote)
+            application(tcp)
+            tcp.accept(seg)
+        elif not seg.flags & RST:
+            seq, ack = (seg.ack, 0) if seg.flags & ACK else (0, add(seg.seq, seg.seg_len))
+            self._emit(build_segment(local, remote, seq, ack, RST | (0 if seg.flags & ACK else ACK), 0), False)
+
+    def knows(self, flow: FlowKey) -> bool:
+        """Whether there is a socket for (client, client port, server, server port)."""
+        tcp = self.flows.get(((flow[2], flow[3]), (flow[0], flow[1])))
+        return tcp is not None and tcp.state != "closed"
+
+    def die(self) -> None:
+        """Power loss: nothing more comes out of it."""
+        self.alive = False
+        for tcp in self.flows.values():
+            tcp.timers.clear()
+            tcp.app = None
+            tcp.state = "closed"
+
+
+def cut_super_segment(packet: bytearray) -> list[bytearray]:
+    """What the network card makes of a super-segment: sealed segments of at most one MSS."""
+    seg = Segment(packet)
+    size = MSS - (seg.data_off - seg.tcp_off - 20)
+    pieces: list[bytearray] = []
+    for at in range(0, max(seg.payload_len, 1), size):
+        end = min(at + size, seg.payload_len)
+        piece = packet[: seg.data_off] + packet[seg.data_off + at : seg.data_off + end]
+        last = end == seg.payload_len
+        pack_into("!H", piece, 2, len(piece))
+        pack_into("!H", piece, 10, 0)
+        pack_into("!H", piece, 10, ipv4_header_checksum(piece[: seg.tcp_off]))
+        if not last:
+            piece[seg.tcp_off + 13] &= ~0x09  # FIN and PSH belong to the last one
+        cut = Segment(piece)
+        cut.set_seq(add(seg.seq, at))
+        cut.seal()
+        pieces.append(piece)
+    return pieces

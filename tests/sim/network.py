@@ -1,0 +1,50 @@
+"""Paths that lose, repeat, delay and reorder, by seed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from tests.sim.clock import Clock
+
+
+@dataclass(frozen=True)
+class Quality:
+    """Of one direction of a path."""
+
+    delay: float = 0.0005
+    jitter: float = 0.0001
+    loss: float = 0.0
+    duplicate: float = 0.0
+    reorder: float = 0.0
+
+    def healed(self) -> Quality:
+        """The same without faults."""
+        return replace(self, loss=0.0, duplicate=0.0, reorder=0.0)
+
+
+class Path:
+    """One direction. `cut`: nothing passes."""
+
+    def __init__(self, clock: Clock, quality: Quality, deliver: Callable[[bytes], None]) -> None:
+        self.clock, self.quality, self.deliver = clock, quality, deliver
+        self.cut = False
+        self._last = 0.0
+
+    def send(self, packet: bytes) -> None:
+        """Put a packet on its way."""
+        quality, random = self.quality, self.clock.random
+        if self.cut or (quality.loss and random.random() < quality.loss):
+            return
+        copies = 2 if quality.duplicate and random.random() < quality.duplicate else 1
+        for _ in range(copies):
+            arrival = self.clock.now + quality.delay + quality.jitter * random.random()
+            if quality.reorder and random.random() < quality.reorder:
+                arrival += random.random() * 4 * quality.delay  # overtaken by what comes later
+            else:
+                arrival = self._last = max(arrival, self._last + 1e-7)
+            self.clock.at(arrival, self._arrive, packet)
+
+    def _arrive(self, packet: bytes) -> None:
+        if not self.cut:
+            self.deliver(packet)
