@@ -164,7 +164,7 @@ class BackupSide:
         if connection.cum > held:
             self._dirty[connection.conn] = connection  # our TCP has taken what the log had no room for
         if active:
-            takeover.outward(connection, event, seg, offset, out)
+            takeover.outward(connection, event, seg, offset, out, now)
         else:
             out.drop(event.queue, event.packet_id, "replica-silent")
         self._after_output(connection, seg, offset, before, now)

@@ -92,7 +92,9 @@ def on_client_ack(connection: BackupConnection, newly: int, out: Outbox, now: fl
     resend(connection, out, max(segments, INITIAL_SEGMENTS if idle else 0), now)
 
 
-def outward(connection: BackupConnection, event: PacketQueued, seg: Segment, offset: int, out: Outbox) -> None:
+def outward(
+    connection: BackupConnection, event: PacketQueued, seg: Segment, offset: int, out: Outbox, now: float
+) -> None:
     """Translate a segment of our TCP for the client (its content was learned already)."""
     if connection.resend_next is not None and seg.seg_len:
         if offset > connection.resend_next:
@@ -103,7 +105,23 @@ def outward(connection: BackupConnection, event: PacketQueued, seg: Segment, off
     if seg.seg_len and offset + seg.seg_len <= connection.c_ack:
         out.drop(event.queue, event.packet_id, "client-has-it")
         return
+    if offset < connection.c_ack and seg.payload_len and event.complete:
+        out.drop(event.queue, event.packet_id, "client-has-its-head")
+        _send_rest(connection, seg, offset, out, now)
+        return
     _translate(connection, event, seg, offset, out)
+
+
+def _send_rest(connection: BackupConnection, seg: Segment, offset: int, out: Outbox, now: float) -> None:
+    """Send only what the client has not acknowledged of a segment."""
+    data = seg.payload()[connection.c_ack - offset :]
+    at = connection.c_ack
+    flags = seg.flags & ~FIN
+    while len(data) > connection.client_mss:
+        send(connection, out, at, data[: connection.client_mss], flags, now)
+        data = data[connection.client_mss :]
+        at += connection.client_mss
+    send(connection, out, at, data, seg.flags, now)
 
 
 def outward_syn_ack(connection: BackupConnection, event: PacketQueued, seg: Segment, out: Outbox) -> None:

@@ -120,7 +120,8 @@ class Daemon:
         self._undo.append(self.epochs.close)
         epoch, served = self.epochs.load()
         self._flows.check()
-        for queue, number in ((Queue.OUT, config.queue_out), (Queue.IN, config.queue_in)):
+        # IN first, at each reading: what the client has acknowledged need not be sent to it again.
+        for queue, number in ((Queue.IN, config.queue_in), (Queue.OUT, config.queue_out)):
             self.queues[queue] = PacketQueue(number, queue)
             self._undo.append(self.queues[queue].close)
         self.injector = Injector(config.mark)

@@ -93,6 +93,14 @@ def test_replicas_own_retransmission_passes() -> None:
         t >> replica(19000, 1000) << "drop resend-pending"
 
 
+def test_what_the_client_has_acknowledged_is_cut_off() -> None:
+    with Shadowing() as t:
+        t >> replica(0, 1448) << SILENT
+        t >> "takeover" << shown(0, 1448, 0, 60, flags="P.")
+        t >> from_client(0, 0, ack=700) << "pass [.] 0 ack 700 wnd 500 ts 1001/7000000"
+        t >> replica(0, 1448) << "drop client-has-its-head" << shown(700, 748, 0, 60)
+
+
 def test_zero_window_does_not_stop_the_resending_for_ever() -> None:
     with Shadowing() as t:
         t >> replica(0, 5000) << SILENT
