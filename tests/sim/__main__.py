@@ -8,8 +8,8 @@ import sys
 import time
 import traceback
 
-from tests.sim.scenario import from_seed
-from tests.sim.world import World
+from .scenario import from_seed
+from .world import World
 
 
 def main() -> int:

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from hashlib import blake2s
 from random import Random
 
-from tests.sim.clock import Clock
-from tests.sim.tcp import Tcp
+from .clock import Clock
+from .tcp import Tcp
 
 ECHO, DOWNLOAD, UPLOAD = 7000, 7001, 7002
 HEADER = 8

@@ -13,11 +13,12 @@ from nfq_failover.core.window import ROUNDING_BYTES
 from nfq_failover.wire.segment import FlowKey, Segment
 from nfq_failover.wire.seqnum import diff
 from nfq_failover.wire.tcp_options import SynOptions
-from tests.sim.apps import Client
+
+from .apps import Client
 
 if TYPE_CHECKING:
-    from tests.sim.host import Host
-    from tests.sim.world import World
+    from .host import Host
+    from .world import World
 
 
 @dataclass

@@ -36,12 +36,13 @@ from nfq_failover.core.heartbeat import HeartbeatTemplate
 from nfq_failover.core.node import Node
 from nfq_failover.core.settings import Settings
 from nfq_failover.wire.segment import FlowKey, Segment
-from tests.sim.apps import DOWNLOAD, ECHO, UPLOAD, Server
-from tests.sim.kernel import Kernel, cut_super_segment
-from tests.sim.tcp import MTU, Personality, Tcp
+
+from .apps import DOWNLOAD, ECHO, UPLOAD, Server
+from .kernel import Kernel, cut_super_segment
+from .tcp import MTU, Personality, Tcp
 
 if TYPE_CHECKING:
-    from tests.sim.world import World
+    from .world import World
 
 STEP_S = 0.00002  # from the stack to the queue
 

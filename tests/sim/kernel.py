@@ -11,8 +11,9 @@ from nfq_failover.wire.build import build_segment
 from nfq_failover.wire.checksum import ipv4_header_checksum
 from nfq_failover.wire.segment import FlowKey, Segment
 from nfq_failover.wire.seqnum import add
-from tests.sim.clock import Clock
-from tests.sim.tcp import MSS, Address, Personality, Tcp
+
+from .clock import Clock
+from .tcp import MSS, Address, Personality, Tcp
 
 
 class Kernel:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from tests.sim.clock import Clock
+from .clock import Clock
 
 
 @dataclass(frozen=True)

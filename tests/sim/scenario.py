@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from random import Random
 
-from tests.sim.apps import DOWNLOAD, ECHO, UPLOAD
-from tests.sim.network import Quality
+from .apps import DOWNLOAD, ECHO, UPLOAD
+from .network import Quality
 
 
 @dataclass(frozen=True)

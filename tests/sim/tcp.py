@@ -20,12 +20,12 @@ from nfq_failover.wire.build import ack_options, build_segment
 from nfq_failover.wire.segment import Segment
 from nfq_failover.wire.seqnum import MASK, diff
 from nfq_failover.wire.tcp_options import SynOptions
-from tests.sim.clock import Clock
+
+from .clock import Clock
 
 MSS, MTU = 1460, 1500
 RTO_S, RTO_MAX_S = 0.2, 2.0
 DELAYED_ACK_S = 0.04
-TIME_WAIT_S = 1.0
 SEND_BUFFER = 64 << 10
 Address = tuple[bytes, int]
 
@@ -39,6 +39,7 @@ class Personality:
     buffer: int
     sack: bool = True
     timestamps: bool = True
+    time_wait: float = 10.0
     super_segment: int = 1  # how many segments leave the stack as one (GSO)
 
 
@@ -452,7 +453,7 @@ class Tcp:
         if self.fin_at is None or self.una <= self.fin_at:
             return
         self.state = "time-wait"
-        self._arm("time-wait", TIME_WAIT_S)
+        self._arm("time-wait", self.who.time_wait)
 
     def _gone(self, reset: bool) -> None:
         over = self.state == "closed"

@@ -9,14 +9,15 @@ from random import Random
 from nfq_failover.core.events import Fence, FenceFinished
 from nfq_failover.core.settings import Peer, Settings
 from nfq_failover.wire.segment import FlowKey
-from tests.sim.apps import ECHO, UPLOAD, Client
-from tests.sim.checks import Checks
-from tests.sim.clock import Clock
-from tests.sim.host import Host
-from tests.sim.kernel import Kernel
-from tests.sim.network import Path
-from tests.sim.scenario import Connection, Scenario
-from tests.sim.tcp import Personality
+
+from .apps import ECHO, UPLOAD, Client
+from .checks import Checks
+from .clock import Clock
+from .host import Host
+from .kernel import Kernel
+from .network import Path
+from .scenario import Connection, Scenario
+from .tcp import Personality
 
 CLIENT = bytes((10, 77, 0, 1))
 SERVICE = bytes((10, 77, 0, 100))
@@ -59,6 +60,7 @@ class World:
             buffer=random.choice((12_000, 65_000, 200_000)),
             sack=scenario.sack or not client,
             timestamps=scenario.timestamps or not client,
+            time_wait=1.0 if client else 10.0,
             super_segment=1 if client else scenario.super_segment,
         )
 
