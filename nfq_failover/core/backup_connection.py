@@ -90,6 +90,7 @@ class BackupConnection:
         self.heard = False
         self.floor = 0
         self.resend_next: int | None = None
+        self.ack_sent = 0
         self.stuck: tuple[int, int, float] | None = None
 
     # ------------------------------------------------------------------------------------ what we hold

@@ -63,6 +63,7 @@ def send(connection: BackupConnection, out: Outbox, offset: int, data: bytes, fl
     """Send the client a segment that we build ourselves."""
     mapping = connection.mapping
     ack = max(connection.k_ack, connection.floor)
+    connection.ack_sent = ack
     window = mapping.seen_window(ack, connection.k_edge)
     timestamps = None
     if mapping.timestamps:
@@ -99,17 +100,28 @@ def outward(
     if connection.resend_next is not None and seg.seg_len:
         if offset > connection.resend_next:
             out.drop(event.queue, event.packet_id, "resend-pending")
+            _tell_news(connection, out, now)
             return
         # Not out of order: a retransmission of our TCP, perhaps its probe of a closed window.
         connection.resend_next = max(connection.resend_next, offset + seg.seg_len)
     if seg.seg_len and offset + seg.seg_len <= connection.c_ack:
         out.drop(event.queue, event.packet_id, "client-has-it")
+        _tell_news(connection, out, now)
         return
     if offset < connection.c_ack and seg.payload_len and event.complete:
         out.drop(event.queue, event.packet_id, "client-has-its-head")
         _send_rest(connection, seg, offset, out, now)
         return
-    _translate(connection, event, seg, offset, out)
+    # While our TCP is behind what the client has, its own SEQ would be below the client's window, and the acknowledgement
+    # refused with it (RFC 9293 section 3.10.7.4): the client would repeat its data for ever.
+    _translate(connection, event, seg, offset if seg.seg_len else max(offset, connection.c_ack), out)
+
+
+def _tell_news(connection: BackupConnection, out: Outbox, now: float) -> None:
+    """A data segment of our TCP is not sent: what it acknowledges is, if the client does not know."""
+    if max(connection.k_ack, connection.floor) > connection.ack_sent:
+        at = connection.resend_next
+        send(connection, out, max(connection.produced, connection.c_ack) if at is None else at, b"", ACK, now)
 
 
 def _send_rest(connection: BackupConnection, seg: Segment, offset: int, out: Outbox, now: float) -> None:
@@ -142,6 +154,7 @@ def _translate(connection: BackupConnection, event: PacketQueued, seg: Segment, 
     if seg.flags & ACK:
         ack = max(connection.client.offset(seg.ack), connection.floor)
         seg.set_ack(connection.client.seq(ack))
+        connection.ack_sent = ack
         if not seg.flags & SYN:
             seg.set_wnd(mapping.seen_window(ack, connection.k_edge))
     if seg.ts_off:

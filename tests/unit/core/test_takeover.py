@@ -101,6 +101,29 @@ def test_what_the_client_has_acknowledged_is_cut_off() -> None:
         t >> replica(0, 1448) << "drop client-has-its-head" << shown(700, 748, 0, 60)
 
 
+def test_acknowledgements_of_a_replica_that_is_behind_reach_the_client() -> None:
+    with Shadowing() as t:
+        t >> from_client(0, 0, ack=900) << "drop ack-clamped"
+        t >> "takeover" << shown(900, 0, 0, 60)
+        # The replica has not produced what the client has got from the primary: its SEQ is below the client's window.
+        t >> from_client(0, 500, ack=900) << "pass [.] 0:500 ack 0 wnd 500 ts 1001/7000000"
+        t >> replica(0, 0, ack=500) << f"pass [.] 900 ack 500 wnd {(EDGE - 500) // 4} ts {AT + 60}/1001"
+        t >> replica(0, 300, ack=500) << "drop client-has-it" << "kernel [.] 500 ack 300 wnd 500 ts 1001/7000000"
+        t >> from_client(500, 500, ack=900) << "pass [.] 500:1000 ack 300 wnd 500 ts 1001/7000000"
+        t >> replica(300, 600, ack=1000) << "drop client-has-it" << shown(900, 0, 1000, 60)
+        t << "kernel [.] 1000 ack 900 wnd 500 ts 1001/7000000"
+
+
+def test_acknowledgement_of_a_segment_that_may_not_go_yet_is_sent_alone() -> None:
+    with Shadowing() as t:
+        t >> replica(0, 20000) << SILENT
+        t >> "takeover"
+        t.effects.clear()
+        t >> from_client(0, 500) << "pass [.] 0:500 ack 0 wnd 500 ts 1001/7000000"
+        t >> replica(20000, 100, ack=500) << "drop resend-pending" << shown(14480, 0, 500, 60)
+        t >> replica(20100, 100, ack=500) << "drop resend-pending"
+
+
 def test_zero_window_does_not_stop_the_resending_for_ever() -> None:
     with Shadowing() as t:
         t >> replica(0, 5000) << SILENT
