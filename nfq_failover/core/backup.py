@@ -9,6 +9,7 @@ from nfq_failover.core.events import PacketQueued, QueryFlows
 from nfq_failover.core.outbox import Outbox
 from nfq_failover.core.replica_map import ReplicaMap
 from nfq_failover.core.settings import Settings
+from nfq_failover.core.syn import strip
 from nfq_failover.core.timers import TimerQueue
 from nfq_failover.errors import MalformedSegment
 from nfq_failover.wire.records import (
@@ -23,7 +24,7 @@ from nfq_failover.wire.records import (
     UnprotectedSeen,
 )
 from nfq_failover.wire.segment import FlowKey, Segment
-from nfq_failover.wire.tcp_options import NEGOTIABLE, SynOptions, without
+from nfq_failover.wire.tcp_options import NEGOTIABLE, SynOptions
 
 SYN_RETRY_MAX_S = 0.5
 HOLE_FIRST_S = 0.002
@@ -98,13 +99,11 @@ class BackupSide:
             self.out.drop(event.queue, event.packet_id, "syn-of-shadow")  # the primary describes it by `Open`
             return
         try:
-            kept = without(seg.options(), NEGOTIABLE)
+            changed = strip(seg, NEGOTIABLE)
         except MalformedSegment as error:
             self.out.drop(event.queue, event.packet_id, f"syn-{error.reason}")
             return
-        seg.buf[seg.tcp_off + 20 : seg.data_off] = kept
-        seg.seal()
-        self.out.accept(event.queue, event.packet_id, seg.buf)
+        self.out.accept(event.queue, event.packet_id, seg.buf if changed else None)
 
     def _log(self, connection: BackupConnection, offset: int, seg: Segment, now: float) -> None:
         """Put the segment's bytes into the log, and see what is missing before them."""

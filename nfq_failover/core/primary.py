@@ -12,6 +12,7 @@ from nfq_failover.core.events import FrameCopied, PacketQueued, QueryFlows
 from nfq_failover.core.outbox import Outbox
 from nfq_failover.core.primary_connection import Gate, PrimaryConnection
 from nfq_failover.core.settings import Settings
+from nfq_failover.core.syn import strip
 from nfq_failover.core.timers import TimerQueue
 from nfq_failover.errors import MalformedSegment
 from nfq_failover.wire.records import (
@@ -27,7 +28,7 @@ from nfq_failover.wire.records import (
     UnprotectedSeen,
 )
 from nfq_failover.wire.segment import FlowKey, Segment
-from nfq_failover.wire.tcp_options import NEGOTIABLE, SIGNED, SynOptions, without
+from nfq_failover.wire.tcp_options import NEGOTIABLE, SIGNED, SynOptions
 
 MAX_SYNS = 8192
 DATA_BYTES = 1300
@@ -65,25 +66,23 @@ class PrimarySide:
 
     def inbound_syn(self, event: PacketQueued, seg: Segment) -> None:
         """Take out of a client's SYN what a takeover couldn't continue, and remember the rest for `Open`."""
+        if not event.checksum_pending and not seg.checksum_ok():
+            self.out.drop(event.queue, event.packet_id, "bad-checksum")
+            return
         flow: FlowKey = (seg.src, seg.sport, seg.dst, seg.dport)
         try:
-            options = seg.options()
-            signed = SynOptions.parse(options).signed
-            kept = without(options, NEGOTIABLE | SIGNED)
+            signed = SynOptions.parse(seg.options()).signed
+            changed = strip(seg, NEGOTIABLE | SIGNED)
         except MalformedSegment as error:
             self.out.drop(event.queue, event.packet_id, f"syn-{error.reason}")
             return
-        self._syns[flow] = (seg.seq, seg.wnd, kept, signed)
+        self._syns[flow] = (seg.seq, seg.wnd, seg.options(), signed)
         self._syns.move_to_end(flow)
         if len(self._syns) > MAX_SYNS:
             self._syns.popitem(last=False)
-        if kept == options:
-            self.out.accept(event.queue, event.packet_id)
-            return
-        seg.buf[seg.tcp_off + 20 : seg.data_off] = kept
-        seg.seal()
-        self.out.counters["syn-options-removed"] += 1
-        self.out.accept(event.queue, event.packet_id, seg.buf)
+        if changed:
+            self.out.counters["syn-stripped"] += 1
+        self.out.accept(event.queue, event.packet_id, seg.buf if changed else None)
 
     def outbound(self, event: PacketQueued, seg: Segment, now: float) -> None:
         """Judge a segment that our TCP sends from the service."""

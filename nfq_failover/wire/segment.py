@@ -20,7 +20,7 @@ from nfq_failover.constants import (
     SYN,
 )
 from nfq_failover.errors import MalformedSegment
-from nfq_failover.wire.checksum import tcp_sum
+from nfq_failover.wire.checksum import ipv4_header_checksum, tcp_sum
 from nfq_failover.wire.seqnum import MASK
 
 _TCP = Struct("!HHIIBBHHH")
@@ -180,6 +180,17 @@ class Segment:
         while i < stop:
             self.buf[i] = OPT_NOP
             i += 1
+
+    def drop_payload(self) -> None:
+        """Cut the packet behind the TCP header."""
+        off = self.tcp_off
+        del self.buf[self.data_off :]
+        self.end = self.data_off
+        self.seg_len -= self.payload_len
+        self.payload_len = 0
+        _U16.pack_into(self.buf, 2, self.end)
+        _U16.pack_into(self.buf, 10, 0)
+        _U16.pack_into(self.buf, 10, ipv4_header_checksum(self.buf[:off]))
 
     def seal(self) -> None:
         """Write the full TCP checksum (never incremental: packets from a GSO queue carry partial ones)."""

@@ -125,12 +125,22 @@ def test_options_that_a_takeover_cannot_continue_are_taken_out_of_the_syn() -> N
         t >> syn_ack() << HELD << opening(syn_options=OFFER + b"\x01" * 12)
 
 
-def test_data_in_a_syn_stays_without_the_fast_open_cookie() -> None:
+def test_data_is_taken_out_of_a_syn_with_and_without_the_fast_open_cookie() -> None:
+    """A kernel with net.ipv4.tcp_fastopen bit 0x200 takes it without any option."""
     fast_open = bytes((34, 6, 1, 2, 3, 4, 1, 1))
+    for number, options in enumerate((fast_open, OFFER), 1):
+        with PrimaryTranscript() as t:
+            t >> client(-1, flags="S", ack=None, options=options, payload=b"early" * number) << "pass [S] -1 wnd 1000"
+            assert t.out.counters["syn-stripped"] == 1
+            (kept,) = (known[2] for known in t.side._syns.values())
+            assert kept == (b"\x01" * 8 if options == fast_open else OFFER)
+
+
+def test_corrupted_syn_gets_no_fresh_checksum() -> None:
     with PrimaryTranscript() as t:
-        t >> client(-1, flags="S", ack=None, options=fast_open, payload=b"")
-        t << "pass [S] -1 wnd 1000"
-        assert t.out.counters["syn-options-removed"] == 1
+        t >> syn(OFFER + bytes((30, 4, 0, 1)), corrupt=True) << "drop bad-checksum"
+        t >> syn() << "pass"
+        t >> syn_ack() << HELD << opening()
 
 
 @pytest.mark.parametrize("kind", [19, 29], ids=["TCP-MD5", "TCP-AO"])

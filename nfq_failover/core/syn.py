@@ -1,0 +1,24 @@
+"""What may be left in a client's SYN: nothing that a takeover couldn't continue."""
+
+from __future__ import annotations
+
+from nfq_failover.wire.segment import Segment
+from nfq_failover.wire.tcp_options import without
+
+
+def strip(seg: Segment, keep: frozenset[int]) -> bool:
+    """Take out options of kinds not in `keep`, and data; True if that changed the segment, which is sealed then.
+
+    Data in a SYN belongs to TCP Fast Open: a kernel that is told to needs no option to take it (RFC 7413 section 4.2),
+    and its SYN-ACK then acknowledges bytes that no backup has. Without it the client sends them again.
+    Raises `MalformedSegment`.
+    """
+    options = seg.options()
+    kept = without(options, keep)
+    if kept == options and not seg.payload_len:
+        return False
+    seg.buf[seg.tcp_off + 20 : seg.data_off] = kept
+    if seg.payload_len:
+        seg.drop_payload()
+    seg.seal()
+    return True
