@@ -99,14 +99,16 @@ class Case:
         prepare: Callable[[socket.socket], None] = lambda connection: None,
         protocol: int = 0,
         ask: bool = True,
+        connect: bool = True,
     ) -> Talk:
-        """Connect, and send the server its steps. `prepare` is called before the connection is made."""
+        """Connect, and send the server its steps. `prepare` is called before the connection is made, or makes it."""
         with netns.entered(namespace(self.lab.name, CLIENT)):
             connection = socket.socket(socket.AF_INET, socket.SOCK_STREAM, protocol)
         connection.settimeout(20.0)
         self._stack.callback(connection.close)
         prepare(connection)
-        connection.connect((SERVICE_ADDRESS, port))
+        if connect:
+            connection.connect((SERVICE_ADDRESS, port))
         talk = Talk(connection, steps)
         return talk.ask() if ask else talk
 
