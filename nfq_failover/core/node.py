@@ -84,6 +84,7 @@ class Node:
         self.monitor = PeerMonitor(settings)
         self.members = Membership(settings, stored_epoch, served, now)
         self.primary = PrimarySide(settings, self.out)
+        self.primary.strangers = served or stored_epoch == 0
         self.backup = BackupSide(settings, self.out)
         self._published: bytes = b""
         self._peer_sent_ms = 0
@@ -186,8 +187,13 @@ class Node:
             self._publish()
         if received.heartbeat is not None:
             self._heartbeat(received.heartbeat, received.epoch, now)
-        for record in received.records:
-            self._record(record, now)
+        if now - self._last_tick > self._pause_s:
+            # This host was paused. Records were waiting, and news of a takeover may wait behind them: nothing may leave
+            # for their sake. What matters will be repeated.
+            self.out.counters["record-after-pause"] += len(received.records)
+        else:
+            for record in received.records:
+                self._record(record, now)
         self._handshake()
 
     def _heartbeat(self, body: HeartbeatBody, epoch: int, now: float) -> None:
@@ -369,6 +375,7 @@ class Node:
             self.primary.stop_protecting(members.reason)
             self._apply(Profile.ALONE)
         elif action is Do.SHADOW:
+            self.primary.strangers = False
             self.backup.clear("a new generation of connections begins")
         elif action is Do.INVALIDATE:
             refused = members.state is State.REFUSED
@@ -376,6 +383,7 @@ class Node:
         elif action is Do.SILENCE:
             emit(OwnAddress(False))
             self._apply(Profile.BACKUP)
+            self.primary.strangers = False
             self.primary.clear()
             self.backup.clear("this host does not serve any more")
 

@@ -46,13 +46,19 @@ NOT_READY = "replica not ready"
 
 
 class PrimarySide:
-    """All connections of a primary. `protecting`: a backup is there and new connections are opened towards it."""
+    """All connections of a primary. `protecting`: a backup is there and new connections are opened towards it.
+
+    `strangers`: connections may be there that clients know by our TCP's own numbers, though nobody saw them open: from
+    before the daemon's start. Not on a host that has been a backup or has stepped down: what its TCP has from then
+    is a replica's, or of a service period that another host has taken over, and is kept from the clients.
+    """
 
     def __init__(self, settings: Settings, out: Outbox) -> None:
         self.settings = settings
         self.out = out
         self.protecting = False
         self.reason = "no backup"
+        self.strangers = True
         self.wants_copies = False
         self.flows: dict[FlowKey, PrimaryConnection] = {}
         self.numbers: dict[int, PrimaryConnection] = {}
@@ -94,7 +100,10 @@ class PrimarySide:
             return
         connection = self.flows.get((seg.dst, seg.dport, seg.src, seg.sport))
         if connection is None:
-            self.out.accept(event.queue, event.packet_id)
+            if self.strangers or seg.flags & RST or len(self.flows) >= self.settings.max_connections:
+                self.out.accept(event.queue, event.packet_id)
+            else:
+                self.out.drop(event.queue, event.packet_id, "stranger")
             return
         if seg.flags & RST and connection.keeps_last_ack:
             self.out.drop(event.queue, event.packet_id, "rst-after-end")

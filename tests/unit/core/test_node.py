@@ -12,6 +12,7 @@ from nfq_failover.core.heartbeat import HeartbeatTemplate
 from nfq_failover.core.node import Node
 from nfq_failover.core.roles import State
 from nfq_failover.core.settings import Peer, Settings
+from nfq_failover.wire.records import Closed
 
 ADDRESSES = {"a": "192.0.2.1", "b": "192.0.2.2"}
 
@@ -97,3 +98,34 @@ def test_garbage_is_counted(data: bytes) -> None:
     node.handle(DatagramReceived(("192.0.2.66", 1), data), pair.now)
     after = sum(count for name, count in node.out.counters.items() if name.startswith("datagram-"))
     assert after == before + 1
+
+
+def test_records_that_waited_through_a_pause_are_not_acted_on() -> None:
+    """The news that the peer has taken over may wait behind them."""
+    pair = Pair()
+    a, b = pair.nodes["a"], pair.nodes["b"]
+    a.members.state = State.PROTECTED
+    seen: list[object] = []
+    a.primary.on_told = seen.append  # type: ignore[assignment, method-assign]
+
+    def say(number: int) -> None:
+        for data in b.session.seal([Closed(number)], 1):
+            a.handle(DatagramReceived((ADDRESSES["b"], 7766), data), pair.now)
+
+    say(1)
+    pair.now += 1.0
+    say(2)
+    assert seen == [Closed(1)]
+    assert a.out.counters["record-after-pause"] == 1
+    a.members.state = State.UNPROTECTED  # what the pause means for the protection is another test's affair
+    a.handle(TimerFired(), pair.now)
+    say(3)
+    assert seen == [Closed(1), Closed(3)]
+
+
+@pytest.mark.parametrize(("epoch", "served", "may"), [(0, False, True), (3, True, True), (3, False, False)])
+def test_connections_from_before_the_start_are_the_clients_only_if_this_host_served(
+    epoch: int, served: bool, may: bool
+) -> None:
+    settings = Settings("a", b"\xc0\0\x02\x64", ((80, 80),), (Peer("b", ADDRESSES["b"]),), b"k" * 32)
+    assert Node(settings, random.Random(1).randbytes, epoch, served, 100.0).primary.strangers is may

@@ -6,6 +6,7 @@ from core_transcript import (
     FLOW,
     After,
     Copy,
+    PrimaryTranscript,
     client,
     client_bytes,
     client_seq,
@@ -265,3 +266,12 @@ def test_reset_of_a_connection_that_has_not_ended_passes() -> None:
         t >> server(0, ack=100, flags="F.", wnd=9975, ts=TS) << "pass"
         t >> server(1, flags="R", wnd=0) << "pass" << Close(1, "reset by the server")
         t >> Closed(1)
+
+
+def test_what_our_tcp_has_from_an_earlier_life_is_kept_from_the_clients() -> None:
+    with PrimaryTranscript() as t:
+        t >> server(0, 100, ack=5, wnd=1) << "pass"
+        t.side.strangers = False
+        t >> server(0, 100, ack=5, wnd=1) << "drop stranger"
+        t >> server(0, ack=5, flags="F.", wnd=1) << "drop stranger"
+        t >> server(0, flags="R", wnd=0) << "pass"  # to somebody that nobody knows
