@@ -129,7 +129,8 @@ class Membership:
         if epoch != self.epoch or self.served:
             self.epoch, self.served = epoch, False
             self.actions.append(Do.STORE)
-        if body.generation != self.generation:
+        if State(body.state) is State.ARMING and body.generation != self.generation:
+            # Only while it arms: one that protects already has connections that we lack, and must hear so.
             self.generation = body.generation
             self.invalid = False
             self.actions.append(Do.SHADOW)

@@ -112,8 +112,8 @@ def outward(
         out.drop(event.queue, event.packet_id, "client-has-its-head")
         _send_rest(connection, seg, offset, out, now)
         return
-    # While our TCP is behind what the client has, its own SEQ would be below the client's window, and the acknowledgement
-    # refused with it (RFC 9293 section 3.10.7.4): the client would repeat its data for ever.
+    # While our TCP is behind what the client has, its own SEQ is below the client's window, and its acknowledgement would
+    # be refused (RFC 9293 section 3.10.7.4): the client would repeat its data for ever.
     _translate(connection, event, seg, offset if seg.seg_len else max(offset, connection.c_ack), out)
 
 

@@ -53,6 +53,8 @@ class Side:
     echo_ms: int = 0
     last_sent_ms: int = 0
     progress_at: float = 0.0
+    shadows: int = 0  # which collection of shadows this host has; another one after each loss
+    relies_on: int = -1  # which one the primary protects with
     released_at: float | None = None
     inbox: list[tuple[HeartbeatBody, int]] = field(default_factory=list)
     template: dict[str, Any] = field(default_factory=dict)
@@ -153,10 +155,11 @@ class Pair:
         age = int((self.now - side.progress_at) * 1000)
         body = HeartbeatBody(**fields, loop_age_ms=age, sent_ms=int(self.now * 1000))
         other = self.sides["b" if side.name == "a" else "a"]
-        self._at(self.now + self.random.uniform(0.1, 1) * self.delay, "arrive", other, (body, epoch))
+        arrival = self.now + self.random.uniform(0.1, 1) * self.delay
+        self._at(arrival, "arrive", other, (body, epoch, side.shadows))
 
-    def _arrive(self, side: Side, more: tuple[HeartbeatBody, int]) -> None:
-        body, epoch = more
+    def _arrive(self, side: Side, more: tuple[HeartbeatBody, int, int]) -> None:
+        body, epoch, shadows = more
         if body.sent_ms <= side.last_sent_ms:
             return
         side.last_sent_ms = body.sent_ms
@@ -164,6 +167,10 @@ class Pair:
         if body.loop_age_ms < side.members.settings.loop_stall_ms:
             side.echo_ms = body.sent_ms
         side.members.heartbeat(body, epoch, side.monitor, self.now)
+        if Do.PROTECT in side.members.actions:
+            side.relies_on = shadows
+        if side.members.state in (State.PROTECTED, State.BACKUP_LOST):
+            assert shadows == side.relies_on, "called protected by a backup that has lost its shadows"
 
     def _tick(self, side: Side, _: Any) -> None:
         self._at(self.now + TICK_S * self.random.uniform(0.9, 1.2), "tick", side)
@@ -191,6 +198,8 @@ class Pair:
             elif action is Do.STORE:
                 takes = 0.001 if self.quick else self.random.choice((0.001, 0.001, 0.02, 0.6))
                 self._at(self.now + takes, "answer", side, ("epoch_stored", (members.epoch, True, "")))
+            elif action in (Do.SHADOW, Do.INVALIDATE):
+                side.shadows += 1
             elif action is Do.ARM:
                 side.released_at = None  # a new generation begins: the backup starts it with nothing
                 self._at(self.now + 0.02, "answer", side, ("rules_applied", ()))

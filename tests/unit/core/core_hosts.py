@@ -138,6 +138,7 @@ class Host:
 
     def shadow(self, state: State = State.PROTECTED) -> Host:
         """The backup of a primary in epoch 7, generation 3."""
+        self.hear(State.ARMING, 7, 3)
         self.hear(state, 7, 3)
         self.stored()
         assert self.state is State.SHADOWING

@@ -58,9 +58,11 @@ def elected_beyond_the_epoch_of_the_peer() -> Host:
 @scenario
 def becomes_backup_of_one_who_serves() -> Host:
     h = Host(epoch=7, served=True)
-    assert h.hear(S.PROTECTED, 7, 3) == [Do.STORE, Do.SHADOW]  # it is the backup now, on disk too
+    assert h.hear(S.UNPROTECTED, 7, 3) == [Do.STORE]  # it is the backup now, on disk too
     assert h.at(S.SHADOWING)
-    assert h.hear(S.PROTECTED, 7, 3) == []
+    assert h.hear(S.ARMING, 7, 4) == [Do.SHADOW]
+    assert h.hear(S.PROTECTED, 7, 4) == []
+    assert not h.members.invalid
     return h
 
 
@@ -436,6 +438,17 @@ def refused_host_follows_a_primary_again() -> Host:
     assert h.at(S.SHADOWING) and h.members.invalid
     assert h.hear(S.ARMING, 7, 4) == [Do.SHADOW]
     assert not h.members.invalid
+    return h
+
+
+@scenario
+def refused_host_does_not_pretend_to_have_what_the_primary_protects() -> Host:
+    h = Host().refused()
+    assert h.hear(S.BACKUP_LOST, 7, 3) == []  # the primary does not know yet
+    assert h.at(S.SHADOWING)
+    assert h.members.generation == 0 and h.members.invalid
+    assert h.hear(S.PROTECTED, 7, 3) == []
+    assert h.members.generation == 0
     return h
 
 
