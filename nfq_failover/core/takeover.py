@@ -112,9 +112,12 @@ def outward(
         out.drop(event.queue, event.packet_id, "client-has-its-head")
         _send_rest(connection, seg, offset, out, now)
         return
-    # While our TCP is behind what the client has, its own SEQ is below the client's window, and its acknowledgement would
-    # be refused (RFC 9293 section 3.10.7.4): the client would repeat its data for ever.
-    _translate(connection, event, seg, offset if seg.seg_len else max(offset, connection.c_ack), out)
+    if not seg.seg_len and connection.produced < connection.c_ack:
+        # Our TCP is behind what the client has: its own SEQ is below the client's window, so its acknowledgement would be
+        # refused (RFC 9293 section 3.10.7.4), and the client would repeat its data for ever. Otherwise a SEQ below the
+        # window is meant so: it is a probe.
+        offset = connection.c_ack
+    _translate(connection, event, seg, offset, out)
 
 
 def _tell_news(connection: BackupConnection, out: Outbox, now: float) -> None:

@@ -114,6 +114,15 @@ def test_acknowledgements_of_a_replica_that_is_behind_reach_the_client() -> None
         t << "kernel [.] 1000 ack 900 wnd 500 ts 1001/7000000"
 
 
+def test_probe_of_the_replicas_tcp_stays_one() -> None:
+    with Shadowing() as t:
+        t >> replica(0, 900) << SILENT
+        t >> from_client(0, 0, ack=900, wnd=0) << "pass [.] 0 ack 900 wnd 0 ts 1001/7000000"
+        t >> "takeover" << shown(900, 0, 0, 60)
+        # One below what the client expects, so that it must answer; so does a keepalive.
+        t >> replica(899, 0) << f"pass [.] 899 ack 0 wnd {WND} ts {AT + 60}/1001"
+
+
 def test_acknowledgement_of_a_segment_that_may_not_go_yet_is_sent_alone() -> None:
     with Shadowing() as t:
         t >> replica(0, 20000) << SILENT
