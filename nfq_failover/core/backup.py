@@ -147,8 +147,8 @@ class BackupSide:
             out.drop(event.queue, event.packet_id, "replica-silent")
             if seg.flags & RST and connection.state is Shadow.OPENING:
                 out.record(Opened(connection.conn, False, 0, ""))
-            elif seg.flags & (RST | ACK) == ACK and connection.map is not None:
-                connection.inject(out, connection.client.offset(seg.ack), flags=RST | ACK)
+            else:
+                out.reset_stranger(seg)  # of an earlier connection, or of one that can't be continued
             return True
         if seg.flags & RST and not active:
             out.drop(event.queue, event.packet_id, "replica-reset")

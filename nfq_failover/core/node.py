@@ -168,6 +168,8 @@ class Node:
             return
         if self.members.state not in _SERVING:
             self.out.drop(event.queue, event.packet_id, "not-serving")
+            if self.members.role is Role.BACKUP:
+                self.out.reset_stranger(seg)
             return
         self.primary.outbound(event, seg, now)
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections import Counter, deque
 
+from nfq_failover.constants import ACK, RST, SYN
 from nfq_failover.core.events import Effect, Inject, Log, Queue, Verdict
+from nfq_failover.wire.build import build_segment
 from nfq_failover.wire.records import Record
+from nfq_failover.wire.segment import Segment
 
 
 class Outbox:
@@ -32,6 +35,16 @@ class Outbox:
     def inward(self, packet: bytes | bytearray) -> None:
         """Deliver a packet to the local TCP."""
         self.effects.append(Inject(packet, inward=True))
+
+    def reset_stranger(self, seg: Segment) -> None:
+        """Our TCP has a connection that nobody is at the other end of: end it, at the byte that it expects.
+
+        Left alone it would send for minutes, and answer the client's next SYN from the same port (RFC 9293 section
+        3.10.7.4) with an acknowledgement that nobody may hear.
+        """
+        if seg.flags & (SYN | RST | ACK) == ACK:
+            self.counters["stranger-reset"] += 1
+            self.inward(build_segment((seg.dst, seg.dport), (seg.src, seg.sport), seg.ack, 0, RST, 0))
 
     def record(self, record: Record) -> None:
         """Send a record to the peer with the next datagram."""

@@ -104,6 +104,7 @@ class PrimarySide:
                 self.out.accept(event.queue, event.packet_id)
             else:
                 self.out.drop(event.queue, event.packet_id, "stranger")
+                self.out.reset_stranger(seg)
             return
         if seg.flags & RST and connection.keeps_last_ack:
             self.out.drop(event.queue, event.packet_id, "rst-after-end")

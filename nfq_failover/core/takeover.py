@@ -113,9 +113,9 @@ def outward(
         _send_rest(connection, seg, offset, out, now)
         return
     if not seg.seg_len and connection.produced < connection.c_ack:
-        # Our TCP is behind what the client has: its own SEQ is below the client's window, so its acknowledgement would be
-        # refused (RFC 9293 section 3.10.7.4), and the client would repeat its data for ever. Otherwise a SEQ below the
-        # window is meant so: it is a probe.
+        # Our TCP is behind what the client has: its own SEQ is below the client's window, so its acknowledgement would
+        # be refused (RFC 9293 section 3.10.7.4), and the client would repeat its data for ever. Otherwise a SEQ below
+        # the window is meant so: it is a probe.
         offset = connection.c_ack
     _translate(connection, event, seg, offset, out)
 

@@ -381,6 +381,22 @@ def test_replica_that_resets_loses_the_protection_and_says_so_until_heard() -> N
         t >> After(1.0)
 
 
+def test_socket_of_an_earlier_connection_is_reset_at_its_own_byte() -> None:
+    with BackupTranscript() as t:
+        t >> opening() << "kernel [S] -1 wnd 64240"
+        # Not a SYN-ACK: the replica's TCP still has an older connection from this port, and challenges the SYN.
+        t >> server(0, ack=5000, irs=IRS + 100) << SILENT << "kernel [R] 5100 wnd 0"
+        t >> After(0.021) << "kernel [S] -1 wnd 64240" << "query"
+        t >> answer() << SILENT << Opened(1, True, client_seq(5000))
+
+
+def test_replica_of_a_dead_connection_is_reset_when_it_speaks() -> None:
+    with Shadowing() as t:
+        t >> from_client(0, 1000) << "pass [.] 0:1000 ack 0 wnd 500 ts 1001/7000000" << confirmed(1000, EDGE)
+        t >> Unprotected(1, "let go") << "kernel [R.] 0 ack 0 wnd 500 ts 1001/7000000" << UnprotectedSeen(1)
+        t >> replica(ack=1000) << SILENT << "kernel [R] 1000 wnd 0"  # the first one came before its delayed ACK
+
+
 def test_connection_that_the_primary_let_go_is_not_continued_and_its_replica_is_told() -> None:
     with Shadowing() as t:
         t >> Unprotected(1, "bytes that the backup misses were not retained")

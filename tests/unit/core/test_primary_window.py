@@ -272,6 +272,6 @@ def test_what_our_tcp_has_from_an_earlier_life_is_kept_from_the_clients() -> Non
     with PrimaryTranscript() as t:
         t >> server(0, 100, ack=5, wnd=1) << "pass"
         t.side.strangers = False
-        t >> server(0, 100, ack=5, wnd=1) << "drop stranger"
-        t >> server(0, ack=5, flags="F.", wnd=1) << "drop stranger"
+        t >> server(0, 100, ack=5, wnd=1) << "drop stranger" << "kernel [R] 5 wnd 0"
+        t >> server(0, ack=5, flags="F.", wnd=1) << "drop stranger" << "kernel [R] 5 wnd 0"
         t >> server(0, flags="R", wnd=0) << "pass"  # to somebody that nobody knows
