@@ -189,22 +189,23 @@ def clock_set_back(path: Path) -> list[int]:
 def window_taken_back(path: Path) -> list[int]:
     """Frames from the service that take back a whole unit of the window scale, or more, of what was granted before.
 
-    Less than one unit is rounding: what one ACK number can say exactly, another can't (RFC 7323, section 2.4).
+    Less than one unit is rounding: what one ACK number can say exactly, another can't (RFC 7323, section 2.4). Nor do
+    those count that another has overtaken on its way (`REORDERING_S`).
     """
     argv = ["tshark", "-n", "-r", str(path), "-Y", f"ip.src == {SERVICE_ADDRESS} && tcp.flags.syn == 1"]
     argv += ["-T", "fields", "-e", "tcp.stream", "-e", "tcp.options.wscale.shift"]
     text = subprocess.run(argv, capture_output=True, text=True, check=True).stdout
     scales = {int(stream): int(shift or 0) for stream, shift in (line.split("\t") for line in text.splitlines())}
-    edges: dict[int, tuple[int, int]] = {}
+    granted: dict[int, tuple[int, float]] = {}
     frames = []
     for packet in read_capture(path, SERVICE_ADDRESS):
         if packet.from_service and packet.stream in scales and not packet.flags & (SYN | RST):
-            ack, edge = edges.get(packet.stream, (packet.ack, 0))
-            if packet.ack >= ack:  # an older one has been overtaken
-                now = packet.ack + packet.window
-                if edge - now >= 1 << scales[packet.stream]:
-                    frames.append(packet.number)
-                edges[packet.stream] = (packet.ack, max(edge, now))
+            now = packet.ack + packet.window
+            edge, when = granted.get(packet.stream, (now, packet.time))
+            if now >= edge:
+                granted[packet.stream] = (now, packet.time)
+            elif edge - now >= 1 << scales[packet.stream] and packet.time - when > REORDERING_S:
+                frames.append(packet.number)
     return frames
 
 
