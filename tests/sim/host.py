@@ -70,6 +70,7 @@ class Host:
         self.profile, self.inherited = Profile.BACKUP, frozenset[FlowKey]()
         self.copying = False
         self.kernel = Kernel(self.clock, self._who(), self._stack_output)
+        self.kernel.drop = self.world.scenario.kernel_drop[self.name]
         self.clock.after(listen_after, self._listen, self.life)
         self.node = Node(self.settings, self.clock.random.randbytes, self.epoch, self.served, self.clock.now)
         self._ids = count(1)

@@ -24,6 +24,7 @@ class Kernel:
         self.flows: dict[tuple[Address, Address], Tcp] = {}
         self.listeners: dict[int, Callable[[Tcp], None]] = {}
         self.alive = True
+        self.drop = 0.0
 
     def _emit(self, packet: bytearray, gso: bool) -> None:
         if self.alive:
@@ -42,6 +43,8 @@ class Kernel:
         except MalformedSegment:
             return
         if not self.alive or not seg.checksum_ok():
+            return
+        if self.drop and seg.payload_len and self.clock.random.random() < self.drop:
             return
         local, remote = (seg.dst, seg.dport), (seg.src, seg.sport)
         tcp = self.flows.get((local, remote))

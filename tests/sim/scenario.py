@@ -50,6 +50,7 @@ class Scenario:
     boot: dict[str, float]
     listen_after: dict[str, float]
     app_delay: dict[str, float]
+    kernel_drop: dict[str, float]  # how often a host's TCP drops data that it was given, for want of memory
     connections: tuple[Connection, ...]
     incidents: tuple[Incident, ...]
 
@@ -83,6 +84,7 @@ def from_seed(seed: int) -> Scenario:
         boot={name: random.uniform(0, 0.3) for name in "ab"},
         listen_after={"a": 0.0, "b": random.choice((0.0, 0.0, 0.5))},  # a serves first
         app_delay={name: random.choice((0.0, 0.001, 0.02)) for name in "ab"},
+        kernel_drop={name: random.choice((0.0, 0.0, 0.0, 0.03)) for name in "ab"},
         connections=tuple(_connection(random, number, length) for number in range(random.choice((1, 3, 6)))),
         incidents=_incidents(random, kind, length),
     )

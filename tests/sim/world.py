@@ -206,6 +206,8 @@ class World:
         for path in [path for paths in self.paths.values() for path in paths]:
             path.quality = path.quality.healed()
             path.cut = False
+        for host in self.hosts.values():
+            host.kernel.drop = 0.0
 
     def _do_crash(self, target: str, seconds: float) -> None:
         del seconds
