@@ -35,6 +35,7 @@ LAG_MAX_S = 1.0
 EDGE_CONFIRM_S = 0.004
 LINGER_S = 60.0
 QUERY_EVERY_S = 5.0
+MAX_FORGOTTEN = 4096
 TELL_FIRST_S = 0.01
 TELL_MAX_S = 10.0
 
@@ -49,6 +50,7 @@ class BackupSide:
         self.numbers: dict[int, BackupConnection] = {}
         self.timers: TimerQueue[int] = TimerQueue()
         self._dirty: dict[int, BackupConnection] = {}
+        self._forgotten: dict[int, None] = {}  # the latest, oldest first
         self._next_query = 0.0
 
     # ------------------------------------------------------------------------------------ packets
@@ -272,6 +274,8 @@ class BackupSide:
             elif have.state is Shadow.DEAD:
                 self.out.record(Opened(have.conn, False, 0, have.reason))
             return
+        if record.conn in self._forgotten:
+            return  # it was repeated, and this one was overtaken by what came later
         if len(self.flows) >= self.settings.max_connections:
             self.out.record(Opened(record.conn, False, 0, "the backup's table is full"))
             return
@@ -384,6 +388,9 @@ class BackupSide:
         if self.flows.get(connection.flow) is connection:
             del self.flows[connection.flow]
         self.numbers.pop(connection.conn, None)
+        self._forgotten[connection.conn] = None
+        if len(self._forgotten) > MAX_FORGOTTEN:
+            del self._forgotten[next(iter(self._forgotten))]
         self.timers.cancel(connection.conn)
         self._dirty.pop(connection.conn, None)
 
@@ -407,6 +414,7 @@ class BackupSide:
             if connection.map is not None and connection.state is Shadow.SHADOW:
                 connection.inject(self.out, connection.k_ack, flags=RST | ACK)
             self.forget(connection)
+        self._forgotten.clear()  # a primary that has restarted counts from the beginning
         self.out.log("info", "shadow connections dropped", reason=reason)
 
     def invalidate(self, reason: str) -> None:
