@@ -211,7 +211,9 @@ class World:
 
     def _do_crash(self, target: str, seconds: float) -> None:
         del seconds
-        self.power_off(self._target(target))
+        host = self._target(target)
+        if self.other(host).up:  # else one was fenced already: two failures are more than anybody can bear
+            self.power_off(host)
 
     def _do_boot(self, target: str, seconds: float) -> None:
         del seconds, target
