@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from core_transcript import settings
@@ -10,8 +11,19 @@ from nfq_failover.core.heartbeat import HeartbeatBody, PeerMonitor
 from nfq_failover.core.membership import Do, Membership
 from nfq_failover.core.roles import Input, State
 
+Scenario = Callable[[], "Host"]
 INTERVAL_S = 0.05
 DETECTION_S = 0.15
+
+
+def collector(scenarios: list[Scenario]) -> Callable[[Scenario], Scenario]:
+    """A decorator: every scenario is a test of its own, and all together must use every transition of the table."""
+
+    def collect(run: Scenario) -> Scenario:
+        scenarios.append(run)
+        return run
+
+    return collect
 
 
 class Host:

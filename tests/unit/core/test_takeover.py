@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from core_shadow import EDGE, SILENT, Shadowing, answer, from_client, replica
 from core_transcript import (
     FLOW,
     IRS,
@@ -20,7 +21,6 @@ from core_transcript import (
     opening,
     server,
 )
-from test_backup_shadow import EDGE, SILENT, Shadowing, answer, from_client, replica
 
 from nfq_failover.core.backup_connection import Shadow
 from nfq_failover.core.events import FlowsGone
