@@ -11,7 +11,8 @@ or it would cut each to pieces; the queue before it holds 40 ms, the buffer of a
 window at full rate, not so deep that the silence of a crash hides behind data that still sits in the queue.
 
 A veth delivers on whichever CPU its sender runs, so two CPUs reorder a flow (1 % of a fast download's segments are
-then retransmitted for nothing). Receive packet steering by flow keeps each flow on one CPU, as a real card's queues do.
+then retransmitted for nothing). Receive packet steering keeps each interface on one CPU. Steering by flow would not do:
+the kernel's hash of a packet that our daemon injects is another than that of its connection's other packets.
 """
 
 from __future__ import annotations
@@ -171,8 +172,8 @@ def _build_links(name: str, node: str, wires: Wires) -> None:
         with netns.control_socket(inside) as control:
             netns.cut_segments_before_the_wire(control, "eth0")
     _tune(inside, node, wires)
-    _steer(inside, "eth0")
-    _steer(switch, port(node))
+    _steer(inside, "eth0", 0 if node == "a" else 1)
+    _steer(switch, port(node), 1 if node == CLIENT else 0)
     if node == CLIENT and wires.rate != UNLIMITED:
         _shape(switch, port(node), wires.rate)
         _shape(inside, "eth0", wires.rate)
@@ -198,9 +199,9 @@ def _tune(inside: str, node: str, wires: Wires) -> None:
     netns.write_sysctls(inside, values)
 
 
-def _steer(target: str, interface: str) -> None:
+def _steer(target: str, interface: str, cpu: int) -> None:
     # Only sysfs has this, and it shows the interfaces of the namespace that mounted it: `ip netns exec` does that.
-    mask = (1 << min(os.cpu_count() or 1, 16)) - 1
+    mask = 1 << cpu % (os.cpu_count() or 1)
     setting = f"echo {mask:x} >/sys/class/net/{interface}/queues/rx-0/rps_cpus"
     netns.tool(["ip", "netns", "exec", target, "sh", "-c", setting])
 
