@@ -7,9 +7,9 @@ from hashlib import blake2s
 from random import Random
 
 from .clock import Clock
+from .scenario import DOWNLOAD, ECHO, Connection
 from .tcp import Tcp
 
-ECHO, DOWNLOAD, UPLOAD = 7000, 7001, 7002
 HEADER = 8
 
 
@@ -66,8 +66,9 @@ class Server:
 class Client:
     """One connection of the client: what it sends, in pieces, and what it expects."""
 
-    def __init__(self, clock: Clock, tcp: Tcp, salt: int, pause: float, abort_at: int | None = None) -> None:
-        self.clock, self.tcp, self.pause = clock, tcp, pause
+    def __init__(self, clock: Clock, tcp: Tcp, plan: Connection) -> None:
+        self.clock, self.tcp, self.pause, self.sip, self.early = clock, tcp, plan.pause, plan.sip, plan.early
+        salt = plan.salt
         self.port = tcp.remote[1]
         rng = Random(salt)
         size = rng.choice((1, 400, 5000, 20_000, 60_000))
@@ -83,7 +84,7 @@ class Client:
             self.out = size.to_bytes(HEADER, "big") + body
             self.expected = blake2s(body).digest()
         self.piece = rng.choice((max(size // 20, 150), 1 << 20))
-        self.abort_at = abort_at
+        self.abort_at = plan.abort_at
         self.sent = 0
         self.got = bytearray()
         self.reset = self.over = self.aborted = False
@@ -105,25 +106,42 @@ class Client:
         self._scheduled = False
         if self.over:
             return
-        self.got += self.tcp.read()
+        sip = self.tcp.read(self.sip or 1 << 30)
+        self.got += sip
+        if self.sip and sip:
+            self.clock.after(0.003, self.readable)  # a slow reader: the window closes
+        if self.tcp.state == "closed" and self.tcp.at_end:
+            self._end()
+            return
         if self.abort_at is not None and len(self.got) >= self.abort_at:
             self.aborted = True
             self.tcp.abort()
             return
         done = len(self.got) >= len(self.expected)
         lockstep = self.port != ECHO or len(self.got) >= min(self.sent, len(self.expected))
+        wrote = 0
         if self.sent < len(self.out) and lockstep:
-            self.sent += self.tcp.write(self.out[self.sent : self.sent + self.piece])
-        if self.sent >= len(self.out) and done:
+            wrote = self.tcp.write(self.out[self.sent : self.sent + self.piece])
+            self.sent += wrote
+        if self.sent >= len(self.out) and (done or self.early):
             self.tcp.close()
-        elif self.sent < len(self.out) and self.port != ECHO:
+        elif wrote and self.sent < len(self.out) and self.port != ECHO:
             self.readable()
 
     def closed(self, reset: bool) -> None:
-        self.over = True
         self.reset = reset
+        if reset or self.aborted or self.tcp.at_end:
+            self._end()
+
+    def _end(self) -> None:
+        self.over = True
         if self.on_over:
             self.on_over()
+
+    @property
+    def ending(self) -> bool:
+        """Nothing is left to happen."""
+        return self.over or (self.tcp.state == "time-wait" and self.tcp.at_end)
 
     @property
     def finished(self) -> bool:

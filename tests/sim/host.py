@@ -37,8 +37,9 @@ from nfq_failover.core.node import Node
 from nfq_failover.core.settings import Settings
 from nfq_failover.wire.segment import FlowKey, Segment
 
-from .apps import DOWNLOAD, ECHO, UPLOAD, Server
+from .apps import Server
 from .kernel import Kernel, cut_super_segment
+from .scenario import DOWNLOAD, ECHO, UPLOAD
 from .tcp import MTU, Personality, Tcp
 
 if TYPE_CHECKING:

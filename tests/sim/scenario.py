@@ -5,14 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from random import Random
 
-from .apps import DOWNLOAD, ECHO, UPLOAD
 from .network import Quality
+
+ECHO, DOWNLOAD, UPLOAD = 7000, 7001, 7002
 
 
 @dataclass(frozen=True)
 class Connection:
     """One connection of the client. `abort_at`: it resets the connection after so many bytes. `again`: so many seconds
-    after its end the client opens another one from the same port."""
+    after its end the client opens another one from the same port. `sip`: it reads so many bytes at a time, slowly.
+    `early`: it closes its direction as soon as everything is sent."""
 
     at: float
     port: int
@@ -21,6 +23,8 @@ class Connection:
     pause: float
     abort_at: int | None
     again: float | None
+    sip: int
+    early: bool
 
 
 @dataclass(frozen=True)
@@ -112,6 +116,8 @@ def _connection(random: Random, number: int, length: float) -> Connection:
         pause=random.choice((0.0, 0.01, 0.1)),
         abort_at=random.choice((None,) * 9 + (1,)),
         again=random.choice((None, None, None, 0.001, 0.5)),
+        sip=random.choice((0, 0, 0, 700)),
+        early=random.random() < 0.25,
     )
 
 

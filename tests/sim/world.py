@@ -10,13 +10,13 @@ from nfq_failover.core.events import Fence, FenceFinished
 from nfq_failover.core.settings import Peer, Settings
 from nfq_failover.wire.segment import FlowKey
 
-from .apps import ECHO, UPLOAD, Client
+from .apps import Client
 from .checks import Checks
 from .clock import Clock
 from .host import Host
 from .kernel import Kernel
 from .network import Path
-from .scenario import Connection, Scenario
+from .scenario import ECHO, UPLOAD, Connection, Scenario
 from .tcp import Personality
 
 CLIENT = bytes((10, 77, 0, 1))
@@ -160,7 +160,7 @@ class World:
         if flow in self.clients:
             self.past.append((flow, self.clients[flow]))
         tcp = self.client.connect((CLIENT, plan.port), (SERVICE, plan.server_port))
-        self.clients[flow] = client = Client(self.clock, tcp, plan.salt, plan.pause, plan.abort_at)
+        self.clients[flow] = client = Client(self.clock, tcp, plan)
         if plan.again is not None:
             following = replace(plan, salt=plan.salt + 1, again=None, abort_at=None)
             client.on_over = lambda: self.clock.after(plan.again or 0.0, self.open_client, following)
@@ -199,7 +199,7 @@ class World:
         waiting = [plan for plan in self.scenario.connections if plan.again is not None]
         if len(self.past) < len(waiting):
             return False
-        return all(client.over or client.tcp.state == "time-wait" for client in self.clients.values())
+        return all(client.ending for client in self.clients.values())
 
     def _heal(self) -> None:
         """The liveness phase: no more loss."""
