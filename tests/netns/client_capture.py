@@ -9,6 +9,7 @@ from pathlib import Path
 from socket import inet_aton
 
 from nfq_failover.constants import ACK, FIN, RST, SYN
+from nfq_failover.core.window import ROUNDING_BYTES
 from nfq_failover.lab.topology import SERVICE_ADDRESS
 from nfq_failover.wire.segment import Segment
 from nfq_failover.wire.seqnum import MASK, diff
@@ -134,6 +135,7 @@ class Stream:
 
     def _numbers_that_fall(self) -> Iterator[str]:
         edge, tsval, ack = 0, None, 0
+        unit, taken_back = 1 << self.scale(True), False
         for one in self.sent(True):
             if one.raw.flags & RST:
                 continue
@@ -145,8 +147,11 @@ class Stream:
                 yield f"{one.raw} acknowledges {ack - one.ack} bytes less than the one before"
             ack = max(ack, one.ack)
             if one.edge is not None:
-                if one.edge <= edge - (1 << self.scale(True)):  # less than one unit is rounding (RFC 7323 section 2.4)
-                    yield f"{one.raw} takes {edge - one.edge} bytes of the window back"
+                back = edge - one.edge
+                if back >= unit and back <= max(unit, ROUNDING_BYTES) and not taken_back:
+                    edge, taken_back = one.edge, True  # once, by the survivor, which can't know what rounding had added
+                elif back >= unit:  # less is rounding (RFC 7323 section 2.4)
+                    yield f"{one.raw} takes {back} bytes of the window back"
                 edge = max(edge, one.edge)
 
 
