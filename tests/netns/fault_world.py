@@ -18,6 +18,7 @@ import pytest
 from lab_world import PORT, SERVER, eventually, fresh_name
 
 from nfq_failover.constants import RST, SYN
+from nfq_failover.core.window import ROUNDING_BYTES
 from nfq_failover.errors import CommandError
 from nfq_failover.lab import netns, nodes, power
 from nfq_failover.lab.capture import Capture
@@ -187,10 +188,10 @@ def clock_set_back(path: Path) -> list[int]:
 
 
 def window_taken_back(path: Path) -> list[int]:
-    """Frames from the service that take back a whole unit of the window scale, or more, of what was granted before.
+    """Frames from the service that take back more of what was granted before than rounding explains.
 
-    Less than one unit is rounding: what one ACK number can say exactly, another can't (RFC 7323, section 2.4). Nor do
-    those count that another has overtaken on its way (`REORDERING_S`).
+    In units of the window scale one ACK number can't say exactly what another can (RFC 7323, section 2.4). Nor do those
+    count that another has overtaken on its way (`REORDERING_S`).
     """
     argv = ["tshark", "-n", "-r", str(path), "-Y", f"ip.src == {SERVICE_ADDRESS} && tcp.flags.syn == 1"]
     argv += ["-T", "fields", "-e", "tcp.stream", "-e", "tcp.options.wscale.shift"]
@@ -204,7 +205,7 @@ def window_taken_back(path: Path) -> list[int]:
             edge, when = granted.get(packet.stream, (now, packet.time))
             if now >= edge:
                 granted[packet.stream] = (now, packet.time)
-            elif edge - now >= 1 << scales[packet.stream] and packet.time - when > REORDERING_S:
+            elif edge - now > max(1 << scales[packet.stream], ROUNDING_BYTES) and packet.time - when > REORDERING_S:
                 frames.append(packet.number)
     return frames
 
