@@ -1,0 +1,183 @@
+"""What a node does with packets, by its state: every one gets exactly one verdict, and doubt lets none out."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import pytest
+from core_transcript import (
+    CLIENT,
+    FLOW,
+    ISS,
+    ISS_OWN,
+    OWN_TS,
+    SEEN_TS,
+    SERVER,
+    Sent,
+    client,
+    client_seq,
+    granted,
+    opening,
+    server,
+    settings,
+    syn,
+    syn_ack,
+)
+
+from nfq_failover.core.events import (
+    ApplyRules,
+    Effect,
+    FlowsGone,
+    FrameCopied,
+    Inject,
+    OwnAddress,
+    PacketQueued,
+    Profile,
+    QueryFlows,
+    Queue,
+    RulesApplied,
+    TimerFired,
+    Verdict,
+)
+from nfq_failover.core.membership import Do
+from nfq_failover.core.node import Node
+from nfq_failover.core.roles import State
+from nfq_failover.wire.records import Confirm, Opened
+from nfq_failover.wire.segment import Segment
+
+
+class Host:
+    """One node that nobody talks to, put into a state by hand."""
+
+    def __init__(self, state: State, *doings: Do) -> None:
+        self.now = 100.0
+        self.node = Node(settings(service=SERVER[0]), random.Random(1).randbytes, 0, False, self.now)
+        self.node.handle(TimerFired(), self.now)
+        self.effects()
+        self.node.members.state = state
+        self.node.members.actions.extend(doings)
+        self._id = 0
+
+    def effects(self) -> list[Effect]:
+        """All that has come out."""
+        got = []
+        while (effect := self.node.poll_effect()) is not None:
+            got.append(effect)
+        return got
+
+    def packet(self, sent: Sent, raw: bytes | None = None) -> str:
+        """What becomes of a packet: the verdict, and what is sent or injected besides."""
+        self._id += 1
+        queue = Queue.IN if sent.by == "client" else Queue.OUT
+        packet = bytearray(raw) if raw is not None else sent.packet(ISS)
+        self.node.handle(PacketQueued(queue, self._id, packet), self.now)
+        verdicts, others = [], []
+        for effect in self.effects():
+            if isinstance(effect, Verdict):
+                assert (effect.queue, effect.packet_id) == (queue, self._id)
+                verdicts.append("pass" if effect.accept else "drop")
+            elif isinstance(effect, Inject):
+                others.append("inward" if effect.inward else "outward")
+        assert len(verdicts) == 1
+        return " ".join(verdicts + others)
+
+
+@pytest.mark.parametrize("state", [s for s in State if s not in (State.UNPROTECTED, State.ARMING, State.PROTECTED)])
+def test_only_a_host_that_serves_lets_strangers_talk(state: State) -> None:
+    host = Host(state)
+    if state is State.BACKUP_LOST:  # it still serves
+        assert host.packet(client(-1, ack=None, flags="S")) == "pass"
+        return
+    assert host.packet(client(-1, ack=None, flags="S")) == "drop"
+    assert host.packet(client(0, 100)) == "drop"
+    assert host.packet(server(-1, ack=0, flags="S.")) == "drop"
+    replica = host.packet(server(0, 100))
+    assert replica in ("drop", "drop inward")  # the backup resets what it does not know
+    assert host.packet(server(0, ack=None, flags="R")) == "drop"
+
+
+def test_unprotected_host_lets_everything_pass() -> None:
+    host = Host(State.UNPROTECTED)
+    assert host.packet(syn()) == "pass"
+    assert host.packet(syn_ack()) == "pass"
+    assert host.packet(client(0, 100)) == "pass"
+    assert host.packet(server(0, 100, ack=100)) == "pass"
+
+
+@pytest.mark.parametrize("state", list(State))
+def test_malformed_packet_is_dropped_and_counted(state: State) -> None:
+    host = Host(state)
+    assert host.packet(client(), raw=b"\x45" + bytes(30)) == "drop"
+    assert host.node.out.counters["malformed-short"] == 1
+
+
+class Protected(Host):
+    """A primary with one open, protected connection, of which 1000 bytes wait for the backup's confirmation."""
+
+    def __init__(self) -> None:
+        super().__init__(State.PROTECTED, Do.PROTECT)
+        self.node.handle(RulesApplied(Profile.PRIMARY, True), self.now)
+        self.effects()
+        assert self.packet(syn()) == "pass"
+        assert self.packet(syn_ack()) == "drop"
+        self.node.primary.on_opened(Opened(1, True, client_seq(60000)), self.now)
+        self.effects()
+        assert self.packet(server(0, 0, ack=1000, wnd=5000)) == "drop"
+        self.confirm = Confirm(1, client_seq(1000), client_seq(60000), (), True)
+
+
+def test_confirmation_releases_what_was_held() -> None:
+    host = Protected()
+    host.node._record(host.confirm, host.now)
+    assert [Segment(bytearray(e.packet)).ack for e in host.effects() if isinstance(e, Inject)] == [client_seq(1000)]
+
+
+def test_first_packet_after_a_pause_finds_the_host_in_doubt() -> None:
+    host = Protected()
+    host.now += 1.0
+    assert host.packet(server(0, 100, ack=1000, wnd=5000)) == "drop"
+    assert host.node.members.state is State.DOUBT
+    assert host.packet(server(0, ack=None, flags="R")) == "drop"
+    assert host.packet(client(-1, ack=None, flags="S", port=41000)) == "drop"
+    host.node._record(host.confirm, host.now)
+    host.node.handle(TimerFired(), host.now)
+    host.node.handle(FlowsGone([]), host.now)
+    host.node.handle(FrameCopied(client(0, 1000).packet(ISS)), host.now)
+    assert not [e for e in host.effects() if isinstance(e, Inject)]
+
+
+def test_connections_taken_over_earlier_are_silent_in_doubt_too() -> None:
+    host = Host(State.SHADOWING)
+    host.node.backup.on_open(opening(), host.now)
+    host.effects()
+    own: dict[str, Any] = {"iss": ISS_OWN}
+    assert host.packet(server(-1, ack=0, flags="S.", options=granted(3, OWN_TS), **own)) == "drop"
+    assert host.packet(client(0, ack=0, ts=(1001, SEEN_TS))) == "pass"
+    host.node.members.state = State.PROTECTED  # took over, and has a new backup
+    host.node.backup.take_over(host.now)
+    host.effects()
+    assert host.packet(server(0, 100, ts=(OWN_TS + 1, 1001), **own)) == "pass"
+    host.node.members.state = State.DOUBT
+    assert host.packet(server(100, 100, ts=(OWN_TS + 2, 1001), **own)) == "drop"
+    assert host.packet(client(0, 100, ts=(1002, SEEN_TS))) == "drop"
+
+
+def test_step_down_silences_and_forgets() -> None:
+    host = Protected()
+    host.node.members.state = State.WAITING
+    host.node.members.actions.append(Do.SILENCE)
+    host.node.handle(TimerFired(), host.now)
+    effects = host.effects()
+    assert [e for e in effects if isinstance(e, OwnAddress)] == [OwnAddress(False)]
+    assert [e.profile for e in effects if isinstance(e, ApplyRules)] == [Profile.BACKUP]
+    assert not host.node.primary.flows
+    assert host.packet(server(0, 100, ack=1000)) == "drop"
+
+
+def test_kernel_is_asked_about_old_connections() -> None:
+    host = Protected()
+    host.now += 0.1
+    host.node.handle(TimerFired(), host.now)
+    assert QueryFlows([FLOW]) in host.effects()
+    assert CLIENT[1] == FLOW[1]
