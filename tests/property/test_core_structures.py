@@ -22,7 +22,7 @@ insertion = st.tuples(st.just("insert"), st.integers(0, 160), st.binary(max_size
 trimming = st.tuples(st.just("trim"), st.integers(0, 160), st.just(b""))
 
 
-@settings(max_examples=300)
+@settings(max_examples=150)
 @given(st.lists(st.one_of(insertion, insertion, trimming), max_size=40))
 def test_journal_is_a_dict_of_bytes(steps: list[tuple[str, int, bytes]]) -> None:
     journal = Journal(LIMIT)
@@ -87,7 +87,7 @@ timer_step = st.one_of(
 )
 
 
-@settings(max_examples=300)
+@settings(max_examples=150)
 @given(st.lists(timer_step, max_size=60))
 def test_timers_keep_one_deadline_per_key(steps: list[tuple[str, int, float]]) -> None:
     timers: TimerQueue[int] = TimerQueue()

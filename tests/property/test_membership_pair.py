@@ -235,7 +235,7 @@ pauses = st.lists(
 seeds = st.integers(0, 10**6)
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(seeds, cuts, pauses, st.sampled_from([0.0, 0.5, 1.0]), st.booleans())
 def test_what_was_released_is_never_continued(
     seed: int, cuts: list[Cut], pauses: list[Pause], fence_works: float, has_fence: bool
@@ -254,7 +254,7 @@ def milliseconds(low: int, high: int) -> st.SearchStrategy[float]:
     return st.integers(low, high).map(lambda ms: ms / 1000)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(seeds, st.sampled_from(["a", "b", "ab"]), moments, milliseconds(0, 1000))
 def test_crash_at_any_moment_after_the_cut(seed: int, senders: str, begin: float, crash_after: float) -> None:
     pair = Pair(seed, [Cut(s, begin, 10**6) for s in senders], [], quick=True)
@@ -263,7 +263,7 @@ def test_crash_at_any_moment_after_the_cut(seed: int, senders: str, begin: float
     pair.run(begin + 5)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(seeds, moments, milliseconds(-20, 60))
 def test_crash_right_after_the_release_leaves_nothing_valid_behind(seed: int, begin: float, after: float) -> None:
     """The primary no longer hears its backup, which hears it well, and crashes as it has just let go."""
@@ -274,7 +274,7 @@ def test_crash_right_after_the_release_leaves_nothing_valid_behind(seed: int, be
     assert pair.takeovers, "the backup notices the crash and takes over"
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(seeds, moments, milliseconds(-30, 100))
 def test_backup_that_hung_and_wakes_up_continues_nothing_that_was_released(
     seed: int, begin: float, after: float
@@ -288,7 +288,7 @@ def test_backup_that_hung_and_wakes_up_continues_nothing_that_was_released(
     assert pair.takeovers
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(seeds, moments, milliseconds(0, 300))
 def test_refusal_that_the_primary_has_heard_of_ends_the_shadows(seed: int, begin: float, restart_after: float) -> None:
     """The backup hears nothing and its fence fails; the primary hears that and lets go; then its daemon restarts."""
@@ -298,7 +298,7 @@ def test_refusal_that_the_primary_has_heard_of_ends_the_shadows(seed: int, begin
     pair.run(begin + 5)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(seeds, st.integers(0, 5000), st.integers(0, 5000), cuts, st.booleans(), st.booleans())
 def test_hosts_that_boot_together_elect_exactly_one(
     seed: int, boot_a: int, boot_b: int, cuts: list[Cut], same: bool, has_fence: bool
