@@ -247,7 +247,7 @@ class PrimarySide:
         if connection is None:
             return
         connection.confirm(record, self.out, now)
-        if connection.reason == NOT_READY and connection.protect_late(self.out):
+        if self.protecting and connection.reason == NOT_READY and connection.protect_late(self.out):
             self.out.log("info", "connection protected", conn=connection.conn)
 
     def on_missing(self, record: Missing, now: float) -> None:
@@ -325,6 +325,8 @@ class PrimarySide:
         for connection in list(self.flows.values()):
             if connection.state in (Gate.PROTECTED, Gate.SYN_HELD):
                 connection.unprotect(reason, self.out)
+            elif connection.reason == NOT_READY:
+                connection.reason = reason  # what its replica has got by now is not kept
 
     def clear(self) -> None:
         """Forget everything (this host is no longer the primary)."""

@@ -79,6 +79,19 @@ def test_replica_that_is_not_ready_in_time_goes_unprotected_and_is_protected_whe
         t >> server(0, 0, ack=400) << "drop ack-held"
 
 
+def test_replica_that_is_ready_when_the_protection_has_ended_is_too_late() -> None:
+    with PrimaryTranscript() as t:
+        t >> syn() << "pass"
+        t >> syn_ack() << HELD << opening()
+        t >> After(1.1) << "client [S.] -1 ack 0 wnd 8000" << "log warning: connection unprotected" << "query"
+        t.side.stop_protecting("the backup is silent, and its time to take over has passed")
+        t.drain()
+        t >> confirmed(300, 70000)
+        t.side.start_protecting()  # with nothing: the backup has begun a new generation
+        t >> confirmed(300, 70000)
+        assert t.side.flows[FLOW].reason == "opened before the backup joined"
+
+
 def test_connection_let_go_is_not_protected_while_the_client_may_count_on_selective_acknowledgements() -> None:
     with PrimaryTranscript() as t:
         t >> syn() << "pass"
