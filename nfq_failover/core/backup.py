@@ -69,6 +69,10 @@ class BackupSide:
             if connection.heard:
                 connection.answer_rst(out, seg)
             return
+        offset = connection.client.offset(seg.seq)
+        if not connection.plausible(seg, offset):
+            out.drop(event.queue, event.packet_id, "implausible")  # of an earlier connection, or forged
+            return
         if seg.flags & RST:
             connection.deliver_rst(event, seg, out)
             return
@@ -80,7 +84,6 @@ class BackupSide:
             if seg.seg_len:  # a client that repeats its FIN; our TCP may be rid of the connection, and would reset it
                 takeover.send(connection, out, connection.produced, b"", ACK, now)
             return
-        offset = connection.client.offset(seg.seq)
         if seg.seg_len:
             self._log(connection, offset, seg, now)
         if connection.map is None:

@@ -30,6 +30,8 @@ from nfq_failover.wire.tcp_options import SynOptions, without
 
 REDELIVER_BYTES = 16384
 REDELIVER_BURST = 8
+OLD_BYTES = 64 << 20  # how old a client's retransmission can be
+AHEAD_BYTES = 1 << 30  # how far the primary's application can be ahead of ours
 JOURNAL_AHEAD = 4 << 20  # bytes beyond the replica's window that we still log
 
 
@@ -114,10 +116,21 @@ class BackupConnection:
         if offset + len(data) > self.k_ack and (offset > ahead or not self.journal.insert(offset, data)):
             out.counters["log-full"] += 1
             return
-        if fin:
+        if fin and offset + len(data) >= self.journal.end:
             self.fin_in = offset + len(data)
 
     # ------------------------------------------------------------------------------------ client -> replica
+
+    def plausible(self, seg: Segment, offset: int) -> bool:
+        """Whether a client's segment can be of this connection: RFC 9293 section 3.10.7.4's check, with room for a
+        primary that is ahead of us. The tap may be late with what belongs to an earlier connection of the same port;
+        its numbers, taken for this one's, would end it."""
+        cum = self.cum
+        if not max(cum - OLD_BYTES, -1) <= offset <= max(self.k_edge, cum) + JOURNAL_AHEAD:
+            return False
+        if self.map is None or not seg.flags & ACK:
+            return True
+        return self.map.seen.offset(seg.ack) <= max(self.c_ack, self.produced) + AHEAD_BYTES
 
     def note_client(self, seg: Segment, now: float) -> None:
         """Learn from the header of a client's segment."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from core_shadow import EDGE, SILENT, Shadowing, from_client, replica
 from core_transcript import (
+    IRS,
+    ISS,
     SEEN_TS,
     After,
     client_bytes,
@@ -75,6 +77,23 @@ def test_fin_counts_as_a_byte_and_is_fetched_when_lost() -> None:
 def test_clients_fin_is_delivered_and_confirmed() -> None:
     with Shadowing() as t:
         t >> from_client(0, 10, flags="F.") << "pass [F.] 0:10 ack 0 wnd 500 ts 1001/7000000" << confirmed(11, EDGE)
+
+
+def test_late_segments_of_an_earlier_connection_do_not_count() -> None:
+    with Shadowing() as t:
+        t >> from_client(0, 10, irs=IRS + 500_000_000) << "drop implausible"
+        t >> from_client(0, 10, irs=IRS - 500_000_000, flags="F.") << "drop implausible"
+        t >> from_client(0, 0, irs=IRS + 500_000_000, flags="R.") << "drop implausible"
+        t >> from_client(0, 0, iss=(ISS + 2_000_000_000) % 2**32) << "drop implausible"
+        t >> from_client(-1, 0) << "pass [.] -1 ack 0 wnd 500 ts 1001/7000000"  # a keepalive
+        assert (t.shadow.fin_in, t.shadow.rst_in, t.shadow.c_ack) == (None, None, 0)
+
+
+def test_end_that_lies_before_what_we_hold_is_none() -> None:
+    with Shadowing() as t:
+        t >> from_client(0, 1000) << "pass [.] 0:1000 ack 0 wnd 500 ts 1001/7000000" << confirmed(1000, EDGE)
+        t >> from_client(0, 10, flags="F.") << "pass [F.] 0:10 ack 0 wnd 500 ts 1001/7000000" << confirmed(1000, EDGE)
+        assert t.shadow.fin_in is None
 
 
 def test_full_log_confirms_no_more_than_it_holds() -> None:
