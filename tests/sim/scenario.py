@@ -59,7 +59,8 @@ class Scenario:
     incidents: tuple[Incident, ...]
 
 
-KINDS = ("none", "crash-primary", "crash-primary", "crash-primary", "crash-backup", "rejoin", "cut", "pause", "hang")
+CRASHES = ("crash-primary",) * 3
+KINDS = ("none", *CRASHES, "crash-backup", "rejoin", "cut", "pause", "hang", "split")
 
 
 def from_seed(seed: int) -> Scenario:
@@ -73,8 +74,8 @@ def from_seed(seed: int) -> Scenario:
         seed=seed,
         kind=kind,
         tap=random.choice(("clone", "multicast")),
-        fence="works" if kind != "cut" else random.choice(("works", "fails", "none")),
-        split_brain=False,
+        fence={"cut": random.choice(("works", "fails", "none")), "split": "none"}.get(kind, "works"),
+        split_brain=kind == "split",
         heartbeat_ms=heartbeat_ms,
         sack=random.random() < 0.8,
         timestamps=random.random() < 0.8,
@@ -134,7 +135,7 @@ def _incidents(random: Random, kind: str, length: float) -> tuple[Incident, ...]
             Incident(back, "boot", "all"),
             Incident(back + random.uniform(0.5, 2), "crash", random.choice(("primary", "backup"))),
         )
-    if kind == "cut":
+    if kind in ("cut", "split"):
         target = random.choice(("a", "b", "both"))
         return (Incident(at, "cut", target, random.choice((0.1, 0.3, 1.0, 3.0))),)
     if kind == "pause":
