@@ -204,7 +204,7 @@ class Sender:
         return next((right for left, right in self.sacked.ranges(1000) if left <= offset < right), 0)
 
     def _retransmit_first(self) -> None:
-        stop = min([left for left, _ in self.sacked.ranges(1)] + [self.base + len(self.sent)])
+        stop = min([left for left, _ in self.sacked.ranges(1)] + [self.base + len(self.sent), self.top])
         self._transmit(self.una, max(min(self.mss, stop - self.una), 0))
 
     # ------------------------------------------------------------------------------------ timers

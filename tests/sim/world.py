@@ -21,6 +21,7 @@ from .tcp import Personality
 
 CLIENT = bytes((10, 77, 0, 1))
 SERVICE = bytes((10, 77, 0, 100))
+MAX_PACKETS = 30_000  # no scenario needs a tenth of it
 
 
 class World:
@@ -88,6 +89,7 @@ class World:
 
     def _note(self, where: str, packet: bytes) -> None:
         self.packets += 1
+        assert self.packets < MAX_PACKETS, "a storm of packets"
         self.trace.update(f"{self.clock.now:.7f} {where}".encode())
         self.trace.update(packet)
 
