@@ -359,8 +359,9 @@ class PrimaryConnection:
         """Keep the client's bytes until the backup has them."""
         offset = self.client.offset(seg.seq)
         stop = offset + seg.payload_len + bool(seg.flags & FIN)
-        # A merged packet may end beyond what the backup has confirmed, though it begins before.
-        if seg.flags & SYN or stop < self.confirmed or offset - self.confirmed > MAX_RETAINED:
+        # A merged packet may end beyond what the backup has confirmed, though it begins before. What lies beyond our
+        # window is not of this connection, or our TCP will not take it.
+        if seg.flags & SYN or stop < self.confirmed or offset > self.edge_kernel:
             return
         if seg.payload_len and not self.retained.insert(offset, seg.payload()):
             out.counters["retained-full"] += 1
