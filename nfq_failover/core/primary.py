@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 
-from nfq_failover.constants import ACK, FIN, RST
+from nfq_failover.constants import ACK, FIN, RST, SYN
 from nfq_failover.core.events import FrameCopied, PacketQueued, QueryFlows
 from nfq_failover.core.outbox import Outbox
 from nfq_failover.core.primary_connection import Gate, PrimaryConnection
@@ -31,6 +31,7 @@ from nfq_failover.wire.segment import FlowKey, Segment
 from nfq_failover.wire.tcp_options import NEGOTIABLE, SIGNED, SynOptions
 
 MAX_SYNS = 8192
+MAX_DIALLED = 8192
 DATA_BYTES = 1300
 DATA_PER_REQUEST = 32
 POLL_FIRST_S = 0.003
@@ -65,6 +66,7 @@ class PrimarySide:
         self.timers: TimerQueue[int] = TimerQueue()
         self._telling: dict[int, tuple[Close | Unprotected, float]] = {}
         self._syns: OrderedDict[FlowKey, tuple[int, int, bytes, bool]] = OrderedDict()
+        self._dialled: OrderedDict[FlowKey, None] = OrderedDict()  # connections that the server opened, newest last
         self._next_conn = 1
         self._next_query = 0.0
 
@@ -92,19 +94,16 @@ class PrimarySide:
 
     def outbound(self, event: PacketQueued, seg: Segment, now: float) -> None:
         """Judge a segment that our TCP sends from the service."""
-        if seg.flags & 0x02:
+        if seg.flags & SYN:
             if seg.flags & ACK:
                 self._syn_ack(event, seg, now)
             else:
-                self.out.accept(event.queue, event.packet_id)  # a connection the server opens is left alone
+                self._dial(event, seg)
             return
-        connection = self.flows.get((seg.dst, seg.dport, seg.src, seg.sport))
+        flow: FlowKey = (seg.dst, seg.dport, seg.src, seg.sport)
+        connection = self.flows.get(flow)
         if connection is None:
-            if self.strangers or seg.flags & RST or len(self.flows) >= self.settings.max_connections:
-                self.out.accept(event.queue, event.packet_id)
-            else:
-                self.out.drop(event.queue, event.packet_id, "stranger")
-                self.out.reset_stranger(seg)
+            self._of_unknown(event, seg, flow)
             return
         if seg.flags & RST and connection.keeps_last_ack:
             self.out.drop(event.queue, event.packet_id, "rst-after-end")
@@ -119,6 +118,25 @@ class PrimarySide:
             self._close(connection, "reset by the server", now)
         elif seg.flags & FIN:
             self._next_query = min(self._next_query, now + QUERY_CLOSING_S)
+
+    def _dial(self, event: PacketQueued, seg: Segment) -> None:
+        """The server opens a connection: it is left alone, and known as its own."""
+        flow: FlowKey = (seg.dst, seg.dport, seg.src, seg.sport)
+        self._dialled[flow] = None
+        self._dialled.move_to_end(flow)
+        if len(self._dialled) > MAX_DIALLED:
+            self._dialled.popitem(last=False)
+        self.out.accept(event.queue, event.packet_id)
+
+    def _of_unknown(self, event: PacketQueued, seg: Segment, flow: FlowKey) -> None:
+        """A segment of a connection that no client has opened before our eyes."""
+        if flow in self._dialled:
+            self._dialled.move_to_end(flow)
+        elif not self.strangers and not seg.flags & RST and len(self.flows) < self.settings.max_connections:
+            self.out.drop(event.queue, event.packet_id, "stranger")
+            self.out.reset_stranger(seg)
+            return
+        self.out.accept(event.queue, event.packet_id)
 
     def copied(self, event: FrameCopied, now: float) -> None:
         """A copy of an inbound segment that our TCP may take."""
@@ -337,6 +355,7 @@ class PrimarySide:
         self.timers = TimerQueue()
         self._telling.clear()
         self._syns.clear()
+        self._dialled.clear()
 
     def on_timer(self, now: float) -> None:
         """Repeat what was not answered."""

@@ -275,3 +275,15 @@ def test_what_our_tcp_has_from_an_earlier_life_is_kept_from_the_clients() -> Non
         t >> server(0, 100, ack=5, wnd=1) << "drop stranger" << "kernel [R] 5 wnd 0"
         t >> server(0, ack=5, flags="F.", wnd=1) << "drop stranger" << "kernel [R] 5 wnd 0"
         t >> server(0, flags="R", wnd=0) << "pass"  # to somebody that nobody knows
+
+
+def test_connection_that_the_server_opens_is_no_stranger() -> None:
+    with PrimaryTranscript() as t:
+        t.side.strangers = False
+        t >> server(-1, ack=None, flags="S") << "pass"
+        t >> server(0, ack=0, wnd=1) << "pass"
+        t >> server(0, 100, ack=5, wnd=1) << "pass"
+        t >> server(100, ack=5, flags="F.", wnd=1) << "pass"
+        assert not t.side.flows
+        t.side.clear()
+        t >> server(0, 100, ack=5, wnd=1) << "drop stranger" << "kernel [R] 5 wnd 0"
