@@ -250,7 +250,7 @@ def test_a_damaged_epoch_record_is_a_refusal(world: World) -> None:
     [
         ({}, "already uses"),
         ({"state_dir": "other"}, "another daemon of instance 'default' runs here"),
-        ({"state_dir": "other", "instance": "second"}, "queue 7761 is already bound"),
+        ({"state_dir": "other", "instance": "second"}, "queue 7760 is already bound"),
     ],
 )
 def test_a_second_daemon_is_refused_and_does_not_touch_the_first(
