@@ -15,7 +15,7 @@ from nfq_failover.wire.segment import Segment
 from nfq_failover.wire.seqnum import diff
 from nfq_failover.wire.tcp_options import SynOptions
 
-from .tcp_send import DELAYED_ACK_S, MSS, MTU, SEND_BUFFER, Address, App, Personality, Sender
+from .tcp_send import CHALLENGE_S, DELAYED_ACK_S, MSS, MTU, SEND_BUFFER, Address, App, Personality, Sender
 
 __all__ = ["MSS", "MTU", "Address", "App", "Personality", "Tcp"]
 
@@ -89,8 +89,11 @@ class Tcp(Sender):
             return
         end = offset + seg.seg_len
         if end < self.rcv_nxt or offset > max(self.rcv_edge, self.rcv_nxt):
-            self.counters["out-of-window"] += 1
-            self._send_ack()
+            if seg.payload_len:
+                self.counters["out-of-window"] += 1
+                self._send_ack()
+            else:
+                self._challenge("out-of-window")
             return
         ack = self.ours.offset(seg.ack)
         if ack > self.top:
@@ -120,8 +123,11 @@ class Tcp(Sender):
         return True
 
     def _challenge(self, why: str) -> None:
+        """Answer what does not fit, as rarely as Linux does: two ends that disagree would play ping-pong for ever."""
         self.counters[f"challenge-{why}"] += 1
-        self._send_ack()
+        if self.clock.now >= self.next_challenge:
+            self.next_challenge = self.clock.now + CHALLENGE_S
+            self._send_ack()
 
     def _input_syn_sent(self, seg: Segment) -> None:
         if seg.flags & RST:

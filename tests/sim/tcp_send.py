@@ -20,6 +20,7 @@ from .clock import Clock
 MSS, MTU = 1460, 1500
 RTO_S, RTO_MAX_S = 0.2, 2.0
 DELAYED_ACK_S = 0.04
+CHALLENGE_S = 0.5
 SEND_BUFFER = 64 << 10
 Address = tuple[bytes, int]
 
@@ -84,6 +85,7 @@ class Sender:
         self.ts_first = self.ts_sent = 0
         self.last_ack = 0
         self.unacked = 0
+        self.next_challenge = 0.0
         self.timers: dict[str, float] = {}
 
     # ------------------------------------------------------------------------------------ opening
