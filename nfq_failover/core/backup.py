@@ -7,6 +7,7 @@ from nfq_failover.core import takeover
 from nfq_failover.core.backup_connection import BackupConnection, Shadow
 from nfq_failover.core.events import PacketQueued, QueryFlows
 from nfq_failover.core.outbox import Outbox
+from nfq_failover.core.repair import Repair
 from nfq_failover.core.replica_map import ReplicaMap
 from nfq_failover.core.settings import Settings
 from nfq_failover.core.syn import strip
@@ -16,7 +17,6 @@ from nfq_failover.wire.records import (
     Close,
     Closed,
     Data,
-    Missing,
     Open,
     Opened,
     Progress,
@@ -27,11 +27,6 @@ from nfq_failover.wire.segment import FlowKey, Segment
 from nfq_failover.wire.tcp_options import NEGOTIABLE, SynOptions
 
 SYN_RETRY_MAX_S = 0.5
-HOLE_FIRST_S = 0.002
-HOLE_MAX_S = 0.05
-HOLES_AT_ONCE = 16
-LAG_FIRST_S = 0.06
-LAG_MAX_S = 1.0
 EDGE_CONFIRM_S = 0.004
 LINGER_S = 60.0
 QUERY_EVERY_S = 5.0
@@ -49,6 +44,7 @@ class BackupSide:
         self.flows: dict[FlowKey, BackupConnection] = {}
         self.numbers: dict[int, BackupConnection] = {}
         self.timers: TimerQueue[int] = TimerQueue()
+        self.repair = Repair(out, self.timers)
         self._dirty: dict[int, BackupConnection] = {}
         self._forgotten: dict[int, None] = {}  # the latest, oldest first
         self._next_query = 0.0
@@ -119,18 +115,7 @@ class BackupSide:
         before = connection.cum
         connection.store(offset, seg.payload(), bool(seg.flags & FIN), self.out)
         self._dirty[connection.conn] = connection
-        if connection.cum > before:
-            connection.hole_retry_s = 0.0
-        if connection.journal.has_islands and not connection.hole_retry_s:
-            connection.hole_retry_s = HOLE_FIRST_S
-            self.timers.set_earlier(connection.conn, now + HOLE_FIRST_S)
-        self._watch_lag(connection, now)
-
-    def _watch_lag(self, connection: BackupConnection, now: float) -> None:
-        if connection.lag_since is None and connection.lagging:
-            connection.lag_since = now
-            connection.lag_retry_s = LAG_FIRST_S
-            self.timers.set_earlier(connection.conn, now + LAG_FIRST_S)
+        self.repair.logged(connection, before, now)
 
     def _watch_hole(self, connection: BackupConnection, offset: int, seg: Segment, now: float) -> None:
         if not seg.payload_len:
@@ -184,12 +169,7 @@ class BackupSide:
             connection.inject(out, connection.rst_in, flags=RST | ACK)
             connection.rst_in = None
             connection.reset_by_client = True
-        if connection.lagging:
-            stalled = connection.k_ack == before and seg.is_pure_ack
-            if stalled and connection.lag_since is not None and now - connection.lag_since > 0.005:
-                connection.lag_since = now
-                connection.redeliver(out)  # our TCP complains of a gap, or its window has opened
-            self._watch_lag(connection, now)
+        self.repair.heard_our_tcp(connection, seg, before, now)
         if connection.state is Shadow.SHADOW and connection.k_edge > connection.edge_confirmed:
             if connection.edge_confirmed - connection.cum < 16384:
                 self._dirty[connection.conn] = connection
@@ -235,7 +215,7 @@ class BackupSide:
             connection.c_ack = max(connection.c_ack, 0)
             connection.inject_ack(self.out)
             self._dirty[connection.conn] = connection
-        self._watch_lag(connection, now)
+        self.repair.watch_lag(connection, now)
         self.out.record(Opened(connection.conn, True, connection.client.seq(connection.k_edge)))
 
     def _die(self, connection: BackupConnection, reason: str, now: float) -> None:
@@ -311,40 +291,15 @@ class BackupSide:
         if connection.map is None:
             return
         self._dirty[connection.conn] = connection
-        if connection.upto > connection.cum and not connection.hole_retry_s:
-            connection.hole_retry_s = HOLE_FIRST_S  # the tap may just be a little later than the primary
-            self.timers.set_earlier(connection.conn, now + HOLE_FIRST_S)
-
-    def _ask(self, connection: BackupConnection, now: float) -> None:
-        """Ask for what is missing: the first holes, and the tail that the primary has."""
-        connection.hole_retry_s = min(max(connection.hole_retry_s * 2, HOLE_FIRST_S), HOLE_MAX_S)
-        seq = connection.client.seq
-        at = connection.cum
-        for left, right in [*connection.journal.ranges(HOLES_AT_ONCE), (connection.upto, connection.upto)]:
-            if left > at:
-                self.out.counters["bytes-asked"] += left - at
-                self.out.record(Missing(connection.conn, seq(at), seq(left)))
-            at = max(at, right)
-        self.timers.set_earlier(connection.conn, now + connection.hole_retry_s)
+        self.repair.primary_is_at(connection, now)
 
     def on_data(self, record: Data, now: float) -> None:
         """Bytes that our tap had lost."""
         connection = self.numbers.get(record.conn)
         if connection is None or connection.state is not Shadow.SHADOW:
             return
-        offset = connection.client.offset(record.seq)
-        before = connection.cum, connection.journal.size
-        connection.store(offset, record.data, record.fin, self.out)
         self._dirty[connection.conn] = connection
-        if (connection.cum, connection.journal.size) == before:
-            return
-        self.out.counters["bytes-fetched"] += len(record.data)
-        connection.inject(self.out, offset, record.data, ACK | (FIN if record.fin else 0))
-        connection.hole_retry_s = 0.0
-        if connection.journal.has_islands or connection.upto > connection.cum:
-            connection.hole_retry_s = HOLE_FIRST_S
-            self.timers.set(connection.conn, now + HOLE_FIRST_S)
-        self._watch_lag(connection, now)
+        self.repair.fill(connection, record, now)
 
     def on_close(self, record: Close, now: float) -> None:
         """The primary's TCP has forgotten the connection: ours may finish by itself, or is reset."""
@@ -377,7 +332,7 @@ class BackupSide:
             elif connection.state is Shadow.SHADOW:
                 takeover.take_over(connection, self.out, now)
                 going += 1
-                self._watch_lag(connection, now)
+                self.repair.watch_lag(connection, now)
             elif connection.state is Shadow.DEAD:
                 connection.heard = True
                 connection.answer_rst(self.out, None)
@@ -456,21 +411,9 @@ class BackupSide:
             self.out.effects.append(QueryFlows(list(self.flows)))
 
     def _repeat(self, connection: BackupConnection, now: float) -> None:
-        if connection.state is Shadow.SHADOW:
-            if connection.k_edge > connection.edge_confirmed:
-                self._dirty[connection.conn] = connection
-            if connection.hole_retry_s and (connection.journal.has_islands or connection.upto > connection.cum):
-                self._ask(connection, now)
-            else:
-                connection.hole_retry_s = 0.0
-        if not connection.lagging:
-            connection.lag_since = None
-        elif connection.lag_since is not None:
-            if now - connection.lag_since >= connection.lag_retry_s:
-                connection.redeliver(self.out)
-                connection.lag_since = now
-                connection.lag_retry_s = min(connection.lag_retry_s * 2, LAG_MAX_S)
-            self.timers.set_earlier(connection.conn, connection.lag_since + connection.lag_retry_s)
+        if connection.state is Shadow.SHADOW and connection.k_edge > connection.edge_confirmed:
+            self._dirty[connection.conn] = connection
+        self.repair.repeat(connection, now)
 
     def poll_timeout(self) -> float | None:
         """The earliest deadline."""
