@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 import time
 from collections.abc import Iterator
@@ -95,11 +96,22 @@ def test_a_reset_by_the_server_reaches_the_client(world: World, tmp_path: Path, 
 def again(case: Case, steps: Steps, source_port: int) -> Talk:
     """A connection from a port that was in use a moment ago."""
 
-    def bind(connection: socket.socket) -> None:
+    def connect(connection: socket.socket) -> None:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         connection.bind(("0.0.0.0", source_port))
 
-    return case.open(steps, prepare=bind)
+        def connected() -> bool:
+            try:
+                connection.connect((SERVICE_ADDRESS, PORT))
+            except OSError as error:
+                if error.errno != errno.EADDRNOTAVAIL:
+                    raise
+                return False  # the client's last FIN is not acknowledged yet
+            return True
+
+        assert eventually(connected)
+
+    return case.open(steps, prepare=connect, connect=False)
 
 
 def converse(case: Case, talk: Talk, seed: int, client_closes: bool) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from lab_world import eventually
 
 from nfq_failover.lab.driver import LabDriver
 from nfq_failover.lab.measure import Measurement, measure, read_capture
@@ -27,6 +28,16 @@ def driver() -> Iterator[LabDriver]:
         yield lab
 
 
+def protected(driver: LabDriver) -> bool:
+    """Whether the pair is protected; a machine that is busy may need a moment."""
+    return any(node["state"] == "protected" for node in driver.lab.status()["nodes"].values())
+
+
+def last_words(directory: Path) -> str:
+    """What the daemons have said at last."""
+    return "\n".join(f"{path.name}: {path.read_text()[-3000:]}" for path in sorted(directory.glob("*.log")))
+
+
 def crash_during(
     driver: LabDriver, capture: Path, arguments: list[str], delay_s: float
 ) -> tuple[dict[str, Any], Measurement]:
@@ -34,12 +45,14 @@ def crash_during(
     with driver.capture(capture) as running, driver.start_workload([*arguments, "--port", "7000-7003"]) as workload:
         time.sleep(delay_s)
         before = driver.primary()
+        assert eventually(lambda: protected(driver)), driver.lab.status()["nodes"]
         driver.crash("primary")
         report = workload.result()
+        after = driver.primary()
+        if after is None:
+            driver.keep_logs(capture.parent / "logs")
     assert running.counts is not None
-    after = driver.primary()
-    assert after is not None
-    assert after != before
+    assert after not in (None, before), (before, driver.lab.status()["nodes"], last_words(capture.parent / "logs"))
     return report, measure(read_capture(capture, SERVICE_ADDRESS), running.counts.missing)
 
 
