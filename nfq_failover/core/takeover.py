@@ -17,7 +17,7 @@ from nfq_failover.wire.segment import Segment
 from nfq_failover.wire.tcp_options import set_wscale
 
 INITIAL_SEGMENTS = 10
-STUCK_REPEATS = 3
+STUCK_SIGHTINGS = 3
 
 
 def take_over(connection: BackupConnection, out: Outbox, now: float) -> None:
@@ -179,4 +179,4 @@ def note_hole(connection: BackupConnection, offset: int, now: float, deadline_s:
             connection.stuck = (offset, 1, now)
         return False
     connection.stuck = (head, times + 1, since)
-    return times + 1 > STUCK_REPEATS and now - since >= deadline_s
+    return times + 1 >= STUCK_SIGHTINGS and now - since >= deadline_s

@@ -283,6 +283,16 @@ def test_hole_that_can_never_be_filled_resets_the_connection_loudly() -> None:
         t << "client [R.] 0 ack 0 wnd 0"
 
 
+def test_hole_is_found_at_the_third_sight_of_a_client_that_backs_off() -> None:
+    with Shadowing() as t:
+        t >> "takeover" << shown(0, 0, 0, 60)
+        hole(t, 2)
+        t.now += 4.0
+        t >> from_client(5000, 100) << "pass [.] 5000:5100 ack 0 wnd 500 ts 1001/7000000"
+        t << "log error: connection lost its replica" << "kernel [R.] 0 ack 0 wnd 500 ts 1001/7000000"
+        t << "client [R.] 0 ack 0 wnd 0"
+
+
 def test_hole_that_the_client_fills_is_none() -> None:
     with Shadowing() as t:
         t >> "takeover" << shown(0, 0, 0, 60)
