@@ -265,8 +265,11 @@ class PrimarySide:
         if connection is None:
             return
         connection.confirm(record, self.out, now)
-        if self.protecting and connection.reason == NOT_READY and connection.protect_late(self.out):
-            self.out.log("info", "connection protected", conn=connection.conn)
+        if self.protecting and connection.reason == NOT_READY:
+            if connection.protect_late(now):
+                self.out.log("info", "connection protected", conn=connection.conn)
+            elif connection.gated:
+                self.timers.set_earlier(connection.conn, now + POLL_MAX_S)
 
     def on_missing(self, record: Missing, now: float) -> None:
         """Send bytes that the backup's tap has lost."""
@@ -341,7 +344,7 @@ class PrimarySide:
         self.reason = reason
         self._telling.clear()
         for connection in list(self.flows.values()):
-            if connection.state in (Gate.PROTECTED, Gate.SYN_HELD):
+            if connection.gated or connection.state is Gate.SYN_HELD:
                 connection.unprotect(reason, self.out)
             elif connection.reason == NOT_READY:
                 connection.reason = reason  # what its replica has got by now is not kept
@@ -377,7 +380,10 @@ class PrimarySide:
                 elif connection.owed_since is not None:
                     self.timers.set(conn, now + POLL_FIRST_S)
             elif self.protecting and connection.reason == NOT_READY:
-                connection.retry_s = min(max(connection.retry_s * 2, POLL_FIRST_S), LATE_POLL_MAX_S)
+                if connection.gated and not connection.give_up_catching_up(NOT_READY, self.out, now):
+                    connection.release(self.out, now)
+                slowest = POLL_MAX_S if connection.gated else LATE_POLL_MAX_S
+                connection.retry_s = min(max(connection.retry_s * 2, POLL_FIRST_S), slowest)
                 self._poll(connection)
                 self.timers.set(conn, now + connection.retry_s)
         if self.flows and now >= self._next_query:

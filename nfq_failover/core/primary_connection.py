@@ -33,6 +33,9 @@ END_LINGER_S = 2.0  # three repeats of the client's FIN: 0.2, 0.6 and 1.4 s afte
 OWED_HOLD_S = 0.0025  # the timer comes at POLL_FIRST_S = 3 ms
 SACK_HOLD_S = 0.002  # how long an ACK waits for the confirmation of its SACK blocks alone
 MAX_RETAINED = 64 << 20
+CATCH_UP_S = 0.5  # how long acknowledgements are held for a backup that is behind
+CATCH_UP_FIRST_S = 2.0  # how long they are not, after that; doubled each time
+CATCH_UP_MAX_S = 60.0
 
 Blocks = list[tuple[int, int]]
 
@@ -41,9 +44,13 @@ class Gate(Enum):
     """The states of a connection on the primary."""
 
     SYN_HELD = "syn-held"
+    CATCHING_UP = "catching-up"
     PROTECTED = "protected"
     UNPROTECTED = "unprotected"
     CLOSED = "closed"
+
+
+_GATED = (Gate.PROTECTED, Gate.CATCHING_UP)
 
 
 class PrimaryConnection:
@@ -56,6 +63,8 @@ class PrimaryConnection:
 
     __slots__ = (
         "b_established",
+        "catch_up_at",
+        "catch_up_s",
         "client",
         "confirm_at",
         "confirmed",
@@ -110,6 +119,8 @@ class PrimaryConnection:
         self.held: deque[tuple[int, Blocks, float]] = deque()
         self.owed_since: float | None = None
         self.confirm_at = now
+        self.catch_up_at = now
+        self.catch_up_s = CATCH_UP_FIRST_S
         self.snd_nxt = (opening.iss + 1) & MASK
         self.tsval = opening.tsval or 0
         self.tsecr = 0
@@ -124,13 +135,18 @@ class PrimaryConnection:
     @property
     def gated(self) -> bool:
         """Whether acknowledgements are held back."""
-        return self.state is Gate.PROTECTED
+        return self.state in _GATED
+
+    @property
+    def _limit(self) -> int:
+        """What may be acknowledged. While the backup catches up the client has seen more already."""
+        return max(self.confirmed, self.sent_ack)
 
     def outbound(self, event: PacketQueued, seg: Segment, out: Outbox, now: float) -> None:
         """Judge a segment (not a SYN) that our TCP sends."""
         ack = self.client.offset(seg.ack) if seg.flags & ACK else self.kernel_ack
         self._learn(seg, ack)
-        if self.state is not Gate.PROTECTED:
+        if self.state not in _GATED:
             self._note_sent(ack, ack + (seg.wnd << self.wscale))
             for _, right in seg.sack:
                 self.sent_sack = max(self.sent_sack, self.client.offset(right))
@@ -140,7 +156,7 @@ class PrimaryConnection:
             out.accept(event.queue, event.packet_id)
             return
         blocks = [(self.client.offset(left), self.client.offset(right)) for left, right in seg.sack]
-        covered = ack <= self.confirmed and all(self._covered(b) for b in blocks)
+        covered = ack <= self._limit and all(self._covered(b) for b in blocks)
         if seg.is_pure_ack and not covered:
             if len(self.held) >= MAX_HELD:
                 self.held.popleft()
@@ -167,7 +183,7 @@ class PrimaryConnection:
         self, event: PacketQueued, seg: Segment, out: Outbox, ack: int, blocks: Blocks, now: float
     ) -> None:
         """Let a segment go out now with what it may say."""
-        allowed = min(ack, self.confirmed)
+        allowed = min(ack, self._limit)
         window = seg.wnd
         edge = ack + (window << self.wscale)
         if allowed != ack or edge > self.edge_backup or edge < self.edge_sent:
@@ -217,6 +233,8 @@ class PrimaryConnection:
     @property
     def edge_limit(self) -> int:
         """The right edge that may be promised."""
+        if self.state is Gate.CATCHING_UP:
+            return min(self.edge_kernel, max(self.edge_backup, self.edge_sent))
         return min(self.edge_kernel, self.edge_backup) if self.state is Gate.PROTECTED else self.edge_kernel
 
     def window_for(self, ack: int) -> int:
@@ -263,7 +281,7 @@ class PrimaryConnection:
             self.retry_s = 0.0
             self.retained.trim(cum)
         self.confirm_at = now
-        if self.state is Gate.PROTECTED:
+        if self.state in _GATED:
             self.release(out, now)
 
     def release(self, out: Outbox, now: float) -> None:
@@ -344,13 +362,28 @@ class PrimaryConnection:
         self.held.clear()
         self.owed_since = None
 
-    def protect_late(self, out: Outbox) -> bool:
-        """The replica has caught up with a connection that was let go unprotected. True if it is protected now."""
-        if self.state is not Gate.UNPROTECTED or self.edge_backup < self.edge_sent:
+    def protect_late(self, now: float) -> bool:
+        """The replica can continue a connection that was let go unprotected. True if it is protected now.
+
+        A busy client would always be told more than the backup has: while the backup catches up it is told no more.
+        """
+        if self.state not in (Gate.UNPROTECTED, Gate.CATCHING_UP):
             return False
-        if self.confirmed < max(self.sent_ack, self.sent_sack):
+        if self.edge_backup >= self.edge_sent and self.confirmed >= max(self.sent_ack, self.sent_sack):
+            self.state, self.reason = Gate.PROTECTED, ""
+            return True
+        if self.state is Gate.UNPROTECTED and now >= self.catch_up_at:
+            self.state = Gate.CATCHING_UP
+            self.catch_up_at = now + CATCH_UP_S
+        return False
+
+    def give_up_catching_up(self, reason: str, out: Outbox, now: float) -> bool:
+        """Let go again, if the backup could not catch up in time. The next time comes later, and later."""
+        if self.state is not Gate.CATCHING_UP or now < self.catch_up_at:
             return False
-        self.state, self.reason = Gate.PROTECTED, ""
+        self.unprotect(reason, out)
+        self.catch_up_at = now + self.catch_up_s
+        self.catch_up_s = min(self.catch_up_s * 2, CATCH_UP_MAX_S)
         return True
 
     # ------------------------------------------------------------------------------------ the client's bytes

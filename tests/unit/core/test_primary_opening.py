@@ -69,13 +69,13 @@ def test_replica_that_is_not_ready_in_time_goes_unprotected_and_is_protected_whe
         t >> syn_ack() << HELD << opening()
         t >> After(1.1) << "client [S.] -1 ack 0 wnd 8000" << "log warning: connection unprotected" << "query"
         connection = t.side.flows[FLOW]
-        assert (connection.state, connection.reason) == (Gate.UNPROTECTED, "replica not ready")
+        assert (connection.state.name, connection.reason) == ("UNPROTECTED", "replica not ready")
         t >> server(0, 0, ack=300, ts=(5, 6)) << "pass"
         t >> After(0.06) << Progress(1, client_seq(300), True)
         t >> confirmed(200, 70000)  # the client was told 300: the backup still lacks a part of it
-        assert not connection.gated
+        assert connection.state.name == "CATCHING_UP"
         t >> confirmed(300, 70000) << "log info: connection protected"
-        assert connection.gated
+        assert connection.state.name == "PROTECTED"
         t >> server(0, 0, ack=400) << "drop ack-held"
 
 
@@ -99,8 +99,44 @@ def test_connection_let_go_is_not_protected_while_the_client_may_count_on_select
         t >> After(1.1) << "client [S.] -1 ack 0 wnd 8000" << "log warning: connection unprotected" << "query"
         t >> server(0, 0, ack=300, sack=((400, 500),)) << "pass"
         t >> confirmed(300, 70000)
-        assert t.side.flows[FLOW].state is Gate.UNPROTECTED
+        assert t.side.flows[FLOW].state.name == "CATCHING_UP"
         t >> confirmed(500, 70000) << "log info: connection protected"
+
+
+def test_busy_client_is_told_no_more_while_the_backup_catches_up() -> None:
+    with PrimaryTranscript() as t:
+        t >> syn() << "pass"
+        t >> syn_ack() << HELD << opening()
+        t >> After(1.1) << "client [S.] -1 ack 0 wnd 8000" << "log warning: connection unprotected" << "query"
+        connection = t.side.flows[FLOW]
+        t >> server(0, 0, ack=3000, ts=(5, 6)) << "pass"
+        t >> confirmed(1000, 70000)
+        t >> server(0, 0, ack=5000, ts=(5, 6)) << "drop ack-held"
+        (t >> server(0, 10, ack=5000, ts=(5, 6)) << "pass [.] 0:10 ack 3000 wnd 1500 ts 5/6")  # said before
+        t >> confirmed(2500, 70000)
+        assert connection.state.name == "CATCHING_UP"
+        t >> confirmed(4000, 70000)
+        t << "client [.] 10 ack 4000 wnd 1250 ts 2000000/0" << "log info: connection protected"
+        assert connection.state.name == "PROTECTED"
+
+
+def test_backup_that_does_not_catch_up_in_time_holds_nothing_up() -> None:
+    with PrimaryTranscript() as t:
+        t >> syn() << "pass"
+        t >> syn_ack() << HELD << opening()
+        t >> After(1.1) << "client [S.] -1 ack 0 wnd 8000" << "log warning: connection unprotected" << "query"
+        connection = t.side.flows[FLOW]
+        t >> server(0, 0, ack=3000, ts=(5, 6)) << "pass"
+        t >> confirmed(1000, 70000)
+        t >> server(0, 0, ack=5000, ts=(5, 6)) << "drop ack-held"
+        t >> After(0.6) << "client [.] 0 ack 5000 wnd 1000 ts 2000000/0" << Progress(1, client_seq(5000), True)
+        assert (connection.state.name, connection.reason) == ("UNPROTECTED", "replica not ready")
+        assert connection.sent_ack == 5000
+        t >> confirmed(2000, 70000)
+        assert connection.state.name == "UNPROTECTED"  # not again so soon
+        t.now += 2.1
+        t >> confirmed(2000, 70000)
+        assert connection.state.name == "CATCHING_UP"
 
 
 def test_refusal_with_a_reason_lets_the_connection_go_unprotected() -> None:

@@ -62,7 +62,10 @@ def test_a_reader_that_is_stuck_keeps_nobody_waiting_and_losses_are_told() -> No
     file = Stuck()
     writer = BackgroundWriter(file)
     began = time.monotonic()
-    for number in range(MAX_LINES + 500):
+    writer.write("line 0\n")
+    while not writer._lines.empty():  # the thread has taken it, and is stuck with it
+        time.sleep(0.001)
+    for number in range(1, MAX_LINES + 500):
         writer.write(f"line {number}\n")
     assert time.monotonic() - began < 5
     file.go_on.set()
