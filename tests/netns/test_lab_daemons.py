@@ -170,7 +170,17 @@ def test_a_dead_daemon_is_told_and_can_be_started_again(pair: Lab) -> None:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_up_leaves_nothing(number: signal.Signals) -> None:
     name = fresh_name()
-    argv = [sys.executable, "-m", "nfq_failover", "lab", "--name", name, "up"]
+    argv = [
+        sys.executable,
+        "-m",
+        "nfq_failover",
+        "lab",
+        "--name",
+        name,
+        "up",
+        "--heartbeat-ms",
+        "5000",
+    ]  # takes its time
     process = subprocess.Popen(argv, stderr=subprocess.PIPE, text=True)
     try:
         assert eventually(lambda: (ROOT / name / "daemon-a.log").exists())
