@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
+IPPROTO_ICMP: Final = 1
 IPPROTO_TCP: Final = 6
 
 # TCP flags, RFC 9293 section 3.1.

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from nfq_failover.constants import RST, SYN
+from nfq_failover.core import path_mtu
 from nfq_failover.core.backup import BackupSide
 from nfq_failover.core.backup_connection import Shadow
 from nfq_failover.core.events import (
@@ -47,6 +48,7 @@ from nfq_failover.core.session import Session
 from nfq_failover.core.settings import Settings
 from nfq_failover.core.status import connection_rows, link_row
 from nfq_failover.errors import MalformedDatagram, MalformedSegment
+from nfq_failover.wire.icmp import is_icmp
 from nfq_failover.wire.records import (
     Close,
     Closed,
@@ -138,6 +140,9 @@ class Node:
 
     def _packet(self, event: PacketQueued, now: float) -> None:
         out = self.out
+        if event.queue is Queue.IN and is_icmp(event.packet):
+            path_mtu.judge(event, self.backup.flows, self.members.state in _SERVING, out)
+            return
         try:
             seg = Segment(event.packet)
         except MalformedSegment as error:

@@ -38,6 +38,11 @@ class RawClient:
         self._received = b""
         self.syn_ack: Segment | None = None
 
+    @property
+    def expected(self) -> int:
+        """The SEQ of the next byte from the server."""
+        return self._expected
+
     def close(self) -> None:
         """Give the sockets back; the connection is left as it is."""
         self._socket.close()

@@ -124,7 +124,7 @@ def test_primary_queues_syns_in_and_everything_out_without_bypass(tmp_path: Path
 def test_alone_bypasses_except_for_inherited_connections(tmp_path: Path) -> None:
     text = plan(tmp_path, "alone", *PEER, "--inherited", "-", stdin="10.77.0.1 40000 80\n10.77.0.9 50000 7001\n")
     queued = [line for line in text.splitlines() if "NFQUEUE" in line]
-    assert len(queued) == 6
+    assert len(queued) == 7
     for line in queued:
         assert ("--queue-bypass" in line) == ("40000" not in line and "50000" not in line)
     assert "-s 10.77.0.9 -p tcp --sport 50000 --dport 7001 -j NFQUEUE --queue-num 7760" in text
