@@ -23,6 +23,7 @@ class Do(Enum):
     FENCE = "fence the peer"
     STORE = "store epoch and role"
     SERVE = "be heard, with no connections"
+    RESUME = "be heard again, with the connections that were taken over before the daemon's restart"
     TAKE_OVER = "be heard, with the shadow connections"
     ARM = "tighten the rules"
     PROTECT = "open new connections towards the backup"
@@ -290,6 +291,13 @@ class Membership:
         self._go(Input.CLAIMED, "claimed by the operator")
         return "claimed"
 
+    def resume(self, epoch: int) -> None:
+        """Our daemon has restarted on a host that served, unprotected, in `epoch`; see roles.py for why it may go on."""
+        self.epoch = max(self.epoch, epoch)
+        if self.epoch != self.stored_epoch:
+            self.actions.append(Do.STORE)  # it was announced, and the daemon died before it was on disk
+        self._go(Input.RESUMED, "the daemon has restarted: no backup yet")
+
     def stop(self) -> None:
         """Clean stop."""
         self._go(Input.STOP, "stopped")
@@ -317,6 +325,8 @@ class Membership:
                 act(Do.TAKE_OVER)
             elif before is State.CLAIMING:
                 act(Do.SERVE)
+            elif before is State.WAITING:
+                act(Do.RESUME)
             else:
                 act(Do.RELEASE)
         elif after is State.ARMING:

@@ -4,6 +4,10 @@ The rule: a host makes itself heard from the service address only if (1) a livin
 session, that it is the one, or (2) the peer was fenced, or the operator says that it is off, or (3) the configuration
 accepts a split brain. So two hosts that boot together elect one, and one that boots alone waits.
 
+A daemon that dies is not a host that dies: one that served unprotected, on this boot, goes on at once when its daemon is
+back (RESUMED). Nobody else can serve then: a peer starts to serve only with our consent (heartbeats that say that we do
+not serve: none has left since), after it has fenced us (this boot would be over), or by (2) or (3), which hold without us.
+
 A host starts in WAITING: silent. Two hosts of which neither serves compare their `Candidate`: the one that holds the
 protected connections goes first, then the later epoch on disk, then the one that served in it, then `prefer_primary`,
 then the name. The winner stores the next epoch and serves (UNPROTECTED until its backup is armed).
@@ -75,6 +79,7 @@ class Input(Enum):
     ELECTED = "neither serves and we go first"
     ALONE = "nobody answered for the boot wait, and the configuration says to fence then"
     CLAIMED = "the operator says that the peer is off"
+    RESUMED = "this host served unprotected on this boot, and only its daemon has restarted"
     STORED = "the new epoch is on disk"
     STORE_FAILED = "the new epoch could not be stored"
     PEER_SILENT = "no heartbeat for the detection time"
@@ -102,6 +107,7 @@ TRANSITIONS: dict[tuple[State, Input], State] = {
     (S.WAITING, I.ELECTED): S.CLAIMING,
     (S.WAITING, I.ALONE): S.BOOT_FENCING,
     (S.WAITING, I.CLAIMED): S.CLAIMING,
+    (S.WAITING, I.RESUMED): S.UNPROTECTED,
     (S.BOOT_FENCING, I.FENCED): S.CLAIMING,
     (S.BOOT_FENCING, I.FENCE_FAILED): S.WAITING,
     (S.BOOT_FENCING, I.PEER_SERVES): S.SHADOWING,

@@ -130,6 +130,35 @@ def operator_claims_a_waiting_host() -> Host:
     return h
 
 
+@scenario
+def daemon_of_a_host_that_served_unprotected_restarts() -> Host:
+    h = Host(epoch=4, served=True)
+    h.members.resume(4)
+    assert h.done() == [Do.RESUME]
+    assert h.at(S.UNPROTECTED) and h.members.epoch == 4
+    assert h.hear(S.WAITING) == []  # a peer that restarts meanwhile follows
+    assert h.hear(S.SHADOWING, 4) == [Do.ARM]
+    return h
+
+
+@scenario
+def daemon_restarts_with_an_epoch_that_was_announced_but_not_stored() -> Host:
+    h = Host(epoch=4, served=True)
+    h.members.resume(5)
+    assert h.done() == [Do.STORE, Do.RESUME]
+    return h
+
+
+@scenario
+def daemon_that_resumed_yields_to_a_newer_epoch() -> Host:
+    h = Host(epoch=4, served=True)
+    h.members.resume(4)
+    h.done()
+    assert h.hear(S.UNPROTECTED, 5) == [Do.SILENCE]
+    assert h.at(S.WAITING)
+    return h
+
+
 @pytest.mark.parametrize("run", SCENARIOS, ids=lambda run: run.__name__)
 def test_scenario(run: Scenario) -> None:
     run()
