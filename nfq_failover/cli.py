@@ -90,6 +90,11 @@ def _claim(args: argparse.Namespace) -> int:
     return 0 if answer["before"] != answer["state"] else 1
 
 
+def _leave(args: argparse.Namespace) -> int:
+    print(f"{_ask(args, 'leave')['state']} -> leaving")
+    return 0
+
+
 def _keygen(args: argparse.Namespace) -> int:
     try:
         fd = os.open(args.file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
@@ -142,6 +147,7 @@ def build_parser() -> argparse.ArgumentParser:
     _config_option(status)
     status.add_argument("--json", action="store_true", help="everything, as JSON")
     status.add_argument("--rows", type=int, default=20, help="how many connections to list (20)")
+    _config_option(command("leave", "end the daemon for good: hand the service over, or end it", _leave))
     _config_option(command("claim", "the other host is off, I say so: let this one serve", _claim))
     keygen = command("keygen", "make a key file", _keygen)
     keygen.add_argument("file", type=Path)

@@ -31,9 +31,10 @@ _KINDS = {str: "a text in quotes", int: "a whole number", bool: "true or false",
 
 DEFAULT_KEY_FILE = Path("/etc/nfq-failover/key")
 DEFAULT_STATE_DIR = Path("/var/lib/nfq-failover")
+DEFAULT_RUN_DIR = Path("/run/nfq-failover")
 _PEER_SETTINGS = ("name", "address", "port", "mac")
 _SETTINGS = (
-    *("name", "service", "ports", "interface", "listen", "peer", "key_file", "state_dir"),
+    *("name", "service", "ports", "interface", "listen", "peer", "key_file", "state_dir", "run_dir"),
     *("tap", "tap_mac", "conntrack", "manage_address", "instance", "rules_script", "queue_in", "queue_out", "mark"),
     *("fence", "fence_deadline_ms", "split_brain", "boot_alone", "boot_wait_ms", "prefer_primary"),
     *("heartbeat_interval_ms", "heartbeat_count", "loop_stall_ms", "open_deadline_ms", "announce_count"),
@@ -52,6 +53,7 @@ class Config:
     tap_mac: str | None
     listen: tuple[str, int]
     state_dir: Path
+    run_dir: Path  # outlives the daemon, not the host
     conntrack: str  # notrack | liberal
     fence: tuple[str, ...]
     queue_in: int
@@ -297,6 +299,7 @@ def parse(table: dict[str, Any], where: str = "config") -> Config:
         tap_mac=tap_mac,
         listen=listen,
         state_dir=r.checked("state_dir", str, _path, DEFAULT_STATE_DIR),
+        run_dir=r.checked("run_dir", str, _path, DEFAULT_RUN_DIR),
         conntrack=r.choice("conntrack", ("notrack", "liberal"), "notrack"),
         fence=fence,
         queue_in=r.number("queue_in", 0, 65535, DEFAULT_QUEUE_IN),

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from nfq_failover.constants import ACK, FIN, RST, SYN
-from nfq_failover.core import takeover
+from nfq_failover.core import resync, takeover
 from nfq_failover.core.backup_connection import BackupConnection, Shadow
 from nfq_failover.core.events import PacketQueued, QueryFlows
+from nfq_failover.core.memory import Memory
 from nfq_failover.core.outbox import Outbox
 from nfq_failover.core.repair import Repair
 from nfq_failover.core.replica_map import ReplicaMap
@@ -45,6 +46,7 @@ class BackupSide:
         self.numbers: dict[int, BackupConnection] = {}
         self.timers: TimerQueue[int] = TimerQueue()
         self.repair = Repair(out, self.timers)
+        self.memory: Memory | None = None
         self._dirty: dict[int, BackupConnection] = {}
         self._forgotten: dict[int, None] = {}  # the latest, oldest first
         self._next_query = 0.0
@@ -64,6 +66,9 @@ class BackupSide:
             out.drop(event.queue, event.packet_id, "connection-dead")
             if connection.heard:
                 connection.answer_rst(out, seg)
+            return
+        if connection.resync:
+            out.drop(event.queue, event.packet_id, "resyncing")
             return
         offset = connection.client.offset(seg.seq)
         if not connection.plausible(seg, offset):
@@ -139,6 +144,11 @@ class BackupSide:
                 out.record(Opened(connection.conn, False, 0, ""))
             else:
                 out.reset_stranger(seg)  # of an earlier connection, or of one that can't be continued
+            return True
+        if connection.resync and not resync.answered(connection, seg):
+            out.drop(event.queue, event.packet_id, "replica-gone")
+            self._die(connection, "our TCP lost the connection while the daemon was away", now)
+            connection.answer_rst(out, None)
             return True
         if seg.flags & RST and not active:
             out.drop(event.queue, event.packet_id, "replica-reset")
@@ -341,10 +351,28 @@ class BackupSide:
                 self.forget(connection)  # no client has seen its SYN-ACK: the next SYN is native
         return going, reset
 
+    def restore(self, connections: list[BackupConnection], now: float) -> None:
+        """After a restart of the daemon: what was taken over in its earlier life (ACTIVE, or DEAD: to be cut)."""
+        for connection in connections:
+            self.flows[connection.flow] = self.numbers[connection.conn] = connection
+            if connection.resync or (connection.state is Shadow.DEAD and not connection.ended):
+                resync.ask(connection, self.out, self.timers, now)  # one that is dead shows itself, and is reset
+            if connection.state is Shadow.DEAD and connection.heard and not connection.ended:
+                connection.answer_rst(self.out, None)
+
+    def cut_dead(self) -> None:
+        """This host serves: clients of connections that can't be continued may be told so."""
+        for connection in self.flows.values():
+            if connection.state is Shadow.DEAD and not connection.heard and not connection.ended:
+                connection.heard = True
+                connection.answer_rst(self.out, None)
+
     def forget(self, connection: BackupConnection) -> None:
         """Drop all state of a connection."""
         if self.flows.get(connection.flow) is connection:
             del self.flows[connection.flow]
+            if self.memory is not None:
+                self.memory.forget(connection.flow)
         self.numbers.pop(connection.conn, None)
         self._forgotten[connection.conn] = None
         if len(self._forgotten) > MAX_FORGOTTEN:
@@ -411,6 +439,9 @@ class BackupSide:
             self.out.effects.append(QueryFlows(list(self.flows)))
 
     def _repeat(self, connection: BackupConnection, now: float) -> None:
+        if connection.resync:
+            resync.ask(connection, self.out, self.timers, now)
+            return
         if connection.state is Shadow.SHADOW and connection.k_edge > connection.edge_confirmed:
             self._dirty[connection.conn] = connection
         self.repair.repeat(connection, now)

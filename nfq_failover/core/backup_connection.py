@@ -94,6 +94,15 @@ class BackupConnection:
         self.resend_next: int | None = None
         self.ack_sent = 0
         self.stuck: tuple[int, int, float] | None = None
+        # after a restart of the daemon
+        self.resync = False  # our TCP has not told yet where it is
+        self.resync_s = 0.0
+        self.resync_plain = False  # how our TCP was asked last: without timestamps
+
+    def end_with_host(self) -> None:
+        """Taken over in an earlier life of the daemon, on a host that did not go on serving: it can't be continued."""
+        self.state, self.heard, self.resync = Shadow.DEAD, False, False
+        self.reason = "the host did not go on serving after the daemon's restart"
 
     # ------------------------------------------------------------------------------------ what we hold
 

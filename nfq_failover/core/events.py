@@ -132,6 +132,13 @@ class FlowsGone:
 
 
 @dataclass(slots=True)
+class FlowsListed:
+    """Answer to `ListFlows`."""
+
+    flows: list[tuple[bytes, int, bytes, int]]
+
+
+@dataclass(slots=True)
 class OperatorCommand:
     """`claim` (the operator says that the peer is off), `shutdown` (clean stop)."""
 
@@ -151,6 +158,7 @@ Event = (
     | RulesApplied
     | RulesLost
     | FlowsGone
+    | FlowsListed
     | OperatorCommand
 )
 
@@ -220,6 +228,14 @@ class StoreEpoch:
 
 
 @dataclass(slots=True)
+class Remember:
+    """Write these bytes at these offsets of the record for the daemon's next life (core/memory.py), now: what comes
+    after this effect may only happen when they outlive the process."""
+
+    writes: tuple[tuple[int, bytes], ...]
+
+
+@dataclass(slots=True)
 class ApplyRules:
     """Bring the firewall rules to a profile.
 
@@ -247,6 +263,11 @@ class QueryFlows:
 
 
 @dataclass(slots=True)
+class ListFlows:
+    """Which connections does the kernel have at the service's ports? Answered by `FlowsListed`, unless it can't."""
+
+
+@dataclass(slots=True)
 class Log:
     """A structured log line; level is debug, info, warning or error (alarm)."""
 
@@ -263,8 +284,10 @@ Effect = (
     | CheckLink
     | Fence
     | StoreEpoch
+    | Remember
     | ApplyRules
     | OwnAddress
     | QueryFlows
+    | ListFlows
     | Log
 )

@@ -292,7 +292,7 @@ class Membership:
         return "claimed"
 
     def resume(self, epoch: int) -> None:
-        """Our daemon has restarted on a host that served, unprotected, in `epoch`; see roles.py for why it may go on."""
+        """Our daemon has restarted on a host that served, unprotected, in `epoch`; roles.py has why it may."""
         self.epoch = max(self.epoch, epoch)
         if self.epoch != self.stored_epoch:
             self.actions.append(Do.STORE)  # it was announced, and the daemon died before it was on disk

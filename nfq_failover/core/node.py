@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from nfq_failover.constants import RST, SYN
-from nfq_failover.core import path_mtu
+from nfq_failover.core import path_mtu, restart
 from nfq_failover.core.backup import BackupSide
 from nfq_failover.core.backup_connection import Shadow
 from nfq_failover.core.events import (
@@ -23,6 +23,7 @@ from nfq_failover.core.events import (
     Fence,
     FenceFinished,
     FlowsGone,
+    FlowsListed,
     FrameCopied,
     LinkChecked,
     OperatorCommand,
@@ -32,6 +33,7 @@ from nfq_failover.core.events import (
     PublishHeartbeat,
     Queue,
     QueueOverrun,
+    Remember,
     RulesApplied,
     RulesLost,
     SendDatagram,
@@ -40,6 +42,7 @@ from nfq_failover.core.events import (
 )
 from nfq_failover.core.heartbeat import HeartbeatBody, PeerMonitor
 from nfq_failover.core.membership import Do, Membership
+from nfq_failover.core.memory import Memory, Recollection
 from nfq_failover.core.outbox import Outbox
 from nfq_failover.core.primary import PrimarySide
 from nfq_failover.core.primary_connection import Gate
@@ -47,6 +50,7 @@ from nfq_failover.core.roles import Role, State
 from nfq_failover.core.session import Session
 from nfq_failover.core.settings import Settings
 from nfq_failover.core.status import connection_rows, link_row
+from nfq_failover.core.strangers import StrangerHunt
 from nfq_failover.errors import MalformedDatagram, MalformedSegment
 from nfq_failover.wire.icmp import is_icmp
 from nfq_failover.wire.records import (
@@ -66,6 +70,7 @@ from nfq_failover.wire.segment import FlowKey, Segment
 
 _ROLES, _STATES = frozenset(Role), frozenset(State)
 _SERVING = frozenset((State.UNPROTECTED, State.ARMING, State.PROTECTED, State.BACKUP_LOST))
+_RESUMABLE = frozenset((State.UNPROTECTED, State.ARMING))  # serving, and no connection was protected yet
 
 
 class Node:
@@ -78,7 +83,11 @@ class Node:
         stored_epoch: int,
         served: bool,
         now: float,
+        memory: Memory | None = None,
+        recollection: Recollection | None = None,
     ) -> None:
+        """`memory`: what the next life will be told, None to tell it nothing. `recollection`: what an earlier life of
+        the daemon, on this boot, has left."""
         self.settings = settings
         self.out = Outbox()
         self.peer = settings.peers[0]
@@ -88,6 +97,7 @@ class Node:
         self.primary = PrimarySide(settings, self.out)
         self.primary.strangers = served or stored_epoch == 0
         self.backup = BackupSide(settings, self.out)
+        self.hunt = StrangerHunt(self.out, self.primary, self.backup)
         self._published: bytes = b""
         self._peer_sent_ms = 0
         self._echo_ms = 0
@@ -95,11 +105,22 @@ class Node:
         self._rules: tuple[Profile, int] = (Profile.BACKUP, 0)
         self._next_tick = self._last_tick = now
         self._pause_s = settings.detection_ms / 1000
+        self.memory = self.backup.memory = memory
+        if recollection is not None:
+            restart.recollect(recollection, self.members, self.primary, self.backup, served, now)
+            self._carry_out(now)
+        self._write_down()
 
     # ------------------------------------------------------------------------------------ the three calls
 
     def handle(self, event: Event, now: float) -> None:
         """Take one input."""
+        try:
+            self._handle(event, now)
+        finally:
+            self._write_down()
+
+    def _handle(self, event: Event, now: float) -> None:
         if isinstance(event, PacketQueued):
             if now - self._last_tick > self._pause_s:
                 self._timer(now)  # this host was paused: doubt comes before the first packet
@@ -160,6 +181,8 @@ class Node:
         connection = self.backup.flows.get((seg.src, seg.sport, seg.dst, seg.dport))
         if connection is not None:
             self.backup.inbound(event, seg, connection, now)
+            if self.memory is not None and connection.heard:
+                self.memory.review(connection)
         elif self.members.state not in _SERVING:
             self.out.drop(event.queue, event.packet_id, "not-serving")
         elif seg.flags & SYN and not seg.flags & RST:
@@ -170,6 +193,8 @@ class Node:
     def _outbound(self, event: PacketQueued, seg: Segment, now: float) -> None:
         connection = self.backup.flows.get((seg.dst, seg.dport, seg.src, seg.sport))
         if connection is not None and self.backup.outbound(event, seg, connection, now):
+            if self.memory is not None and connection.heard:
+                self.memory.review(connection)
             return
         if self.members.state not in _SERVING:
             self.out.drop(event.queue, event.packet_id, "not-serving")
@@ -299,6 +324,7 @@ class Node:
         if self.members.state is not State.DOUBT:
             self.primary.on_timer(now)
         self.backup.on_timer(now)
+        self.hunt.on_timer(self.memory is not None and self.members.state in _SERVING, now)
         self._watch_inherited()
 
     def _answer(self, event: Event, now: float) -> None:
@@ -314,6 +340,9 @@ class Node:
         elif isinstance(event, FlowsGone):
             self.primary.flows_gone(event.flows, now)
             self.backup.flows_gone(event.flows, now)
+        elif isinstance(event, FlowsListed):
+            if self.hunt.listed(event.flows) and self.members.role is Role.PRIMARY:
+                self._apply(self._rules[0])
         elif isinstance(event, CopiesLost):
             self.out.counters["copies-lost"] += event.count
             self.out.log("warning", "inbound copies lost", count=event.count)
@@ -371,7 +400,8 @@ class Node:
             emit(StoreEpoch(members.epoch, "primary" if serves else "backup"))
         elif action is Do.TAKE_OVER:
             self._take_over(now)
-        elif action is Do.SERVE:
+        elif action in (Do.SERVE, Do.RESUME):
+            self.backup.cut_dead()
             emit(OwnAddress(True, self.settings.announce_count))
             self._apply(Profile.ALONE)
         elif action is Do.ARM:
@@ -402,13 +432,31 @@ class Node:
         going, reset = self.backup.take_over(now)
         self.primary.reason = "taken over: no backup"
         self.out.log("warning", "takeover", epoch=self.members.epoch, connections=going, reset=reset)
+        if self.memory is not None:
+            self.memory.begin([c for c in self.backup.flows.values() if c.state in (Shadow.ACTIVE, Shadow.DEAD)])
         self._apply(Profile.ALONE)
+
+    def _write_down(self) -> None:
+        """Before anything else is done: what the daemon's next life must know."""
+        memory, members = self.memory, self.members
+        if memory is None:
+            return
+        memory.note(members.state in _RESUMABLE, members.epoch, self.primary.strangers)
+        if memory.writes:
+            self.out.effects.appendleft(Remember(tuple(memory.writes)))
+            memory.writes.clear()
+
+    def serves_alone(self, now: float) -> bool:
+        """Whether this host serves, unprotected, and nobody is there to hand the service over to."""
+        return self.members.state is State.UNPROTECTED and not self.members.answers(self.monitor, now)
 
     def _apply(self, profile: Profile) -> None:
         flows = self._inherited_flows()
         self._inherited = len(flows)
-        self.out.effects.append(ApplyRules(profile, flows))
         self._rules = (profile, len(flows))
+        if profile is Profile.ALONE and self.memory is not None and not self.primary.strangers:
+            profile = Profile.BACKUP  # what a connection of another time says must not find a bypass, if we die now
+        self.out.effects.append(ApplyRules(profile, flows))
 
     def _inherited_flows(self) -> tuple[FlowKey, ...]:
         if self.members.role is not Role.PRIMARY:

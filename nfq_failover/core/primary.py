@@ -60,6 +60,7 @@ class PrimarySide:
         self.protecting = False
         self.reason = "no backup"
         self.strangers = True
+        self.poked: frozenset[FlowKey] = frozenset()  # see core/strangers.py
         self.wants_copies = False
         self.flows: dict[FlowKey, PrimaryConnection] = {}
         self.numbers: dict[int, PrimaryConnection] = {}
@@ -103,7 +104,7 @@ class PrimarySide:
         flow: FlowKey = (seg.dst, seg.dport, seg.src, seg.sport)
         connection = self.flows.get(flow)
         if connection is None:
-            self._of_unknown(event, seg, flow)
+            self._of_unknown(event, seg, flow, now)
             return
         if seg.flags & RST and connection.keeps_last_ack:
             self.out.drop(event.queue, event.packet_id, "rst-after-end")
@@ -128,15 +129,48 @@ class PrimarySide:
             self._dialled.popitem(last=False)
         self.out.accept(event.queue, event.packet_id)
 
-    def _of_unknown(self, event: PacketQueued, seg: Segment, flow: FlowKey) -> None:
+    def knows(self, flow: FlowKey) -> bool:
+        """Whether the connection was opened before our eyes."""
+        return flow in self.flows or flow in self._dialled
+
+    def _of_unknown(self, event: PacketQueued, seg: Segment, flow: FlowKey, now: float) -> None:
         """A segment of a connection that no client has opened before our eyes."""
         if flow in self._dialled:
             self._dialled.move_to_end(flow)
+        elif seg.flags & RST and flow in self.poked:
+            self.out.drop(event.queue, event.packet_id, "stranger-gone")  # the answer to us, not to the client
+            return
         elif not self.strangers and not seg.flags & RST and len(self.flows) < self.settings.max_connections:
             self.out.drop(event.queue, event.packet_id, "stranger")
             self.out.reset_stranger(seg)
             return
+        elif seg.flags & (RST | FIN | ACK) == ACK and len(self.flows) < self.settings.max_connections:
+            self._adopt(seg, flow, now)
         self.out.accept(event.queue, event.packet_id)
+
+    def _adopt(self, seg: Segment, flow: FlowKey, now: float) -> None:
+        """Opened before the daemon's start, or while it was away: not protected, and to be listed as such."""
+        opening = Open(
+            conn=self._take_number(),
+            flow=flow,
+            irs=(seg.ack - 1) & 0xFFFFFFFF,
+            iss=(seg.seq - 1) & 0xFFFFFFFF,
+            tsval=None,
+            wscale=None,
+            mss=0,
+            sack_permitted=False,
+            syn_wnd=0,
+            syn_options=b"",
+        )
+        connection = PrimaryConnection(flow, opening, now)
+        connection.state, connection.reason = Gate.UNPROTECTED, "opened while no daemon was there"
+        connection.established = True
+        self.flows[flow] = self.numbers[opening.conn] = connection
+
+    def _take_number(self) -> int:
+        conn = self._next_conn
+        self._next_conn = self._next_conn % 0xFFFFFFFF + 1
+        return conn
 
     def copied(self, event: FrameCopied, now: float) -> None:
         """A copy of an inbound segment that our TCP may take."""
@@ -208,10 +242,8 @@ class PrimarySide:
             _, wnd, options, signed = syn
             if signed:
                 reason = "TCP-MD5 or TCP-AO signs the header"
-        conn = self._next_conn
-        self._next_conn = self._next_conn % 0xFFFFFFFF + 1
         return reason, Open(
-            conn=conn,
+            conn=self._take_number(),
             flow=flow,
             irs=irs,
             iss=seg.seq,

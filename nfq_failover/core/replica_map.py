@@ -14,6 +14,7 @@ TS_SLACK_MS = 1000
 """Added once, at the takeover. The offset is known from two SYN-ACKs of which ours came later, by as much as a busy
 host took; a TSval that jumps ahead harms nobody, one that falls is refused by the client (RFC 7323 section 5.3)."""
 Blocks = list[tuple[int, int]]
+Clock = tuple[int, int, int, float]  # offset, first and last TSval of the replica, when the last one was sent
 
 
 class ReplicaMap:
@@ -85,6 +86,18 @@ class ReplicaMap:
     def take_over(self) -> None:
         """From now on the client hears us: cover what the estimate may lack."""
         self._ts_offset = (self._ts_offset + TS_SLACK_MS) & MASK
+
+    @property
+    def clock(self) -> Clock:
+        """What the timestamps are mapped by, for `recall`."""
+        return self._ts_offset, self._ts_first, self._ts_last, self._ts_last_at
+
+    def recall(self, clock: Clock, now: float) -> None:
+        """Go on with what `clock` was on the same host: its clock has run on. What the client was sent last is not
+        known, so from now on it is sent nothing older than the present."""
+        self._ts_offset, self._ts_first, self._ts_last, self._ts_last_at = clock
+        self._ts_last, self._ts_last_at = self.own_clock(now), now
+        self._ts_sent = (self._ts_last + self._ts_offset) & MASK
 
     def own_clock(self, now: float) -> int:
         """The replica's TSval clock, which ticks in milliseconds (RFC 7323 section 5.4; Linux: 1 ms)."""

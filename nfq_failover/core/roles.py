@@ -4,9 +4,10 @@ The rule: a host makes itself heard from the service address only if (1) a livin
 session, that it is the one, or (2) the peer was fenced, or the operator says that it is off, or (3) the configuration
 accepts a split brain. So two hosts that boot together elect one, and one that boots alone waits.
 
-A daemon that dies is not a host that dies: one that served unprotected, on this boot, goes on at once when its daemon is
-back (RESUMED). Nobody else can serve then: a peer starts to serve only with our consent (heartbeats that say that we do
-not serve: none has left since), after it has fenced us (this boot would be over), or by (2) or (3), which hold without us.
+A daemon that dies is not a host that dies: one that served unprotected, on this boot, goes on at once when its daemon
+is back (RESUMED). Nobody else serves then: a peer begins to serve only with our consent (heartbeats that say that we do
+not serve: none has left since), after it has fenced us (this boot would be over), or because the operator or the
+configuration allows it whatever we do. If it does serve, its heartbeat has the later epoch, and we step down.
 
 A host starts in WAITING: silent. Two hosts of which neither serves compare their `Candidate`: the one that holds the
 protected connections goes first, then the later epoch on disk, then the one that served in it, then `prefer_primary`,

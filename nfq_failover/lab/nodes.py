@@ -135,6 +135,7 @@ interface = "eth0"
 tap = "{options.tap}"
 tap_mac = "{MULTICAST_HARDWARE}"
 state_dir = "{disk}/state"
+run_dir = "{disk}/run"
 key_file = "{store.directory}/sync.key"
 listen = "{ADDRESSES[node]}:{DEFAULT_SYNC_PORT}"
 prefer_primary = {"true" if node == "a" else "false"}

@@ -8,14 +8,14 @@ then time.
 from __future__ import annotations
 
 import contextlib
-import fcntl
+import faulthandler
 import os
 import select
 import signal
-import socket
 import time
 import traceback
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +31,11 @@ from nfq_failover.core.events import (
     Event,
     Fence,
     FlowsGone,
+    FlowsListed,
     FrameCopied,
     Inject,
     LinkChecked,
+    ListFlows,
     Log,
     OperatorCommand,
     OwnAddress,
@@ -42,23 +44,30 @@ from nfq_failover.core.events import (
     PublishHeartbeat,
     QueryFlows,
     Queue,
+    Remember,
     SendDatagram,
     StoreEpoch,
     TimerFired,
     Verdict,
 )
+from nfq_failover.core.memory import Memory
 from nfq_failover.core.node import Node
-from nfq_failover.errors import CommandError, InternalError
+from nfq_failover.core.roles import State
+from nfq_failover.errors import InternalError
 from nfq_failover.shell.control import ControlServer
 from nfq_failover.shell.copies import InboundCopies
 from nfq_failover.shell.epoch_store import EpochStore
 from nfq_failover.shell.fence import FenceKeeper
+from nfq_failover.shell.flow_list import FlowList
 from nfq_failover.shell.flows import FlowQueries
 from nfq_failover.shell.heartbeat_process import HeartbeatProcess
 from nfq_failover.shell.host import Host, link_up
 from nfq_failover.shell.inject import Injector
 from nfq_failover.shell.nfqueue import PacketQueue
+from nfq_failover.shell.notify import ServiceManager
 from nfq_failover.shell.rules_keeper import RulesKeeper
+from nfq_failover.shell.start import sync_socket, take_locks
+from nfq_failover.shell.translation_store import TranslationStore
 
 BATCH = 64
 PRIORITY = -10
@@ -67,14 +76,19 @@ SYNC_BUDGET_S = 0.02  # for the sync socket in one round: a flood of garbage mus
 TIMER_PATIENCE_S = 0.2  # how long timers wait for a sync socket that never becomes empty
 OVERRUN_EVERY_S = 1.0
 ALARM_SPACING_S = 0.1
-UDP_RCVBUF = 16 << 20
-_SO_RCVBUFFORCE = 33
+EXIT_NO_MEMORY = 71  # EX_OSERR of sysexits.h
+_NO_MEMORY = b"nfq-failover: no memory: the daemon ends here, as if it had been killed\n"
 
 log = structlog.get_logger()
 
 
 class Daemon:
-    """Runs one node until it is told to stop. `run` undoes everything that it did to the host, on every way out."""
+    """Runs one node until it is told to stop.
+
+    `run` undoes everything that it did to the host, on every way out but one: a host that serves with nobody to hand
+    over to goes on serving without its daemon (the rules let its own connections pass), until the daemon is back. Only
+    `leave` (or SIGINT) ends that.
+    """
 
     def __init__(self, config: Config) -> None:
         self.config = config
@@ -86,17 +100,26 @@ class Daemon:
         self._copies: InboundCopies | None = None
         self._copies_due = False
         self._flows = FlowQueries()
+        self._list = FlowList(config.settings.service, config.settings.serves)
+        self._undo.append(self._list.close)
         self._stopping = False
+        self._for_good = False
+        self._stay = False  # leave the host as it is: it serves
         self._failures = 0
         self._next_alarm = 0.0
         self._next_overrun = 0.0
         self._last_timer = 0.0
         self._broken = False
+        self.manager = ServiceManager()
+        self._undo.append(self.manager.close)
+        self._said: State | None = None
 
     # ------------------------------------------------------------------------------------ life
 
     def run(self, ready: Callable[[], None] = lambda: None) -> None:
         """Start, serve until SIGTERM, SIGINT or SIGHUP, undo. Raises `NfqFailoverError` if it can't start."""
+        with contextlib.suppress(ValueError, OSError):  # no standard error
+            faulthandler.enable()  # systemd's watchdog ends a hanging daemon by SIGABRT: say where it hung
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, self._stop)
         with contextlib.suppress(OSError):
@@ -104,8 +127,16 @@ class Daemon:
         try:
             self._start()
             ready()
-            self._loop()
+            self.manager.ready()
+            try:
+                self._loop()
+            except MemoryError:
+                self._out_of_memory()
+        except BaseException:
+            self._stay = self._stay or self._serves_alone()
+            raise
         finally:
+            self.manager.stopping()
             for undo in reversed(self._undo):
                 try:
                     undo()
@@ -115,11 +146,13 @@ class Daemon:
 
     def _start(self) -> None:
         config = self.config
-        self._take_lock()
+        take_locks(config.state_dir, config.instance, self._undo)
         self.epochs = EpochStore(config.state_dir / "epoch.json")
         self._undo.append(self.epochs.close)
         epoch, served = self.epochs.load()
         self._flows.check()
+        self.store = TranslationStore(config.run_dir, config.instance)
+        self._undo.append(self.store.close)
         # IN first, at each reading: what the client has acknowledged need not be sent to it again.
         for queue, number in ((Queue.IN, config.queue_in), (Queue.OUT, config.queue_out)):
             self.queues[queue] = PacketQueue(number, queue)
@@ -127,15 +160,22 @@ class Daemon:
         self.injector = Injector(config.mark)
         self._undo.append(self.injector.close)
         self.host = Host(config.service, config.interface, config.tap, config.tap_mac, config.state_dir / "host.json")
-        self._undo.append(self.host.restore)
-        self.host.prepare()
+        recollection = self.store.recall(self.host.lived)
+        # A host that served alone, and has the address yet, goes on: the rules are in force, its packets wait for us.
+        resuming = recollection is not None and recollection.allows(epoch, served) and self.host.has_address()
+        if recollection is not None and not resuming:
+            recollection = replace(recollection, serving=False)
+        self._stay = resuming
+        self._undo.append(lambda: self.host.restore(self._stay))
+        self.host.prepare(silent=not resuming)
         self.rules = RulesKeeper(config, self._watch, self._unwatch)
-        self._undo.append(self.rules.close)
-        self.rules.silence()  # before the address exists
+        self._undo.append(lambda: self.rules.close(self._stay))
+        if not resuming:
+            self.rules.silence()  # before the address exists
         if config.manage_address:
-            self._undo.append(self.host.remove_address)
+            self._undo.append(self._remove_address)
             self.host.add_address()
-        self.udp = self._sync_socket()
+        self.udp = sync_socket(config.listen)
         self._undo.append(self.udp.close)
         self.heartbeats = HeartbeatProcess(config.settings.heartbeat_interval_ms, self.udp)
         self._undo.append(self.heartbeats.close)
@@ -143,50 +183,28 @@ class Daemon:
         self._undo.append(self.fences.close)
         self.control = ControlServer(config.state_dir / "control.sock", self._control)
         self._undo.append(self.control.close)
-        self.node = Node(config.settings, os.urandom, epoch, served, time.monotonic())
+        memory = Memory(self.store.life)
+        self.node = Node(config.settings, os.urandom, epoch, served, time.monotonic(), memory, recollection)
+        self._stay = False
         self._watch(self.udp.fileno(), lambda: None)
         for bound in self.queues.values():
             self._watch(bound.fileno(), lambda: None)
         self._watch(self.epochs.fileno(), self._epochs_stored)
         self._watch(self.control.fileno(), self.control.serve)
 
-    def _take_lock(self) -> None:
-        directory = self.config.state_dir
-        try:
-            directory.mkdir(parents=True, exist_ok=True)
-            lock = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        except OSError as error:
-            raise CommandError(f"can't use the state directory {directory} ({error}): check 'state_dir'") from None
-        self._undo.append(lambda: os.close(lock))
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise CommandError(f"another daemon already uses {directory}: stop it first") from None
-        # And one per instance in a network namespace, as abstract sockets are: two would fight for the same rules.
-        name = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._undo.append(name.close)
-        try:
-            name.bind(f"\0nfq-failover/{self.config.instance}")
-        except OSError:
-            raise CommandError(
-                f"another daemon of instance '{self.config.instance}' runs here: stop it, or set another 'instance'"
-            ) from None
-
-    def _sync_socket(self) -> socket.socket:
-        udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        try:
-            udp.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, UDP_RCVBUF)
-            udp.setblocking(False)
-            udp.bind(self.config.listen)
-        except OSError as error:
-            udp.close()
-            host, port = self.config.listen
-            raise CommandError(f"can't listen on {host}:{port} ({error.strerror}): check 'listen'") from None
-        return udp
-
     def _stop(self, number: int, frame: object) -> None:
-        del number, frame
+        del frame
         self._stopping = True
+        self._for_good = self._for_good or number == signal.SIGINT
+
+    def _serves_alone(self) -> bool:
+        """Whether this host serves with nobody to hand over to; also when something has gone wrong."""
+        node: Node | None = getattr(self, "node", None)
+        return node is not None and not self._for_good and node.serves_alone(time.monotonic())
+
+    def _remove_address(self) -> None:
+        if not self._stay:
+            self.host.remove_address()
 
     # ------------------------------------------------------------------------------------ the loop
 
@@ -203,9 +221,10 @@ class Daemon:
     def _loop(self) -> None:
         node, clock = self.node, time.monotonic
         while True:
+            now = clock()
             if not self._broken:
                 self.heartbeats.progress()
-            now = clock()
+                self.manager.alive(now)
             due = node.poll_timeout()
             wait = min(max(due - now, 0.0), MAX_WAIT_S) if due is not None else MAX_WAIT_S
             if self._copies_due:
@@ -227,6 +246,10 @@ class Daemon:
             if (due is None or now >= due) and (all_read or now - self._last_timer > TIMER_PATIENCE_S):
                 self._tick(now)
             if self._stopping:
+                if self._serves_alone():
+                    self._stay = True
+                    log.warning("the daemon ends, and this host goes on serving without it; 'leave' ends that, too")
+                    return
                 self._feed(OperatorCommand("shutdown"), clock())
                 self._carry_out()
                 self.heartbeats.drain()
@@ -239,6 +262,10 @@ class Daemon:
         self._carry_out()
         self._copies_due = True
         self._periodic(now)
+        members = self.node.members
+        if members.state is not self._said:
+            self._said = members.state
+            self.manager.status(f"{members.role.name.lower()}, {members.state.label}, epoch {members.epoch}")
         self._carry_out()
         self._broken = self._failures != failures
 
@@ -246,12 +273,20 @@ class Daemon:
         """Hand the node one event; whatever goes wrong in there must not end the loop."""
         try:
             self.node.handle(event, now)
+        except MemoryError:
+            self._out_of_memory()
         except Exception as error:  # our own bug: say so, drop the packet, go on
             packet = event.packet if isinstance(event, PacketQueued | FrameCopied) else b""
             if isinstance(event, PacketQueued):
                 # The first verdict counts: one that the node gave before it failed comes later, and is refused.
                 self.queues[event.queue].verdict(event.packet_id, False)
             self._alarm(error, type(event).__name__, packet)
+
+    def _out_of_memory(self) -> None:
+        """Whatever was under way is half done, and nothing of it may go out: as good as killed. A protected host is
+        succeeded by its backup, an unprotected one goes on by its rules, and the next daemon by its record."""
+        os.write(2, _NO_MEMORY)
+        os._exit(EXIT_NO_MEMORY)
 
     def _answer(self, event: Event) -> None:
         """Hand the node the outcome of something slow, and do at once what follows from it."""
@@ -327,6 +362,8 @@ class Daemon:
         try:
             if gone := self._flows.step():
                 self._feed(FlowsGone(gone), now)
+            if (flows := self._list.step()) is not None:
+                self._feed(FlowsListed(flows), now)
         except OSError as error:  # no memory at this moment: the node asks again
             log.error("the kernel can't be asked for its connections", error=str(error))
         if self._copies is not None and (lost := self._copies.lost()):
@@ -351,6 +388,8 @@ class Daemon:
                 break
             except OSError:
                 raise  # a queue that does not work any more: silence, and the peer takes over
+            except MemoryError:
+                self._out_of_memory()
             except Exception as error:  # our own bug: the next effect may be right
                 self._alarm(error, "effects")
         for queue in self.queues.values():
@@ -389,6 +428,8 @@ class Daemon:
             self._feed(LinkChecked(*link_up(self.config.interface)), time.monotonic())
         elif isinstance(effect, Fence):
             self.fences.start(effect)
+        elif isinstance(effect, Remember):
+            self.store.write(effect.writes)
         elif isinstance(effect, StoreEpoch):
             self.epochs.store(effect.epoch, effect.role)
         elif isinstance(effect, OwnAddress):
@@ -398,6 +439,8 @@ class Daemon:
             self.rules.apply(effect)
         elif isinstance(effect, QueryFlows):
             self._flows.ask(effect.flows)
+        elif isinstance(effect, ListFlows):
+            self._list.start()
         else:
             raise InternalError(f"unknown effect {effect}")
 
@@ -426,9 +469,12 @@ class Daemon:
             before = self.node.members.state
             self._answer(OperatorCommand("claim"))
             return {"before": before.label, "state": self.node.members.state.label}
+        if command == "leave":
+            self._stopping = self._for_good = True
+            return {"state": self.node.members.state.label}
         if command == "ping":
             return {"pong": True}
-        return {"error": f"unknown command '{command}': status, claim or ping"}
+        return {"error": f"unknown command '{command}': status, claim, leave or ping"}
 
     def _status(self) -> dict[str, Any]:
         status: dict[str, Any] = self.node.status(time.monotonic())

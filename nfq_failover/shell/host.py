@@ -95,6 +95,7 @@ class Host:
         self._announce_at: list[float] = []
         self._membership: socket.socket | None = None
         self._raw: socket.socket | None = None
+        self.lived = False  # an earlier daemon has left traces on this boot
         self._tap_mac = bytes.fromhex(tap_mac.replace(":", "")) if tap_mac else None
         self._recall()
 
@@ -105,6 +106,7 @@ class Host:
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             record = json.loads(self._record.read_text(encoding="utf-8"))
             if record["life"] == self._life:
+                self.lived = True
                 self._saved = {str(path): str(value) for path, value in record["sysctls"].items()}
                 self._owns_address = bool(record["address"])
 
@@ -119,8 +121,8 @@ class Host:
 
     # ------------------------------------------------------------------------------------ start
 
-    def prepare(self) -> None:
-        """Sysctls and tap membership; silent until `own_address`. Raises `CommandError`."""
+    def prepare(self, silent: bool = True) -> None:
+        """Sysctls and tap membership; silent until `own_address`, or as it was. Raises `CommandError`."""
         if not (_SYSCTL / self.interface).is_dir():
             raise CommandError(f"there is no interface '{self.interface}': set 'interface' to one of 'ip -br link'")
         # The kernel takes the greater of the values of "all" and of the interface.
@@ -130,7 +132,8 @@ class Host:
                 "set it to 0, and to the old value for the interfaces that need it"
             )
         self._set("arp_announce", 2)
-        self._set("arp_ignore", 1)
+        if silent:
+            self._set("arp_ignore", 1)
         self._raw = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
         self._raw.bind((self.interface, 0))
         if self.tap == "multicast" and self._tap_mac:
@@ -208,14 +211,15 @@ class Host:
         self._owns_address = False
         self._remember()
 
-    def restore(self) -> None:
-        """Sysctls as they were, memberships left. Repeatable."""
+    def restore(self, stay: bool = False) -> None:
+        """Sysctls as they were, memberships left. `stay`: the host goes on serving without us. Repeatable."""
         self._announce_at = []
-        for path, value in self._saved.items():
-            with contextlib.suppress(OSError):  # the interface is gone, and its settings with it
-                Path(path).write_text(f"{value}\n")
-        self._saved.clear()
-        self._remember()
+        if not stay:
+            for path, value in self._saved.items():
+                with contextlib.suppress(OSError):  # the interface is gone, and its settings with it
+                    Path(path).write_text(f"{value}\n")
+            self._saved.clear()
+            self._remember()
         for held in (self._membership, self._raw):
             if held is not None:
                 held.close()

@@ -42,6 +42,7 @@ class RulesKeeper:
         self._watch = watch
         self._unwatch = unwatch
         self._wanted = ApplyRules(Profile.BACKUP)
+        self._was_told = False
         self._pending = False
         self._running: tuple[RunningScript, ApplyRules | None] | None = None
         self._events: list[Event] = []
@@ -58,7 +59,7 @@ class RulesKeeper:
 
     def apply(self, wanted: ApplyRules) -> None:
         """Bring the rules to a profile; the outcome is an event of a later `tick`."""
-        self._wanted, self._pending, self._retry_at = wanted, True, None
+        self._wanted, self._pending, self._retry_at, self._was_told = wanted, True, None, True
         self._next()
 
     def _next(self) -> None:
@@ -130,14 +131,23 @@ class RulesKeeper:
             "pending": self._pending or self._running is not None,
         }
 
-    def close(self) -> None:
-        """Take all rules out again, unless the service address stays: then the host stays silent."""
+    def close(self, stay: bool = False) -> None:
+        """Take all rules out again, unless the service address stays: then the host stays silent.
+
+        `stay`: the host goes on serving without us, by the rules that were wanted last.
+        """
         if self._running is not None:
-            script, _ = self._running
-            self._running = None
+            (script, wanted), self._running = self._running, None
             self._unwatch(script.pidfd())
-            script.wait()
+            status, _ = script.wait()
+            if not status and wanted is not None:
+                self._installed = wanted.profile
         try:
+            if stay:
+                late = self._pending or self._retry_at is not None or self._installed is not self._wanted.profile
+                if late and self._was_told:
+                    self._runner.apply(self._wanted.profile, self._wanted.inherited)
+                return
             self._runner.remove()
         except RulesError as error:
             log.error("firewall rules stay in force", why=str(error))

@@ -200,7 +200,7 @@ class Host:
         elif isinstance(effect, QueryFlows):
             gone = [flow for flow in effect.flows if not self.kernel.knows(flow)]
             self.later(0.0, self.feed, FlowsGone(gone))
-        else:
+        elif isinstance(effect, Log):
             self.logs.append((self.clock.now, effect))
 
     def _verdict(self, verdict: Verdict) -> None:

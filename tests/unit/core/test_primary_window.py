@@ -271,6 +271,7 @@ def test_reset_of_a_connection_that_has_not_ended_passes() -> None:
 def test_what_our_tcp_has_from_an_earlier_life_is_kept_from_the_clients() -> None:
     with PrimaryTranscript() as t:
         t >> server(0, 100, ack=5, wnd=1) << "pass"
+    with PrimaryTranscript() as t:
         t.side.strangers = False
         t >> server(0, 100, ack=5, wnd=1) << "drop stranger" << "kernel [R] 5 wnd 0"
         t >> server(0, ack=5, flags="F.", wnd=1) << "drop stranger" << "kernel [R] 5 wnd 0"
