@@ -49,26 +49,31 @@ class World:
             "listen": SERVER,
             "key_file": str(self.disk / "key"),
             "state_dir": str(self.state),
+            "run_dir": str(self.disk / "run"),
         }
         lines = [f"{name} = {json.dumps(value)}" for name, value in (settings | changes).items()]
         path = self.disk / "config.toml"
         path.write_text("\n".join(lines) + '\n[[peer]]\nname = "b"\naddress = "10.77.0.3"\n')
         return path
 
-    def start(self, config: Path, sabotage: str = "") -> tuple[subprocess.Popen[bytes], IO[bytes]]:
+    def start(
+        self, config: Path, sabotage: str = "", before: tuple[str, ...] = ()
+    ) -> tuple[subprocess.Popen[bytes], IO[bytes]]:
         """The process, and its log, which both streams go to."""
         log = open(self.disk / f"log-{len(self.processes)}", "w+b")  # noqa: SIM115  # closed with the world
         self.logs.append(log)
-        argv = [sys.executable, "-c", sabotage + MAIN, "run", "--config", str(config)]
+        argv = [*before, sys.executable, "-c", sabotage + MAIN, "run", "--config", str(config)]
         process = subprocess.Popen(
             self.server.argv(*argv), stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
         )
         self.processes.append(process)
         return process, log
 
-    def ready(self, config: Path, sabotage: str = "") -> tuple[subprocess.Popen[bytes], Path]:
+    def ready(
+        self, config: Path, sabotage: str = "", before: tuple[str, ...] = ()
+    ) -> tuple[subprocess.Popen[bytes], Path]:
         """The same, when it says that it is ready."""
-        process, log = self.start(config, sabotage)
+        process, log = self.start(config, sabotage, before)
         path = Path(str(log.name))
         wait_until(lambda: "ready" in path.read_text() or process.poll() is not None)
         assert process.poll() is None, path.read_text()
@@ -172,6 +177,23 @@ def test_group_signals_as_a_terminal_or_a_service_manager_sends_them(world: Worl
     assert process.wait(15) == 0, log.read_text()
     assert "Traceback" not in log.read_text()
     assert world.snapshot() == before
+
+
+def test_the_capabilities_that_the_service_unit_names_are_enough(world: World) -> None:
+    unit = (Path(__file__).parents[2] / "vagrant" / "nfq-failover.service").read_text()
+    (line,) = (line for line in unit.splitlines() if line.startswith("CapabilityBoundingSet="))
+    names = ",".join(f"+{name.removeprefix('CAP_').lower()}" for name in line.partition("=")[2].split())
+    before = world.snapshot()
+    process, log = world.ready(world.config(), before=("setpriv", f"--bounding-set=-all,{names}", "--no-new-privs"))
+    status = Path(f"/proc/{process.pid}/status").read_text()
+    effective = next(int(row.split()[1], 16) for row in status.splitlines() if row.startswith("CapEff"))
+    assert bin(effective).count("1") == names.count("+")
+    world.server.run("iptables", "-t", "mangle", "-F")
+    wait_until(lambda: world.snapshot()["rules"] != [] and "firewall rules lost" in log.read_text())
+    process.terminate()
+    assert process.wait(15) == 0, log.read_text()
+    assert world.snapshot() == before
+    assert "[error" not in log.read_text().replace("[error    ] firewall rules lost", "")
 
 
 def test_with_the_multicast_tap_too(world: World) -> None:
@@ -332,6 +354,30 @@ def test_a_bug_in_the_core_costs_one_packet_and_raises_an_alarm(world: World) ->
     assert "029a0050" in alarm  # ports 666 and 80: the packet's bytes
     process.terminate()
     assert process.wait(15) == 0
+
+
+NO_MEMORY = """
+from nfq_failover.core.node import Node
+right = Node._inbound
+def wrong(self, event, seg, now):
+    if seg.sport == 666:
+        raise MemoryError
+    right(self, event, seg, now)
+Node._inbound = wrong
+"""
+
+
+def test_without_memory_it_ends_as_if_killed_and_the_host_stays_silent(world: World) -> None:
+    process, log = world.ready(world.config(), NO_MEMORY)
+    reach(world)
+    installed = world.snapshot()["rules"]
+    send_syn(world, 666)
+    assert process.wait(10) == 71
+    assert "no memory" in log.read_text()
+    assert world.snapshot()["rules"] == installed
+    assert not pings(world)
+    process, _ = world.ready(world.config())
+    assert world.status()["state"] == "waiting"
 
 
 TICK_BUG = """
