@@ -191,6 +191,7 @@ class Daemon:
             self._watch(bound.fileno(), lambda: None)
         self._watch(self.epochs.fileno(), self._epochs_stored)
         self._watch(self.control.fileno(), self.control.serve)
+        self._carry_out()  # a host that goes on does so before it answers anybody
 
     def _stop(self, number: int, frame: object) -> None:
         del frame

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from nfq_failover.core import memory, restart
 from nfq_failover.core.backup_connection import Shadow
 from nfq_failover.core.events import (
     ApplyRules,
@@ -27,7 +28,10 @@ from nfq_failover.core.events import (
 )
 from nfq_failover.core.memory import Memory, Recollection, recall
 from nfq_failover.core.node import Node
+from nfq_failover.core.primary import PrimarySide
+from nfq_failover.core.replica_map import ReplicaMap
 from nfq_failover.core.roles import State
+from nfq_failover.errors import InternalError
 from nfq_failover.wire.segment import FlowKey, Segment
 
 from . import host as host_module
@@ -141,6 +145,7 @@ def start_daemon(world: World, host: Host, life: int, old: Keeping, log: list[st
     )
     node.host = host
     assert (node.members.state is State.UNPROTECTED) is resumes
+    assert not resumes or old.members.state in RESUMES, "a backup may be about to take its connections over"
     log.append(f"{world.clock.now:.3f} {host.name} back as {node.members.state.name}")
     dead = [flow for flow, c in node.backup.flows.items() if c.state is Shadow.DEAD]
     _excuse(dead, world, "its bytes were in the dead daemon's memory")
@@ -254,3 +259,50 @@ def test_the_restarts_do_happen_and_are_resumed() -> None:
     assert sum("UNPROTECTED away" in line for line in seen) > 5
     assert sum("back as UNPROTECTED" in line for line in seen) > 5
     assert not [line for line in seen if "back as WAITING" in line]
+
+
+# ------------------------------------------------------------------------------------------------ it finds bugs
+
+
+def _serves_whatever_the_record_says(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Recollection, "allows", lambda self, epoch, served: served)
+
+
+def _does_not_ask_our_tcp(patch: pytest.MonkeyPatch) -> None:
+    right = memory.unpack
+
+    def wrong(*arguments: Any) -> Any:
+        made = right(*arguments)
+        made.resync = False
+        return made
+
+    patch.setattr(restart, "unpack", wrong)
+
+
+def _forgets_the_clock(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(ReplicaMap, "recall", lambda self, clock, now: None)
+
+
+def _lets_unknown_connections_pass_at_once(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(PrimarySide, "strangers", property(lambda self: True, lambda self, value: None), raising=False)
+
+
+@pytest.mark.parametrize(
+    "sabotage",
+    [
+        _serves_whatever_the_record_says,
+        _does_not_ask_our_tcp,
+        _forgets_the_clock,
+        _lets_unknown_connections_pass_at_once,
+    ],
+)
+def test_a_planted_bug_is_found(sabotage: Callable[[pytest.MonkeyPatch], None]) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        sabotage(patch)
+        for seed in range(300):
+            for test in (test_connections_that_were_taken_over_live_through_restarts, test_any_daemon_at_any_time):
+                try:
+                    test(seed)
+                except (AssertionError, InternalError):
+                    return
+    pytest.fail("nothing was noticed")
