@@ -91,6 +91,8 @@ def test_what_was_taken_over_outlives_several_daemons(world: World, tmp_path: Pa
         assert len(world.ask(survivor)["connections"]) > len(LOADS)
         for away_s in (0.0, 0.2):
             since = len(world.log(survivor))
+            # What is acknowledged, and our TCP has not taken yet, would be lost with the daemon.
+            assert eventually(lambda: not any(row["lag_bytes"] for row in world.ask(survivor)["connections"]))
             end_daemon(world, survivor)
             time.sleep(away_s)
             world.restart_daemon(survivor)
