@@ -288,18 +288,18 @@ def _lets_unknown_connections_pass_at_once(patch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(
-    "sabotage",
+    ("sabotage", "first"),  # a seed shortly before the first that notices: it takes less time
     [
-        _serves_whatever_the_record_says,
-        _does_not_ask_our_tcp,
-        _forgets_the_clock,
-        _lets_unknown_connections_pass_at_once,
+        (_serves_whatever_the_record_says, 0),
+        (_does_not_ask_our_tcp, 0),
+        (_forgets_the_clock, 0),
+        (_lets_unknown_connections_pass_at_once, 55),
     ],
 )
-def test_a_planted_bug_is_found(sabotage: Callable[[pytest.MonkeyPatch], None]) -> None:
+def test_a_planted_bug_is_found(sabotage: Callable[[pytest.MonkeyPatch], None], first: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
         sabotage(patch)
-        for seed in range(300):
+        for seed in range(first, first + 300):
             for test in (test_connections_that_were_taken_over_live_through_restarts, test_any_daemon_at_any_time):
                 try:
                     test(seed)
