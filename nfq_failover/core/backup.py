@@ -8,6 +8,7 @@ from nfq_failover.core.backup_connection import BackupConnection, Shadow
 from nfq_failover.core.events import PacketQueued, QueryFlows
 from nfq_failover.core.outbox import Outbox
 from nfq_failover.core.repair import Repair
+from nfq_failover.core.replica_end import ReplicaEnds
 from nfq_failover.core.replica_map import ReplicaMap
 from nfq_failover.core.settings import Settings
 from nfq_failover.core.syn import strip
@@ -17,6 +18,8 @@ from nfq_failover.wire.records import (
     Close,
     Closed,
     Data,
+    EndAsked,
+    EndKind,
     Open,
     Opened,
     Progress,
@@ -45,6 +48,7 @@ class BackupSide:
         self.numbers: dict[int, BackupConnection] = {}
         self.timers: TimerQueue[int] = TimerQueue()
         self.repair = Repair(out, self.timers)
+        self.ends = ReplicaEnds(out, self.numbers)
         self._dirty: dict[int, BackupConnection] = {}
         self._forgotten: dict[int, None] = {}  # the latest, oldest first
         self._next_query = 0.0
@@ -143,12 +147,13 @@ class BackupSide:
         if seg.flags & RST and not active:
             out.drop(event.queue, event.packet_id, "replica-reset")
             if connection.rst_in is None and not connection.ended:
-                self._die(connection, "the replica reset the connection", now)
+                self._replica_reset(connection, now)
             return True
         if seg.flags & RST and connection.ended:
             out.drop(event.queue, event.packet_id, "ended")  # our TCP answers something that we injected too late
             return True
         before, held = connection.k_ack, connection.cum
+        new_end = connection.fin_out is None and seg.flags & FIN
         offset = connection.learn_output(seg, now)
         if connection.cum > held:
             self._dirty[connection.conn] = connection  # our TCP has taken what the log had no room for
@@ -156,6 +161,8 @@ class BackupSide:
             takeover.outward(connection, event, seg, offset, out, now)
         else:
             out.drop(event.queue, event.packet_id, "replica-silent")
+            if new_end:
+                self.ends.ended(connection, now)
         self._after_output(connection, seg, offset, before, now)
         return True
 
@@ -217,6 +224,15 @@ class BackupSide:
             self._dirty[connection.conn] = connection
         self.repair.watch_lag(connection, now)
         self.out.record(Opened(connection.conn, True, connection.client.seq(connection.k_edge)))
+
+    def _replica_reset(self, connection: BackupConnection, now: float) -> None:
+        """If the primary's server has ended too, that may be all right: the primary decides."""
+        connection.rst_out = connection.fin_out if connection.fin_out is not None else connection.produced
+        if not connection.primary_ended:
+            self._die(connection, "the replica reset the connection", now)
+            return
+        self.ends.ended(connection, now)
+        self._bury(connection, "the server has reset the connection")
 
     def _die(self, connection: BackupConnection, reason: str, now: float) -> None:
         """The connection can't be continued: the primary is told until it answers."""
@@ -292,6 +308,16 @@ class BackupSide:
             return
         self._dirty[connection.conn] = connection
         self.repair.primary_is_at(connection, now)
+
+    def on_end_asked(self, record: EndAsked) -> None:
+        """The primary's server has ended, or ours has: tell where our replica is."""
+        connection = self.numbers.get(record.conn)
+        if connection is not None and connection.map is not None:
+            if connection.state is Shadow.SHADOW or connection.rst_out is not None:
+                self.ends.asked(connection, record.kind is not EndKind.OPEN)
+        if connection is None or (connection.state is Shadow.DEAD and not connection.primary_ended):
+            reason = connection.reason if connection is not None else "unknown to the backup"
+            self.out.record(Unprotected(record.conn, reason))
 
     def on_data(self, record: Data, now: float) -> None:
         """Bytes that our tap had lost."""
@@ -372,6 +398,7 @@ class BackupSide:
             if connection.map is not None and connection.state is Shadow.SHADOW:
                 connection.inject(self.out, connection.k_ack, flags=RST | ACK)
             self.forget(connection)
+        self.ends.clear()
         self._forgotten.clear()  # a primary that has restarted counts from the beginning
         self.out.log("info", "shadow connections dropped", reason=reason)
 
@@ -406,6 +433,7 @@ class BackupSide:
                 self._tell(connection, now)
             else:
                 self._repeat(connection, now)
+        self.ends.on_timer(now)
         if self.flows and now >= self._next_query:
             self._next_query = now + QUERY_EVERY_S
             self.out.effects.append(QueryFlows(list(self.flows)))
@@ -417,7 +445,7 @@ class BackupSide:
 
     def poll_timeout(self) -> float | None:
         """The earliest deadline."""
-        first = self.timers.next()
-        if not self.flows:
-            return first
-        return self._next_query if first is None else min(first, self._next_query)
+        deadlines = [d for d in (self.timers.next(), self.ends.poll_timeout()) if d is not None]
+        if self.flows:
+            deadlines.append(self._next_query)
+        return min(deadlines, default=None)

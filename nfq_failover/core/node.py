@@ -54,6 +54,8 @@ from nfq_failover.wire.records import (
     Closed,
     Confirm,
     Data,
+    End,
+    EndAsked,
     Missing,
     Open,
     Opened,
@@ -235,6 +237,8 @@ class Node:
             elif isinstance(record, Unprotected):
                 primary.on_unprotected(record, now)
                 self.out.record(UnprotectedSeen(record.conn))
+            elif isinstance(record, End):
+                primary.ends.on_end(record, now)
         elif self.members.state in (State.SHADOWING, State.CHECKING, State.FENCING):
             if isinstance(record, Progress):
                 backup.on_progress(record, now)
@@ -248,6 +252,8 @@ class Node:
                 backup.on_unprotected(record)
             elif isinstance(record, UnprotectedSeen):
                 backup.on_told(record)
+            elif isinstance(record, EndAsked):
+                backup.on_end_asked(record)
 
     def _seal(self) -> None:
         records, self.out.records = self.out.records, []
