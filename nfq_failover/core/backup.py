@@ -312,12 +312,12 @@ class BackupSide:
     def on_end_asked(self, record: EndAsked) -> None:
         """The primary's server has ended, or ours has: tell where our replica is."""
         connection = self.numbers.get(record.conn)
-        if connection is not None and connection.map is not None:
-            if connection.state is Shadow.SHADOW or connection.rst_out is not None:
-                self.ends.asked(connection, record.kind is not EndKind.OPEN)
-        if connection is None or (connection.state is Shadow.DEAD and not connection.primary_ended):
-            reason = connection.reason if connection is not None else "unknown to the backup"
-            self.out.record(Unprotected(record.conn, reason))
+        if connection is None:
+            self.out.record(Unprotected(record.conn, "unknown to the backup"))
+        elif connection.state is Shadow.SHADOW or connection.rst_out is not None:
+            self.ends.asked(connection, record.kind is not EndKind.OPEN)
+        elif connection.state is Shadow.DEAD:
+            self.out.record(Unprotected(record.conn, connection.reason))
 
     def on_data(self, record: Data, now: float) -> None:
         """Bytes that our tap had lost."""

@@ -132,6 +132,14 @@ class FlowsGone:
 
 
 @dataclass(slots=True)
+class HealthChecked:
+    """One check of the application on this host has come to an end; `detail` says what was wrong."""
+
+    ok: bool
+    detail: str = ""
+
+
+@dataclass(slots=True)
 class OperatorCommand:
     """`claim` (the operator says that the peer is off), `shutdown` (clean stop)."""
 
@@ -151,6 +159,7 @@ Event = (
     | RulesApplied
     | RulesLost
     | FlowsGone
+    | HealthChecked
     | OperatorCommand
 )
 

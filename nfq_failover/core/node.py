@@ -24,6 +24,7 @@ from nfq_failover.core.events import (
     FenceFinished,
     FlowsGone,
     FrameCopied,
+    HealthChecked,
     LinkChecked,
     OperatorCommand,
     OwnAddress,
@@ -89,6 +90,7 @@ class Node:
         self.members = Membership(settings, stored_epoch, served, now)
         self.primary = PrimarySide(settings, self.out)
         self.primary.strangers = served or stored_epoch == 0
+        self.primary.ends.on_failure = self._application_failed
         self.backup = BackupSide(settings, self.out)
         self._published: bytes = b""
         self._peer_sent_ms = 0
@@ -277,7 +279,7 @@ class Node:
             epoch=members.epoch,
             role=int(members.role),
             state=int(members.state),
-            flags=members.candidate.flags(),
+            flags=members.flags,
             stored_epoch=members.stored_epoch,
             generation=members.generation,
             echo_ms=self._echo_ms,
@@ -320,6 +322,8 @@ class Node:
         elif isinstance(event, FlowsGone):
             self.primary.flows_gone(event.flows, now)
             self.backup.flows_gone(event.flows, now)
+        elif isinstance(event, HealthChecked):
+            self._health_checked(event, now)
         elif isinstance(event, CopiesLost):
             self.out.counters["copies-lost"] += event.count
             self.out.log("warning", "inbound copies lost", count=event.count)
@@ -331,6 +335,26 @@ class Node:
             self.out.log("error", "firewall rules lost", detail=event.detail)
         elif isinstance(event, OperatorCommand):
             self._operator(event)
+
+    def _health_checked(self, event: HealthChecked, now: float) -> None:
+        members = self.members
+        if not event.ok:
+            self.out.counters["health-check-failed"] += 1
+        if not members.health.checked(event.ok, event.detail, now):
+            return
+        if members.health.well:
+            self.out.log("info", "application well")
+        else:
+            self.out.log("error", "application failed", reason=members.health.reason)
+        members.tick(self.monitor, now)
+        self._publish()
+
+    def _application_failed(self, reason: str, now: float) -> bool:
+        """A connection has shown it. Silent at once: what is held must not get out any more."""
+        if not self.members.application_failed(reason, self.monitor, now):
+            return False
+        self._carry_out(now)
+        return True
 
     def _operator(self, event: OperatorCommand) -> None:
         if event.name == "claim":
@@ -350,7 +374,7 @@ class Node:
         members, out = self.members, self.out
         while members.changes:
             change = members.changes.popleft()
-            level = "error" if change.after is State.REFUSED else "warning"
+            level = "error" if change.after in (State.REFUSED, State.YIELDED) else "warning"
             if change.after in (State.SHADOWING, State.PROTECTED, State.ARMING, State.CLAIMING):
                 level = "info"
             out.log(
@@ -442,5 +466,6 @@ class Node:
             "peer": link_row(self.session, self.monitor, self.peer, now),
             "connections": connection_rows(self.primary, self.backup),
             "protected_connections": sum(c.state is Gate.PROTECTED for c in self.primary.flows.values()),
+            "application": members.health.row(),
             "counters": dict(sorted(self.out.counters.items())),
         }

@@ -146,7 +146,7 @@ class PrimaryConnection:
         return max(self.confirmed, self.sent_ack)
 
     def outbound(self, event: PacketQueued, seg: Segment, out: Outbox, now: float, changed: bool = False) -> None:
-        """Judge a segment (not a SYN) that our TCP sends. `changed`: it differs from the packet in the queue already."""
+        """Judge a segment (not a SYN) that our TCP sends. `changed`: it already differs from the queued packet."""
         ack = self.client.offset(seg.ack) if seg.flags & ACK else self.kernel_ack
         self._learn(seg, ack)
         if self.state not in _GATED:

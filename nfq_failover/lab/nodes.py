@@ -147,6 +147,13 @@ name = "{peer}"
 address = "{ADDRESSES[peer]}"
 mac = "{HARDWARE[peer]}"
 """
+    if options.health:
+        text += f"""
+[health]
+port = {options.port_ranges()[0][0]}
+interval_ms = {_HEALTH_INTERVAL_MS}
+timeout_ms = {_HEALTH_TIMEOUT_MS}
+"""
     path = disk / "config.toml"
     write_private(path, text)
     return path

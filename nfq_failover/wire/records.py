@@ -135,8 +135,8 @@ class EndKind(IntEnum):
 class EndAsked:
     """Primary -> backup: where is the end of your replica's stream? Always answered by `End`.
 
-    `seq` and `kind` are the primary's: the first byte that its server has not sent (the FIN's or RST's own number, if it
-    has ended).
+    `seq` and `kind` are the primary's: the first byte that its server has not sent (the FIN's or RST's own number, if
+    it has ended).
     """
 
     conn: int
