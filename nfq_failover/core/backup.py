@@ -228,7 +228,7 @@ class BackupSide:
     def _replica_reset(self, connection: BackupConnection, now: float) -> None:
         """If the primary's server has ended too, that may be all right: the primary decides."""
         connection.rst_out = connection.fin_out if connection.fin_out is not None else connection.produced
-        if not connection.primary_ended:
+        if connection.primary_ended_at is None:
             self._die(connection, "the replica reset the connection", now)
             return
         self.ends.ended(connection, now)
@@ -309,13 +309,13 @@ class BackupSide:
         self._dirty[connection.conn] = connection
         self.repair.primary_is_at(connection, now)
 
-    def on_end_asked(self, record: EndAsked) -> None:
+    def on_end_asked(self, record: EndAsked, now: float) -> None:
         """The primary's server has ended, or ours has: tell where our replica is."""
         connection = self.numbers.get(record.conn)
         if connection is None:
             self.out.record(Unprotected(record.conn, "unknown to the backup"))
         elif connection.state is Shadow.SHADOW or connection.rst_out is not None:
-            self.ends.asked(connection, record.kind is not EndKind.OPEN)
+            self.ends.asked(connection, record.kind is not EndKind.OPEN, now)
         elif connection.state is Shadow.DEAD:
             self.out.record(Unprotected(record.conn, connection.reason))
 

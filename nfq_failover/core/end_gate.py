@@ -4,7 +4,7 @@ A server process that dies is closed by its kernel: to a client that looks like 
 holds the FIN (the data before it goes out) or the RST, and asks the backup for its replica's end, again and again:
 
 - the replica has ended at the same byte: the end goes out, newly built;
-- it has sent more, or has not ended although it has everything: the primary's application has failed;
+- it has sent more, or has not ended although it has everything and is alive: the primary's application has failed;
 - it has sent less, or taken less: it is slow, and given more time;
 - it has ended earlier: the replica has failed.
 
@@ -74,7 +74,13 @@ class EndGate:
         gap = min(max(now - self.answered_at, 0.0), ANSWER_GAP_S)
         self.answered_at = now
         self.waited_s += gap
-        self.still_s = self.still_s + gap if record == self.replica else 0.0
+        before = self.replica
+        still = before is not None and (record.seq, record.taken, record.kind) == (
+            before.seq,
+            before.taken,
+            before.kind,
+        )
+        self.still_s = self.still_s + gap if still else 0.0
         self.replica = record
 
     def judge(self, next_seq: int, taken_seq: int, deadline_s: float) -> Judgement:
@@ -99,7 +105,9 @@ class EndGate:
         if ahead < 0 or diff(replica.taken, taken_seq) < 0:
             slow = max(self.still_s, self.waited_s / 2) >= SLOW_FACTOR * deadline_s
             return Judgement.REPLICA_FAILED if slow else Judgement.WAIT
-        return Judgement.APPLICATION_FAILED if self.still_s >= deadline_s else Judgement.WAIT
+        # One that hangs has taken everything too, in its kernel: it must have shown that it is alive.
+        failed = self.still_s >= deadline_s and replica.well
+        return Judgement.APPLICATION_FAILED if failed else Judgement.WAIT
 
 
 class EndQuestions:

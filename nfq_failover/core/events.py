@@ -133,10 +133,14 @@ class FlowsGone:
 
 @dataclass(slots=True)
 class HealthChecked:
-    """One check of the application on this host has come to an end; `detail` says what was wrong."""
+    """One check of the application on this host has come to an end, `took_s` seconds after its beginning.
+
+    `detail` says what was wrong.
+    """
 
     ok: bool
     detail: str = ""
+    took_s: float = 0.0
 
 
 @dataclass(slots=True)

@@ -92,6 +92,7 @@ class Node:
         self.primary.strangers = served or stored_epoch == 0
         self.primary.ends.on_failure = self._application_failed
         self.backup = BackupSide(settings, self.out)
+        self.backup.ends.checked = settings.health_checked
         self._published: bytes = b""
         self._peer_sent_ms = 0
         self._echo_ms = 0
@@ -255,7 +256,7 @@ class Node:
             elif isinstance(record, UnprotectedSeen):
                 backup.on_told(record)
             elif isinstance(record, EndAsked):
-                backup.on_end_asked(record)
+                backup.on_end_asked(record, now)
 
     def _seal(self) -> None:
         records, self.out.records = self.out.records, []
@@ -338,7 +339,9 @@ class Node:
 
     def _health_checked(self, event: HealthChecked, now: float) -> None:
         members = self.members
-        if not event.ok:
+        if event.ok:
+            self.backup.ends.well_at = now - event.took_s
+        else:
             self.out.counters["health-check-failed"] += 1
         if not members.health.checked(event.ok, event.detail, now):
             return

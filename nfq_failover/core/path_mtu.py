@@ -25,9 +25,7 @@ def judge(event: PacketQueued, flows: Mapping[FlowKey, BackupConnection], servin
     try:
         error = IcmpError(event.packet)
     except MalformedSegment as malformed:
-        out.counters[f"icmp-{malformed.reason}"] += (
-            1  # another protocol, or nonsense: the kernel judges
-        )
+        out.counters[f"icmp-{malformed.reason}"] += 1  # another protocol, or nonsense: the kernel judges
         out.accept(event.queue, event.packet_id)
         return
     connection = flows.get((error.dst, error.dport, error.src, error.sport))

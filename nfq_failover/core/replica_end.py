@@ -11,7 +11,7 @@ TELL_FIRST_S = 0.05
 TELL_MAX_S = 10.0
 
 
-def end_of(connection: BackupConnection) -> End:
+def end_of(connection: BackupConnection, well: bool) -> End:
     """Where the replica's stream is, as the client numbers it. A FIN is not counted: its own number is the end."""
     mapping = connection.mapping
     if connection.rst_out is not None:
@@ -20,7 +20,7 @@ def end_of(connection: BackupConnection) -> End:
         kind, offset = EndKind.FIN, connection.fin_out
     else:
         kind, offset = EndKind.OPEN, connection.produced
-    return End(connection.conn, mapping.seen.seq(offset), connection.client.seq(connection.k_ack), kind)
+    return End(connection.conn, mapping.seen.seq(offset), connection.client.seq(connection.k_ack), kind, well)
 
 
 class ReplicaEnds:
@@ -31,20 +31,28 @@ class ReplicaEnds:
         self.numbers = numbers
         self._timers: TimerQueue[int] = TimerQueue()
         self._waits: dict[int, float] = {}
+        self.checked = False  # whether somebody checks the application's health
+        self.well_at: float | None = None  # when a check has last begun that ended well
+
+    def _end(self, connection: BackupConnection) -> End:
+        since = connection.primary_ended_at
+        well = since is None or (self.well_at is not None and self.well_at > since)
+        return end_of(connection, well or not self.checked)
 
     def ended(self, connection: BackupConnection, now: float) -> None:
         """The replica has just ended."""
-        self.out.record(end_of(connection))
+        self.out.record(self._end(connection))
         if not connection.end_asked:
             self._waits[connection.conn] = TELL_FIRST_S
             self._timers.set(connection.conn, now + TELL_FIRST_S)
 
-    def asked(self, connection: BackupConnection, primary_ended: bool) -> None:
+    def asked(self, connection: BackupConnection, primary_ended: bool, now: float) -> None:
         """The primary wants to know."""
         connection.end_asked = True
-        connection.primary_ended = connection.primary_ended or primary_ended
+        if primary_ended and connection.primary_ended_at is None:
+            connection.primary_ended_at = now
         self._forget(connection.conn)
-        self.out.record(end_of(connection))
+        self.out.record(self._end(connection))
 
     def _forget(self, conn: int) -> None:
         self._waits.pop(conn, None)
@@ -59,7 +67,7 @@ class ReplicaEnds:
                 continue
             if wait > TELL_MAX_S or (connection.fin_out is not None and connection.c_ack > connection.fin_out):
                 continue
-            self.out.record(end_of(connection))
+            self.out.record(self._end(connection))
             self._waits[conn] = wait
             self._timers.set(conn, now + wait)
 

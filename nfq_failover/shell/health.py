@@ -143,7 +143,7 @@ class HealthChecks:
         self._connect: ConnectCheck | None = None
         self._wrong: list[str] = []
         self._running = False
-        self._deadline = 0.0
+        self._deadline = self._began = 0.0
         self._next = time.monotonic()
 
     def tick(self, now: float) -> None:
@@ -166,6 +166,7 @@ class HealthChecks:
     def _start(self, config: HealthConfig, now: float) -> None:
         self._running = True
         self._wrong = []
+        self._began = time.monotonic()
         self._deadline = now + config.timeout_ms / 1000
         self._next = now + config.interval_ms / 1000
         if config.port is not None:
@@ -192,7 +193,7 @@ class HealthChecks:
         if self._running and self._connect is None and self._command is None:
             self._running = False
             wrong = "; ".join(text for text in self._wrong if text)
-            self._answer(HealthChecked(not wrong, wrong))
+            self._answer(HealthChecked(not wrong, wrong, time.monotonic() - self._began))
 
     def close(self) -> None:
         """End what still runs."""

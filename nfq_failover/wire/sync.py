@@ -165,7 +165,7 @@ _MISSING = Struct("!III")
 _DATA = Struct("!IIB")
 _CONN = Struct("!I")
 _END_ASKED = Struct("!IIB")
-_END = Struct("!IIIB")
+_END = Struct("!IIIBB")
 _RANGE = Struct("!II")
 _PORTS = Struct("!HH")
 _NONE = 0xFF
@@ -290,8 +290,8 @@ def _decode_end_asked(v: bytes) -> EndAsked:
 
 
 def _decode_end(v: bytes) -> End:
-    conn, seq, taken, kind = _END.unpack(v)
-    return End(conn, seq, taken, _end_kind(kind))
+    conn, seq, taken, kind, well = _END.unpack(v)
+    return End(conn, seq, taken, _end_kind(kind), bool(well))
 
 
 def _decode_conn_text(cls: Callable[[int, str], Any]) -> Callable[[bytes], Any]:
@@ -310,7 +310,7 @@ _ENCODERS: dict[type, tuple[int, Callable[[Any], bytes]]] = {
     Unprotected: (9, lambda r: _CONN.pack(r.conn) + _text(r.reason)),
     UnprotectedSeen: (10, lambda r: _CONN.pack(r.conn)),
     EndAsked: (20, lambda r: _END_ASKED.pack(r.conn, r.seq, r.kind)),
-    End: (21, lambda r: _END.pack(r.conn, r.seq, r.taken, r.kind)),
+    End: (21, lambda r: _END.pack(r.conn, r.seq, r.taken, r.kind, r.well)),
 }
 
 _DECODERS: dict[int, Callable[[bytes], Record]] = {

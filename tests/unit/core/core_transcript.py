@@ -357,7 +357,7 @@ class BackupTranscript(Transcript):
         elif isinstance(given, UnprotectedSeen):
             side.on_told(given)
         elif isinstance(given, EndAsked):
-            side.on_end_asked(given)
+            side.on_end_asked(given, now)
         elif given == "takeover":
             side.take_over(now)
         else:
@@ -416,9 +416,9 @@ def asked(at: int, kind: EndKind = EndKind.FIN, conn: int = 1) -> EndAsked:
     return EndAsked(conn, server_seq(at), kind)
 
 
-def replica_end(at: int, kind: EndKind = EndKind.FIN, taken: int = 0, conn: int = 1) -> End:
+def replica_end(at: int, kind: EndKind = EndKind.FIN, taken: int = 0, conn: int = 1, well: bool = True) -> End:
     """Where the replica is, in offsets."""
-    return End(conn, server_seq(at), client_seq(taken), kind)
+    return End(conn, server_seq(at), client_seq(taken), kind, well)
 
 
 def confirmed(cum: int, edge: int, *ranges: tuple[int, int], conn: int = 1, established: bool = True) -> Confirm:

@@ -101,3 +101,14 @@ def test_question_about_what_can_not_be_continued_or_is_unknown_gives_the_reason
         t.effects.clear()
         t >> asked(0) << Unprotected(1, "let go")
         t >> asked(0, conn=9) << Unprotected(9, "unknown to the backup")
+
+
+def test_replica_counts_as_alive_after_a_check_that_began_later_than_the_servers_end() -> None:
+    with Shadowing() as t:
+        t.side.ends.checked = True
+        t.side.ends.well_at = t.now - 0.1
+        t >> asked(0, EndKind.OPEN) << replica_end(0, EndKind.OPEN)  # nothing to prove
+        t >> asked(0) << replica_end(0, EndKind.OPEN, well=False)
+        t.side.ends.well_at = t.now + 0.1
+        t.now += 0.2
+        t >> asked(0) << replica_end(0, EndKind.OPEN)

@@ -38,14 +38,14 @@ class Ending(Gated):
         flags = "F." if kind is EndKind.FIN else "R."
         self >> server(100, flags=flags, wnd=10000, ts=TS) << HELD << asked(100, kind)
 
-    def still(self, seconds: float, at: int, taken: int = 0, kind: EndKind = EndKind.OPEN) -> None:
+    def still(self, seconds: float, at: int, taken: int = 0, kind: EndKind = EndKind.OPEN, well: bool = True) -> None:
         """The backup answers the same again and again, for so long or until that has a consequence."""
         give_up = self.now + seconds
         while self.now < give_up and not self.effects and not self.failures:
             self >> After(0.1)
             assert all(effect == "query" or isinstance(effect, EndAsked) for effect in self.effects)
             self.effects.clear()
-            self >> replica_end(at, kind, taken)
+            self >> replica_end(at, kind, taken, well=well)
 
 
 def test_fin_waits_for_the_replicas_and_is_sent_newly_built() -> None:
@@ -145,6 +145,15 @@ def test_replica_that_has_everything_and_does_not_end_shows_it_at_the_deadline()
         t.still(5.0, 100)
         assert t.failures
         assert 1.0 <= t.now - began < 1.4
+
+
+def test_replica_that_may_hang_does_not_show_it() -> None:
+    with Ending() as t:
+        t.ends()
+        t.still(5.0, 100, well=False)
+        assert not t.failures
+        t >> replica_end(100, EndKind.OPEN)
+        assert t.failures
 
 
 def test_failure_that_can_not_move_now_is_reported_again_and_nothing_is_released() -> None:
