@@ -148,8 +148,8 @@ class EndAsked:
 class End:
     """Backup -> primary: the replica has sent everything before `seq`, and has ended there, or not.
 
-    `taken`: the first byte of the client's stream that the replica's TCP has not taken. `well`: the replica's application
-    has passed a health check since the primary's server ended (or nobody checks it).
+    `taken`: the first byte of the client's stream that the replica's TCP has not taken. `well`: the replica's
+    application has passed a health check since the primary's server ended (or nobody checks it).
     """
 
     conn: int

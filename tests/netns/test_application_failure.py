@@ -193,8 +193,9 @@ def test_backup_loses_its_application(world: Applications, tmp_path: Path, how: 
         backup = other(primary)
         talk = case.open(ECHO)
         talk.echo(1)
+        silent = case.open([["take", 1]])  # the server closes it without a word: a hung replica has sent as much
         busy = case.open([["send", 2 * HALF, 3]])
-        case.assert_protected(talk)
+        case.assert_protected(talk, silent)
         begun = busy.receive(HALF)
         if how == "refuses":
             case.open([["refuse", backup]]).expect_end()
@@ -203,6 +204,8 @@ def test_backup_loses_its_application(world: Applications, tmp_path: Path, how: 
         assert begun + busy.receive(HALF) == content(3, 2 * HALF)
         busy.expect_end()
         talk.echo(2)
+        silent.socket.sendall(b"x")
+        silent.expect_end()
         world.becomes(**{primary: "unprotected", backup: "shadowing"})
         assert world.says(primary)["reason"] == "the backup's application has failed"
         assert case.row(talk)["reason"]
