@@ -107,6 +107,7 @@ def test_two_resets_confirm_each_other(at: int) -> None:
     with Ending() as t:
         t.ends(EndKind.RST)
         t >> server(100, ack=None, flags="R", wnd=0) << HELD  # to what the client sends meanwhile
+        t.now += 2.0
         t >> FlowsGone([FLOW])  # our TCP is rid of it
         assert FLOW in t.side.flows
         t >> replica_end(at, EndKind.RST) << "client [R.] 100 ack 0 wnd 10000 ts 2000010/1010"

@@ -122,7 +122,7 @@ def backup_whose_application_has_failed_gives_its_shadows_up_and_says_so() -> Ho
     assert not h.members.invalid and h.members.generation == 3
     h.check_health(False, False, False)
     assert h.tick() == [Do.INVALIDATE]
-    assert h.members.generation == 0 and h.members.flags & UNHEALTHY and not h.members.may_continue(h.now)
+    assert h.members.generation == 0 and h.members.flags & UNHEALTHY and h.members.invalid
     h.hear(S.ARMING, 7, 4)  # no new generation as long as it lasts
     assert h.members.generation == 0
     h.check_health(True)
