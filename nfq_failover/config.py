@@ -26,7 +26,13 @@ _MAC = re.compile(r"([0-9a-f]{2}:){5}[0-9a-f]{2}")
 _NUMBER = re.compile(r"[0-9]{1,5}")
 _PLACEHOLDER = re.compile(r"\{[A-Za-z_]*\}")
 _FENCE_PLACEHOLDERS = ("{peer}", "{address}")
-_KINDS = {str: "a text in quotes", int: "a whole number", bool: "true or false", list: "a list in [brackets]"}
+_KINDS = {
+    str: "a text in quotes",
+    int: "a whole number",
+    bool: "true or false",
+    list: "a list in [brackets]",
+    dict: "a [table]",
+}
 
 
 DEFAULT_KEY_FILE = Path("/etc/nfq-failover/key")
@@ -39,7 +45,21 @@ _SETTINGS = (
     *("fence", "fence_deadline_ms", "split_brain", "boot_alone", "boot_wait_ms", "prefer_primary"),
     *("heartbeat_interval_ms", "heartbeat_count", "loop_stall_ms", "open_deadline_ms", "announce_count"),
     *("max_connections", "max_log_bytes", "max_unacked_bytes", "hole_deadline_ms"),
+    *("application", "health"),
 )
+_APPLICATION_SETTINGS = ("on_failure", "end_deadline_ms")
+_HEALTH_SETTINGS = ("connect", "port", "command", "interval_ms", "timeout_ms", "failures")
+
+
+@dataclass(frozen=True, slots=True)
+class HealthConfig:
+    """How the application is checked: `port` to connect to (None: not), `command` to run (empty: none)."""
+
+    port: int | None
+    command: tuple[str, ...]
+    interval_ms: int
+    timeout_ms: int
+    failures: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +83,7 @@ class Config:
     instance: str
     rules_script: Path | None
     peer_macs: dict[str, str]
+    health: HealthConfig | None = None
 
 
 class _Reader:
@@ -148,6 +169,32 @@ def _fence(value: list[Any]) -> tuple[str, ...]:
             if placeholder not in _FENCE_PLACEHOLDERS:
                 raise ValueError(f"there is no placeholder {placeholder}: use {' or '.join(_FENCE_PLACEHOLDERS)}")
     return tuple(value)
+
+
+def _words(value: list[Any]) -> tuple[str, ...]:
+    if not value or not all(isinstance(word, str) and word and "\0" not in word for word in value):
+        raise ValueError("must be a list of words: the command and its arguments")
+    return tuple(value)
+
+
+def _health(table: dict[str, Any] | None, where: str, ports: tuple[tuple[int, int], ...]) -> HealthConfig | None:
+    if table is None:
+        return None
+    where = f"{where}, [health]"
+    r = _Reader(table, where, _HEALTH_SETTINGS)
+    connect = r.take("connect", bool, True)
+    port = r.number("port", 1, 65535, ports[0][0])
+    config = HealthConfig(
+        port=port if connect else None,
+        command=r.checked("command", list, _words, ()),
+        interval_ms=r.number("interval_ms", 50, 600_000, 1000),
+        timeout_ms=r.number("timeout_ms", 10, 600_000, 1000),
+        failures=r.number("failures", 1, 1000, 3),
+    )
+    r.done()
+    if config.port is None and not config.command:
+        raise ConfigError(f"{where}: nothing would be checked: give a 'command', or set connect = true")
+    return config
 
 
 def _address(value: str) -> str:
@@ -267,10 +314,13 @@ def parse(table: dict[str, Any], where: str = "config") -> Config:
     if tap == "multicast" and (tap_mac is None or not int(tap_mac[:2], 16) & 1):
         raise ConfigError(f"{where}: tap = \"multicast\" needs 'tap_mac', a multicast MAC such as 01:00:5e:4d:00:64")
     fence: tuple[str, ...] = r.checked("fence", list, _fence, ())
+    ports = r.checked("ports", list, _ports)
+    health = _health(r.take("health", dict, None), where, ports)
+    application = _Reader(r.take("application", dict, {}), f"{where}, [application]", _APPLICATION_SETTINGS)
     settings = Settings(
         name=name,
         service=ip_address(service).packed,
-        ports=r.checked("ports", list, _ports),
+        ports=ports,
         peers=peers,
         key=read_key(r.checked("key_file", str, _path, DEFAULT_KEY_FILE)),
         prefer_primary=r.take("prefer_primary", bool, False),
@@ -288,7 +338,12 @@ def parse(table: dict[str, Any], where: str = "config") -> Config:
         max_log_bytes=r.number("max_log_bytes", 1 << 16, 1 << 30, 16 << 20),
         max_unacked_bytes=r.number("max_unacked_bytes", 1 << 16, 1 << 30, 16 << 20),
         hole_deadline_ms=r.number("hole_deadline_ms", 100, 600_000, 3000),
+        end_deadline_ms=application.number("end_deadline_ms", 50, 60_000, 1000),
+        on_app_failure=application.choice("on_failure", ("service", "off"), "service"),
+        health_checked=health is not None,
+        health_failures=3 if health is None else health.failures,
     )
+    application.done()
     if settings.boot_alone == "fence" and not fence:
         raise ConfigError(f"{where}: boot_alone = \"fence\" needs a 'fence' command")
     config = Config(
@@ -309,6 +364,7 @@ def parse(table: dict[str, Any], where: str = "config") -> Config:
         instance=r.checked("instance", str, _instance, "default"),
         rules_script=r.checked("rules_script", str, _path, None),
         peer_macs=macs,
+        health=health,
     )
     r.done()
     if config.queue_in == config.queue_out:

@@ -9,6 +9,7 @@ from nfq_failover.core.events import PacketQueued, QueryFlows
 from nfq_failover.core.memory import Memory
 from nfq_failover.core.outbox import Outbox
 from nfq_failover.core.repair import Repair
+from nfq_failover.core.replica_end import ReplicaEnds
 from nfq_failover.core.replica_map import ReplicaMap
 from nfq_failover.core.settings import Settings
 from nfq_failover.core.syn import strip
@@ -18,6 +19,8 @@ from nfq_failover.wire.records import (
     Close,
     Closed,
     Data,
+    EndAsked,
+    EndKind,
     Open,
     Opened,
     Progress,
@@ -47,6 +50,7 @@ class BackupSide:
         self.timers: TimerQueue[int] = TimerQueue()
         self.repair = Repair(out, self.timers)
         self.memory: Memory | None = None
+        self.ends = ReplicaEnds(out, self.numbers)
         self._dirty: dict[int, BackupConnection] = {}
         self._forgotten: dict[int, None] = {}  # the latest, oldest first
         self._next_query = 0.0
@@ -153,12 +157,13 @@ class BackupSide:
         if seg.flags & RST and not active:
             out.drop(event.queue, event.packet_id, "replica-reset")
             if connection.rst_in is None and not connection.ended:
-                self._die(connection, "the replica reset the connection", now)
+                self._replica_reset(connection, now)
             return True
         if seg.flags & RST and connection.ended:
             out.drop(event.queue, event.packet_id, "ended")  # our TCP answers something that we injected too late
             return True
         before, held = connection.k_ack, connection.cum
+        new_end = connection.fin_out is None and seg.flags & FIN
         offset = connection.learn_output(seg, now)
         if connection.cum > held:
             self._dirty[connection.conn] = connection  # our TCP has taken what the log had no room for
@@ -166,6 +171,8 @@ class BackupSide:
             takeover.outward(connection, event, seg, offset, out, now)
         else:
             out.drop(event.queue, event.packet_id, "replica-silent")
+            if new_end:
+                self.ends.ended(connection, now)
         self._after_output(connection, seg, offset, before, now)
         return True
 
@@ -227,6 +234,15 @@ class BackupSide:
             self._dirty[connection.conn] = connection
         self.repair.watch_lag(connection, now)
         self.out.record(Opened(connection.conn, True, connection.client.seq(connection.k_edge)))
+
+    def _replica_reset(self, connection: BackupConnection, now: float) -> None:
+        """If the primary's server has ended too, that may be all right: the primary decides."""
+        connection.rst_out = connection.fin_out if connection.fin_out is not None else connection.produced
+        if connection.primary_ended_at is None:
+            self._die(connection, "the replica reset the connection", now)
+            return
+        self.ends.ended(connection, now)
+        self._bury(connection, "the server has reset the connection")
 
     def _die(self, connection: BackupConnection, reason: str, now: float) -> None:
         """The connection can't be continued: the primary is told until it answers."""
@@ -302,6 +318,16 @@ class BackupSide:
             return
         self._dirty[connection.conn] = connection
         self.repair.primary_is_at(connection, now)
+
+    def on_end_asked(self, record: EndAsked, now: float) -> None:
+        """The primary's server has ended, or ours has: tell where our replica is."""
+        connection = self.numbers.get(record.conn)
+        if connection is None:
+            self.out.record(Unprotected(record.conn, "unknown to the backup"))
+        elif connection.state is Shadow.SHADOW or connection.rst_out is not None:
+            self.ends.asked(connection, record.kind is not EndKind.OPEN, now)
+        elif connection.state is Shadow.DEAD:
+            self.out.record(Unprotected(record.conn, connection.reason))
 
     def on_data(self, record: Data, now: float) -> None:
         """Bytes that our tap had lost."""
@@ -400,6 +426,7 @@ class BackupSide:
             if connection.map is not None and connection.state is Shadow.SHADOW:
                 connection.inject(self.out, connection.k_ack, flags=RST | ACK)
             self.forget(connection)
+        self.ends.clear()
         self._forgotten.clear()  # a primary that has restarted counts from the beginning
         self.out.log("info", "shadow connections dropped", reason=reason)
 
@@ -434,6 +461,7 @@ class BackupSide:
                 self._tell(connection, now)
             else:
                 self._repeat(connection, now)
+        self.ends.on_timer(now)
         if self.flows and now >= self._next_query:
             self._next_query = now + QUERY_EVERY_S
             self.out.effects.append(QueryFlows(list(self.flows)))
@@ -448,7 +476,7 @@ class BackupSide:
 
     def poll_timeout(self) -> float | None:
         """The earliest deadline."""
-        first = self.timers.next()
-        if not self.flows:
-            return first
-        return self._next_query if first is None else min(first, self._next_query)
+        deadlines = [d for d in (self.timers.next(), self.ends.poll_timeout()) if d is not None]
+        if self.flows:
+            deadlines.append(self._next_query)
+        return min(deadlines, default=None)

@@ -73,6 +73,9 @@ class BackupConnection:
         # server's stream
         self.output = Journal(settings.max_unacked_bytes)
         self.fin_out: int | None = None
+        self.rst_out: int | None = None
+        self.end_asked = False
+        self.primary_ended_at: float | None = None
         self.produced = 0
         self.c_ack = -1  # -1: the client has not completed the handshake
         self.k_una = -1

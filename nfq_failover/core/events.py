@@ -139,6 +139,18 @@ class FlowsListed:
 
 
 @dataclass(slots=True)
+class HealthChecked:
+    """One check of the application on this host has come to an end, `took_s` seconds after its beginning.
+
+    `detail` says what was wrong.
+    """
+
+    ok: bool
+    detail: str = ""
+    took_s: float = 0.0
+
+
+@dataclass(slots=True)
 class OperatorCommand:
     """`claim` (the operator says that the peer is off), `shutdown` (clean stop)."""
 
@@ -159,6 +171,7 @@ Event = (
     | RulesLost
     | FlowsGone
     | FlowsListed
+    | HealthChecked
     | OperatorCommand
 )
 

@@ -9,11 +9,13 @@ from collections import deque
 from dataclasses import dataclass
 from enum import Enum
 
+from nfq_failover.core.health import Health
 from nfq_failover.core.heartbeat import HeartbeatBody, PeerMonitor
-from nfq_failover.core.roles import Candidate, Input, Role, State, next_state
+from nfq_failover.core.roles import UNHEALTHY, Candidate, Input, Role, State, next_state
 from nfq_failover.core.settings import Settings
 
 ALONE_RETRY_FACTOR = 10
+BACKUP_UNHEALTHY = "the backup's application has failed"
 
 
 class Do(Enum):
@@ -64,6 +66,7 @@ class Membership:
         self.changes: deque[Change] = deque()
         self.rules_ready = False
         self.invalid = True
+        self.health = Health(settings)
         self._boot = now
         self._next_alone = now + settings.boot_wait_ms / 1000
         self._last = now
@@ -83,6 +86,15 @@ class Membership:
         settings = self.settings
         shadowing = self.state.role is Role.BACKUP and not self.invalid
         return Candidate(shadowing, self.stored_epoch, self.served, settings.prefer_primary, settings.name)
+
+    @property
+    def flags(self) -> int:
+        """The heartbeat's flags."""
+        return self.candidate.flags() | (0 if self.health.well else UNHEALTHY)
+
+    @property
+    def _peer_well(self) -> bool:
+        return self.peer is not None and not self.peer.flags & UNHEALTHY
 
     def answers(self, monitor: PeerMonitor, now: float) -> bool:
         """The peer hears us and we hear it."""
@@ -130,7 +142,7 @@ class Membership:
         if epoch != self.epoch or self.served:
             self.epoch, self.served = epoch, False
             self.actions.append(Do.STORE)
-        if State(body.state) is State.ARMING and body.generation != self.generation:
+        if State(body.state) is State.ARMING and body.generation != self.generation and self.health.well:
             # Only while it arms: one that protects already has connections that we lack, and must hear so.
             self.generation = body.generation
             self.invalid = False
@@ -146,13 +158,15 @@ class Membership:
             self.actions.append(Do.STORE)
         peer_state = State(body.state)
         if self.state is State.UNPROTECTED:
-            if peer_state is State.SHADOWING and answers:
+            if peer_state is State.SHADOWING and answers and self._peer_well:
                 self.generation += 1
                 self.rules_ready = False
                 self._go(Input.BACKUP_JOINED, "arming the protection")
         elif self.state is State.ARMING:
             if role is not Role.BACKUP:
                 self._go(Input.BACKUP_HARMLESS, "the backup has restarted")
+            elif not self._peer_well:
+                self._go(Input.BACKUP_HARMLESS, BACKUP_UNHEALTHY)
             elif self.rules_ready and body.generation == self.generation:
                 self._go(Input.ARMED, "")
         elif role is not Role.BACKUP:
@@ -160,7 +174,7 @@ class Membership:
         elif peer_state is State.REFUSED:
             self._go(Input.BACKUP_HARMLESS, "the backup has refused to take over")
         elif body.generation != self.generation:
-            self._go(Input.BACKUP_HARMLESS, "the backup has lost its state")
+            self._go(Input.BACKUP_HARMLESS, "the backup has lost its state" if self._peer_well else BACKUP_UNHEALTHY)
 
     def _elect(self, body: HeartbeatBody) -> None:
         """Neither serves: both compare the same two candidates."""
@@ -194,6 +208,7 @@ class Membership:
             self._resumed = now
             self._go(Input.PAUSED, f"this host was paused for {pause:.2f} s")
             return
+        self._watch_health(monitor, now)
         state = self.state
         if state is State.WAITING:
             self._wait_alone(monitor, now)
@@ -211,6 +226,33 @@ class Membership:
             self._go(Input.PEER_SILENT, "no heartbeat from the backup")
         if self.state in (State.BACKUP_LOST, State.DOUBT):
             self._lost_backup(monitor, now)
+
+    def _watch_health(self, monitor: PeerMonitor, now: float) -> None:
+        """What our application's health means in this state."""
+        if self.state is State.YIELDED:
+            if self.health.recovered(now):
+                self._next_alone = now + self.settings.boot_wait_ms / 1000
+                self._go(Input.APP_WELL, "")
+        elif self.health.well:
+            return
+        elif self.state is State.PROTECTED:
+            if self.settings.on_app_failure == "service":
+                self.application_failed(self.health.reason, monitor, now)
+        elif self.state is State.SHADOWING and not self.invalid:
+            self.invalid, self.generation = True, 0  # the primary sees it, and knows that nothing is kept here
+            self.actions.append(Do.INVALIDATE)
+
+    def application_failed(self, reason: str, monitor: PeerMonitor, now: float) -> bool:
+        """Our application has failed: yield, if the backup can go on. Returns whether this host is silent now.
+
+        The one that follows us lately and holds this generation of connections takes over as soon as it hears us.
+        """
+        follows = self._peer_well and self._follows(monitor, now)
+        if self.state is not State.PROTECTED or not follows:
+            return False
+        self.health.yielded(now)
+        self._go(Input.APP_FAILED, reason)
+        return True
 
     def _wait_alone(self, monitor: PeerMonitor, now: float) -> None:
         if now < self._next_alone or not monitor.lost(now):
@@ -285,7 +327,7 @@ class Membership:
 
     def claim(self) -> str:
         """The operator says that the peer is off. Returns what came of it."""
-        if self.state not in (State.WAITING, State.REFUSED):
+        if self.state not in (State.WAITING, State.REFUSED, State.YIELDED):
             return f"nothing to claim: this host is {self.role.name.lower()} ({self.state.label})"
         self.invalid = True
         self._go(Input.CLAIMED, "claimed by the operator")
@@ -335,7 +377,7 @@ class Membership:
             act(Do.PROTECT)
         elif after is State.SHADOWING and before is not State.CHECKING:
             self.generation, self.invalid = 0, True
-        elif after is State.WAITING and before.role is Role.PRIMARY:
+        elif after is State.YIELDED or (after is State.WAITING and before.role is Role.PRIMARY):
             act(Do.SILENCE)
             self.generation, self.invalid = 0, True
         elif after is State.LEAVING and before.role is Role.PRIMARY:

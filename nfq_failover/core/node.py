@@ -12,6 +12,7 @@ from nfq_failover.constants import RST, SYN
 from nfq_failover.core import path_mtu, restart
 from nfq_failover.core.backup import BackupSide
 from nfq_failover.core.backup_connection import Shadow
+from nfq_failover.core.dispatch import to_backup, to_primary
 from nfq_failover.core.events import (
     ApplyRules,
     CheckLink,
@@ -25,6 +26,7 @@ from nfq_failover.core.events import (
     FlowsGone,
     FlowsListed,
     FrameCopied,
+    HealthChecked,
     LinkChecked,
     OperatorCommand,
     OwnAddress,
@@ -53,19 +55,7 @@ from nfq_failover.core.status import connection_rows, link_row
 from nfq_failover.core.strangers import StrangerHunt
 from nfq_failover.errors import MalformedDatagram, MalformedSegment
 from nfq_failover.wire.icmp import is_icmp
-from nfq_failover.wire.records import (
-    Close,
-    Closed,
-    Confirm,
-    Data,
-    Missing,
-    Open,
-    Opened,
-    Progress,
-    Record,
-    Unprotected,
-    UnprotectedSeen,
-)
+from nfq_failover.wire.records import Record
 from nfq_failover.wire.segment import FlowKey, Segment
 
 _ROLES, _STATES = frozenset(Role), frozenset(State)
@@ -96,8 +86,10 @@ class Node:
         self.members = Membership(settings, stored_epoch, served, now)
         self.primary = PrimarySide(settings, self.out)
         self.primary.strangers = served or stored_epoch == 0
+        self.primary.ends.on_failure = self._application_failed
         self.backup = BackupSide(settings, self.out)
         self.hunt = StrangerHunt(self.out, self.primary, self.backup)
+        self.backup.ends.checked = settings.health_checked
         self._published: bytes = b""
         self._peer_sent_ms = 0
         self._echo_ms = 0
@@ -245,34 +237,12 @@ class Node:
         self._publish()
 
     def _record(self, record: Record, now: float) -> None:
-        primary, backup = self.primary, self.backup
         if self.members.state is State.DOUBT:
             return  # nothing may leave, held acknowledgements either: what matters will be repeated
         if self.members.role is Role.PRIMARY:
-            if isinstance(record, Confirm):
-                primary.on_confirm(record, now)
-            elif isinstance(record, Opened):
-                primary.on_opened(record, now)
-            elif isinstance(record, Missing):
-                primary.on_missing(record, now)
-            elif isinstance(record, Closed | UnprotectedSeen):
-                primary.on_told(record)
-            elif isinstance(record, Unprotected):
-                primary.on_unprotected(record, now)
-                self.out.record(UnprotectedSeen(record.conn))
+            to_primary(record, self.primary, self.out, now)
         elif self.members.state in (State.SHADOWING, State.CHECKING, State.FENCING):
-            if isinstance(record, Progress):
-                backup.on_progress(record, now)
-            elif isinstance(record, Open):
-                backup.on_open(record, now)
-            elif isinstance(record, Data):
-                backup.on_data(record, now)
-            elif isinstance(record, Close):
-                backup.on_close(record, now)
-            elif isinstance(record, Unprotected):
-                backup.on_unprotected(record)
-            elif isinstance(record, UnprotectedSeen):
-                backup.on_told(record)
+            to_backup(record, self.backup, now)
 
     def _seal(self) -> None:
         records, self.out.records = self.out.records, []
@@ -296,7 +266,7 @@ class Node:
             epoch=members.epoch,
             role=int(members.role),
             state=int(members.state),
-            flags=members.candidate.flags(),
+            flags=members.flags,
             stored_epoch=members.stored_epoch,
             generation=members.generation,
             echo_ms=self._echo_ms,
@@ -343,6 +313,8 @@ class Node:
         elif isinstance(event, FlowsListed):
             if self.hunt.listed(event.flows) and self.members.role is Role.PRIMARY:
                 self._apply(self._rules[0])
+        elif isinstance(event, HealthChecked):
+            self._health_checked(event, now)
         elif isinstance(event, CopiesLost):
             self.out.counters["copies-lost"] += event.count
             self.out.log("warning", "inbound copies lost", count=event.count)
@@ -354,6 +326,28 @@ class Node:
             self.out.log("error", "firewall rules lost", detail=event.detail)
         elif isinstance(event, OperatorCommand):
             self._operator(event)
+
+    def _health_checked(self, event: HealthChecked, now: float) -> None:
+        members = self.members
+        if event.ok:
+            self.backup.ends.well_at = now - event.took_s
+        else:
+            self.out.counters["health-check-failed"] += 1
+        if not members.health.checked(event.ok, event.detail, now):
+            return
+        if members.health.well:
+            self.out.log("info", "application well")
+        else:
+            self.out.log("error", "application failed", reason=members.health.reason)
+        members.tick(self.monitor, now)
+        self._publish()
+
+    def _application_failed(self, reason: str, now: float) -> bool:
+        """A connection has shown it. Silent at once: what is held must not get out any more."""
+        if not self.members.application_failed(reason, self.monitor, now):
+            return False
+        self._carry_out(now)
+        return True
 
     def _operator(self, event: OperatorCommand) -> None:
         if event.name == "claim":
@@ -373,7 +367,7 @@ class Node:
         members, out = self.members, self.out
         while members.changes:
             change = members.changes.popleft()
-            level = "error" if change.after is State.REFUSED else "warning"
+            level = "error" if change.after in (State.REFUSED, State.YIELDED) else "warning"
             if change.after in (State.SHADOWING, State.PROTECTED, State.ARMING, State.CLAIMING):
                 level = "info"
             out.log(
@@ -484,5 +478,6 @@ class Node:
             "peer": link_row(self.session, self.monitor, self.peer, now),
             "connections": connection_rows(self.primary, self.backup),
             "protected_connections": sum(c.state is Gate.PROTECTED for c in self.primary.flows.values()),
+            "application": members.health.row(),
             "counters": dict(sorted(self.out.counters.items())),
         }

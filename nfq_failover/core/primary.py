@@ -11,6 +11,7 @@ from nfq_failover.constants import ACK, FIN, RST, SYN
 from nfq_failover.core.events import FrameCopied, PacketQueued, QueryFlows
 from nfq_failover.core.outbox import Outbox
 from nfq_failover.core.primary_connection import Gate, PrimaryConnection
+from nfq_failover.core.primary_ends import PrimaryEnds
 from nfq_failover.core.settings import Settings
 from nfq_failover.core.syn import strip
 from nfq_failover.core.timers import TimerQueue
@@ -70,6 +71,7 @@ class PrimarySide:
         self._dialled: OrderedDict[FlowKey, None] = OrderedDict()  # connections that the server opened, newest last
         self._next_conn = 1
         self._next_query = 0.0
+        self.ends = PrimaryEnds(settings, out, self.numbers, self._unprotect, self._close)
 
     # ------------------------------------------------------------------------------------ packets
 
@@ -110,12 +112,16 @@ class PrimarySide:
             self.out.drop(event.queue, event.packet_id, "rst-after-end")
             connection.repeat_last_ack(self.out)
             return
-        connection.outbound(event, seg, self.out, now)
+        changed: bool | None = False
+        if connection.state is Gate.PROTECTED:
+            changed = self.ends.outbound(connection, event, seg, now)
+        if changed is not None:
+            connection.outbound(event, seg, self.out, now, changed)
         if connection.gated and (
             connection.waiting or connection.owed_since is not None or not connection.b_established
         ):
             self.timers.set_earlier(connection.conn, now + max(connection.retry_s, POLL_FIRST_S))
-        if seg.flags & RST:
+        if seg.flags & RST and changed is not None:
             self._close(connection, "reset by the server", now)
         elif seg.flags & FIN:
             self._next_query = min(self._next_query, now + QUERY_CLOSING_S)
@@ -272,7 +278,7 @@ class PrimarySide:
             # A connection younger than the query may have been opened after the kernel was asked.
             if connection is None or now - connection.opened_at <= 1.0 or connection.state is Gate.SYN_HELD:
                 continue
-            if connection.lingers(now):
+            if self.ends.holds(connection) or connection.lingers(now):
                 self._next_query = min(self._next_query, now + QUERY_CLOSING_S)
             else:
                 self._close(connection, "closed", now)
@@ -389,6 +395,7 @@ class PrimarySide:
         self.numbers.clear()
         self.timers = TimerQueue()
         self._telling.clear()
+        self.ends.clear()
         self._syns.clear()
         self._dialled.clear()
 
@@ -418,6 +425,7 @@ class PrimarySide:
                 connection.retry_s = min(max(connection.retry_s * 2, POLL_FIRST_S), slowest)
                 self._poll(connection)
                 self.timers.set(conn, now + connection.retry_s)
+        self.ends.questions.on_timer(now)
         if self.flows and now >= self._next_query:
             self._next_query = now + QUERY_EVERY_S
             self.out.effects.append(QueryFlows(list(self.flows)))
@@ -437,7 +445,7 @@ class PrimarySide:
 
     def poll_timeout(self) -> float | None:
         """The earliest deadline."""
-        first = self.timers.next()
-        if not self.flows:
-            return first
-        return self._next_query if first is None else min(first, self._next_query)
+        deadlines = [d for d in (self.timers.next(), self.ends.questions.poll_timeout()) if d is not None]
+        if self.flows:
+            deadlines.append(self._next_query)
+        return min(deadlines, default=None)

@@ -17,14 +17,15 @@ from __future__ import annotations
 from collections import deque
 from enum import Enum
 
-from nfq_failover.constants import ACK, FIN, SYN
+from nfq_failover.constants import ACK, FIN, RST, SYN
+from nfq_failover.core.end_gate import EndGate
 from nfq_failover.core.events import PacketQueued
 from nfq_failover.core.journal import Journal
 from nfq_failover.core.outbox import Outbox
 from nfq_failover.core.seqspace import SeqSpace
 from nfq_failover.core.window import window_field
 from nfq_failover.wire.build import ack_options, build_segment
-from nfq_failover.wire.records import Confirm, Open, Opened
+from nfq_failover.wire.records import Confirm, EndKind, Open, Opened
 from nfq_failover.wire.segment import FlowKey, Segment
 from nfq_failover.wire.seqnum import MASK, diff, lt
 
@@ -72,6 +73,7 @@ class PrimaryConnection:
         "edge_backup",
         "edge_kernel",
         "edge_sent",
+        "end",
         "established",
         "fin_clamped",
         "fin_in",
@@ -127,6 +129,7 @@ class PrimaryConnection:
         self.retained = Journal(MAX_RETAINED)
         self.fin_in: int | None = None
         self.fin_out = self.fin_clamped = False
+        self.end: EndGate | None = None
         self.gone_at: float | None = None
         self.unserved_since: float | None = None
 
@@ -142,8 +145,8 @@ class PrimaryConnection:
         """What may be acknowledged. While the backup catches up the client has seen more already."""
         return max(self.confirmed, self.sent_ack)
 
-    def outbound(self, event: PacketQueued, seg: Segment, out: Outbox, now: float) -> None:
-        """Judge a segment (not a SYN) that our TCP sends."""
+    def outbound(self, event: PacketQueued, seg: Segment, out: Outbox, now: float, changed: bool = False) -> None:
+        """Judge a segment (not a SYN) that our TCP sends. `changed`: it already differs from the queued packet."""
         ack = self.client.offset(seg.ack) if seg.flags & ACK else self.kernel_ack
         self._learn(seg, ack)
         if self.state not in _GATED:
@@ -163,7 +166,33 @@ class PrimaryConnection:
             self.held.append((ack, blocks, now))
             out.drop(event.queue, event.packet_id, "ack-held")
             return
-        self._send_changed(event, seg, out, ack, blocks, now)
+        self._send_changed(event, seg, out, ack, blocks, now, changed)
+
+    def note_ack(self, seg: Segment, now: float) -> None:
+        """Learn from a segment that is not sent (its FIN is held): what it acknowledges is owed."""
+        ack = self.client.offset(seg.ack) if seg.flags & ACK else self.kernel_ack
+        self._learn(seg, ack)
+        if self.kernel_ack > self.sent_ack and self.owed_since is None:
+            self.owed_since = now
+
+    def release_end(self, out: Outbox) -> None:
+        """Send the FIN or RST that was held, with what may be acknowledged now."""
+        gate = self.end
+        if gate is None or gate.passed:
+            return
+        gate.passed = True
+        if gate.kind is EndKind.OPEN:
+            return
+        ack = max(min(self.kernel_ack, self._limit) if self.gated else self.kernel_ack, self.sent_ack)
+        if gate.kind is EndKind.RST:
+            self.send_ack(out, ack, [], RST | ACK)
+            return
+        self.fin_clamped = ack < self.kernel_ack
+        self.send_ack(out, ack, [], FIN | ACK)
+        self.fin_out = True
+        self.snd_nxt = (gate.at + 1) & MASK
+        if ack >= self.kernel_ack:
+            self.owed_since = None
 
     def _learn(self, seg: Segment, ack: int) -> None:
         if ack > self.kernel_ack:
@@ -180,7 +209,14 @@ class PrimaryConnection:
         self.established = True
 
     def _send_changed(
-        self, event: PacketQueued, seg: Segment, out: Outbox, ack: int, blocks: Blocks, now: float
+        self,
+        event: PacketQueued,
+        seg: Segment,
+        out: Outbox,
+        ack: int,
+        blocks: Blocks,
+        now: float,
+        changed: bool,
     ) -> None:
         """Let a segment go out now with what it may say."""
         allowed = min(ack, self._limit)
@@ -191,7 +227,7 @@ class PrimaryConnection:
         clipped = [b for b in (self._clip(b) for b in blocks) if b] if blocks else blocks
         while self.held and self.held[0][0] <= allowed:
             self.held.popleft()
-        unchanged = allowed == ack and window == seg.wnd and clipped == blocks
+        unchanged = allowed == ack and window == seg.wnd and clipped == blocks and not changed
         if not unchanged and not event.complete:
             # Can't be rewritten, must not go out as it is: the kernel will send it again.
             out.drop(event.queue, event.packet_id, "incomplete-packet")
@@ -329,8 +365,8 @@ class PrimaryConnection:
         starving = starving and not self.client_ended
         return bool(self.held) or self.kernel_ack > self.confirmed or starving
 
-    def send_ack(self, out: Outbox, ack: int, blocks: Blocks) -> None:
-        """Send a newly built pure ACK to the client."""
+    def send_ack(self, out: Outbox, ack: int, blocks: Blocks, flags: int = ACK) -> None:
+        """Send a newly built segment without data to the client: a pure ACK, or what `flags` say."""
         window = self.window_for(ack)
         self._note_sent(ack, ack + (window << self.wscale))
         timestamps = (self.tsval, self.tsecr) if self.open.tsval is not None else None
@@ -341,7 +377,7 @@ class PrimaryConnection:
             (client_addr, client_port),
             self.snd_nxt,
             self.client.seq(ack),
-            ACK,
+            flags,
             window,
             options,
         )
@@ -361,6 +397,7 @@ class PrimaryConnection:
             self.send_ack(out, max(self.kernel_ack, self.sent_ack), [])
         self.held.clear()
         self.owed_since = None
+        self.release_end(out)
 
     def protect_late(self, now: float) -> bool:
         """The replica can continue a connection that was let go unprotected. True if it is protected now.

@@ -17,6 +17,9 @@ On the backup, silence of the primary leads through CHECKING (own link), FENCING
 serving; anything that fails on the way leads to REFUSED, loudly. On the primary, silence of the backup leads to
 BACKUP_LOST: nothing unconfirmed is acknowledged until the backup's time to act has passed, then UNPROTECTED. A primary
 that was paused for longer than the detection time is in DOUBT: nothing leaves until the peer has answered.
+
+A primary whose application has failed while its backup is well falls silent, YIELDED: the backup, which hears that in
+its heartbeat, takes over without a fence. It does not join again before its application is well.
 """
 
 from __future__ import annotations
@@ -53,6 +56,7 @@ class State(IntEnum):
     BACKUP_LOST = 11
     DOUBT = 12
     LEAVING = 13
+    YIELDED = 14
 
     @property
     def role(self) -> Role:
@@ -66,7 +70,7 @@ class State(IntEnum):
 
 
 _ROLES = {
-    **dict.fromkeys((State.WAITING, State.BOOT_FENCING, State.CLAIMING), Role.JOINING),
+    **dict.fromkeys((State.WAITING, State.BOOT_FENCING, State.CLAIMING, State.YIELDED), Role.JOINING),
     **dict.fromkeys((State.SHADOWING, State.CHECKING, State.FENCING, State.STORING, State.REFUSED), Role.BACKUP),
     **dict.fromkeys((State.UNPROTECTED, State.ARMING, State.PROTECTED, State.BACKUP_LOST, State.DOUBT), Role.PRIMARY),
     State.LEAVING: Role.LEAVING,
@@ -98,10 +102,15 @@ class Input(Enum):
     PAUSED = "we were paused for longer than the detection time"
     REASSURED = "the peer has answered after the pause, and does not serve"
     OUTDATED = "the peer serves in a newer epoch"
+    APP_FAILED = "our application has failed, and the backup can go on"
+    APP_WELL = "our application is well again"
     STOP = "clean stop"
 
 
 S, I = State, Input  # noqa: E741
+
+UNHEALTHY = 8
+"""A heartbeat flag, next to those of `Candidate`: the sender's application has failed its health checks."""
 
 TRANSITIONS: dict[tuple[State, Input], State] = {
     (S.WAITING, I.PEER_SERVES): S.SHADOWING,
@@ -144,6 +153,9 @@ TRANSITIONS: dict[tuple[State, Input], State] = {
     (S.DOUBT, I.REASSURED): S.PROTECTED,
     (S.DOUBT, I.BACKUP_HARMLESS): S.UNPROTECTED,
     (S.DOUBT, I.PAUSED): S.DOUBT,
+    (S.PROTECTED, I.APP_FAILED): S.YIELDED,
+    (S.YIELDED, I.APP_WELL): S.WAITING,
+    (S.YIELDED, I.CLAIMED): S.CLAIMING,
     **{(s, I.OUTDATED): S.WAITING for s in S if s.role is Role.PRIMARY},
     **{(s, I.STOP): S.LEAVING for s in S},
 }

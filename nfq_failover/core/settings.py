@@ -40,6 +40,10 @@ class Settings:
     max_log_bytes: int = 16 << 20  # per connection, inbound journal
     max_unacked_bytes: int = 16 << 20  # per connection, replica output the client has not acknowledged
     hole_deadline_ms: int = 3000  # after a takeover
+    end_deadline_ms: int = 1000  # how long an end of the server's stream waits for the replica's
+    on_app_failure: str = "service"  # the whole service moves; or "off"
+    health_checked: bool = False  # the shell checks the application's health
+    health_failures: int = 3  # so many failed checks in a row are a failed application
 
     @property
     def detection_ms(self) -> int:

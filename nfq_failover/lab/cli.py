@@ -146,6 +146,7 @@ def _add_up(commands: Any) -> None:
         metavar="P",
         help=f"the service's ports and ranges of ports (default: {' '.join(DEFAULT_PORTS)})",
     )
+    up.add_argument("--health", action="store_true", help="the daemons check that the first port is served")
     up.add_argument("--no-scramble", action="store_true", help="leave the kernels' numbers as they are")
     up.add_argument("--plain", action="store_true", help="no daemon and no rule: what everything is compared with")
 
@@ -232,6 +233,7 @@ def _up(lab: Lab, arguments: argparse.Namespace) -> int:
         tap_loss=arguments.tap_loss,
         ports=tuple(arguments.port or DEFAULT_PORTS),
         scramble=not arguments.no_scramble,
+        health=arguments.health,
         plain=arguments.plain,
         odd_host=os.environ.get("NFQF_LAB_ODD_HOST") or None,
     )

@@ -269,10 +269,13 @@ class Lab:
         return f"{severed[0]} is cut (heal {severed[0]})" if severed else None
 
     def _wait_protected(self, daemons: dict[str, subprocess.Popen[bytes]], primary: str | None = None) -> None:
+        # With health checks there is no protection before the applications are started.
+        wanted = ("protected", "arming", "unprotected") if self.store.read().options.health else ("protected",)
+
         def protected() -> bool:
             self._check_alive(daemons)
             rows = {node: nodes.ask_daemon(self.store, node) or {} for node in SERVERS}
-            serving = [node for node in SERVERS if rows[node].get("state") == "protected"]
+            serving = [node for node in SERVERS if rows[node].get("state") in wanted]
             if len(serving) != 1 or primary not in (None, serving[0]):
                 return False
             return rows[nodes.other(serving[0])].get("role") == "backup"

@@ -31,6 +31,8 @@ from nfq_failover.lab.topology import (
 
 # The fence takes 10 ms. A primary that lost its backup holds acknowledgements until the backup's deadline has passed.
 _FENCE_DEADLINE_MS: Final = 1000
+_HEALTH_INTERVAL_MS: Final = 200
+_HEALTH_TIMEOUT_MS: Final = 1000
 _SCRAMBLE_QUEUES: Final = (7770, 7771)
 _POLL_S: Final = 0.02
 _ANSWER_DEADLINE_S: Final = 2.0
@@ -147,6 +149,13 @@ fence_deadline_ms = {_FENCE_DEADLINE_MS}
 name = "{peer}"
 address = "{ADDRESSES[peer]}"
 mac = "{HARDWARE[peer]}"
+"""
+    if options.health:
+        text += f"""
+[health]
+port = {options.port_ranges()[0][0]}
+interval_ms = {_HEALTH_INTERVAL_MS}
+timeout_ms = {_HEALTH_TIMEOUT_MS}
 """
     path = disk / "config.toml"
     write_private(path, text)

@@ -54,6 +54,7 @@ class Options:
     scramble: bool = True
     plain: bool = False
     odd_host: str | None = None
+    health: bool = False
 
     def check(self) -> None:
         """CommandError at the first option that makes no sense."""

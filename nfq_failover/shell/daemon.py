@@ -60,6 +60,7 @@ from nfq_failover.shell.epoch_store import EpochStore
 from nfq_failover.shell.fence import FenceKeeper
 from nfq_failover.shell.flow_list import FlowList
 from nfq_failover.shell.flows import FlowQueries
+from nfq_failover.shell.health import HealthChecks
 from nfq_failover.shell.heartbeat_process import HeartbeatProcess
 from nfq_failover.shell.host import Host, link_up
 from nfq_failover.shell.inject import Injector
@@ -181,6 +182,8 @@ class Daemon:
         self._undo.append(self.heartbeats.close)
         self.fences = FenceKeeper(config.fence, config.settings.peers, self._watch, self._unwatch, self._answer)
         self._undo.append(self.fences.close)
+        self.health = HealthChecks(config.health, config.service, self._watch, self._unwatch, self._answer)
+        self._undo.append(self.health.close)
         self.control = ControlServer(config.state_dir / "control.sock", self._control)
         self._undo.append(self.control.close)
         memory = Memory(self.store.life)
@@ -358,6 +361,7 @@ class Daemon:
     def _periodic(self, now: float) -> None:
         self.host.tick(now)
         self.fences.tick(now)
+        self.health.tick(now)
         for event in self.rules.tick(now):
             self._feed(event, now)
         try:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
+from enum import Enum
 from itertools import islice
 from struct import Struct
 from typing import Final
@@ -21,7 +22,11 @@ _NETLINK_SOCK_DIAG: Final = 4
 _SOCK_DIAG_BY_FAMILY: Final = 20
 _NLMSG_ERROR: Final = 2
 _NLM_F_REQUEST: Final = 1
-_TCP_LISTEN: Final = 10  # include/net/tcp_states.h
+_TCP_ESTABLISHED: Final = 1  # include/net/tcp_states.h
+_TCP_SYN_RECV: Final = 3
+_TCP_CLOSE_WAIT: Final = 8
+_TCP_LISTEN: Final = 10
+_TCP_NEW_SYN_RECV: Final = 12
 _ALL_STATES: Final = 0xFFFFFFFF
 _NO_COOKIE: Final = 0xFFFFFFFF
 # nlmsghdr; inet_diag_req_v2: family, protocol, extensions, padding, states; inet_diag_sockid: our port, their port,
@@ -29,6 +34,8 @@ _NO_COOKIE: Final = 0xFFFFFFFF
 _REQUEST = Struct("=IHHII BBBxI 2s2s16s16sIII")
 _HEADER = Struct("=IHHII")
 _ERROR = Struct("=i")
+_INODE = Struct("=I")
+_INODE_AT: Final = 68  # inet_diag_msg: four bytes, inet_diag_sockid (48), expires, rqueue, wqueue, uid; inode
 _BATCH: Final = 64  # about a millisecond
 _ANSWER_BYTES: Final = 4096
 
@@ -48,6 +55,30 @@ def gone(flows: list[FlowKey]) -> list[FlowKey]:
     return missing
 
 
+class Peered(Enum):
+    """What the kernel has of one end of a connection."""
+
+    NONE = "no socket"
+    OPENING = "half open, or waiting for data before it is shown to the application"
+    QUEUED = "waits to be accepted"
+    ACCEPTED = "the application has it, or has closed it already"
+
+
+def peered(flow: FlowKey) -> Peered:
+    """The server's end of a connection of this host. Raises OSError as `gone` does."""
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_SOCK_DIAG) as diag:
+        diag.send(_request(flow, 0))
+        answer = diag.recv(_ANSWER_BYTES, socket.MSG_DONTWAIT)
+    if not _is_there(answer, 0):
+        return Peered.NONE
+    state = answer[_HEADER.size + 1]
+    if state in (_TCP_SYN_RECV, _TCP_NEW_SYN_RECV):
+        return Peered.OPENING
+    (inode,) = _INODE.unpack_from(answer, _HEADER.size + _INODE_AT)
+    # An inode belongs to what the application has accepted; in the other states the connection is about to end.
+    return Peered.QUEUED if state in (_TCP_ESTABLISHED, _TCP_CLOSE_WAIT) and not inode else Peered.ACCEPTED
+
+
 def _request(flow: FlowKey, number: int) -> bytes:
     client, client_port, server, server_port = flow
     return _REQUEST.pack(
@@ -59,7 +90,10 @@ def _request(flow: FlowKey, number: int) -> bytes:
 
 
 def _exists(diag: socket.socket, number: int) -> bool:
-    answer = diag.recv(_ANSWER_BYTES, socket.MSG_DONTWAIT)
+    return _is_there(diag.recv(_ANSWER_BYTES, socket.MSG_DONTWAIT), number)
+
+
+def _is_there(answer: bytes, number: int) -> bool:
     _, kind, _, sequence, _ = _HEADER.unpack_from(answer)
     if sequence != number:
         raise OSError(errno.EPROTO, "an answer to another question")

@@ -8,6 +8,7 @@ them.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import IntEnum
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # the heartbeat sender, a small process that must start fast, does without the packet code
@@ -122,4 +123,53 @@ class UnprotectedSeen:
     conn: int
 
 
-Record = Open | Opened | Progress | Confirm | Missing | Data | Close | Closed | Unprotected | UnprotectedSeen
+class EndKind(IntEnum):
+    """How the server's stream of a connection has ended."""
+
+    OPEN = 0  # it has not
+    FIN = 1
+    RST = 2
+
+
+@dataclass(frozen=True, slots=True)
+class EndAsked:
+    """Primary -> backup: where is the end of your replica's stream? Always answered by `End`.
+
+    `seq` and `kind` are the primary's: the first byte that its server has not sent (the FIN's or RST's own number, if
+    it has ended).
+    """
+
+    conn: int
+    seq: int
+    kind: EndKind
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """Backup -> primary: the replica has sent everything before `seq`, and has ended there, or not.
+
+    `taken`: the first byte of the client's stream that the replica's TCP has not taken. `well`: the replica's
+    application has passed a health check since the primary's server ended (or nobody checks it).
+    """
+
+    conn: int
+    seq: int
+    taken: int
+    kind: EndKind
+    well: bool = True
+
+
+Record = (
+    Open
+    | Opened
+    | Progress
+    | Confirm
+    | Missing
+    | Data
+    | Close
+    | Closed
+    | Unprotected
+    | UnprotectedSeen
+    | EndAsked
+    | End
+)

@@ -145,6 +145,11 @@ class Segment:
         """Whether the TCP checksum in the packet is right."""
         return tcp_sum(self.buf, self.src + self.dst, self.tcp_off, self.end) == 0xFFFF
 
+    def set_flags(self, flags: int) -> None:
+        """The eight flag bits; `seg_len` follows."""
+        self.flags = self.buf[self.tcp_off + 13] = flags
+        self.seg_len = self.payload_len + (1 if flags & SYN else 0) + (1 if flags & FIN else 0)
+
     def set_seq(self, seq: int) -> None:
         self.seq = seq
         _U32.pack_into(self.buf, self.tcp_off + 4, seq)

@@ -26,6 +26,9 @@ from nfq_failover.wire.records import (
     Closed,
     Confirm,
     Data,
+    End,
+    EndAsked,
+    EndKind,
     Missing,
     Open,
     Opened,
@@ -161,6 +164,8 @@ _CONFIRM = Struct("!IIIBB")
 _MISSING = Struct("!III")
 _DATA = Struct("!IIB")
 _CONN = Struct("!I")
+_END_ASKED = Struct("!IIB")
+_END = Struct("!IIIBB")
 _RANGE = Struct("!II")
 _PORTS = Struct("!HH")
 _NONE = 0xFF
@@ -272,6 +277,23 @@ def _decode_data(v: bytes) -> Data:
     return Data(conn, seq, v[_DATA.size :], bool(fin))
 
 
+def _end_kind(value: int) -> EndKind:
+    try:
+        return EndKind(value)
+    except ValueError:
+        raise MalformedDatagram("bad-end") from None
+
+
+def _decode_end_asked(v: bytes) -> EndAsked:
+    conn, seq, kind = _END_ASKED.unpack(v)
+    return EndAsked(conn, seq, _end_kind(kind))
+
+
+def _decode_end(v: bytes) -> End:
+    conn, seq, taken, kind, well = _END.unpack(v)
+    return End(conn, seq, taken, _end_kind(kind), bool(well))
+
+
 def _decode_conn_text(cls: Callable[[int, str], Any]) -> Callable[[bytes], Any]:
     return lambda v: cls(_CONN.unpack_from(v)[0], _read_text(v[_CONN.size :]))
 
@@ -287,6 +309,8 @@ _ENCODERS: dict[type, tuple[int, Callable[[Any], bytes]]] = {
     Closed: (8, lambda r: _CONN.pack(r.conn)),
     Unprotected: (9, lambda r: _CONN.pack(r.conn) + _text(r.reason)),
     UnprotectedSeen: (10, lambda r: _CONN.pack(r.conn)),
+    EndAsked: (20, lambda r: _END_ASKED.pack(r.conn, r.seq, r.kind)),
+    End: (21, lambda r: _END.pack(r.conn, r.seq, r.taken, r.kind, r.well)),
 }
 
 _DECODERS: dict[int, Callable[[bytes], Record]] = {
@@ -300,6 +324,8 @@ _DECODERS: dict[int, Callable[[bytes], Record]] = {
     8: lambda v: Closed(*_CONN.unpack(v)),
     9: _decode_conn_text(Unprotected),
     10: lambda v: UnprotectedSeen(*_CONN.unpack(v)),
+    20: _decode_end_asked,
+    21: _decode_end,
 }
 
 

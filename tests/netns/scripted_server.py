@@ -13,6 +13,7 @@ import argparse
 import contextlib
 import hashlib
 import json
+import os
 import socket
 import struct
 import threading
@@ -29,6 +30,7 @@ MD5_KEY: Final = b"a shared secret"
 KINDS: Final = ("tcp", "mptcp", "fastopen", "md5")
 _GATE_DEADLINE_S: Final = 60.0
 _print_lock = threading.Lock()
+listeners: list[socket.socket] = []
 
 
 def content(seed: int, size: int) -> bytes:
@@ -135,6 +137,16 @@ class Conversation:
         while data := self._take(1 << 18):
             self._connection.sendall(data)
 
+    def _do_die(self, node: str) -> None:
+        """On that server, the whole process ends here."""
+        if node == self._node:
+            os._exit(9)
+
+    def _do_refuse(self, node: str) -> None:
+        """On that server, no more connections are accepted."""
+        for listener in listeners if node == self._node else ():
+            listener.shutdown(socket.SHUT_RDWR)
+
     def _do_nodelay(self) -> None:
         self._connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
@@ -192,7 +204,11 @@ def listen(port: int, kind: str) -> socket.socket:
 def serve(listener: socket.socket, node: str) -> None:
     """Accept for ever, a thread for each connection."""
     while True:
-        connection, _ = listener.accept()
+        try:
+            connection, _ = listener.accept()
+        except OSError:  # it has been told to refuse
+            listener.close()
+            return
         threading.Thread(target=Conversation(connection, node).run, daemon=True).start()
 
 
@@ -200,15 +216,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--port", action="append", required=True, metavar="PORT[/KIND]")
     node = which_node()
-    listeners = []
     for text in parser.parse_args().port:
         port, _, kind = text.partition("/")
         listeners.append(listen(int(port), kind or "tcp"))
     threads = [threading.Thread(target=serve, args=(listener, node)) for listener in listeners]
     for thread in threads:
         thread.start()
-    for thread in threads:
-        thread.join()
+    threading.Event().wait()  # a server that refuses goes on with what it has
 
 
 if __name__ == "__main__":

@@ -10,6 +10,9 @@ from nfq_failover.wire.records import (
     Closed,
     Confirm,
     Data,
+    End,
+    EndAsked,
+    EndKind,
     Missing,
     Open,
     Opened,
@@ -92,6 +95,8 @@ records: st.SearchStrategy[Record] = st.one_of(
     st.builds(Closed, u32),
     st.builds(Unprotected, u32, text),
     st.builds(UnprotectedSeen, u32),
+    st.builds(EndAsked, u32, u32, st.sampled_from(EndKind)),
+    st.builds(End, u32, u32, u32, st.sampled_from(EndKind), st.booleans()),
 )
 headers = st.builds(Header, st.sampled_from(list(Kind)), st.booleans(), u64, u32, u64)
 heartbeats = st.builds(HeartbeatBody, u8, u8, u8, u32, u32, u16, u64, u64, u32)

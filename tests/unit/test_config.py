@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from nfq_failover.config import Config, advice, load, parse, read_key
+from nfq_failover.config import Config, HealthConfig, advice, load, parse, read_key
 from nfq_failover.core.settings import Peer
 from nfq_failover.errors import ConfigError
 
@@ -258,3 +258,30 @@ def test_advice_on_what_is_allowed_but_hardly_meant(table: dict[str, Any]) -> No
     assert "both hosts may serve" in advice(config_of(table, split_brain="accepted"))[0]
     assert "not executable" in advice(config_of(table, fence=["/no/such/fence"]))[0]
     assert advice(config_of(table, fence=["/bin/sh", "{peer}"])) == []
+
+
+def test_health_and_application(table: dict[str, Any]) -> None:
+    plain = parse(table)
+    assert plain.health is None
+    assert (plain.settings.on_app_failure, plain.settings.health_checked) == ("service", False)
+    checked = parse(table | {"health": {"command": ["/bin/true"], "failures": 5}, "application": {"on_failure": "off"}})
+    assert checked.health == HealthConfig(80, ("/bin/true",), 1000, 1000, 5)
+    assert (checked.settings.on_app_failure, checked.settings.health_failures) == ("off", 5)
+    assert checked.settings.health_checked
+    only = parse(table | {"health": {"command": ["x"], "connect": False}}).health
+    assert only is not None and only.port is None
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"health": {"connect": False}}, "nothing would be checked"),
+        ({"health": {"comand": ["x"]}}, "did you mean 'command'?"),
+        ({"health": {"command": []}}, "must be a list of words"),
+        ({"health": 1}, "'health' must be a [table]"),
+        ({"application": {"on_failure": "panic"}}, "must be one of service, off"),
+        ({"application": {"end_deadline_ms": 1}}, "must be between 50 and 60000"),
+    ],
+)
+def test_errors_in_health_and_application(table: dict[str, Any], change: dict[str, Any], says: str) -> None:
+    assert says in refused(table | change)

@@ -9,7 +9,7 @@ from core_transcript import settings
 
 from nfq_failover.core.heartbeat import HeartbeatBody, PeerMonitor
 from nfq_failover.core.membership import Do, Membership
-from nfq_failover.core.roles import Input, State
+from nfq_failover.core.roles import UNHEALTHY, Input, State
 
 Scenario = Callable[[], "Host"]
 INTERVAL_S = 0.05
@@ -63,14 +63,15 @@ class Host:
         heard: bool = True,
         loop_age_ms: int = 0,
         served: bool = False,
+        well: bool = True,
     ) -> list[Do]:
-        """A heartbeat of the peer. `heard`: it proves that the peer has just heard us."""
+        """A heartbeat of the peer. `heard`: it proves that the peer has just heard us; `well`: its application is."""
         self._peer_clock += 50
         echo = int(self.now * 1000) if heard else 0
         body = HeartbeatBody(
             int(state.role),
             int(state),
-            2 if served else 0,
+            (2 if served else 0) | (0 if well else UNHEALTHY),
             epoch if stored is None else stored,
             generation,
             loop_age_ms,
@@ -110,6 +111,11 @@ class Host:
         self.members.fenced(ok, "" if ok else "timeout")
         return self.done()
 
+    def check_health(self, *outcomes: bool) -> None:
+        """Checks of our application come to an end."""
+        for ok in outcomes:
+            self.members.health.checked(ok, "" if ok else "not accepted", self.now)
+
     # ------------------------------------------------------------------------------------ the ways to a state
 
     def serve(self) -> Host:
@@ -139,6 +145,13 @@ class Host:
         self.protect()
         self.silence(DETECTION_S + 0.05)
         assert self.state is State.BACKUP_LOST
+        return self
+
+    def yielded(self) -> Host:
+        """Our application has failed while protected."""
+        self.protect()
+        assert self.members.application_failed("the application has failed", self.monitor, self.now)
+        assert self.state is State.YIELDED
         return self
 
     def doubt(self, pause: float = 10.0) -> Host:

@@ -25,6 +25,9 @@ from nfq_failover.wire.records import (
     Closed,
     Confirm,
     Data,
+    End,
+    EndAsked,
+    EndKind,
     Missing,
     Open,
     Opened,
@@ -311,6 +314,8 @@ class PrimaryTranscript(Transcript):
             side.on_told(given)
         elif isinstance(given, Unprotected):
             side.on_unprotected(given, now)
+        elif isinstance(given, End):
+            side.ends.on_end(given, now)
         else:
             raise AssertionError(f"the primary takes no {given}")
 
@@ -351,6 +356,8 @@ class BackupTranscript(Transcript):
             side.on_unprotected(given)
         elif isinstance(given, UnprotectedSeen):
             side.on_told(given)
+        elif isinstance(given, EndAsked):
+            side.on_end_asked(given, now)
         elif given == "takeover":
             side.take_over(now)
         else:
@@ -397,6 +404,21 @@ def opening(conn: int = 1, **changes: object) -> Open:
         "syn_options": OFFER,
     }
     return Open(**{**values, **changes})  # type: ignore[arg-type]
+
+
+def server_seq(offset: int) -> int:
+    """The server's sequence number, as the client sees it, at an offset of its stream."""
+    return add(ISS + 1, offset)
+
+
+def asked(at: int, kind: EndKind = EndKind.FIN, conn: int = 1) -> EndAsked:
+    """The primary's question about the end, in offsets."""
+    return EndAsked(conn, server_seq(at), kind)
+
+
+def replica_end(at: int, kind: EndKind = EndKind.FIN, taken: int = 0, conn: int = 1, well: bool = True) -> End:
+    """Where the replica is, in offsets."""
+    return End(conn, server_seq(at), client_seq(taken), kind, well)
 
 
 def confirmed(cum: int, edge: int, *ranges: tuple[int, int], conn: int = 1, established: bool = True) -> Confirm:

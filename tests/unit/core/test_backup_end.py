@@ -11,6 +11,7 @@ from core_transcript import (
     client_seq,
     confirmed,
     opening,
+    replica_end,
     server,
 )
 
@@ -108,7 +109,7 @@ def test_close_resets_a_replica_that_still_runs_and_forgets_it() -> None:
 def test_connection_that_ended_by_itself_is_not_reset_by_the_close() -> None:
     with Shadowing() as t:
         t >> from_client(0, 0, flags="F.") << "pass [F.] 0 ack 0 wnd 500 ts 1001/7000000" << confirmed(1, EDGE)
-        t >> replica(0, ack=1, flags="F.") << SILENT
+        t >> replica(0, ack=1, flags="F.") << SILENT << replica_end(0, taken=1)
         t >> from_client(1, 0, ack=1) << "pass [.] 1 ack 1 wnd 500 ts 1001/7000000"
         assert t.shadow.ended
         t >> Close(1, "closed") << Closed(1)

@@ -11,18 +11,20 @@ from core_transcript import (
     Copy,
     PrimaryTranscript,
     Sent,
+    asked,
     client,
     client_seq,
     confirmed,
     granted,
     opening,
+    replica_end,
     server,
     syn,
     syn_ack,
 )
 
 from nfq_failover.core.primary_connection import Gate
-from nfq_failover.wire.records import Confirm, Opened, Progress
+from nfq_failover.wire.records import Confirm, EndKind, Opened, Progress
 
 HELD = "drop ack-held"
 TS = (2_000_010, 1_010)
@@ -163,6 +165,8 @@ def test_ack_covered_by_data_that_went_out_is_not_sent_again() -> None:
 @pytest.mark.parametrize(("flags", "text"), [("F.", "[F.]"), ("R.", "[R.]")])
 def test_segments_that_end_the_connection_are_clamped_too(flags: str, text: str) -> None:
     with Gated() as t:
+        kind = EndKind.FIN if flags == "F." else EndKind.RST
+        t >> replica_end(0, kind) << asked(0, EndKind.OPEN)
         t >> server(0, ack=1000, wnd=9750, ts=TS, flags=flags)
         t << f"pass {text} 0 ack 0 wnd 10000 ts 2000010/1010"
         while t.effects:
@@ -171,6 +175,7 @@ def test_segments_that_end_the_connection_are_clamped_too(flags: str, text: str)
 
 def test_bare_reset_acknowledges_nothing_and_passes() -> None:
     with Gated() as t:
+        t >> replica_end(0, EndKind.RST) << asked(0, EndKind.OPEN)
         t >> server(0, ack=None, flags="R") << "pass"
         assert "reset by the server" in str(t.effects.popleft())
 

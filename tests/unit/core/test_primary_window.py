@@ -7,10 +7,12 @@ from core_transcript import (
     After,
     Copy,
     PrimaryTranscript,
+    asked,
     client,
     client_bytes,
     client_seq,
     confirmed,
+    replica_end,
     server,
 )
 from test_primary_gate import HELD, TS, Gated, ack
@@ -18,7 +20,7 @@ from test_primary_gate import HELD, TS, Gated, ack
 from nfq_failover.core.events import FlowsGone
 from nfq_failover.core.primary_connection import Gate
 from nfq_failover.core.window import ROUNDING_BYTES
-from nfq_failover.wire.records import Close, Closed, Data, Missing, Progress, Unprotected, UnprotectedSeen
+from nfq_failover.wire.records import Close, Closed, Data, EndKind, Missing, Progress, Unprotected, UnprotectedSeen
 
 
 def test_window_stays_within_what_the_backup_takes() -> None:
@@ -169,6 +171,7 @@ def test_backup_that_gave_up_ends_the_protection() -> None:
 def test_reset_by_the_server_closes_at_the_backup_until_it_answers() -> None:
     close = Close(1, "reset by the server")
     with Gated() as t:
+        t >> replica_end(0, EndKind.RST) << asked(0, EndKind.OPEN)
         t >> server(0, ack=0, flags="R.", wnd=0) << "pass [R.] 0 ack 0 wnd 10000" << close
         assert FLOW not in t.side.flows
         t >> After(0.004) << close
@@ -180,6 +183,7 @@ def test_reset_by_the_server_closes_at_the_backup_until_it_answers() -> None:
 
 def test_telling_ends_some_time_even_without_an_answer() -> None:
     with Gated() as t:
+        t >> replica_end(0, EndKind.RST) << asked(0, EndKind.OPEN)
         t >> server(0, ack=0, flags="R.", wnd=0) << "pass [R.] 0 ack 0 wnd 10000" << Close(1, "reset by the server")
         for _ in range(20):
             t >> After(10.0)
@@ -230,6 +234,7 @@ def ended(t: Gated) -> None:
     """The client's FIN at byte 100 is taken and ours is out, without acknowledging the client's."""
     t >> confirmed(100, 40000)
     t >> Copy(client(0, 100, flags="F."))
+    t >> replica_end(0) << asked(0, EndKind.OPEN)
     t >> server(0, ack=101, wnd=9975, flags="F.", ts=TS) << "pass [F.] 0 ack 100 wnd 9975 ts 2000010/1010"
     t.now += 2.0
 
@@ -263,6 +268,7 @@ def test_last_acknowledgement_is_repeated_for_a_client_that_has_lost_it() -> Non
 def test_reset_of_a_connection_that_has_not_ended_passes() -> None:
     with Gated() as t:
         t >> confirmed(100, 40000)
+        t >> replica_end(0) << asked(0, EndKind.OPEN)
         t >> server(0, ack=100, flags="F.", wnd=9975, ts=TS) << "pass"
         t >> server(1, flags="R", wnd=0) << "pass" << Close(1, "reset by the server")
         t >> Closed(1)

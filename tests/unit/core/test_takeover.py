@@ -19,6 +19,7 @@ from core_transcript import (
     confirmed,
     granted,
     opening,
+    replica_end,
     server,
 )
 
@@ -147,14 +148,14 @@ def test_zero_window_does_not_stop_the_resending_for_ever() -> None:
 
 def test_fin_of_the_server_is_resent_with_the_data() -> None:
     with Shadowing() as t:
-        t >> replica(0, 700, flags="F.") << SILENT
+        t >> replica(0, 700, flags="F.") << SILENT << replica_end(700)
         t >> "takeover" << shown(0, 700, 0, 60, flags="FP.")
         t >> from_client(0, 0, ack=701) << "pass [.] 0 ack 701 wnd 500 ts 1001/7000000"
 
 
 def test_fin_alone_is_resent() -> None:
     with Shadowing() as t:
-        t >> replica(0, 700, flags="F.") << SILENT
+        t >> replica(0, 700, flags="F.") << SILENT << replica_end(700)
         t >> from_client(0, 0, ack=700) << "pass [.] 0 ack 700 wnd 500 ts 1001/7000000"
         t >> "takeover" << shown(700, 0, 0, 60, flags="FP.")
 
@@ -250,7 +251,7 @@ def test_connection_that_the_primary_had_closed_is_not_continued() -> None:
 def test_connection_that_has_ended_is_left_in_peace() -> None:
     with Shadowing() as t:
         t >> from_client(0, 0, flags="F.") << "pass [F.] 0 ack 0 wnd 500 ts 1001/7000000" << confirmed(1, EDGE)
-        t >> replica(0, ack=1, flags="F.") << SILENT
+        t >> replica(0, ack=1, flags="F.") << SILENT << replica_end(0, taken=1)
         t >> from_client(1, 0, ack=1) << "pass [.] 1 ack 1 wnd 500 ts 1001/7000000"
         t >> "takeover"
         # The client has not heard that its FIN was taken. Our TCP may be rid of the connection: it is not asked.

@@ -10,7 +10,7 @@ import pytest
 
 from nfq_failover.errors import CommandError
 from nfq_failover.shell import flows
-from nfq_failover.shell.flows import FlowQueries, gone
+from nfq_failover.shell.flows import FlowQueries, Peered, gone, peered
 from nfq_failover.wire.segment import FlowKey
 
 LOOPBACK = bytes([127, 0, 0, 1])
@@ -106,3 +106,19 @@ def test_a_kernel_that_cannot_be_asked_is_a_refusal_with_advice(monkeypatch: pyt
     monkeypatch.setattr(flows, "_NETLINK_SOCK_DIAG", 31)  # a netlink family that no kernel has
     with pytest.raises(CommandError, match="tcp_diag"):
         FlowQueries().check()
+
+
+def test_servers_end_of_a_connection_before_and_after_accept(service: Service) -> None:
+    client = service.stack.enter_context(socket.create_connection(("127.0.0.1", service.port)))
+    flow = service.flow(client.getsockname()[1])
+    assert peered(flow) is Peered.QUEUED
+    server = service.stack.enter_context(service.listener.accept()[0])
+    assert peered(flow) is Peered.ACCEPTED
+    reset(server)
+    assert peered(flow) is Peered.NONE
+
+
+def test_connection_that_waits_for_data_is_opening(service: Service) -> None:
+    service.listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, 30)
+    client = service.stack.enter_context(socket.create_connection(("127.0.0.1", service.port)))
+    assert peered(service.flow(client.getsockname()[1])) is Peered.OPENING

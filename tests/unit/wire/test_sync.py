@@ -14,6 +14,9 @@ from nfq_failover.wire.records import (
     Closed,
     Confirm,
     Data,
+    End,
+    EndAsked,
+    EndKind,
     Missing,
     Open,
     Opened,
@@ -60,6 +63,9 @@ PINNED: list[tuple[Record, str]] = [
     (Closed(1), "08 0004 00000001"),
     (Unprotected(1, "\u00e9"), "09 0006 00000001 c3a9"),
     (UnprotectedSeen(1), "0a 0004 00000001"),
+    (EndAsked(1, 2, EndKind.FIN), "14 0009 00000001 00000002 01"),
+    (End(1, 2, 3, EndKind.RST), "15 000e 00000001 00000002 00000003 02 01"),
+    (End(1, 2, 3, EndKind.OPEN, False), "15 000e 00000001 00000002 00000003 00 00"),
 ]
 
 

@@ -1,0 +1,58 @@
+"""Hands the peer's records to the side that they are for. A record that a role does not take is let go: it is an old
+one, and what matters is repeated."""
+
+from __future__ import annotations
+
+from nfq_failover.core.backup import BackupSide
+from nfq_failover.core.outbox import Outbox
+from nfq_failover.core.primary import PrimarySide
+from nfq_failover.wire.records import (
+    Close,
+    Closed,
+    Confirm,
+    Data,
+    End,
+    EndAsked,
+    Missing,
+    Open,
+    Opened,
+    Progress,
+    Record,
+    Unprotected,
+    UnprotectedSeen,
+)
+
+
+def to_primary(record: Record, primary: PrimarySide, out: Outbox, now: float) -> None:
+    """A record for a host that serves."""
+    if isinstance(record, Confirm):
+        primary.on_confirm(record, now)
+    elif isinstance(record, Opened):
+        primary.on_opened(record, now)
+    elif isinstance(record, Missing):
+        primary.on_missing(record, now)
+    elif isinstance(record, Closed | UnprotectedSeen):
+        primary.on_told(record)
+    elif isinstance(record, Unprotected):
+        primary.on_unprotected(record, now)
+        out.record(UnprotectedSeen(record.conn))
+    elif isinstance(record, End):
+        primary.ends.on_end(record, now)
+
+
+def to_backup(record: Record, backup: BackupSide, now: float) -> None:
+    """A record for a host that shadows."""
+    if isinstance(record, Progress):
+        backup.on_progress(record, now)
+    elif isinstance(record, Open):
+        backup.on_open(record, now)
+    elif isinstance(record, Data):
+        backup.on_data(record, now)
+    elif isinstance(record, Close):
+        backup.on_close(record, now)
+    elif isinstance(record, Unprotected):
+        backup.on_unprotected(record)
+    elif isinstance(record, UnprotectedSeen):
+        backup.on_told(record)
+    elif isinstance(record, EndAsked):
+        backup.on_end_asked(record, now)
