@@ -50,7 +50,7 @@ class BackupSide:
         self.timers: TimerQueue[int] = TimerQueue()
         self.repair = Repair(out, self.timers)
         self.memory: Memory | None = None
-        self.ends = ReplicaEnds(out, self.numbers)
+        self.ends = ReplicaEnds(out, self.numbers, settings.health_checked)
         self._dirty: dict[int, BackupConnection] = {}
         self._forgotten: dict[int, None] = {}  # the latest, oldest first
         self._next_query = 0.0

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from nfq_failover.constants import RST, SYN
-from nfq_failover.core import path_mtu, restart
+from nfq_failover.core import application, path_mtu, restart
 from nfq_failover.core.backup import BackupSide
 from nfq_failover.core.backup_connection import Shadow
 from nfq_failover.core.dispatch import to_backup, to_primary
@@ -86,10 +86,9 @@ class Node:
         self.members = Membership(settings, stored_epoch, served, now)
         self.primary = PrimarySide(settings, self.out)
         self.primary.strangers = served or stored_epoch == 0
-        self.primary.ends.on_failure = self._application_failed
+        self.primary.ends.on_failure = lambda reason, now: self.members.application_failed(reason, self.monitor, now)
         self.backup = BackupSide(settings, self.out)
         self.hunt = StrangerHunt(self.out, self.primary, self.backup)
-        self.backup.ends.checked = settings.health_checked
         self._published: bytes = b""
         self._peer_sent_ms = 0
         self._echo_ms = 0
@@ -126,8 +125,8 @@ class Node:
                 self.primary.copied(event, now)
         else:
             self._answer(event, now)
-        if self.members.actions or self.members.changes:
-            self._carry_out(now)
+        if self.members.actions or self.members.changes or isinstance(event, HealthChecked):
+            self._carry_out(now)  # and publish
 
     def poll_effect(self) -> Effect | None:
         """The next thing to do; None when there is no more until the next input."""
@@ -314,7 +313,7 @@ class Node:
             if self.hunt.listed(event.flows) and self.members.role is Role.PRIMARY:
                 self._apply(self._rules[0])
         elif isinstance(event, HealthChecked):
-            self._health_checked(event, now)
+            application.note_check(event, members, self.backup, now)
         elif isinstance(event, CopiesLost):
             self.out.counters["copies-lost"] += event.count
             self.out.log("warning", "inbound copies lost", count=event.count)
@@ -326,28 +325,6 @@ class Node:
             self.out.log("error", "firewall rules lost", detail=event.detail)
         elif isinstance(event, OperatorCommand):
             self._operator(event)
-
-    def _health_checked(self, event: HealthChecked, now: float) -> None:
-        members = self.members
-        if event.ok:
-            self.backup.ends.well_at = now - event.took_s
-        else:
-            self.out.counters["health-check-failed"] += 1
-        if not members.health.checked(event.ok, event.detail, now):
-            return
-        if members.health.well:
-            self.out.log("info", "application well")
-        else:
-            self.out.log("error", "application failed", reason=members.health.reason)
-        members.tick(self.monitor, now)
-        self._publish()
-
-    def _application_failed(self, reason: str, now: float) -> bool:
-        """A connection has shown it. Silent at once: what is held must not get out any more."""
-        if not self.members.application_failed(reason, self.monitor, now):
-            return False
-        self._carry_out(now)
-        return True
 
     def _operator(self, event: OperatorCommand) -> None:
         if event.name == "claim":

@@ -26,12 +26,13 @@ def end_of(connection: BackupConnection, well: bool) -> End:
 class ReplicaEnds:
     """Tells of ends: at once, then again until the primary shows that it knows (it asks, or the client has the FIN)."""
 
-    def __init__(self, out: Outbox, numbers: dict[int, BackupConnection]) -> None:
+    def __init__(self, out: Outbox, numbers: dict[int, BackupConnection], checked: bool) -> None:
+        """`checked`: somebody checks the application's health."""
         self.out = out
         self.numbers = numbers
         self._timers: TimerQueue[int] = TimerQueue()
         self._waits: dict[int, float] = {}
-        self.checked = False  # whether somebody checks the application's health
+        self.checked = checked
         self.well_at: float | None = None  # when a check has last begun that ended well
 
     def _end(self, connection: BackupConnection) -> End:

@@ -7,12 +7,12 @@ from dataclasses import replace
 
 import pytest
 
-from nfq_failover.core.events import DatagramReceived, PublishHeartbeat, SendDatagram, TimerFired
+from nfq_failover.core.events import DatagramReceived, HealthChecked, PublishHeartbeat, SendDatagram, TimerFired
 from nfq_failover.core.heartbeat import HeartbeatTemplate
 from nfq_failover.core.node import Node
-from nfq_failover.core.roles import State
+from nfq_failover.core.roles import UNHEALTHY, State
 from nfq_failover.core.settings import Peer, Settings
-from nfq_failover.wire.records import Closed
+from nfq_failover.wire.records import Closed, End, EndKind
 
 ADDRESSES = {"a": "192.0.2.1", "b": "192.0.2.2"}
 
@@ -129,3 +129,37 @@ def test_connections_from_before_the_start_are_the_clients_only_if_this_host_ser
 ) -> None:
     settings = Settings("a", b"\xc0\0\x02\x64", ((80, 80),), (Peer("b", ADDRESSES["b"]),), b"k" * 32)
     assert Node(settings, random.Random(1).randbytes, epoch, served, 100.0).primary.strangers is may
+
+
+def test_health_of_the_application_is_in_the_next_heartbeat() -> None:
+    pair = Pair()
+    for ok, flag in ((False, 0), (False, 0), (False, UNHEALTHY), (True, 0)):
+        pair.nodes["a"].handle(HealthChecked(ok, "" if ok else "refused"), pair.now)
+        pair.drain("a")
+        assert HeartbeatTemplate.decode(pair.templates["a"]).body.flags & UNHEALTHY == flag
+    assert pair.nodes["a"].out.counters["health-check-failed"] == 3
+    assert pair.nodes["a"].backup.ends.well_at == pair.now
+
+
+def test_host_whose_application_has_failed_is_silent_at_once() -> None:
+    """Before anything else of the same datagram is looked at, and its heartbeat says so."""
+    pair = Pair()
+    node = pair.nodes["a"]
+    members = node.members
+    members.state = State.PROTECTED
+    shadowing = State.SHADOWING
+    pair.heartbeat("b", role=int(shadowing.role), state=int(shadowing), echo_ms=int(pair.now * 1000))
+    records: list[object] = []
+
+    def fails(record: object, now: float) -> None:
+        records.append(record)
+        assert node.primary.ends.on_failure("it has failed", now)
+        assert members.state is State.YIELDED
+
+    node.primary.ends.on_end = fails  # type: ignore[method-assign]
+    end = End(1, 2, 3, EndKind.OPEN)
+    for data in pair.nodes["b"].session.seal([end, end], 1):
+        node.handle(DatagramReceived((ADDRESSES["b"], 7766), data), pair.now)
+    assert records == [end]
+    pair.drain("a")
+    assert HeartbeatTemplate.decode(pair.templates["a"]).body.state == State.YIELDED

@@ -1,0 +1,22 @@
+"""What the checks of the application on this host are told to."""
+
+from __future__ import annotations
+
+from nfq_failover.core.backup import BackupSide
+from nfq_failover.core.events import HealthChecked
+from nfq_failover.core.membership import Membership
+
+
+def note_check(event: HealthChecked, members: Membership, backup: BackupSide, now: float) -> None:
+    """A check has come to an end. What follows from it comes with the next tick."""
+    if event.ok:
+        backup.ends.well_at = now - event.took_s
+    else:
+        backup.out.counters["health-check-failed"] += 1
+    health = members.health
+    if not health.checked(event.ok, event.detail, now):
+        return
+    if health.well:
+        backup.out.log("info", "application well")
+    else:
+        backup.out.log("error", "application failed", reason=health.reason)
