@@ -112,16 +112,14 @@ class PrimarySide:
             self.out.drop(event.queue, event.packet_id, "rst-after-end")
             connection.repeat_last_ack(self.out)
             return
-        changed: bool | None = False
-        if connection.state is Gate.PROTECTED:
-            changed = self.ends.outbound(connection, event, seg, now)
-        if changed is not None:
-            connection.outbound(event, seg, self.out, now, changed)
+        held = connection.state is Gate.PROTECTED and self.ends.outbound(connection, event, seg, now)
+        if not held:
+            connection.outbound(event, seg, self.out, now)
         if connection.gated and (
             connection.waiting or connection.owed_since is not None or not connection.b_established
         ):
             self.timers.set_earlier(connection.conn, now + max(connection.retry_s, POLL_FIRST_S))
-        if seg.flags & RST and changed is not None:
+        if seg.flags & RST and not held:
             self._close(connection, "reset by the server", now)
         elif seg.flags & FIN:
             self._next_query = min(self._next_query, now + QUERY_CLOSING_S)

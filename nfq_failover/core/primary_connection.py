@@ -145,8 +145,8 @@ class PrimaryConnection:
         """What may be acknowledged. While the backup catches up the client has seen more already."""
         return max(self.confirmed, self.sent_ack)
 
-    def outbound(self, event: PacketQueued, seg: Segment, out: Outbox, now: float, changed: bool = False) -> None:
-        """Judge a segment (not a SYN) that our TCP sends. `changed`: it already differs from the queued packet."""
+    def outbound(self, event: PacketQueued, seg: Segment, out: Outbox, now: float) -> None:
+        """Judge a segment (not a SYN) that our TCP sends."""
         ack = self.client.offset(seg.ack) if seg.flags & ACK else self.kernel_ack
         self._learn(seg, ack)
         if self.state not in _GATED:
@@ -166,7 +166,7 @@ class PrimaryConnection:
             self.held.append((ack, blocks, now))
             out.drop(event.queue, event.packet_id, "ack-held")
             return
-        self._send_changed(event, seg, out, ack, blocks, now, changed)
+        self._send_changed(event, seg, out, ack, blocks, now)
 
     def note_ack(self, seg: Segment, now: float) -> None:
         """Learn from a segment that is not sent (its FIN is held): what it acknowledges is owed."""
@@ -209,14 +209,7 @@ class PrimaryConnection:
         self.established = True
 
     def _send_changed(
-        self,
-        event: PacketQueued,
-        seg: Segment,
-        out: Outbox,
-        ack: int,
-        blocks: Blocks,
-        now: float,
-        changed: bool,
+        self, event: PacketQueued, seg: Segment, out: Outbox, ack: int, blocks: Blocks, now: float
     ) -> None:
         """Let a segment go out now with what it may say."""
         allowed = min(ack, self._limit)
@@ -227,7 +220,7 @@ class PrimaryConnection:
         clipped = [b for b in (self._clip(b) for b in blocks) if b] if blocks else blocks
         while self.held and self.held[0][0] <= allowed:
             self.held.popleft()
-        unchanged = allowed == ack and window == seg.wnd and clipped == blocks and not changed
+        unchanged = allowed == ack and window == seg.wnd and clipped == blocks and not seg.changed
         if not unchanged and not event.complete:
             # Can't be rewritten, must not go out as it is: the kernel will send it again.
             out.drop(event.queue, event.packet_id, "incomplete-packet")

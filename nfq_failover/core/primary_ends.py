@@ -42,16 +42,16 @@ class PrimaryEnds:
 
     # ------------------------------------------------------------------------------------ what our TCP sends
 
-    def outbound(self, connection: PrimaryConnection, event: PacketQueued, seg: Segment, now: float) -> bool | None:
-        """Look at a segment of a protected connection. None: it was judged here. Else it goes on as usual, and the
-        answer says whether it was changed: without the FIN that is held, or at the byte before it."""
+    def outbound(self, connection: PrimaryConnection, event: PacketQueued, seg: Segment, now: float) -> bool:
+        """Look at a segment of a protected connection. True: it was judged here. Else it goes on as usual, perhaps
+        changed: without the FIN that is held, or at the byte before it."""
         gate = connection.end
         if gate is not None and gate.passed:
             return False
         if not seg.flags & (FIN | RST):
             if gate is None or not gate.held or diff(seg.seq, gate.at) <= 0:
                 return False
-            return self._before_end(connection, event, seg, gate)
+            return self._before_end(event, seg, gate)
         if gate is None:
             gate = connection.end = EndGate(now)
         first = not gate.held
@@ -66,25 +66,24 @@ class PrimaryEnds:
         if first:
             self.questions.start(connection.conn, now)
         if kind is EndKind.FIN and seg.payload_len:
-            return self._before_end(connection, event, seg, gate)
+            return self._before_end(event, seg, gate)
         if kind is EndKind.FIN:
             seg.set_flags(seg.flags & ~FIN)
             connection.note_ack(seg, now)
         self.out.drop(event.queue, event.packet_id, "end-held")
-        return None
+        return True
 
-    def _before_end(
-        self, connection: PrimaryConnection, event: PacketQueued, seg: Segment, gate: EndGate
-    ) -> bool | None:
+    def _before_end(self, event: PacketQueued, seg: Segment, gate: EndGate) -> bool:
         """Let a segment go without the end that is held."""
         if not event.complete:
             self.out.drop(event.queue, event.packet_id, "incomplete-packet")  # the kernel will send it again
-            return None
+            return True
         if seg.flags & FIN:
             seg.set_flags(seg.flags & ~FIN)
         else:
             seg.set_seq(gate.at)
-        return True
+        seg.changed = True
+        return False
 
     # ------------------------------------------------------------------------------------ what the backup says
 

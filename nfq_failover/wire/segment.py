@@ -38,11 +38,13 @@ class Segment:
 
     `seq`, `ack`, `wnd` are as on the wire (`wnd` unscaled); `seg_len` counts SYN and FIN (RFC 9293 section 3.4);
     `ts_off` is the offset of TSval in the packet, 0 without timestamps; `sack` is a list of (left, right) edges.
+    `changed` is for whoever has made it differ from the packet in the queue.
     """
 
     __slots__ = (
         "ack",
         "buf",
+        "changed",
         "data_off",
         "dport",
         "dst",
@@ -78,6 +80,7 @@ class Segment:
         if (buf[6] & 0x3F) or buf[7]:
             raise MalformedSegment("fragment")
         self.buf = buf
+        self.changed = False
         self.tcp_off = tcp_off
         self.end = end
         self.src = bytes(buf[12:16])
