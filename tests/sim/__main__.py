@@ -8,7 +8,7 @@ import sys
 import time
 import traceback
 
-from .scenario import from_seed
+from .generate import from_seed
 from .world import World
 
 

@@ -15,6 +15,7 @@ from nfq_failover.wire.seqnum import diff
 from nfq_failover.wire.tcp_options import SynOptions
 
 from .apps import Client
+from .scenario import PROBE_PORT
 
 if TYPE_CHECKING:
     from .host import Host
@@ -38,6 +39,7 @@ class Seen:
     ended: bool = False
     promised: bool = False
     excused: str = ""
+    let_go: bool = False  # its server had let this one connection go, and may not have been able to say so
 
 
 @dataclass
@@ -70,7 +72,7 @@ class Checks:
         if seg.flags & RST:
             seen.resets += 1
             alone = client.aborted or client.tcp.state in ("time-wait", "closed")
-            assert alone or not seen.promised, f"{host.name} resets a living, promised connection: {seg}"
+            assert alone or self.excuse or not seen.promised, f"{host.name} resets a living, promised connection: {seg}"
             return
         if self.excuse:
             return  # which of two hosts' numbers are the client's, is its own choice; what it has read is checked
@@ -85,6 +87,22 @@ class Checks:
         if not self.world.split_brain:
             latest = max(self.heard)
             assert epoch == latest, f"{host.name} sends {seg} in epoch {epoch}, but epoch {latest} has begun"
+
+    def owns(self, host: Host) -> None:
+        """`host` is to be heard from now on: nobody else that has power may be, and nobody's client may have been told
+        more than `host` has."""
+        other = self.world.other(host)
+        assert self.world.split_brain or not (other.up and other.owns), (
+            f"two owners: {host.name} in epoch {host.node.members.epoch}, {other.name} in {other.node.members.epoch}"
+        )
+        if self.world.split_brain:
+            return
+        for flow, shadow in host.node.backup.flows.items():
+            seen = self.flows.get(flow)
+            if shadow.state is not Shadow.ACTIVE or seen is None or seen.let_go:
+                continue
+            if (shadow.client.base, shadow.mapping.seen.base) == (seen.client_space.base, seen.server_space.base):
+                assert seen.ack <= shadow.cum, f"{flow} goes on: acknowledged {seen.ack}, {host.name} has {shadow.cum}"
 
     def _syn_ack(self, host: Host, flow: FlowKey, seg: Segment) -> None:
         options = SynOptions.parse(seg.options())
@@ -107,6 +125,9 @@ class Checks:
             self.world.clients[flow],
         )
         self.flows[flow].excused = self.excuse
+        if flow[1] >= PROBE_PORT and not self.excuse and not self.world.scenario.limits.max_connections:
+            gate = host.node.primary.flows.get(flow)
+            assert gate is not None and gate.state is Gate.PROTECTED, f"{flow} is not protected, though all is well"
         self.flows[flow].edge = seg.wnd
         self.flows[flow].tsval = options.tsval
 
@@ -140,7 +161,7 @@ class Checks:
         if gate is None or gate.state is not Gate.PROTECTED:
             return
         other = self.world.other(host)
-        if not other.up or self.world.crashed_lately(other):
+        if not other.running or self.world.crashed_lately(other):
             return
         shadow = other.node.backup.flows.get(flow)
         assert shadow is not None and shadow.conn == gate.conn, f"{flow} is called protected, the backup has no shadow"
@@ -157,16 +178,20 @@ class Checks:
     # ------------------------------------------------------------------------------------ promises
 
     def promise(self, primary: Host) -> None:
-        """The primary dies now: the connections that both hosts call protected must live."""
+        """The primary dies now: the connections that both hosts call protected must live, and the backup must have
+        every byte of theirs that was acknowledged."""
         backup = self.world.other(primary)
         for flow, seen in self.flows.items():
             gate = primary.node.primary.flows.get(flow)
-            shadow = backup.node.backup.flows.get(flow) if backup.up else None
+            shadow = backup.node.backup.flows.get(flow) if backup.running else None
             both = gate is not None and shadow is not None and gate.conn == shadow.conn
             alive = both and gate is not None and gate.state is Gate.PROTECTED
             seen.promised = bool(alive and shadow is not None and shadow.state is Shadow.SHADOW)
             if not seen.promised:
                 seen.excused = "not protected when its server died"
+            seen.let_go = gate is not None and gate.state is not Gate.PROTECTED and primary.node.primary.protecting
+            if seen.promised and shadow is not None and not self.excuse:
+                assert seen.ack <= shadow.cum, f"{flow}: acknowledged {seen.ack}, the backup has {shadow.cum}"
 
     def excuse_all(self, why: str) -> None:
         """From here on no connection is promised anything."""
