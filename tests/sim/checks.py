@@ -39,6 +39,7 @@ class Seen:
     ended: bool = False
     promised: bool = False
     excused: str = ""
+    survivor: str = ""
     let_go: bool = False  # its server had let this one connection go, and may not have been able to say so
 
 
@@ -63,10 +64,10 @@ class Checks:
             self._syn_ack(host, flow, seg)
             return
         seen = self.flows.get(flow)
+        if seg.flags & RST and not host.kernel.listeners:
+            self.refused[flow] = host.name
         if seen is None:
             assert seg.flags & RST, f"{host.name} sends {seg} before any SYN-ACK"
-            if not host.kernel.listeners:
-                self.refused[flow] = host.name
             return
         client = seen.client
         if seg.flags & RST:
@@ -168,7 +169,7 @@ class Checks:
         if shadow.state is Shadow.DEAD:
             return  # it has said so; the news is on its way
         ack = seen.client_space.offset(seg.ack)
-        assert ack <= shadow.cum, f"acknowledges {ack}, the backup has {shadow.cum}: {seg}"
+        assert ack <= shadow.cum, f"{host.name} acknowledges {ack}, the backup has {shadow.cum}: {seg}"
         held = [(0, max(shadow.cum, shadow.k_ack)), *shadow.journal.ranges(1000)]
         for left_seq, right_seq in seg.sack:
             left, right = seen.client_space.offset(left_seq), seen.client_space.offset(right_seq)
@@ -185,13 +186,20 @@ class Checks:
             gate = primary.node.primary.flows.get(flow)
             shadow = backup.node.backup.flows.get(flow) if backup.running else None
             both = gate is not None and shadow is not None and gate.conn == shadow.conn
-            alive = both and gate is not None and gate.state is Gate.PROTECTED
+            alive = self.world.takes_over and both and gate is not None and gate.state is Gate.PROTECTED
             seen.promised = bool(alive and shadow is not None and shadow.state is Shadow.SHADOW)
+            seen.survivor = backup.name
             if not seen.promised:
                 seen.excused = "not protected when its server died"
             seen.let_go = gate is not None and gate.state is not Gate.PROTECTED and primary.node.primary.protecting
             if seen.promised and shadow is not None and not self.excuse:
                 assert seen.ack <= shadow.cum, f"{flow}: acknowledged {seen.ack}, the backup has {shadow.cum}"
+
+    def died(self, host: Host) -> None:
+        """What `host` alone could continue is lost: one failure is promised to be survived, not two."""
+        for seen in self.flows.values():
+            if seen.survivor == host.name:
+                seen.promised, seen.excused = False, "its survivor has died, too"
 
     def excuse_all(self, why: str) -> None:
         """From here on no connection is promised anything."""

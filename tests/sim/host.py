@@ -114,7 +114,7 @@ class Host:
         self._beat_counter = int(self.ticks.now * 1_000_000)
         self._template: HeartbeatTemplate | None = None
         self._progress = self.ticks.now
-        self._timer_at = 0.0
+        self._timer_at = self._rules_at = 0.0
         self.feed(TimerFired())
         self._beat(self.run)
 
@@ -291,7 +291,8 @@ class Host:
             self.later(random.choice((0.0003, 0.002)), self._stored, effect, self.run)
         elif isinstance(effect, ApplyRules):
             self.copying = effect.profile is Profile.PRIMARY
-            self.later(random.uniform(0.004, 0.03), self._apply, effect, self.run)
+            self._rules_at = max(self._rules_at, self.clock.now) + random.uniform(0.004, 0.03)  # one after the other
+            self.later(self._rules_at - self.clock.now, self._apply, effect, self.run)
         elif isinstance(effect, OwnAddress):
             self.owns = effect.own
             if effect.own:

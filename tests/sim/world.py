@@ -39,6 +39,7 @@ class World:
         self.clock = Clock()
         self.tap = scenario.tap
         self.split_brain = scenario.split_brain
+        self.takes_over = scenario.split_brain or scenario.fence == "works"  # else a backup stays silent, loudly
         self.trace = blake2s(digest_size=8)
         self.packets = 0
         self.healed = False
@@ -162,14 +163,18 @@ class World:
         if host.up:
             if host is self.owner and host.running:
                 self.checks.promise(host)
+            self.checks.died(host)
             host.crash()
             self.crashes[host.name] = self.clock.now
+            if self.healed:  # by a fence that was still at work
+                self.clock.after(0.5, self.power_on, host)
 
     def kill(self, host: Host) -> None:
         """The daemon dies, the host lives."""
         if host.running:
             if host is self.owner:
                 self.checks.promise(host)
+            self.checks.died(host)
             host.kill()
             self.crashes[host.name] = self.clock.now
 
@@ -207,11 +212,12 @@ class World:
         for name, paths in self.paths.items():
             for path in paths:
                 path.quality = scenario.quality[name]
-        for plan in scenario.connections:
-            clock.at(start + plan.at, self.open_client, plan)
+        for connection in scenario.connections:
+            clock.at(start + connection.at, self.open_client, connection)
         for incident in scenario.incidents:
             clock.at(start + incident.at, self.incidents.strike, incident)
-        quiet = start + max([0.0, *(c.at for c in scenario.connections), *(i.at + i.seconds for i in scenario.incidents)])
+        ends = [c.at for c in scenario.connections] + [i.at + i.seconds for i in scenario.incidents]
+        quiet = start + max(ends, default=0.0)
         clock.run(quiet + 0.3)
         self._heal()
         clock.run(clock.now + END_S, self._protected)
