@@ -52,7 +52,7 @@ class Checks:
     heard: dict[int, tuple[str, int]] = field(default_factory=dict)
     past: dict[Client, Seen] = field(default_factory=dict)  # their ports were used again
     excuse: str = ""
-    refused: dict[FlowKey, str] = field(default_factory=dict)  # the application was not up yet
+    refused: dict[FlowKey, str] = field(default_factory=dict)  # the application was not up yet, the backup too late
 
     def emitted(self, host: Host, packet: bytes) -> None:
         """A packet leaves a server's network card."""
@@ -64,8 +64,11 @@ class Checks:
             self._syn_ack(host, flow, seg)
             return
         seen = self.flows.get(flow)
-        if seg.flags & RST and not host.kernel.listeners:
-            self.refused[flow] = host.name
+        if seg.flags & RST:
+            shadow = host.node.backup.flows.get(flow)
+            late = shadow is not None and shadow.heard and shadow.state is Shadow.DEAD  # the takeover came too late
+            if late or not host.kernel.listeners:
+                self.refused[flow] = host.name
         if seen is None:
             assert seg.flags & RST, f"{host.name} sends {seg} before any SYN-ACK"
             return
@@ -81,10 +84,11 @@ class Checks:
         self._gated(host, flow, seen, seg)
 
     def _one_host(self, host: Host, seg: Segment) -> None:
-        """Invariant 2: in one epoch at most one host is heard."""
+        """Invariant 2: in one epoch at most one host is heard, and after each boot in a new one."""
         epoch = host.node.members.epoch
         who = self.heard.setdefault(epoch, (host.name, host.life))
-        assert who[0] == host.name, f"epoch {epoch}: {who[0]} was heard, now {host.name} sends {seg}"
+        now = (host.name, host.life)
+        assert who == now, f"epoch {epoch}: {who[0]} (boot {who[1]}) was heard, now {host.name} (boot {host.life}): {seg}"
         if not self.world.split_brain:
             latest = max(self.heard)
             assert epoch == latest, f"{host.name} sends {seg} in epoch {epoch}, but epoch {latest} has begun"

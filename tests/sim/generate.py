@@ -73,9 +73,14 @@ def most_rate(detection_s: float) -> float:
     A backup may continue connections for `release - detection / 2` of its own clock, a primary waits for `release` of
     its own (docs/design.md, "The backup's time to act").
     """
-    release_s = 2 * detection_s + FENCE_DEADLINE_MS / 1000 + 1.0
+    release_s = release(detection_s)
     margin = (detection_s / 2) / (release_s - detection_s / 2)
     return min(0.02, 0.45 * margin)
+
+
+def release(detection_s: float) -> float:
+    """After how much silence a primary with a fence lets everything go (`Settings.release_after_ms`)."""
+    return 2 * detection_s + FENCE_DEADLINE_MS / 1000 + 1.0
 
 
 def _quality(random: Random, lossy: bool, most_delay: float, most_loss: float) -> Quality:
@@ -158,9 +163,11 @@ def _incidents(random: Random, kind: str, length: float, detection_s: float) -> 
         target = random.choice(("sync>a", "sync>b", "sync"))
         return (Incident(at, "cut", target, random.choice((0.1, 0.3, 1.0, 3.0))),)
     if kind == "pause":
-        return (Incident(at, "pause", random.choice(("primary", "backup")), random.choice((0.05, 0.3, 2.0))),)
+        pause = Incident(at, "pause", random.choice(("primary", "backup")), random.choice((0.05, 0.3, 2.0)))
+        return (pause, *_maybe_crash(random, at))
     if kind == "hang":
-        return (Incident(at, "hang", random.choice(("primary", "backup")), random.choice((0.05, 0.4, 2.0))),)
+        hang = Incident(at, "hang", random.choice(("primary", "backup")), random.choice((0.05, 0.4, 2.0)))
+        return (hang, *_maybe_crash(random, at))
     if kind.startswith(("effect", "kill")):
         return _deaths(random, kind, at)
     if kind == "partition":
@@ -172,13 +179,17 @@ def _incidents(random: Random, kind: str, length: float, detection_s: float) -> 
         cuts = (Incident(at + turn * period, "cut", target, period * random.uniform(0.2, 0.9)) for turn in range(8))
         return (*cuts, *_maybe_crash(random, at))
     if kind == "unplug":
-        return (Incident(at, "unplug", random.choice(("primary", "backup")), random.choice((0.1, 0.5, 2.0))),)
+        unplug = Incident(at, "unplug", random.choice(("primary", "backup")), random.choice((0.1, 0.5, 2.0)))
+        return (unplug, *_maybe_crash(random, at))
     if kind == "clock":
         # Forward by less than half the detection time, or by so much that it is seen: what lies between is not
         # tolerated on a primary (docs/design.md). Not beyond what a takeover adds to the timestamps.
         jump = random.choice((0.4 * detection_s, 2.1 * detection_s + 0.05, 0.7))
         jumps = Incident(at, "jump", random.choice(("primary", "backup")), min(jump, 0.7))
-        then = random.choice(("crash", "cut", "nothing"))
+        then = random.choice(("crash", "cut", "late", "nothing"))
+        if then == "late":  # the backup takes over when the primary is about to let everything go
+            pause = release(detection_s) * random.uniform(0.7, 1.05)
+            return (jumps, Incident(at, "cut", "sync", 4.0), Incident(at, "pause", "backup", pause))
         if then == "cut":
             cut = Incident(at + random.uniform(-0.1, 0.1), "cut", random.choice(PATHS[:3]), random.choice((0.3, 3.0)))
             return (jumps, cut)

@@ -52,6 +52,7 @@ from .tcp import MTU, Personality, Tcp
 if TYPE_CHECKING:
     from .world import World
 
+CARD_PACKETS = 100
 STEP_S = 0.00002  # from the stack to the queue
 
 
@@ -84,6 +85,7 @@ class Host:
         self.epoch, self.served = 0, False
         self.up = self.running = self.owns = False
         self.life = self.run = 0
+        self._pending = 0
         self.paused_until = self.hung_until = self.unplugged_until = 0.0
         self.apps: dict[FlowKey, list[Server]] = {}
         self.logs: list[tuple[float, Log]] = []
@@ -153,6 +155,14 @@ class Host:
         """The network card has no link."""
         return self.clock.now < self.unplugged_until
 
+    def _hears(self) -> bool:
+        """Whether the network card takes a packet: while the host is paused, only as many as it has room for."""
+        if self.clock.now >= self.paused_until:
+            self._pending = 0
+        else:
+            self._pending += 1
+        return not self.unplugged and self._pending <= CARD_PACKETS
+
     def later(self, seconds: float, call: Callable[..., None], *arguments: object) -> None:
         """Something that this life of the host does later; while the host is paused, time does not pass for it."""
         self.clock.after(seconds, self._alive, self.life, call, arguments)
@@ -177,7 +187,7 @@ class Host:
 
     def wire_input(self, packet: bytes) -> None:
         """A packet of the client for the service address has come in by the network card."""
-        if not self.unplugged:
+        if self._hears():
             self.later(0.0, self._from_wire, packet)
 
     def _from_wire(self, packet: bytes) -> None:
@@ -339,7 +349,7 @@ class Host:
 
     def datagram(self, data: bytes) -> None:
         """A datagram has come in."""
-        if not self.unplugged and self.running:
+        if self._hears() and self.running:
             self.tell(0.0, DatagramReceived(("peer", 7766), data))
 
     def _publish(self, template: HeartbeatTemplate) -> None:
