@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from nfq_failover.constants import FIN, RST, SYN
 from nfq_failover.core.backup_connection import Shadow
 from nfq_failover.core.primary_connection import Gate
+from nfq_failover.core.roles import State
 from nfq_failover.core.seqspace import SeqSpace
 from nfq_failover.core.window import ROUNDING_BYTES
 from nfq_failover.wire.segment import FlowKey, Segment
@@ -40,6 +41,7 @@ class Seen:
     promised: bool = False
     excused: str = ""
     survivor: str = ""
+    promised_until: float = 0.0  # its survivor must have taken over by then
     let_go: bool = False  # its server had let this one connection go, and may not have been able to say so
 
 
@@ -80,6 +82,12 @@ class Checks:
             return
         if self.excuse:
             return  # which of two hosts' numbers are the client's, is its own choice; what it has read is checked
+        gate = host.node.primary.flows.get(flow)
+        if gate is not None and gate.state is Gate.SYN_HELD and client is not self.world.clients[flow]:
+            # Of a connection whose SYN-ACK is held, about some stray segment of the last one from this port: a client
+            # in SYN_SENT takes no notice of it (RFC 9293 section 3.10.7.3).
+            assert seg.is_pure_ack and seg.ack == gate.client.seq(0), f"{host.name} sends {seg} before the SYN-ACK"
+            return
         self._numbers(host, seen, seg, client)
         self._gated(host, flow, seen, seg)
 
@@ -88,7 +96,9 @@ class Checks:
         epoch = host.node.members.epoch
         who = self.heard.setdefault(epoch, (host.name, host.life))
         now = (host.name, host.life)
-        assert who == now, f"epoch {epoch}: {who[0]} (boot {who[1]}) was heard, now {host.name} (boot {host.life}): {seg}"
+        assert who == now, (
+            f"epoch {epoch}: {who[0]} (boot {who[1]}) was heard, now {host.name} (boot {host.life}): {seg}"
+        )
         if not self.world.split_brain:
             latest = max(self.heard)
             assert epoch == latest, f"{host.name} sends {seg} in epoch {epoch}, but epoch {latest} has begun"
@@ -102,6 +112,9 @@ class Checks:
         )
         if self.world.split_brain:
             return
+        for seen in self.flows.values():
+            if seen.promised and seen.survivor == host.name and self.world.clock.now > seen.promised_until:
+                seen.promised, seen.excused = False, "taken over too late"
         for flow, shadow in host.node.backup.flows.items():
             seen = self.flows.get(flow)
             if shadow.state is not Shadow.ACTIVE or seen is None or seen.let_go:
@@ -186,13 +199,15 @@ class Checks:
         """The primary dies now: the connections that both hosts call protected must live, and the backup must have
         every byte of theirs that was acknowledged."""
         backup = self.world.other(primary)
+        able = backup.running and backup.node.members.state is not State.REFUSED and not backup.unplugged
         for flow, seen in self.flows.items():
             gate = primary.node.primary.flows.get(flow)
             shadow = backup.node.backup.flows.get(flow) if backup.running else None
             both = gate is not None and shadow is not None and gate.conn == shadow.conn
-            alive = self.world.takes_over and both and gate is not None and gate.state is Gate.PROTECTED
+            alive = self.world.takes_over and able and both and gate is not None and gate.state is Gate.PROTECTED
             seen.promised = bool(alive and shadow is not None and shadow.state is Shadow.SHADOW)
             seen.survivor = backup.name
+            seen.promised_until = min(primary.heard, backup.awake) + self.world.time_to_act
             if not seen.promised:
                 seen.excused = "not protected when its server died"
             seen.let_go = gate is not None and gate.state is not Gate.PROTECTED and primary.node.primary.protecting

@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from .world import World
 
 CARD_PACKETS = 100
+BUSY_S, BUSY_TIMERS = 0.01, 500
 STEP_S = 0.00002  # from the stack to the queue
 
 
@@ -85,7 +86,9 @@ class Host:
         self.epoch, self.served = 0, False
         self.up = self.running = self.owns = False
         self.life = self.run = 0
-        self._pending = 0
+        self._pending = self._fired = 0
+        self._fired_since = 0.0
+        self.awake = self.heard = 0.0  # when the daemon last did anything, and last heard the other one
         self.paused_until = self.hung_until = self.unplugged_until = 0.0
         self.apps: dict[FlowKey, list[Server]] = {}
         self.logs: list[tuple[float, Log]] = []
@@ -237,6 +240,9 @@ class Host:
             return
         now = self._progress = self.ticks.now
         self.inputs += 1
+        self.awake = self.clock.now
+        if isinstance(event, DatagramReceived):
+            self.heard = self.awake
         if isinstance(event, PacketQueued):
             self._waiting[event.queue, event.packet_id] = event.queue is Queue.IN
             self._packets = {(event.queue, event.packet_id): event.packet}
@@ -274,6 +280,10 @@ class Host:
     def _timer(self, armed: float) -> None:
         if armed == self._timer_at:
             self._timer_at = 0.0
+            self._fired = self._fired + 1 if self.clock.now - self._fired_since < BUSY_S else 0
+            if not self._fired:
+                self._fired_since = self.clock.now
+            assert self._fired < BUSY_TIMERS, f"{self.name}: a timer that fires for ever in {self.node.members.state}"
             self.feed(TimerFired())
 
     def _carry(self, effect: Effect) -> None:

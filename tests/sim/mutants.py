@@ -201,4 +201,3 @@ MUTANTS = (
     Mutant("a log without a limit", "beyond the bound", ((backup_connection, "Journal", _Boundless),), CRASHES),
     Mutant("a table that only grows", "beyond the bound", ((BackupSide, "forget", _keeps_all),)),
 )
-

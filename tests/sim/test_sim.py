@@ -9,7 +9,7 @@ import pytest
 from .boundaries import effects, every
 from .generate import KINDS, from_seed
 from .runner import reproduce, run
-from .scenario import DOWNLOAD, ECHO, UPLOAD, Connection, HostPlan, Incident, Scenario, from_json, named, to_json
+from .scenario import Scenario, from_json, named, to_json
 
 SEEDS = 300
 BATCH = 50
@@ -30,7 +30,7 @@ def test_every_kind_of_incident_is_among_the_seeds() -> None:
 @pytest.mark.parametrize("name", named())
 def test_scenario_with_a_name(name: str) -> None:
     """What failed once."""
-    outcome = run(from_json(named()[name].read_text()))
+    outcome = run(_named(name))
     assert not outcome.failure, f"python -m tests.sim --name {name} --verbose\n{outcome.details}"
 
 
@@ -54,38 +54,23 @@ def test_unknown_part_of_a_scenario_is_refused() -> None:
 
 # ---------------------------------------------------------------------------------------------- at every boundary
 
-SLOW = HostPlan(boot=0.1, app_delay=0.02, read_size=2000, write_size=1500, buffer=12_000, wscale=5, wrap=3000)
-BOUNDARY = Scenario(
-    seed=1,
-    kind="boundary",
-    hosts={"a": HostPlan(app_delay=0.01, wrap=2000), "b": SLOW},
-    client=HostPlan(wrap=4000, buffer=12_000),
-    connections=(
-        Connection(0.0, 40_000, ECHO, salt=5, pause=0.01),
-        Connection(0.01, 40_001, DOWNLOAD, salt=11),
-        Connection(0.02, 40_002, UPLOAD, salt=8, early=True),
-    ),
-)
-CRASH = (Incident(0.08, "crash", "primary"),)
-BOOT = (Incident(0.9, "boot", "all"),)
+SMALL, TAKEOVER = "small", "small-takeover"
 
 
-def _all_die_well(scenario: Scenario, host: str, least: int, step: int) -> None:
-    outcomes = list(every(scenario, host, step))
-    assert len(outcomes) * step >= least
+@pytest.mark.parametrize(("name", "host"), [(SMALL, "a"), (SMALL, "b"), (TAKEOVER, "b")])
+def test_death_at_every_effect(name: str, host: str) -> None:
+    """The host loses power after every seventh effect that its node emits, the primary, the backup, and the survivor
+    while it takes over; `python -m tests.sim --name small --boundaries a` takes every effect."""
+    outcomes = list(every(_named(name), host, step=7))
+    assert len(outcomes) > 20
     failed = [f"{host} dies after effect {count}: {outcome.failure}" for count, outcome in outcomes if outcome.failure]
     assert not failed, "\n".join(failed)
 
 
-@pytest.mark.parametrize(
-    ("host", "incidents", "least", "step"),
-    [("a", (), 100, 3), ("b", (), 100, 3), ("b", CRASH + BOOT, 100, 3)],
-    ids=["primary", "backup", "takeover"],
-)
-def test_death_at_every_effect(host: str, incidents: tuple[Incident, ...], least: int, step: int) -> None:
-    """Power is lost after every third effect that the node emits; `python -m tests.sim --boundaries` takes every one."""
-    _all_die_well(replace(BOUNDARY, incidents=incidents), host, least, step)
-
-
 def test_effects_are_counted() -> None:
-    assert effects(BOUNDARY, "a") > effects(replace(BOUNDARY, connections=BOUNDARY.connections[:1]), "a") > 50
+    scenario = _named(SMALL)
+    assert effects(scenario, "a") > effects(replace(scenario, connections=scenario.connections[:1]), "a") > 50
+
+
+def _named(name: str) -> Scenario:
+    return from_json(named()[name].read_text())

@@ -16,7 +16,7 @@ from . import bounds
 from .apps import Client
 from .checks import Checks
 from .clock import Clock, HostClock
-from .generate import FENCE_DEADLINE_MS
+from .generate import FENCE_DEADLINE_MS, release
 from .host import Host
 from .incidents import Incidents
 from .kernel import Kernel
@@ -39,6 +39,8 @@ class World:
         self.clock = Clock()
         self.tap = scenario.tap
         self.split_brain = scenario.split_brain
+        detection_s = 3 * scenario.heartbeat_ms / 1000
+        self.time_to_act = release(detection_s) - 2 * detection_s
         self.takes_over = scenario.split_brain or scenario.fence == "works"  # else a backup stays silent, loudly
         self.trace = blake2s(digest_size=8)
         self.packets = 0
