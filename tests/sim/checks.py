@@ -92,12 +92,12 @@ class Checks:
         self._gated(host, flow, seen, seg)
 
     def _one_host(self, host: Host, seg: Segment) -> None:
-        """Invariant 2: in one epoch at most one host is heard, and after each boot in a new one."""
+        """Invariant 2: in one epoch at most one host is heard, and after each boot in a new one (name, boot)."""
         epoch = host.node.members.epoch
         who = self.heard.setdefault(epoch, (host.name, host.life))
         now = (host.name, host.life)
         assert who == now, (
-            f"epoch {epoch}: {who[0]} (boot {who[1]}) was heard, now {host.name} (boot {host.life}): {seg}"
+            f"epoch {epoch}: {who} was heard, now {now}: {seg}"
         )
         if not self.world.split_brain:
             latest = max(self.heard)
@@ -112,9 +112,10 @@ class Checks:
         )
         if self.world.split_brain:
             return
-        for seen in self.flows.values():
-            if seen.promised and seen.survivor == host.name and self.world.clock.now > seen.promised_until:
-                seen.promised, seen.excused = False, "taken over too late"
+        for promised in self.flows.values():
+            in_time = self.world.clock.now <= promised.promised_until
+            if promised.promised and promised.survivor == host.name and not in_time:
+                promised.promised, promised.excused = False, "taken over too late"
         for flow, shadow in host.node.backup.flows.items():
             seen = self.flows.get(flow)
             if shadow.state is not Shadow.ACTIVE or seen is None or seen.let_go:

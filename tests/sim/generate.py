@@ -188,8 +188,8 @@ def _incidents(random: Random, kind: str, length: float, detection_s: float) -> 
         jumps = Incident(at, "jump", random.choice(("primary", "backup")), min(jump, 0.7))
         then = random.choice(("crash", "cut", "late", "nothing"))
         if then == "late":  # the backup takes over when the primary is about to let everything go
-            pause = release(detection_s) * random.uniform(0.7, 1.05)
-            return (jumps, Incident(at, "cut", "sync", 4.0), Incident(at, "pause", "backup", pause))
+            lasts = release(detection_s) * random.uniform(0.7, 1.05)
+            return (jumps, Incident(at, "cut", "sync", 4.0), Incident(at, "pause", "backup", lasts))
         if then == "cut":
             cut = Incident(at + random.uniform(-0.1, 0.1), "cut", random.choice(PATHS[:3]), random.choice((0.3, 3.0)))
             return (jumps, cut)
