@@ -19,6 +19,8 @@ from .apps import Client
 from .scenario import PROBE_PORT
 
 if TYPE_CHECKING:
+    from nfq_failover.core.node import Node
+
     from .host import Host
     from .world import World
 
@@ -96,9 +98,7 @@ class Checks:
         epoch = host.node.members.epoch
         who = self.heard.setdefault(epoch, (host.name, host.life))
         now = (host.name, host.life)
-        assert who == now, (
-            f"epoch {epoch}: {who} was heard, now {now}: {seg}"
-        )
+        assert who == now, f"epoch {epoch}: {who} was heard, now {now}: {seg}"
         if not self.world.split_brain:
             latest = max(self.heard)
             assert epoch == latest, f"{host.name} sends {seg} in epoch {epoch}, but epoch {latest} has begun"
@@ -118,8 +118,8 @@ class Checks:
                 promised.promised, promised.excused = False, "taken over too late"
         for flow, shadow in host.node.backup.flows.items():
             seen = self.flows.get(flow)
-            if shadow.state is not Shadow.ACTIVE or seen is None or seen.let_go:
-                continue
+            if shadow.state is not Shadow.ACTIVE or shadow.resync or seen is None or seen.let_go:
+                continue  # resync: after a restart; our TCP is still to be asked what it has
             if (shadow.client.base, shadow.mapping.seen.base) == (seen.client_space.base, seen.server_space.base):
                 assert seen.ack <= shadow.cum, f"{flow} goes on: acknowledged {seen.ack}, {host.name} has {shadow.cum}"
 
@@ -220,6 +220,19 @@ class Checks:
         for seen in self.flows.values():
             if seen.survivor == host.name:
                 seen.promised, seen.excused = False, "its survivor has died, too"
+
+    def restarted(self, host: Host, old: Node, resumes: bool) -> None:
+        """The daemon is back."""
+        self.world.crashes[host.name] = self.world.clock.now  # the other may not know yet what this one has lost
+        node = host.node
+        for flow, seen in self.flows.items():
+            shadow = node.backup.flows.get(flow)
+            if resumes and shadow is not None and shadow.state is Shadow.DEAD:
+                seen.promised, seen.excused = False, "its bytes were in the dead daemon's memory"
+            elif resumes and shadow is None and not node.primary.strangers:
+                seen.promised, seen.excused = False, "opened on a host with connections of another time"
+            elif not resumes and (flow in old.primary.flows or flow in old.backup.flows) and not seen.promised:
+                seen.excused = "its host did not go on"
 
     def excuse_all(self, why: str) -> None:
         """From here on no connection is promised anything."""

@@ -22,6 +22,8 @@ KINDS = (
     *("effect-takeover",) * 2,  # the survivor dies as well, while it takes over
     "kill-primary",
     "kill-backup",
+    "kill-survivor",  # the daemon of a host that has taken over, again and again
+    "kill-any",
     "partition",
     "flapping",
     "unplug",
@@ -204,6 +206,14 @@ def _maybe_crash(random: Random, at: float) -> tuple[Incident, ...]:
 def _deaths(random: Random, kind: str, at: float) -> tuple[Incident, ...]:
     """Hosts or daemons that die at the boundary of an effect."""
     what, target = kind.split("-")
+    if target in ("survivor", "any"):
+        crash = (Incident(at, "crash", "primary"),) if target == "survivor" else ()
+        kills: list[Incident] = []
+        for _ in range(random.choice((1, 2, 4))):
+            at += random.uniform(0.4, 1.2)
+            kills.append(Incident(at, "kill", "primary" if crash else random.choice("ab")))
+            kills.append(Incident(at + random.choice((0.0, 0.02, 0.2, 1.0)), "restart", "all"))
+        return (*crash, *kills)
     if what == "kill":
         effect = random.choice(("", "", *EFFECTS))
         back = at + random.choice((0.02, 0.1, 0.5, 2.0))

@@ -6,7 +6,7 @@ The host loses power, or its daemon is killed, at any time, also between two eff
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 from random import Random
 from typing import TYPE_CHECKING
@@ -21,9 +21,11 @@ from nfq_failover.core.events import (
     Event,
     Fence,
     FlowsGone,
+    FlowsListed,
     FrameCopied,
     Inject,
     LinkChecked,
+    ListFlows,
     Log,
     OwnAddress,
     PacketQueued,
@@ -31,6 +33,7 @@ from nfq_failover.core.events import (
     PublishHeartbeat,
     QueryFlows,
     Queue,
+    Remember,
     RulesApplied,
     SendDatagram,
     StoreEpoch,
@@ -38,7 +41,9 @@ from nfq_failover.core.events import (
     Verdict,
 )
 from nfq_failover.core.heartbeat import HeartbeatTemplate
+from nfq_failover.core.memory import LIFE_BYTES, Memory, recall
 from nfq_failover.core.node import Node
+from nfq_failover.core.roles import State
 from nfq_failover.core.settings import Settings
 from nfq_failover.wire.segment import FlowKey, Segment
 
@@ -93,6 +98,7 @@ class Host:
         self.apps: dict[FlowKey, list[Server]] = {}
         self.logs: list[tuple[float, Log]] = []
         self.deaths: list[Death] = []
+        self.restarts: list[tuple[State, State]] = []  # of the daemon: before and after
         self.effects = self.inputs = 0  # in all lives
 
     def boot(self, listen_after: float = 0.0) -> None:
@@ -102,18 +108,30 @@ class Host:
         self.apps = {}
         origin = self.plan.uptime if self.life == 1 else self.random.uniform(1, 60)
         self.ticks = HostClock(self.clock, self.plan.rate, origin)
+        self.paper, self.boot_id = bytearray(), self.random.randbytes(LIFE_BYTES)
         self.kernel = Kernel(self.clock, self._who(), self._stack_output, self.random, self.ticks)
         self.kernel.drop = self.plan.kernel_drop if not self.world.healed else 0.0
         self.clock.after(listen_after, self._listen, self.life)
         self.start()
 
     def start(self) -> None:
-        """Start the daemon: silent, with what is on disk."""
-        self.running, self.owns = True, False
+        """Start the daemon: silent, with what is on disk; or going on, as an earlier one's record on this boot has it
+        (see `Daemon._start`)."""
+        found = recall(bytes(self.paper), self.boot_id) if self.paper else None
+        resumes = found is not None and found.allows(self.epoch, self.served) and self.owns
+        if found is not None and not resumes:
+            found = replace(found, serving=False)
+        if not resumes:
+            self.profile, self.inherited = Profile.BACKUP, frozenset[FlowKey]()
+        self.running, self.owns = True, resumes
         self.run += 1
-        self.profile, self.inherited = Profile.BACKUP, frozenset[FlowKey]()
         self.copying = False
-        self.node = Node(self.settings, self.random.randbytes, self.epoch, self.served, self.ticks.now)
+        memory, old = Memory(self.boot_id), self.node if self.paper else None
+        randbytes, now = self.random.randbytes, self.ticks.now
+        self.node = Node(self.settings, randbytes, self.epoch, self.served, now, memory, found)
+        if old is not None:
+            self.restarts.append((old.members.state, self.node.members.state))
+            self.world.checks.restarted(self, old, resumes)
         self._ids = count(1)
         self._waiting: dict[tuple[Queue, int], bool] = {}
         self._beat_counter = int(self.ticks.now * 1_000_000)
@@ -152,6 +170,11 @@ class Host:
         self._timer_at = 0.0
         if self.running:
             self._schedule()
+
+    @property
+    def resumable(self) -> bool:
+        """Whether a daemon that is killed now may go on after its restart."""
+        return self.node.members.state in (State.UNPROTECTED, State.ARMING)
 
     @property
     def unplugged(self) -> bool:
@@ -322,6 +345,12 @@ class Host:
                 self.later(0.0003, self.world.announce, self, self.run)
         elif isinstance(effect, QueryFlows):
             self.tell(0.0, FlowsGone([flow for flow in effect.flows if not self.kernel.knows(flow)]))
+        elif isinstance(effect, Remember):
+            for at, data in effect.writes:
+                self.paper.extend(bytes(max(at + len(data) - len(self.paper), 0)))
+                self.paper[at : at + len(data)] = data
+        elif isinstance(effect, ListFlows):
+            self.tell(0.001, FlowsListed(self.kernel.established()))
         elif isinstance(effect, Log):
             self.logs.append((self.clock.now, effect))
         else:

@@ -53,7 +53,7 @@ class Incidents:
         host = self.host(incident.target)
         if incident.effect:
             self._arm(host, incident)
-        elif self.world.other(host).running:
+        elif host.running and (self.world.other(host).running or host.resumable):
             self.world.kill(host)
 
     def _arm(self, host: Host, incident: Incident) -> None:

@@ -74,6 +74,11 @@ class Kernel:
         tcp = self.flows.get(((flow[2], flow[3]), (flow[0], flow[1])))
         return tcp is not None and tcp.state != "closed"
 
+    def established(self) -> list[FlowKey]:
+        """The connections at the service's ports, but for half-open ones and those in TIME_WAIT."""
+        unlisted = ("closed", "time-wait", "syn-received", "syn-sent")
+        return [(*remote, *local) for (local, remote), tcp in self.flows.items() if tcp.state not in unlisted]
+
     def die(self) -> None:
         """Power loss: nothing more comes out of it."""
         self.alive = False

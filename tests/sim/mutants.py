@@ -6,13 +6,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from nfq_failover.core import backup_connection, primary_connection, replica_map, takeover
+from nfq_failover.core import backup_connection, memory, primary_connection, replica_map, restart, takeover
 from nfq_failover.core.backup import BackupSide
 from nfq_failover.core.backup_connection import BackupConnection
 from nfq_failover.core.events import PacketQueued, Verdict
 from nfq_failover.core.journal import Journal
 from nfq_failover.core.membership import Do, Membership
 from nfq_failover.core.outbox import Outbox
+from nfq_failover.core.primary import PrimarySide
 from nfq_failover.core.primary_connection import PrimaryConnection
 from nfq_failover.core.replica_map import ReplicaMap
 from nfq_failover.core.roles import Input, State
@@ -141,6 +142,16 @@ def _nothing(*_: object) -> None:
     return None
 
 
+def _does_not_ask(*arguments: Any) -> BackupConnection:
+    """Believes the record's offsets instead of asking our TCP."""
+    made = _unpack(*arguments)
+    made.resync = False
+    return made
+
+
+_unpack = memory.unpack
+
+
 CRASHES = ("crash-primary", "effect-primary")
 DOUBLE = ("effect-takeover", "rejoin")
 CUTS = ("cut", "partition", "flapping")
@@ -195,6 +206,20 @@ MUTANTS = (
         "goes on: acknowledged",
         ((Membership, "may_continue", lambda self, now: not self.invalid),),
         ("pause",),
+    ),
+    Mutant(
+        "a daemon that goes on whatever its record says",
+        "",
+        ((memory.Recollection, "allows", lambda self, epoch, served: served),),
+        ("kill-any",),
+    ),
+    Mutant("believe the record's offsets", "", ((restart, "unpack", _does_not_ask),), ("kill-survivor",)),
+    Mutant("forget the clock at a restart", "", ((ReplicaMap, "recall", _nothing),), ("kill-survivor",)),
+    Mutant(
+        "let strangers speak at once",
+        "",
+        ((PrimarySide, "strangers", property(lambda self: True, _nothing)),),
+        ("kill-survivor", "rejoin", "kill-any"),
     ),
     Mutant("two verdicts", "a second verdict", ((Outbox, "accept", _twice),)),
     Mutant("no verdict", "no verdict", ((Outbox, "drop", _never),)),

@@ -163,7 +163,7 @@ class World:
     def power_off(self, host: Host) -> None:
         """Power loss."""
         if host.up:
-            if host is self.owner and host.running:
+            if host is self.owner and (host.running or host.resumable):
                 self.checks.promise(host)
             self.checks.died(host)
             host.crash()
@@ -174,9 +174,10 @@ class World:
     def kill(self, host: Host) -> None:
         """The daemon dies, the host lives."""
         if host.running:
-            if host is self.owner:
-                self.checks.promise(host)
-            self.checks.died(host)
+            if not host.resumable:
+                if host is self.owner:
+                    self.checks.promise(host)  # as if the whole host had died
+                self.checks.died(host)
             host.kill()
             self.crashes[host.name] = self.clock.now
 
