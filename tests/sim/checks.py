@@ -224,7 +224,10 @@ class Checks:
     def restarted(self, host: Host, old: Node, resumes: bool) -> None:
         """The daemon is back."""
         self.world.crashes[host.name] = self.world.clock.now  # the other may not know yet what this one has lost
-        node = host.node
+        node, was = host.node, old.members.state
+        assert not resumes or was in (State.UNPROTECTED, State.ARMING), (
+            f"{host.name} goes on after {was.name}: the backup may be about to take over"
+        )
         for flow, seen in self.flows.items():
             shadow = node.backup.flows.get(flow)
             if resumes and shadow is not None and shadow.state is Shadow.DEAD:

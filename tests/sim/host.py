@@ -98,6 +98,7 @@ class Host:
         self.apps: dict[FlowKey, list[Server]] = {}
         self.logs: list[tuple[float, Log]] = []
         self.deaths: list[Death] = []
+        self.node: Node
         self.restarts: list[tuple[State, State]] = []  # of the daemon: before and after
         self.effects = self.inputs = 0  # in all lives
 
@@ -126,7 +127,8 @@ class Host:
         self.running, self.owns = True, resumes
         self.run += 1
         self.copying = False
-        memory, old = Memory(self.boot_id), self.node if self.paper else None
+        memory = Memory(self.boot_id)
+        old: Node | None = self.node if self.paper else None
         randbytes, now = self.random.randbytes, self.ticks.now
         self.node = Node(self.settings, randbytes, self.epoch, self.served, now, memory, found)
         if old is not None:
