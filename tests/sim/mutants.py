@@ -251,4 +251,5 @@ HINTS = {
     "release before the fence": 1033,
     "a daemon that goes on whatever its record says": 39,
     "a log without a limit": 133,
+    "let strangers speak at once": 3603,
 }

@@ -10,7 +10,7 @@ from .generate import from_seed
 from .mutants import HINTS, MUTANTS, Mutant
 from .runner import run
 
-RUNS = 120
+RUNS = 400
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
