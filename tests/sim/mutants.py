@@ -34,15 +34,12 @@ class Mutant:
     kinds: Iterable[str] = ("crash-primary",)
 
 
-def _ungated(self: PrimaryConnection, event: PacketQueued, seg: Segment, out: Outbox, now: float) -> None:
-    del self, seg, now
+def _ungated(self: PrimaryConnection, event: PacketQueued, seg: Segment, out: Outbox, *_: object) -> None:
+    del self, seg
     out.accept(event.queue, event.packet_id)
 
 
-def _unclamped(
-    self: PrimaryConnection, event: PacketQueued, seg: Segment, out: Outbox, ack: int, blocks: Any, now: float
-) -> None:
-    del blocks, now
+def _unclamped(self: PrimaryConnection, event: PacketQueued, seg: Segment, out: Outbox, ack: int, *_: object) -> None:
     self._note_sent(ack, ack + (seg.wnd << self.wscale))
     out.accept(event.queue, event.packet_id)
 
