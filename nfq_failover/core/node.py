@@ -140,7 +140,9 @@ class Node:
     def poll_timeout(self) -> float | None:
         """When to send `TimerFired` at the latest."""
         deadlines: list[float | None] = [self._next_tick, self.session.poll_timeout()]
-        deadlines += [self.primary.poll_timeout(), self.backup.poll_timeout()]
+        deadlines.append(self.backup.poll_timeout())
+        if self.members.state is not State.DOUBT:  # nothing of it is done then, however long it is due
+            deadlines.append(self.primary.poll_timeout())
         return min(d for d in deadlines if d is not None)
 
     @property

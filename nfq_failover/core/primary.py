@@ -68,7 +68,7 @@ class PrimarySide:
         self.timers: TimerQueue[int] = TimerQueue()
         self._telling: dict[int, tuple[Close | Unprotected, float]] = {}
         self._syns: OrderedDict[FlowKey, tuple[int, int, bytes, bool]] = OrderedDict()
-        self._dialled: OrderedDict[FlowKey, None] = OrderedDict()  # connections that the server opened, newest last
+        self._dialled: OrderedDict[FlowKey, None] = OrderedDict()  # left alone: opened by the server, or no room
         self._next_conn = 1
         self._next_query = 0.0
         self.ends = PrimaryEnds(settings, out, self.numbers, self._unprotect, self._close)
@@ -126,12 +126,15 @@ class PrimarySide:
 
     def _dial(self, event: PacketQueued, seg: Segment) -> None:
         """The server opens a connection: it is left alone, and known as its own."""
-        flow: FlowKey = (seg.dst, seg.dport, seg.src, seg.sport)
+        self._leave_alone((seg.dst, seg.dport, seg.src, seg.sport))
+        self.out.accept(event.queue, event.packet_id)
+
+    def _leave_alone(self, flow: FlowKey) -> None:
+        """Not tracked, but no stranger either."""
         self._dialled[flow] = None
         self._dialled.move_to_end(flow)
         if len(self._dialled) > MAX_DIALLED:
             self._dialled.popitem(last=False)
-        self.out.accept(event.queue, event.packet_id)
 
     def knows(self, flow: FlowKey) -> bool:
         """Whether the connection was opened before our eyes."""
@@ -213,6 +216,7 @@ class PrimarySide:
         reason, opening = self._opening(flow, irs, seg)
         if opening is None:
             self.out.counters["connection-not-tracked"] += 1
+            self._leave_alone(flow)  # when the table has room again it must not be taken for a stranger
             self.out.accept(event.queue, event.packet_id)
             return
         connection = PrimaryConnection(flow, opening, now)

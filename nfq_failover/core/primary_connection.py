@@ -184,6 +184,7 @@ class PrimaryConnection:
         if gate.kind is EndKind.OPEN:
             return
         ack = max(min(self.kernel_ack, self._limit) if self.gated else self.kernel_ack, self.sent_ack)
+        self.snd_nxt = gate.at  # an ACK of our TCP may have gone ahead of a FIN that was dropped in doubt
         if gate.kind is EndKind.RST:
             self.send_ack(out, ack, [], RST | ACK)
             return

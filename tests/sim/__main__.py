@@ -1,44 +1,73 @@
-"""Run seeds: `python -m tests.sim --seed N [--count M]`. Prints each seed with its trace hash; the same seed gives the
-same hash. Ends with exit code 1 if any seed fails."""
+"""Run scenarios: `python -m tests.sim --seed N [--count M]`, or one that has a name.
+
+The same seed gives the same trace hash. Ends with exit code 1 if any run fails.
+"""
 
 from __future__ import annotations
 
 import argparse
+import random
 import sys
-import time
-import traceback
+from collections.abc import Iterable
+from pathlib import Path
 
-from .scenario import from_seed
-from .world import World
+from . import boundaries
+from .generate import from_seed
+from .runner import commit, reproduce, run, sweep
+from .scenario import Scenario, from_json, named, to_json
 
 
 def main() -> int:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m tests.sim", description="Seeded simulation of a pair of servers.")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--count", type=int, default=1)
+    parser.add_argument("--seed", type=int, help="the first seed (default: one at random)")
+    parser.add_argument("--count", type=int, default=1, help="how many seeds, one after the other")
+    parser.add_argument("--jobs", type=int, default=0, help="on so many cores, with a progress bar (script/sim: all)")
     parser.add_argument("--verbose", action="store_true", help="print the scenario, the log and the traceback")
+    parser.add_argument("--name", help="run the scenario of this name, or file, instead of a seed's")
+    parser.add_argument("--list", action="store_true", help="list the scenarios that have a name")
+    parser.add_argument("--save", metavar="NAME", help="give the seed's scenario a name; --about says what it shows")
+    parser.add_argument("--about", default="")
+    parser.add_argument("--boundaries", metavar="HOST", choices=("a", "b"), help="let it die at every effect in turn")
     arguments = parser.parse_args()
-    failed = 0
-    began = time.perf_counter()
-    for seed in range(arguments.seed, arguments.seed + arguments.count):
-        scenario = from_seed(seed)
-        world = World(scenario)
-        if arguments.verbose:
-            print(scenario)
-        try:
-            result = world.run()
-        except Exception as error:
-            failed += 1
-            result = f"FAILED {type(error).__name__}: {error}"
-            if arguments.verbose:
-                traceback.print_exc()
-        if arguments.verbose:
-            logs = [(at, host.name, log) for host in world.hosts.values() for at, log in host.logs]
-            for at, name, log in sorted(logs, key=lambda entry: entry[0]):
-                print(f"{at:.4f} {name} {log.event} {log.fields}")
-        print(f"seed {seed} {scenario.kind} {result} packets={world.packets} time={world.clock.now - 1000:.3f}")
-    print(f"{arguments.count - failed} of {arguments.count} good in {time.perf_counter() - began:.1f} s")
+    if arguments.list:
+        print("\n".join(named()))
+        return 0
+    seed = random.SystemRandom().randrange(1 << 31) if arguments.seed is None else arguments.seed
+    if arguments.jobs:
+        print(f"seeds {seed} to {seed + arguments.count - 1}, commit {commit()}", flush=True)
+        return 1 if sweep(range(seed, seed + arguments.count), arguments.jobs) else 0
+    scenario = _named(arguments.name) if arguments.name else from_seed(seed)
+    if arguments.save:
+        path = Path(__file__).parent / "scenarios" / f"{arguments.save}.json"
+        path.write_text(to_json(scenario, arguments.about))
+        print(path)
+        return 0
+    if arguments.boundaries:
+        return boundaries.main(scenario, arguments.boundaries)
+    return _one_by_one([scenario] if arguments.name else map(from_seed, range(seed, seed + arguments.count)), arguments)
+
+
+def _named(name: str) -> Scenario:
+    path = named().get(name, Path(name))
+    try:
+        return from_json(path.read_text())
+    except (OSError, TypeError, ValueError) as error:
+        sys.exit(f"no scenario {name}: {error}; see --list")
+
+
+def _one_by_one(scenarios: Iterable[Scenario], arguments: argparse.Namespace) -> int:
+    failed = done = 0
+    for scenario in scenarios:
+        outcome = run(scenario, arguments.verbose)
+        done += 1
+        failed += bool(outcome.failure)
+        if outcome.details and arguments.verbose:
+            print(outcome.details)
+        print(outcome.line, flush=True)
+        if outcome.failure and not arguments.name:
+            print(f"  {reproduce(outcome.seed)}")
+    print(f"{done - failed} of {done} good")
     return 1 if failed else 0
 
 

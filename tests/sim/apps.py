@@ -7,7 +7,7 @@ from hashlib import blake2s
 from random import Random
 
 from .clock import Clock
-from .scenario import DOWNLOAD, ECHO, Connection
+from .scenario import DOWNLOAD, ECHO, Connection, HostPlan
 from .tcp import Tcp
 
 HEADER = 8
@@ -19,10 +19,12 @@ def stream(count: int, salt: int) -> bytes:
 
 
 class Server:
-    """One connection of the server application. It answers the same on every host, only not at the same time."""
+    """One connection of the server application. It answers the same on every host, only not at the same time, nor in
+    pieces of the same size."""
 
-    def __init__(self, clock: Clock, tcp: Tcp, delay: float) -> None:
-        self.clock, self.tcp, self.delay = clock, tcp, delay
+    def __init__(self, clock: Clock, tcp: Tcp, plan: HostPlan, random: Random) -> None:
+        self.clock, self.tcp, self.random, self.delay = clock, tcp, random, plan.app_delay
+        self.read_size, self.write_size = plan.read_size or 1 << 30, plan.write_size or 1 << 30
         self.port = tcp.local[1]
         self.read = bytearray()
         self.pending = bytearray()
@@ -34,7 +36,7 @@ class Server:
     def readable(self) -> None:
         if not self._scheduled:
             self._scheduled = True
-            self.clock.after(self.delay * self.clock.random.random(), self._run)
+            self.clock.after(self.delay * self.random.random(), self._run)
 
     def closed(self, reset: bool) -> None:
         self.reset = reset
@@ -43,14 +45,16 @@ class Server:
         self._scheduled = False
         if self.tcp.app is not self:
             return
-        data = self.tcp.read()
+        data = self.tcp.read(self.read_size)
         self.read += data
         if self.port == ECHO:
             self.pending += data
         elif len(self.read) >= HEADER and not self._answered:
             self._answer(int.from_bytes(self.read[:HEADER], "big"))
-        taken = self.tcp.write(bytes(self.pending))
+        taken = self.tcp.write(bytes(self.pending[: self.write_size]))
         del self.pending[:taken]
+        if (self.pending and taken == self.write_size) or len(data) == self.read_size:
+            self.readable()  # there is more to do, later
         if not self.pending and (self.tcp.at_end or (self._answered and self.port == DOWNLOAD)):
             self.tcp.close()
 

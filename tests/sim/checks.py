@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from nfq_failover.constants import FIN, RST, SYN
 from nfq_failover.core.backup_connection import Shadow
 from nfq_failover.core.primary_connection import Gate
+from nfq_failover.core.roles import State
 from nfq_failover.core.seqspace import SeqSpace
 from nfq_failover.core.window import ROUNDING_BYTES
 from nfq_failover.wire.segment import FlowKey, Segment
@@ -15,8 +16,11 @@ from nfq_failover.wire.seqnum import diff
 from nfq_failover.wire.tcp_options import SynOptions
 
 from .apps import Client
+from .scenario import PROBE_PORT
 
 if TYPE_CHECKING:
+    from nfq_failover.core.node import Node
+
     from .host import Host
     from .world import World
 
@@ -38,6 +42,9 @@ class Seen:
     ended: bool = False
     promised: bool = False
     excused: str = ""
+    survivor: str = ""
+    promised_until: float = 0.0  # its survivor must have taken over by then
+    let_go: bool = False  # its server had let this one connection go, and may not have been able to say so
 
 
 @dataclass
@@ -49,7 +56,7 @@ class Checks:
     heard: dict[int, tuple[str, int]] = field(default_factory=dict)
     past: dict[Client, Seen] = field(default_factory=dict)  # their ports were used again
     excuse: str = ""
-    refused: dict[FlowKey, str] = field(default_factory=dict)  # the application was not up yet
+    refused: dict[FlowKey, str] = field(default_factory=dict)  # the application was not up yet, the backup too late
 
     def emitted(self, host: Host, packet: bytes) -> None:
         """A packet leaves a server's network card."""
@@ -61,30 +68,60 @@ class Checks:
             self._syn_ack(host, flow, seg)
             return
         seen = self.flows.get(flow)
+        if seg.flags & RST:
+            shadow = host.node.backup.flows.get(flow)
+            late = shadow is not None and shadow.heard and shadow.state is Shadow.DEAD  # the takeover came too late
+            if late or not host.kernel.listeners:
+                self.refused[flow] = host.name
         if seen is None:
             assert seg.flags & RST, f"{host.name} sends {seg} before any SYN-ACK"
-            if not host.kernel.listeners:
-                self.refused[flow] = host.name
             return
         client = seen.client
         if seg.flags & RST:
             seen.resets += 1
             alone = client.aborted or client.tcp.state in ("time-wait", "closed")
-            assert alone or not seen.promised, f"{host.name} resets a living, promised connection: {seg}"
+            assert alone or self.excuse or not seen.promised, f"{host.name} resets a living, promised connection: {seg}"
             return
         if self.excuse:
             return  # which of two hosts' numbers are the client's, is its own choice; what it has read is checked
+        gate = host.node.primary.flows.get(flow)
+        if gate is not None and gate.state is Gate.SYN_HELD and client is not self.world.clients[flow]:
+            # Of a connection whose SYN-ACK is held, about some stray segment of the last one from this port: a client
+            # in SYN_SENT takes no notice of it (RFC 9293 section 3.10.7.3).
+            assert seg.is_pure_ack and seg.ack == gate.client.seq(0), f"{host.name} sends {seg} before the SYN-ACK"
+            return
         self._numbers(host, seen, seg, client)
         self._gated(host, flow, seen, seg)
 
     def _one_host(self, host: Host, seg: Segment) -> None:
-        """Invariant 2: in one epoch at most one host is heard."""
+        """Invariant 2: in one epoch at most one host is heard, and after each boot in a new one (name, boot)."""
         epoch = host.node.members.epoch
         who = self.heard.setdefault(epoch, (host.name, host.life))
-        assert who[0] == host.name, f"epoch {epoch}: {who[0]} was heard, now {host.name} sends {seg}"
+        now = (host.name, host.life)
+        assert who == now, f"epoch {epoch}: {who} was heard, now {now}: {seg}"
         if not self.world.split_brain:
             latest = max(self.heard)
             assert epoch == latest, f"{host.name} sends {seg} in epoch {epoch}, but epoch {latest} has begun"
+
+    def owns(self, host: Host) -> None:
+        """`host` is to be heard from now on: nobody else that has power may be, and nobody's client may have been told
+        more than `host` has."""
+        other = self.world.other(host)
+        assert self.world.split_brain or not (other.up and other.owns), (
+            f"two owners: {host.name} in epoch {host.node.members.epoch}, {other.name} in {other.node.members.epoch}"
+        )
+        if self.world.split_brain:
+            return
+        for promised in self.flows.values():
+            in_time = self.world.clock.now <= promised.promised_until
+            if promised.promised and promised.survivor == host.name and not in_time:
+                promised.promised, promised.excused = False, "taken over too late"
+        for flow, shadow in host.node.backup.flows.items():
+            seen = self.flows.get(flow)
+            if shadow.state is not Shadow.ACTIVE or shadow.resync or seen is None or seen.let_go:
+                continue  # resync: after a restart; our TCP is still to be asked what it has
+            if (shadow.client.base, shadow.mapping.seen.base) == (seen.client_space.base, seen.server_space.base):
+                assert seen.ack <= shadow.cum, f"{flow} goes on: acknowledged {seen.ack}, {host.name} has {shadow.cum}"
 
     def _syn_ack(self, host: Host, flow: FlowKey, seg: Segment) -> None:
         options = SynOptions.parse(seg.options())
@@ -107,6 +144,9 @@ class Checks:
             self.world.clients[flow],
         )
         self.flows[flow].excused = self.excuse
+        if flow[1] >= PROBE_PORT and not self.excuse and not self.world.scenario.limits.max_connections:
+            gate = host.node.primary.flows.get(flow)
+            assert gate is not None and gate.state is Gate.PROTECTED, f"{flow} is not protected, though all is well"
         self.flows[flow].edge = seg.wnd
         self.flows[flow].tsval = options.tsval
 
@@ -140,14 +180,14 @@ class Checks:
         if gate is None or gate.state is not Gate.PROTECTED:
             return
         other = self.world.other(host)
-        if not other.up or self.world.crashed_lately(other):
+        if not other.running or self.world.crashed_lately(other):
             return
         shadow = other.node.backup.flows.get(flow)
         assert shadow is not None and shadow.conn == gate.conn, f"{flow} is called protected, the backup has no shadow"
         if shadow.state is Shadow.DEAD:
             return  # it has said so; the news is on its way
         ack = seen.client_space.offset(seg.ack)
-        assert ack <= shadow.cum, f"acknowledges {ack}, the backup has {shadow.cum}: {seg}"
+        assert ack <= shadow.cum, f"{host.name} acknowledges {ack}, the backup has {shadow.cum}: {seg}"
         held = [(0, max(shadow.cum, shadow.k_ack)), *shadow.journal.ranges(1000)]
         for left_seq, right_seq in seg.sack:
             left, right = seen.client_space.offset(left_seq), seen.client_space.offset(right_seq)
@@ -157,16 +197,45 @@ class Checks:
     # ------------------------------------------------------------------------------------ promises
 
     def promise(self, primary: Host) -> None:
-        """The primary dies now: the connections that both hosts call protected must live."""
+        """The primary dies now: the connections that both hosts call protected must live, and the backup must have
+        every byte of theirs that was acknowledged."""
         backup = self.world.other(primary)
+        able = backup.running and backup.node.members.state is not State.REFUSED and not backup.unplugged
         for flow, seen in self.flows.items():
             gate = primary.node.primary.flows.get(flow)
-            shadow = backup.node.backup.flows.get(flow) if backup.up else None
+            shadow = backup.node.backup.flows.get(flow) if backup.running else None
             both = gate is not None and shadow is not None and gate.conn == shadow.conn
-            alive = both and gate is not None and gate.state is Gate.PROTECTED
+            alive = self.world.takes_over and able and both and gate is not None and gate.state is Gate.PROTECTED
             seen.promised = bool(alive and shadow is not None and shadow.state is Shadow.SHADOW)
+            seen.survivor = backup.name
+            seen.promised_until = min(primary.heard, backup.awake) + self.world.time_to_act
             if not seen.promised:
                 seen.excused = "not protected when its server died"
+            seen.let_go = gate is not None and gate.state is not Gate.PROTECTED and primary.node.primary.protecting
+            if seen.promised and shadow is not None and not self.excuse:
+                assert seen.ack <= shadow.cum, f"{flow}: acknowledged {seen.ack}, the backup has {shadow.cum}"
+
+    def died(self, host: Host) -> None:
+        """What `host` alone could continue is lost: one failure is promised to be survived, not two."""
+        for seen in self.flows.values():
+            if seen.survivor == host.name:
+                seen.promised, seen.excused = False, "its survivor has died, too"
+
+    def restarted(self, host: Host, old: Node, resumes: bool) -> None:
+        """The daemon is back."""
+        self.world.crashes[host.name] = self.world.clock.now  # the other may not know yet what this one has lost
+        node, was = host.node, old.members.state
+        assert not resumes or was in (State.UNPROTECTED, State.ARMING), (
+            f"{host.name} goes on after {was.name}: the backup may be about to take over"
+        )
+        for flow, seen in self.flows.items():
+            shadow = node.backup.flows.get(flow)
+            if resumes and shadow is not None and shadow.state is Shadow.DEAD:
+                seen.promised, seen.excused = False, "its bytes were in the dead daemon's memory"
+            elif resumes and shadow is None and not node.primary.strangers:
+                seen.promised, seen.excused = False, "opened on a host with connections of another time"
+            elif not resumes and (flow in old.primary.flows or flow in old.backup.flows) and not seen.promised:
+                seen.excused = "its host did not go on"
 
     def excuse_all(self, why: str) -> None:
         """From here on no connection is promised anything."""

@@ -1,19 +1,17 @@
-"""Virtual time: one queue of calls, one seeded generator, nothing else moves."""
+"""Virtual time: one queue of calls, and each host's own idea of the time."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from heapq import heappop, heappush
-from random import Random
 from typing import Any
 
 
 class Clock:
     """Calls in the order of their time; equal times in the order of their making."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self) -> None:
         self.now = 1000.0
-        self.random = Random(seed)
         self._calls: list[tuple[float, int, Callable[..., None], tuple[Any, ...]]] = []
         self._serial = 0
 
@@ -33,3 +31,24 @@ class Clock:
             call(*arguments)
         if not done():
             self.now = max(self.now, until)
+
+
+class HostClock:
+    """A host's monotonic clock in seconds. It began to count somewhere, runs at its own rate and may jump forward."""
+
+    def __init__(self, clock: Clock, rate: float = 1.0, origin: float = 0.0) -> None:
+        self._clock, self.rate = clock, rate
+        self._began, self._origin = clock.now, origin
+
+    @property
+    def now(self) -> float:
+        """What the host takes for the time."""
+        return self._origin + (self._clock.now - self._began) * self.rate
+
+    def when(self, own: float) -> float:
+        """The virtual time at which this clock will show `own`, if it doesn't jump."""
+        return self._began + (own - self._origin) / self.rate
+
+    def jump(self, seconds: float) -> None:
+        """Be so much later at once."""
+        self._origin += seconds

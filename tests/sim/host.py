@@ -1,9 +1,14 @@
-"""A server host: model kernel, firewall rules, and a shell that carries the effects of a real `Node`."""
+"""A server host: model kernel, firewall rules, and a shell that carries the effects of a real `Node`.
+
+The host loses power, or its daemon is killed, at any time, also between two effects of one input.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from itertools import count
+from random import Random
 from typing import TYPE_CHECKING
 
 from nfq_failover.constants import ACK, FIN, RST, SYN
@@ -16,9 +21,11 @@ from nfq_failover.core.events import (
     Event,
     Fence,
     FlowsGone,
+    FlowsListed,
     FrameCopied,
     Inject,
     LinkChecked,
+    ListFlows,
     Log,
     OwnAddress,
     PacketQueued,
@@ -26,6 +33,7 @@ from nfq_failover.core.events import (
     PublishHeartbeat,
     QueryFlows,
     Queue,
+    Remember,
     RulesApplied,
     SendDatagram,
     StoreEpoch,
@@ -33,55 +41,107 @@ from nfq_failover.core.events import (
     Verdict,
 )
 from nfq_failover.core.heartbeat import HeartbeatTemplate
+from nfq_failover.core.memory import LIFE_BYTES, Memory, recall
 from nfq_failover.core.node import Node
+from nfq_failover.core.roles import State
 from nfq_failover.core.settings import Settings
 from nfq_failover.wire.segment import FlowKey, Segment
 
+from . import bounds
 from .apps import Server
+from .clock import HostClock
 from .kernel import Kernel, cut_super_segment
-from .scenario import DOWNLOAD, ECHO, UPLOAD
+from .scenario import DOWNLOAD, ECHO, UPLOAD, HostPlan
 from .tcp import MTU, Personality, Tcp
 
 if TYPE_CHECKING:
     from .world import World
 
+CARD_PACKETS = 100
+BUSY_S, BUSY_TIMERS = 0.01, 500
 STEP_S = 0.00002  # from the stack to the queue
 
 
-class Host:
-    """One of the two servers, through its lives."""
+@dataclass
+class Death:
+    """What is to strike at the `left`th effect of a name from now on."""
 
-    def __init__(self, world: World, settings: Settings, who: Callable[[], Personality], app_delay: float) -> None:
-        self.world, self.settings, self.clock = world, settings, world.clock
+    strike: Callable[[], None]
+    effect: str
+    left: int
+    before: bool
+
+    def due(self, effect: str, before: bool) -> bool:
+        """Whether it strikes now: right before, or right after, this effect is carried out."""
+        if before != self.before or self.effect not in ("any", effect):
+            return False
+        self.left -= 1
+        return self.left == 0
+
+
+class Host:
+    """One of the two servers, through its lives. `up`: it has power; `running`: its daemon runs."""
+
+    def __init__(
+        self, world: World, settings: Settings, who: Callable[[], Personality], plan: HostPlan, random: Random
+    ) -> None:
+        self.world, self.settings, self.clock, self.plan, self.random = world, settings, world.clock, plan, random
         self.name = settings.name
-        self._who, self.app_delay = who, app_delay
+        self._who = who
         self.epoch, self.served = 0, False
-        self.up = False
-        self.life = 0
-        self.paused_until = 0.0
-        self.hung_until = 0.0
+        self.up = self.running = self.owns = False
+        self.life = self.run = 0
+        self._pending = self._fired = 0
+        self._fired_since = 0.0
+        self.awake = self.heard = 0.0  # when the daemon last did anything, and last heard the other one
+        self.paused_until = self.hung_until = self.unplugged_until = 0.0
         self.apps: dict[FlowKey, list[Server]] = {}
         self.logs: list[tuple[float, Log]] = []
+        self.deaths: list[Death] = []
+        self.node: Node
+        self.restarts: list[tuple[State, State]] = []  # of the daemon: before and after
+        self.effects = self.inputs = 0  # in all lives
 
     def boot(self, listen_after: float = 0.0) -> None:
         """Start with what is on disk; the application comes up a little later."""
         self.up = True
         self.life += 1
         self.apps = {}
-        self.profile, self.inherited = Profile.BACKUP, frozenset[FlowKey]()
-        self.copying = False
-        self.kernel = Kernel(self.clock, self._who(), self._stack_output)
-        self.kernel.drop = self.world.scenario.kernel_drop[self.name]
+        origin = self.plan.uptime if self.life == 1 else self.random.uniform(1, 60)
+        self.ticks = HostClock(self.clock, self.plan.rate, origin)
+        self.paper, self.boot_id = bytearray(), self.random.randbytes(LIFE_BYTES)
+        self.kernel = Kernel(self.clock, self._who(), self._stack_output, self.random, self.ticks)
+        self.kernel.drop = self.plan.kernel_drop if not self.world.healed else 0.0
         self.clock.after(listen_after, self._listen, self.life)
-        self.node = Node(self.settings, self.clock.random.randbytes, self.epoch, self.served, self.clock.now)
+        self.start()
+
+    def start(self) -> None:
+        """Start the daemon: silent, with what is on disk; or going on, as an earlier one's record on this boot has it
+        (see `Daemon._start`)."""
+        found = recall(bytes(self.paper), self.boot_id) if self.paper else None
+        resumes = found is not None and found.allows(self.epoch, self.served) and self.owns
+        if found is not None and not resumes:
+            found = replace(found, serving=False)
+        if not resumes:
+            self.profile, self.inherited = Profile.BACKUP, frozenset[FlowKey]()
+        self.running, self.owns = True, resumes
+        self.run += 1
+        self.copying = False
+        memory = Memory(self.boot_id)
+        old: Node | None = self.node if self.paper else None
+        randbytes, now = self.random.randbytes, self.ticks.now
+        self.node = Node(self.settings, randbytes, self.epoch, self.served, now, memory, found)
+        if old is not None:
+            self.restarts.append((old.members.state, self.node.members.state))
+            self.world.checks.restarted(self, old, resumes)
         self._ids = count(1)
         self._waiting: dict[tuple[Queue, int], bool] = {}
-        self._beat_counter = int(self.clock.now * 1_000_000)
+        self._beat_counter = int(self.ticks.now * 1_000_000)
         self._template: HeartbeatTemplate | None = None
-        self._progress = self.clock.now
-        self._timer_at = 0.0
+        self._progress = self.ticks.now
+        self._timer_at = self._rules_at = 0.0
         self.feed(TimerFired())
-        self._beat(self.life)
+        self._beat(self.run)
 
     def _listen(self, life: int) -> None:
         if life == self.life:
@@ -89,18 +149,59 @@ class Host:
                 self.kernel.listeners[port] = self._accepted
 
     def _accepted(self, tcp: Tcp) -> None:
-        app = Server(self.clock, tcp, self.app_delay)
+        app = Server(self.clock, tcp, self.plan, self.random)
         self.apps.setdefault((*tcp.remote, *tcp.local), []).append(app)
 
     def crash(self) -> None:
         """Power loss."""
-        self.up = False
+        self.kill()
+        self.up = self.owns = False
         self.life += 1
         self.kernel.die()
+
+    def kill(self) -> None:
+        """The daemon and its heartbeats die; kernel, application and rules stay as they are."""
+        self.running = False
+        self.run += 1
+        self._waiting = {}
+        self.deaths.clear()
+
+    def jump(self, seconds: float) -> None:
+        """The clock jumps forward."""
+        self.ticks.jump(seconds)
+        self._timer_at = 0.0
+        if self.running:
+            self._schedule()
+
+    @property
+    def resumable(self) -> bool:
+        """Whether a daemon that is killed now may go on after its restart."""
+        return self.node.members.state in (State.UNPROTECTED, State.ARMING)
+
+    @property
+    def unplugged(self) -> bool:
+        """The network card has no link."""
+        return self.clock.now < self.unplugged_until
+
+    def _hears(self) -> bool:
+        """Whether the network card takes a packet: while the host is paused, only as many as it has room for."""
+        if self.clock.now >= self.paused_until:
+            self._pending = 0
+        else:
+            self._pending += 1
+        return not self.unplugged and self._pending <= CARD_PACKETS
 
     def later(self, seconds: float, call: Callable[..., None], *arguments: object) -> None:
         """Something that this life of the host does later; while the host is paused, time does not pass for it."""
         self.clock.after(seconds, self._alive, self.life, call, arguments)
+
+    def tell(self, seconds: float, event: Event) -> None:
+        """An event for the daemon that runs now, later."""
+        self.later(seconds, self._told, self.run, event)
+
+    def _told(self, run: int, event: Event) -> None:
+        if run == self.run:
+            self.feed(event)
 
     def _alive(self, life: int, call: Callable[..., None], arguments: tuple[object, ...]) -> None:
         if life != self.life or not self.up:
@@ -114,28 +215,41 @@ class Host:
 
     def wire_input(self, packet: bytes) -> None:
         """A packet of the client for the service address has come in by the network card."""
-        self.later(0.0, self._from_wire, packet)
+        if self._hears():
+            self.later(0.0, self._from_wire, packet)
 
     def _from_wire(self, packet: bytes) -> None:
         seg = Segment(bytearray(packet))
-        if self.profile is Profile.PRIMARY and self.world.tap == "clone":
+        if self.profile is Profile.PRIMARY and self.world.tap == "clone" and not self.unplugged:
             self.world.clone(self, packet)
         flow = (seg.src, seg.sport, seg.dst, seg.dport)
         syn = seg.flags & (SYN | ACK | RST | FIN) == SYN
-        if self.copying and (seg.payload_len or seg.flags & FIN):
-            self.later(self.clock.random.random() * 0.004, self.feed, FrameCopied(bytearray(packet)))
+        if self.copying and self.running and (seg.payload_len or seg.flags & FIN):
+            self.tell(self.random.random() * 0.004, FrameCopied(bytearray(packet)))
         if self.profile is Profile.BACKUP or flow in self.inherited or syn:
-            self._queue(Queue.IN, bytearray(packet), False)
+            self._queue(Queue.IN, bytearray(packet), False, flow)
         else:
             self.kernel.input(packet)
 
     def _stack_output(self, packet: bytearray, gso: bool) -> None:
-        self.later(STEP_S, self._queue, Queue.OUT, packet, gso)
+        self.later(STEP_S, self._from_stack, packet, gso)
 
-    def _queue(self, queue: Queue, packet: bytearray, gso: bool) -> None:
-        self.feed(PacketQueued(queue, next(self._ids), packet, checksum_pending=gso, gso=gso))
+    def _from_stack(self, packet: bytearray, gso: bool) -> None:
+        seg = Segment(packet)
+        self._queue(Queue.OUT, packet, gso, (seg.dst, seg.dport, seg.src, seg.sport))
+
+    def _queue(self, queue: Queue, packet: bytearray, gso: bool, flow: FlowKey) -> None:
+        if self.running:
+            self.feed(PacketQueued(queue, next(self._ids), packet, checksum_pending=gso, gso=gso))
+        elif self.profile is Profile.ALONE and flow not in self.inherited:  # bypass; else nobody reads the queue
+            if queue is Queue.IN:
+                self.kernel.input(packet)
+            else:
+                self._to_wire(packet)
 
     def _to_wire(self, packet: bytearray) -> None:
+        if self.unplugged:
+            return
         pieces = cut_super_segment(packet) if len(packet) > MTU else [packet]
         for piece in pieces:
             self.world.outward(self, bytes(piece))
@@ -144,34 +258,60 @@ class Host:
 
     def feed(self, event: Event) -> None:
         """One input, then the effects, then one timer."""
-        now = self.clock.now
-        if now < self.hung_until:
-            self.clock.at(self.hung_until + 1e-6, self._alive, self.life, self.feed, (event,))
+        if not self.running:
             return
-        self._progress = now
+        if self.clock.now < self.hung_until:
+            self.clock.at(self.hung_until + 1e-6, self._alive, self.life, self._told, (self.run, event))
+            return
+        now = self._progress = self.ticks.now
+        self.inputs += 1
+        self.awake = self.clock.now
+        if isinstance(event, DatagramReceived):
+            self.heard = self.awake
         if isinstance(event, PacketQueued):
             self._waiting[event.queue, event.packet_id] = event.queue is Queue.IN
             self._packets = {(event.queue, event.packet_id): event.packet}
         self.node.handle(event, now)
+        run, carried = self.run, 0
         while (effect := self.node.poll_effect()) is not None:
+            if self._dies(effect, True):
+                return
             self._carry(effect)
+            carried += 1
+            if self._dies(effect, False) or run != self.run:
+                return
+        self.effects += carried
         if self._waiting:
             raise AssertionError(f"no verdict for {self._waiting} after {event}")
+        bounds.check(self, carried)
         self._schedule()
+
+    def _dies(self, effect: Effect, before: bool) -> bool:
+        for death in self.deaths:
+            if death.due(type(effect).__name__, before):
+                death.strike()
+                return True
+        return False
 
     def _schedule(self) -> None:
         due = self.node.poll_timeout()
-        if due is not None and (not self._timer_at or due < self._timer_at):
-            self._timer_at = max(due, self.clock.now) + 1e-6
-            self.later(self._timer_at - self.clock.now, self._timer, self._timer_at)
+        if due is None:
+            return
+        when = max(self.ticks.when(due), self.clock.now) + 1e-6
+        if not self._timer_at or when < self._timer_at:
+            self._timer_at = when
+            self.later(when - self.clock.now, self._timer, when)
 
     def _timer(self, armed: float) -> None:
         if armed == self._timer_at:
             self._timer_at = 0.0
+            self._fired = self._fired + 1 if self.clock.now - self._fired_since < BUSY_S else 0
+            if not self._fired:
+                self._fired_since = self.clock.now
+            assert self._fired < BUSY_TIMERS, f"{self.name}: a timer that fires for ever in {self.node.members.state}"
             self.feed(TimerFired())
 
     def _carry(self, effect: Effect) -> None:
-        random = self.clock.random
         if isinstance(effect, Verdict):
             self._verdict(effect)
         elif isinstance(effect, Inject):
@@ -180,28 +320,43 @@ class Host:
             else:
                 self._to_wire(bytearray(effect.packet))
         elif isinstance(effect, SendDatagram):
-            self.world.sync(self, effect.data)
+            self._send(effect.data)
         elif isinstance(effect, PublishHeartbeat):
             self._publish(HeartbeatTemplate.decode(effect.template))
-        elif isinstance(effect, CheckLink):
-            self.later(0.0002, self.feed, LinkChecked(True, "up"))
+        else:
+            self._carry_rare(effect)
+
+    def _carry_rare(self, effect: Effect) -> None:
+        random = self.random
+        if isinstance(effect, CheckLink):
+            self.tell(0.0002, LinkChecked(not self.unplugged, "down" if self.unplugged else "up"))
         elif isinstance(effect, Fence):
             self.world.fence(self, effect)
         elif isinstance(effect, StoreEpoch):
-            self.later(random.choice((0.0005, 0.003)), self._stored, effect)
+            self.later(random.choice((0.0003, 0.002)), self._stored, effect, self.run)
         elif isinstance(effect, ApplyRules):
             self.copying = effect.profile is Profile.PRIMARY
-            self.later(random.uniform(0.004, 0.03), self._apply, effect)
+            self._rules_at = max(self._rules_at, self.clock.now) + random.uniform(0.004, 0.03)  # one after the other
+            self.later(self._rules_at - self.clock.now, self._apply, effect, self.run)
         elif isinstance(effect, OwnAddress):
+            self.owns = effect.own
             if effect.own:
                 if self.world.split_brain and self.world.owner not in (None, self):
                     self.world.checks.excuse_all("two hosts talk to the client, as the configuration has it")
-                self.later(0.0003, self.world.announce, self)
+                self.world.checks.owns(self)
+                self.later(0.0003, self.world.announce, self, self.run)
         elif isinstance(effect, QueryFlows):
-            gone = [flow for flow in effect.flows if not self.kernel.knows(flow)]
-            self.later(0.0, self.feed, FlowsGone(gone))
+            self.tell(0.0, FlowsGone([flow for flow in effect.flows if not self.kernel.knows(flow)]))
+        elif isinstance(effect, Remember):
+            for at, data in effect.writes:
+                self.paper.extend(bytes(max(at + len(data) - len(self.paper), 0)))
+                self.paper[at : at + len(data)] = data
+        elif isinstance(effect, ListFlows):
+            self.tell(0.001, FlowsListed(self.kernel.established()))
         elif isinstance(effect, Log):
             self.logs.append((self.clock.now, effect))
+        else:
+            raise AssertionError(f"an effect that nobody carries out: {effect}")
 
     def _verdict(self, verdict: Verdict) -> None:
         key = (verdict.queue, verdict.packet_id)
@@ -216,19 +371,27 @@ class Host:
         else:
             self._to_wire(packet)
 
-    def _stored(self, effect: StoreEpoch) -> None:
-        self.epoch, self.served = effect.epoch, effect.role == "primary"
-        self.feed(EpochStored(effect.epoch, True))
+    def _stored(self, effect: StoreEpoch, run: int) -> None:
+        """It is on disk; the daemon hears of it a little later."""
+        if run == self.run:
+            self.epoch, self.served = effect.epoch, effect.role == "primary"
+            self.tell(self.random.choice((0.0002, 0.001)), EpochStored(effect.epoch, True))
 
-    def _apply(self, effect: ApplyRules) -> None:
-        self.profile, self.inherited = effect.profile, frozenset(effect.inherited)
-        self.feed(RulesApplied(effect.profile, True))
+    def _apply(self, effect: ApplyRules, run: int) -> None:
+        if run == self.run:
+            self.profile, self.inherited = effect.profile, frozenset(effect.inherited)
+            self.feed(RulesApplied(effect.profile, True))
 
     # ------------------------------------------------------------------------------------ the sync channel
 
+    def _send(self, data: bytes) -> None:
+        if not self.unplugged:
+            self.world.sync(self, data)
+
     def datagram(self, data: bytes) -> None:
         """A datagram has come in."""
-        self.later(0.0, self.feed, DatagramReceived(("peer", 7766), data))
+        if self._hears() and self.running:
+            self.tell(0.0, DatagramReceived(("peer", 7766), data))
 
     def _publish(self, template: HeartbeatTemplate) -> None:
         old, self._template = self._template, template
@@ -239,20 +402,20 @@ class Host:
         ):
             self._send_heartbeat()
 
-    def _beat(self, life: int) -> None:
-        """The heartbeat process: it goes on when the packet loop hangs, and stops when the host does."""
-        if life != self.life:
+    def _beat(self, run: int) -> None:
+        """The heartbeat process: it goes on when the packet loop hangs, and stops when daemon or host do."""
+        if run != self.run:
             return
-        wait = self.settings.heartbeat_interval_ms / 1000
+        wait = self.settings.heartbeat_interval_ms / 1000 / self.plan.rate
         if self.clock.now < self.paused_until:
             wait = self.paused_until - self.clock.now + 1e-6
         else:
             self._send_heartbeat()
-        self.clock.after(wait, self._beat, life)
+        self.clock.after(wait, self._beat, run)
 
     def _send_heartbeat(self) -> None:
         if self._template is not None:
             self._beat_counter += 1
-            now = self.clock.now
+            now = self.ticks.now
             age = int((now - self._progress) * 1000)
-            self.world.sync(self, self._template.datagram(self._beat_counter, int(now * 1000), age))
+            self._send(self._template.datagram(self._beat_counter, int(now * 1000), age))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from random import Random
 from struct import pack_into
 
 from nfq_failover.constants import ACK, RST, SYN
@@ -12,15 +13,22 @@ from nfq_failover.wire.checksum import ipv4_header_checksum
 from nfq_failover.wire.segment import FlowKey, Segment
 from nfq_failover.wire.seqnum import add
 
-from .clock import Clock
+from .clock import Clock, HostClock
 from .tcp import MSS, Address, Personality, Tcp
 
 
 class Kernel:
-    """`output(packet, gso)` takes what the stack sends."""
+    """`output(packet, gso)` takes what the stack sends. `ticks` is the clock of its timestamps."""
 
-    def __init__(self, clock: Clock, who: Personality, output: Callable[[bytearray, bool], None]) -> None:
-        self.clock, self.who, self.output = clock, who, output
+    def __init__(
+        self,
+        clock: Clock,
+        who: Personality,
+        output: Callable[[bytearray, bool], None],
+        random: Random,
+        ticks: HostClock,
+    ) -> None:
+        self.clock, self.who, self.output, self.random, self.ticks = clock, who, output, random, ticks
         self.flows: dict[tuple[Address, Address], Tcp] = {}
         self.listeners: dict[int, Callable[[Tcp], None]] = {}
         self.alive = True
@@ -32,7 +40,7 @@ class Kernel:
 
     def connect(self, local: Address, remote: Address) -> Tcp:
         """A new connection."""
-        tcp = Tcp(self.clock, self.who, local, remote, self._emit)
+        tcp = Tcp(self.clock, self.who, local, remote, self._emit, self.random, self.ticks)
         self.flows[local, remote] = tcp
         return tcp
 
@@ -44,7 +52,7 @@ class Kernel:
             return
         if not self.alive or not seg.checksum_ok():
             return
-        if self.drop and seg.payload_len and self.clock.random.random() < self.drop:
+        if self.drop and seg.payload_len and self.random.random() < self.drop:
             return
         local, remote = (seg.dst, seg.dport), (seg.src, seg.sport)
         tcp = self.flows.get((local, remote))
@@ -65,6 +73,11 @@ class Kernel:
         """Whether there is a socket for (client, client port, server, server port)."""
         tcp = self.flows.get(((flow[2], flow[3]), (flow[0], flow[1])))
         return tcp is not None and tcp.state != "closed"
+
+    def established(self) -> list[FlowKey]:
+        """The connections at the service's ports, but for half-open ones and those in TIME_WAIT."""
+        unlisted = ("closed", "time-wait", "syn-received", "syn-sent")
+        return [(*remote, *local) for (local, remote), tcp in self.flows.items() if tcp.state not in unlisted]
 
     def die(self) -> None:
         """Power loss: nothing more comes out of it."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from random import Random
 
 from .clock import Clock
 
@@ -24,17 +25,17 @@ class Quality:
 
 
 class Path:
-    """One direction. `cut`: nothing passes."""
+    """One direction. Nothing passes while `cuts` (how many incidents hold it cut) is not 0."""
 
-    def __init__(self, clock: Clock, quality: Quality, deliver: Callable[[bytes], None]) -> None:
-        self.clock, self.quality, self.deliver = clock, quality, deliver
-        self.cut = False
+    def __init__(self, clock: Clock, quality: Quality, deliver: Callable[[bytes], None], random: Random) -> None:
+        self.clock, self.quality, self.deliver, self.random = clock, quality, deliver, random
+        self.cuts = 0
         self._last = 0.0
 
     def send(self, packet: bytes) -> None:
         """Put a packet on its way."""
-        quality, random = self.quality, self.clock.random
-        if self.cut or (quality.loss and random.random() < quality.loss):
+        quality, random = self.quality, self.random
+        if self.cuts or (quality.loss and random.random() < quality.loss):
             return
         copies = 2 if quality.duplicate and random.random() < quality.duplicate else 1
         for _ in range(copies):
@@ -46,5 +47,13 @@ class Path:
             self.clock.at(arrival, self._arrive, packet)
 
     def _arrive(self, packet: bytes) -> None:
-        if not self.cut:
+        if not self.cuts:
             self.deliver(packet)
+
+    def cut(self, seconds: float) -> None:
+        """Let nothing pass for so long."""
+        self.cuts += 1
+        self.clock.after(seconds, self._mend)
+
+    def _mend(self) -> None:
+        self.cuts -= 1

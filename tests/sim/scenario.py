@@ -1,13 +1,21 @@
-"""What a seed stands for: hosts, wires, connections and incidents."""
+"""A scenario: all that a run needs, as plain data. It can be written to a file and read back.
+
+What is not said here is drawn from generators seeded with `seed`, one for each path and host: a change in one place
+does not change the dice of another. `generate.from_seed` makes scenarios; those that once failed are in `scenarios/`.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from random import Random
+import json
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
 
 from .network import Quality
 
 ECHO, DOWNLOAD, UPLOAD = 7000, 7001, 7002
+PROBE_PORT = 50_000  # from here on: connections after the healing
+DIRECTORY = Path(__file__).parent / "scenarios"
 
 
 @dataclass(frozen=True)
@@ -20,126 +28,103 @@ class Connection:
     port: int
     server_port: int
     salt: int
-    pause: float
-    abort_at: int | None
-    again: float | None
-    sip: int
-    early: bool
+    pause: float = 0.0
+    abort_at: int | None = None
+    again: float | None = None
+    sip: int = 0
+    early: bool = False
 
 
 @dataclass(frozen=True)
 class Incident:
-    """What happens to whom, when, and for how long."""
+    """What happens to whom, when (seconds after the connections' start), and for how long.
+
+    `what`: crash (power loss), kill (of the daemon), boot, restart, pause (of the host), hang (of the packet loop), cut
+    (of a path, see `World.cut`), unplug, jump (of the clock). A crash or kill with an `effect` waits from `at` on for
+    the `count`th effect of that name ("any": of any) and strikes right before or after it is carried out.
+    """
 
     at: float
     what: str
     target: str
     seconds: float = 0.0
+    effect: str = ""
+    count: int = 1
+    before: bool = False
+
+
+@dataclass(frozen=True)
+class HostPlan:
+    """One server. `app_delay`: how slow its application is at most; `read_size`, `write_size`: how much it reads and
+    writes at a time (0: everything). `kernel_drop`: how often its TCP drops data for want of memory. `rate`: of its
+    clock. `buffer`: of its sockets. `wrap`: initial sequence numbers lie at most so far before 0 (0: anywhere)."""
+
+    boot: float = 0.0
+    listen_after: float = 0.0
+    app_delay: float = 0.001
+    read_size: int = 0
+    write_size: int = 0
+    kernel_drop: float = 0.0
+    rate: float = 1.0
+    uptime: float = 1000.0
+    ts_base: int = 0
+    wscale: int = 7
+    buffer: int = 65_000
+    wrap: int = 0
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Of the tables and stores; 0: as configured by default."""
+
+    max_connections: int = 0
+    max_log_bytes: int = 0
+    max_unacked_bytes: int = 0
 
 
 @dataclass(frozen=True)
 class Scenario:
-    """Everything that a run needs; see `from_seed`."""
+    """Everything that a run needs. `drain`: at the end wait until all tables must be empty again."""
 
     seed: int
     kind: str
-    tap: str
-    fence: str
-    split_brain: bool
-    heartbeat_ms: int
-    sack: bool
-    timestamps: bool
-    super_segment: int
-    quality: dict[str, Quality]
-    boot: dict[str, float]
-    listen_after: dict[str, float]
-    app_delay: dict[str, float]
-    kernel_drop: dict[str, float]  # how often a host's TCP drops data that it was given, for want of memory
-    connections: tuple[Connection, ...]
-    incidents: tuple[Incident, ...]
+    tap: str = "clone"
+    fence: str = "works"
+    split_brain: bool = False
+    heartbeat_ms: int = 50
+    sack: bool = True
+    timestamps: bool = True
+    super_segment: int = 1
+    drain: bool = False
+    quality: dict[str, Quality] = field(default_factory=lambda: {name: Quality() for name in ("client", "tap", "sync")})
+    hosts: dict[str, HostPlan] = field(default_factory=lambda: {"a": HostPlan(), "b": HostPlan(boot=0.1)})
+    client: HostPlan = field(default_factory=HostPlan)
+    limits: Limits = field(default_factory=Limits)
+    connections: tuple[Connection, ...] = ()
+    incidents: tuple[Incident, ...] = ()
 
 
-CRASHES = ("crash-primary",) * 3
-KINDS = ("none", *CRASHES, "crash-backup", "rejoin", "cut", "pause", "hang", "split")
+def to_json(scenario: Scenario, about: str) -> str:
+    """The text of a scenario's file. `about`: what it shows."""
+    return json.dumps({"about": about, **asdict(scenario)}, indent=1) + "\n"
 
 
-def from_seed(seed: int) -> Scenario:
-    """The scenario of a seed."""
-    random = Random(seed)
-    kind = KINDS[seed % len(KINDS)]
-    lossy = random.choice(("nothing", "nothing", "client", "tap", "sync", "all"))
-    length = random.choice((0.2, 1.0, 2.0))
-    heartbeat_ms = random.choice((10, 50))
-    return Scenario(
-        seed=seed,
-        kind=kind,
-        tap=random.choice(("clone", "multicast")),
-        fence={"cut": random.choice(("works", "fails", "none")), "split": "none"}.get(kind, "works"),
-        split_brain=kind == "split",
-        heartbeat_ms=heartbeat_ms,
-        sack=random.random() < 0.8,
-        timestamps=random.random() < 0.8,
-        super_segment=random.choice((1, 1, 4)),
-        quality={
-            "client": _quality(random, lossy in ("client", "all"), 0.02, 0.1),
-            "tap": _quality(random, lossy in ("tap", "all"), 0.005, 0.2),
-            # Detection has to be longer than a round trip, and survive the loss most of the time.
-            "sync": _quality(random, lossy in ("sync", "all"), 0.001 if heartbeat_ms < 50 else 0.01, 0.05),
-        },
-        boot={name: random.uniform(0, 0.3) for name in "ab"},
-        listen_after={"a": 0.0, "b": random.choice((0.0, 0.0, 0.5))},  # a serves first
-        app_delay={name: random.choice((0.0, 0.001, 0.02)) for name in "ab"},
-        kernel_drop={name: random.choice((0.0, 0.0, 0.0, 0.03)) for name in "ab"},
-        connections=tuple(_connection(random, number, length) for number in range(random.choice((1, 3, 6)))),
-        incidents=_incidents(random, kind, length),
-    )
+def from_json(text: str) -> Scenario:
+    """Read a scenario's file. What an older file does not say is as by default. Raises `TypeError`, `ValueError`."""
+    data: dict[str, Any] = json.loads(text)
+    data.pop("about", None)
+    unknown = set(data) - {part.name for part in fields(Scenario)}
+    if unknown:
+        raise ValueError(f"unknown fields: {', '.join(sorted(unknown))}")
+    data["quality"] = {name: Quality(**quality) for name, quality in data.get("quality", {}).items()}
+    data["hosts"] = {name: HostPlan(**plan) for name, plan in data["hosts"].items()}
+    data["client"] = HostPlan(**data["client"])
+    data["limits"] = Limits(**data.get("limits", {}))
+    data["connections"] = tuple(Connection(**plan) for plan in data["connections"])
+    data["incidents"] = tuple(Incident(**incident) for incident in data["incidents"])
+    return Scenario(**data)
 
 
-def _quality(random: Random, lossy: bool, most_delay: float, most_loss: float) -> Quality:
-    delay = random.choice((0.0002, 0.0002, most_delay))
-    if not lossy:
-        return Quality(delay, delay / 10)
-    return Quality(
-        delay,
-        delay / 10,
-        loss=random.choice((most_loss / 10, most_loss)),
-        duplicate=random.choice((0.0, 0.02)),
-        reorder=random.choice((0.0, 0.02, 0.1)),
-    )
-
-
-def _connection(random: Random, number: int, length: float) -> Connection:
-    return Connection(
-        at=random.uniform(0, length),
-        port=40_000 + number,
-        server_port=random.choice((ECHO, DOWNLOAD, UPLOAD)),
-        salt=random.getrandbits(32),
-        pause=random.choice((0.0, 0.01, 0.1)),
-        abort_at=random.choice((None,) * 9 + (1,)),
-        again=random.choice((None, None, None, 0.001, 0.5)),
-        sip=random.choice((0, 0, 0, 700)),
-        early=random.random() < 0.25,
-    )
-
-
-def _incidents(random: Random, kind: str, length: float) -> tuple[Incident, ...]:
-    at = random.uniform(0, length)
-    if kind == "crash-primary":
-        return (Incident(at, "crash", "primary"),)
-    if kind == "crash-backup":
-        return (Incident(at, "crash", "backup"), Incident(at + random.uniform(0.1, 3), "boot", "all"))
-    if kind == "rejoin":
-        back = at + random.uniform(0.5, 2)
-        return (
-            Incident(at, "crash", "primary"),
-            Incident(back, "boot", "all"),
-            Incident(back + random.uniform(0.5, 2), "crash", random.choice(("primary", "backup"))),
-        )
-    if kind in ("cut", "split"):
-        target = random.choice(("a", "b", "both"))
-        return (Incident(at, "cut", target, random.choice((0.1, 0.3, 1.0, 3.0))),)
-    if kind == "pause":
-        return (Incident(at, "pause", random.choice(("primary", "backup")), random.choice((0.05, 0.3, 2.0))),)
-    if kind == "hang":
-        return (Incident(at, "hang", random.choice(("primary", "backup")), random.choice((0.05, 0.4, 2.0))),)
-    return ()
+def named() -> dict[str, Path]:
+    """The scenarios that have a name."""
+    return {path.stem: path for path in sorted(DIRECTORY.glob("*.json"))}

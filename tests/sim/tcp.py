@@ -196,7 +196,8 @@ class Tcp(Sender):
             self._wake()
 
     def _input_data(self, seg: Segment, offset: int) -> None:
-        data = seg.payload()[: max(self.rcv_edge - offset, 0)]
+        end = self.rcv_edge if self.their_fin is None else min(self.rcv_edge, self.their_fin)
+        data = seg.payload()[: max(end - offset, 0)]  # what follows a FIN is ignored (RFC 9293 section 3.10.7.4)
         if data:
             self.received.insert(offset, data)
         if seg.flags & FIN and len(data) == seg.payload_len:

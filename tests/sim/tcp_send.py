@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from random import Random
 from typing import Protocol
 
 from nfq_failover.constants import ACK, FIN, PSH, SYN
@@ -15,7 +16,7 @@ from nfq_failover.wire.segment import Segment
 from nfq_failover.wire.seqnum import MASK
 from nfq_failover.wire.tcp_options import SynOptions
 
-from .clock import Clock
+from .clock import Clock, HostClock
 
 MSS, MTU = 1460, 1500
 RTO_S, RTO_MAX_S = 0.2, 2.0
@@ -36,6 +37,7 @@ class Personality:
     timestamps: bool = True
     time_wait: float = 10.0
     super_segment: int = 1  # how many segments leave the stack as one (GSO)
+    wrap: int = 0  # initial sequence numbers lie at most so far before 0 (0: anywhere)
 
 
 class App(Protocol):
@@ -52,13 +54,21 @@ class Sender:
     """The part of one end that sends. `emit(packet, gso)` hands a packet to the host."""
 
     def __init__(
-        self, clock: Clock, who: Personality, local: Address, remote: Address, emit: Callable[[bytearray, bool], None]
+        self,
+        clock: Clock,
+        who: Personality,
+        local: Address,
+        remote: Address,
+        emit: Callable[[bytearray, bool], None],
+        random: Random,
+        ticks: HostClock,
     ) -> None:
         self.clock, self.who, self.local, self.remote, self.emit = clock, who, local, remote, emit
+        self.ticks = ticks
         self.app: App | None = None
         self.state = "closed"
         self.counters: Counter[str] = Counter()
-        self.ours = SeqSpace(clock.random.getrandbits(32))
+        self.ours = SeqSpace(-random.randrange(who.wrap) & MASK if who.wrap else random.getrandbits(32))
         self.theirs = SeqSpace(0)
         self.timestamps = self.sack = False
         self.our_scale = self.their_scale = 0
@@ -134,7 +144,7 @@ class Sender:
     # ------------------------------------------------------------------------------------ sending
 
     def _tsval(self) -> int:
-        self.ts_sent = (self.who.ts_base + int(self.clock.now * 1000)) & MASK
+        self.ts_sent = (self.who.ts_base + int(self.ticks.now * 1000)) & MASK
         if not self.ts_first:
             self.ts_first = self.ts_sent
         return self.ts_sent

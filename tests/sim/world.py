@@ -1,27 +1,34 @@
-"""The whole: a client host, two servers, the wires between them, and what a seed makes of it."""
+"""The whole: a client host, two servers, the wires between them, and what a scenario does to them."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
+from functools import partial
 from hashlib import blake2s
 from random import Random
 
 from nfq_failover.core.events import Fence, FenceFinished
+from nfq_failover.core.roles import State
 from nfq_failover.core.settings import Peer, Settings
 from nfq_failover.wire.segment import FlowKey
 
+from . import bounds
 from .apps import Client
 from .checks import Checks
-from .clock import Clock
+from .clock import Clock, HostClock
+from .generate import FENCE_DEADLINE_MS, release
 from .host import Host
+from .incidents import Incidents
 from .kernel import Kernel
 from .network import Path
-from .scenario import ECHO, UPLOAD, Connection, Scenario
+from .scenario import DOWNLOAD, ECHO, PROBE_PORT, UPLOAD, Connection, HostPlan, Scenario
 from .tcp import Personality
 
 CLIENT = bytes((10, 77, 0, 1))
 SERVICE = bytes((10, 77, 0, 100))
-MAX_PACKETS = 30_000  # no scenario needs a tenth of it
+MAX_PACKETS = 40_000  # no scenario needs a tenth of it
+END_S = 40.0  # after the healing everything is over by then
+DRAIN_S = 90.0  # longer than what an ended connection is remembered
 
 
 class World:
@@ -29,44 +36,55 @@ class World:
 
     def __init__(self, scenario: Scenario) -> None:
         self.scenario = scenario
-        self.clock = Clock(scenario.seed)
+        self.clock = Clock()
         self.tap = scenario.tap
         self.split_brain = scenario.split_brain
+        detection_s = 3 * scenario.heartbeat_ms / 1000
+        self.time_to_act = release(detection_s) - 2 * detection_s
+        self.takes_over = scenario.split_brain or scenario.fence == "works"  # else a backup stays silent, loudly
         self.trace = blake2s(digest_size=8)
         self.packets = 0
+        self.healed = False
         self.checks = Checks(self)
+        self.incidents = Incidents(self)
         self.clients: dict[FlowKey, Client] = {}
         self.past: list[tuple[FlowKey, Client]] = []  # whose port was used again
         self.owner: Host | None = None
         self.crashes: dict[str, float] = {}
-        random = self.clock.random
-        self.hosts = {name: self._host(name, other) for name, other in (("a", "b"), ("b", "a"))}
-        self.client = Kernel(self.clock, self._personality(random, client=True), self._client_output)
-        hosts, quality = self.hosts, {name: q.healed() for name, q in scenario.quality.items()}
-        self.client_out = Path(self.clock, quality["client"], self._to_service)
-        self.client_in = Path(self.clock, quality["client"], self._to_client)
-        self.taps = {n: Path(self.clock, quality["tap"], hosts[n].wire_input) for n in hosts}
-        self.syncs = {n: Path(self.clock, quality["sync"], hosts[n].datagram) for n in hosts}
+        self.hosts = hosts = {name: self._host(name, other) for name, other in (("a", "b"), ("b", "a"))}
+        ticks = HostClock(self.clock, 1.0, scenario.client.uptime)
+        who = self._personality(scenario.client, client=True)
+        self.client = Kernel(self.clock, who, self._client_output, self._dice("client"), ticks)
+        quality = {name: q.healed() for name, q in scenario.quality.items()}
+        self.client_out = Path(self.clock, quality["client"], self._to_service, self._dice("client>service"))
+        self.client_in = Path(self.clock, quality["client"], self._to_client, self._dice("service>client"))
+        self.taps = {n: Path(self.clock, quality["tap"], hosts[n].wire_input, self._dice(f"tap>{n}")) for n in hosts}
+        self.syncs = {n: Path(self.clock, quality["sync"], hosts[n].datagram, self._dice(f"sync>{n}")) for n in hosts}
         self.paths = {
             "client": [self.client_out, self.client_in],
             "tap": list(self.taps.values()),
             "sync": list(self.syncs.values()),
         }
 
-    def _personality(self, random: Random, client: bool = False) -> Personality:
+    def _dice(self, what: str) -> Random:
+        return Random(f"{self.scenario.seed}/{what}")
+
+    def _personality(self, plan: HostPlan, client: bool = False) -> Personality:
         scenario = self.scenario
         return Personality(
-            ts_base=random.getrandbits(32),
-            wscale=random.choice((2, 5, 7, 9)),
-            buffer=random.choice((12_000, 65_000, 200_000)),
+            ts_base=plan.ts_base,
+            wscale=plan.wscale,
+            buffer=plan.buffer,
             sack=scenario.sack or not client,
             timestamps=scenario.timestamps or not client,
             time_wait=1.0 if client else 10.0,
             super_segment=1 if client else scenario.super_segment,
+            wrap=plan.wrap,
         )
 
     def _host(self, name: str, other: str) -> Host:
-        scenario = self.scenario
+        scenario, plan = self.scenario, self.scenario.hosts[name]
+        limits = {what: size for what, size in asdict(scenario.limits).items() if size}
         settings = Settings(
             name=name,
             service=SERVICE,
@@ -77,9 +95,10 @@ class World:
             has_fence=scenario.fence != "none",
             split_brain_accepted=scenario.split_brain,
             heartbeat_interval_ms=scenario.heartbeat_ms,
-            fence_deadline_ms=400,
+            fence_deadline_ms=FENCE_DEADLINE_MS,
+            **limits,
         )
-        return Host(self, settings, lambda: self._personality(self.clock.random), scenario.app_delay[name])
+        return Host(self, settings, partial(self._personality, plan), plan, self._dice(f"host {name}"))
 
     def other(self, host: Host) -> Host:
         """The other server."""
@@ -123,34 +142,49 @@ class World:
 
     def sync(self, host: Host, data: bytes) -> None:
         """A datagram to the other server."""
+        self.trace.update(f"{self.clock.now:.7f} sync {host.name} {len(data)}".encode())
         self.syncs[self.other(host).name].send(data)
 
-    def announce(self, host: Host) -> None:
+    def announce(self, host: Host, run: int) -> None:
         """The switch and the client learn who has the service address."""
-        self.owner = host
+        if run == host.run and host.owns and not host.unplugged:
+            self.owner = host
 
-    # ------------------------------------------------------------------------------------ incidents
+    # ------------------------------------------------------------------------------------ life and death
 
     def fence(self, host: Host, effect: Fence) -> None:
         """The fence agent: takes its time, and works or not."""
         works = self.scenario.fence == "works"
-        takes = self.clock.random.choice((0.005, 0.05, 0.3))
+        takes = host.random.choice((0.005, 0.05, 0.3))
         if works:
             self.clock.after(takes * 0.9, self.power_off, self.other(host))
-        host.later(takes, host.feed, FenceFinished(effect.peer, works, "" if works else "no answer"))
+        host.tell(takes, FenceFinished(effect.peer, works, "" if works else "no answer"))
 
     def power_off(self, host: Host) -> None:
         """Power loss."""
         if host.up:
-            if host is self.owner:
+            if host is self.owner and (host.running or host.resumable):
                 self.checks.promise(host)
+            self.checks.died(host)
             host.crash()
+            self.crashes[host.name] = self.clock.now
+            if self.healed:  # by a fence that was still at work
+                self.clock.after(0.5, self.power_on, host)
+
+    def kill(self, host: Host) -> None:
+        """The daemon dies, the host lives."""
+        if host.running:
+            if not host.resumable:
+                if host is self.owner:
+                    self.checks.promise(host)  # as if the whole host had died
+                self.checks.died(host)
+            host.kill()
             self.crashes[host.name] = self.clock.now
 
     def power_on(self, host: Host) -> None:
         """Boot again."""
         if not host.up:
-            host.boot(self.clock.random.choice((0.0, 0.1)))
+            host.boot(host.random.choice((0.0, 0.1)))
 
     def crashed_lately(self, host: Host) -> bool:
         """Whether the primary may not know yet that its backup has lost everything."""
@@ -171,74 +205,66 @@ class World:
     # ------------------------------------------------------------------------------------ the run
 
     def run(self) -> str:
-        """Boot, connections and incidents, then quiet until everybody has ended. Returns the hash of the trace."""
+        """Phase 1: connections and incidents. Phase 2: healing, until all has ended well. Returns the trace's hash."""
         scenario, clock = self.scenario, self.clock
-        for host in self.hosts.values():
-            clock.after(scenario.boot[host.name], host.boot, scenario.listen_after[host.name])
+        for name, plan in scenario.hosts.items():
+            clock.after(plan.boot, self.hosts[name].boot, plan.listen_after)
         clock.run(clock.now + 3.0, self._protected)
-        assert self._protected(), {n: h.node.members.state.name for n, h in self.hosts.items()}
+        assert self._protected(), f"not protected at first: {self._states()}"
         start = clock.now
         for name, paths in self.paths.items():
             for path in paths:
                 path.quality = scenario.quality[name]
-        for plan in scenario.connections:
-            clock.at(start + plan.at, self.open_client, plan)
+        for connection in scenario.connections:
+            clock.at(start + connection.at, self.open_client, connection)
         for incident in scenario.incidents:
-            clock.at(start + incident.at, getattr(self, f"_do_{incident.what}"), incident.target, incident.seconds)
-        quiet = start + max([plan.at for plan in scenario.connections] + [i.at + i.seconds for i in scenario.incidents])
+            clock.at(start + incident.at, self.incidents.strike, incident)
+        ends = [c.at for c in scenario.connections] + [i.at + i.seconds for i in scenario.incidents]
+        quiet = start + max(ends, default=0.0)
         clock.run(quiet + 0.3)
         self._heal()
-        clock.run(clock.now + 40.0, self._all_over)
+        clock.run(clock.now + END_S, self._protected)
+        assert self._protected(), f"not protected again: {self._states()}"
+        self._probe()
+        clock.run(clock.now + END_S, self._all_over)
         self.checks.final()
+        if scenario.drain:
+            clock.run(clock.now + DRAIN_S)
+            for host in self.hosts.values():
+                bounds.empty(host)
         self.trace.update(f"{clock.now:.6f}".encode())
         return self.trace.hexdigest()
 
+    def _states(self) -> str:
+        return ", ".join(
+            f"{host.name} {host.node.members.state.name} ({host.node.members.reason})" for host in self.hosts.values()
+        )
+
     def _protected(self) -> bool:
-        states = [host.node.members.state.name for host in self.hosts.values() if host.up]
-        return sorted(states) == ["PROTECTED", "SHADOWING"]
+        states = [host.node.members.state for host in self.hosts.values() if host.running]
+        return sorted(states) == [State.SHADOWING, State.PROTECTED]
 
     def _all_over(self) -> bool:
         waiting = [plan for plan in self.scenario.connections if plan.again is not None]
-        if len(self.past) < len(waiting):
+        if len(self.past) < len(waiting) or not any(flow[1] >= PROBE_PORT for flow in self.clients):
             return False
         return all(client.ending for client in self.clients.values())
 
     def _heal(self) -> None:
-        """The liveness phase: no more loss."""
+        """Nothing is lost any more, and everybody is there."""
+        self.healed = True
         for path in [path for paths in self.paths.values() for path in paths]:
             path.quality = path.quality.healed()
-            path.cut = False
         for host in self.hosts.values():
+            host.deaths.clear()
+            self.power_on(host)
+            if not host.running:
+                host.start()
             host.kernel.drop = 0.0
 
-    def _do_crash(self, target: str, seconds: float) -> None:
-        del seconds
-        host = self._target(target)
-        if self.other(host).up:  # else one was fenced already: two failures are more than anybody can bear
-            self.power_off(host)
-
-    def _do_boot(self, target: str, seconds: float) -> None:
-        del seconds, target
-        for host in self.hosts.values():
-            self.power_on(host)
-
-    def _do_pause(self, target: str, seconds: float) -> None:
-        host = self._target(target)
-        host.paused_until = self.clock.now + seconds
-
-    def _do_hang(self, target: str, seconds: float) -> None:
-        host = self._target(target)
-        host.hung_until = self.clock.now + seconds
-
-    def _do_cut(self, target: str, seconds: float) -> None:
-        """The sync channel towards `target` is cut ("both": in both directions)."""
-        for name, path in self.syncs.items():
-            if target in ("both", name):
-                path.cut = True
-                self.clock.after(seconds, setattr, path, "cut", False)
-
-    def _target(self, target: str) -> Host:
-        if target in self.hosts:
-            return self.hosts[target]
-        primary = self.owner or self.hosts["a"]
-        return primary if target == "primary" else self.other(primary)
+    def _probe(self) -> None:
+        """New connections: they must be protected from the start."""
+        for number, port in enumerate((ECHO, DOWNLOAD, UPLOAD)):
+            at = 0.6 + 0.01 * number  # the applications have come up
+            probe = Connection(0.0, PROBE_PORT + number, port, salt=self.scenario.seed + number)
+            self.clock.after(at, self.open_client, probe)

@@ -60,6 +60,14 @@ def test_fin_waits_for_the_replicas_and_is_sent_newly_built() -> None:
         t >> After(0.2) << "query"
 
 
+def test_fin_is_where_it_belongs_though_an_ack_went_ahead_of_it() -> None:
+    with Ending() as t:
+        t >> server(101, wnd=10000, ts=TS)  # the FIN before it was dropped: the host was in doubt
+        t.effects.clear()
+        t.ends()
+        t >> replica_end(100) << GONE
+
+
 def test_replica_that_was_first_costs_nothing() -> None:
     with Ending() as t:
         t >> replica_end(100) << asked(100, EndKind.OPEN)

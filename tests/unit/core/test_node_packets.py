@@ -147,6 +147,14 @@ def test_first_packet_after_a_pause_finds_the_host_in_doubt() -> None:
     assert not [e for e in host.effects() if isinstance(e, Inject)]
 
 
+def test_nothing_is_due_for_ever_in_doubt() -> None:
+    host = Protected()
+    host.now += 1.0
+    host.node.handle(TimerFired(), host.now)
+    assert host.node.members.state is State.DOUBT
+    assert (host.node.poll_timeout() or 0.0) > host.now
+
+
 def test_connections_taken_over_earlier_are_silent_in_doubt_too() -> None:
     host = Host(State.SHADOWING)
     host.node.backup.on_open(opening(), host.now)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -210,6 +211,15 @@ def test_full_table_leaves_the_connection_alone() -> None:
         t >> syn_ack() << "pass"
         t >> server(0, 10, ack=100) << "pass"
         assert t.out.counters["connection-not-tracked"] == 1
+
+
+def test_connection_that_had_no_room_is_no_stranger_when_there_is_room_again() -> None:
+    with PrimaryTranscript(max_connections=0) as t:
+        t.side.strangers = False
+        t >> syn() << "pass"
+        t >> syn_ack() << "pass"
+        t.side.settings = replace(t.side.settings, max_connections=1)
+        t >> server(0, 10, ack=100) << "pass"
 
 
 def test_connection_that_the_server_opens_is_left_alone() -> None:

@@ -1,0 +1,74 @@
+"""Every queue and table within its bound, after every input; and empty when nothing is left that they are for."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from nfq_failover.core.backup import MAX_FORGOTTEN
+from nfq_failover.core.primary import MAX_DIALLED, MAX_SYNS
+from nfq_failover.core.primary_connection import MAX_HELD
+from nfq_failover.core.session import MAX_OUTGOING, MAX_RETIRED
+from nfq_failover.core.timers import TimerQueue
+
+if TYPE_CHECKING:
+    from .host import Host
+
+EFFECTS_PER_FLOW, EFFECTS = 100, 100  # of one input: a takeover resends ten segments of each connection
+COUNTERS = 200
+EVERY = 8  # inputs between two looks at the connections
+
+
+def check(host: Host, carried: int) -> None:
+    """After an input with so many effects."""
+    node = host.node
+    primary, backup, session, out = node.primary, node.backup, node.session, node.out
+    flows, limit = len(primary.flows) + len(backup.flows), host.settings.max_connections
+    _within(host, "effects of one input", carried, EFFECTS + EFFECTS_PER_FLOW * flows)
+    _within(host, "effects left", len(out.effects), 0)
+    _within(host, "records left", len(out.records), 0)
+    _within(host, "actions left", len(node.members.actions) + len(node.members.changes), 0)
+    if host.inputs % EVERY:
+        return
+    _within(host, "counters", len(out.counters), COUNTERS)
+    _within(host, "primary's table", len(primary.flows), limit)
+    _within(host, "primary's numbers", len(primary.numbers), len(primary.flows))
+    _within(host, "backup's table", len(backup.flows), limit)
+    _within(host, "backup's numbers", len(backup.numbers), len(backup.flows))
+    _within(host, "forgotten connections", len(backup._forgotten), MAX_FORGOTTEN)
+    _within(host, "dirty connections", len(backup._dirty), len(backup.numbers))
+    _within(host, "remembered SYNs", len(primary._syns), MAX_SYNS)
+    _within(host, "dialled connections", len(primary._dialled), MAX_DIALLED)
+    _within(host, "news for the backup", len(primary._telling), 64 + limit)
+    _within(host, "handshake datagrams", len(session._outgoing), MAX_OUTGOING)
+    _within(host, "retired sessions", len(session._retired), MAX_RETIRED)
+    _timers(host, "primary's timers", primary.timers, len(primary.flows) + len(primary._telling))
+    _timers(host, "backup's timers", backup.timers, len(backup.flows))
+    for gate in primary.flows.values():
+        _within(host, "held acknowledgements", len(gate.held), MAX_HELD)
+        _within(host, "retained bytes", gate.retained.size, gate.retained.limit)
+    for shadow in backup.flows.values():
+        _within(host, "log", shadow.journal.size, host.settings.max_log_bytes)
+        _within(host, "kept output", shadow.output.size, host.settings.max_unacked_bytes)
+
+
+def empty(host: Host) -> None:
+    """All connections have ended long ago."""
+    node = host.node
+    for what, size in (
+        ("primary's table", len(node.primary.flows)),
+        ("primary's numbers", len(node.primary.numbers)),
+        ("news for the backup", len(node.primary._telling)),
+        ("backup's table", len(node.backup.flows)),
+        ("backup's numbers", len(node.backup.numbers)),
+        ("dirty connections", len(node.backup._dirty)),
+    ):
+        assert not size, f"{host.name}: {size} left in the {what}"
+
+
+def _timers(host: Host, what: str, timers: TimerQueue[int], keys: int) -> None:
+    _within(host, what, len(timers._when), keys + 1000)  # those of ended connections are left to run out
+    _within(host, f"heap of the {what}", len(timers._heap), 64 * (len(timers._when) + 16))
+
+
+def _within(host: Host, what: str, size: int, bound: int) -> None:
+    assert size <= bound, f"{host.name}: {what}: {size}, beyond the bound of {bound}"

@@ -1,0 +1,98 @@
+"""What a scenario does to the hosts, the wires and the clocks."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from .host import Death, Host
+from .network import Path
+from .scenario import Incident
+
+if TYPE_CHECKING:
+    from .world import World
+
+
+class Incidents:
+    """Carries out the incidents of a scenario."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.clock = world.clock
+
+    def strike(self, incident: Incident) -> None:
+        """Do it now."""
+        getattr(self, f"_{incident.what}")(incident)
+
+    def paths(self, target: str) -> list[Path]:
+        """The directions that a name stands for: "sync>a" towards a, "sync" both; "tap" likewise; "client>service",
+        "service>client", "client" both."""
+        world = self.world
+        named = {f"sync>{name}": path for name, path in world.syncs.items()}
+        named |= {f"tap>{name}": path for name, path in world.taps.items()}
+        if target == "client":
+            return [world.client_out, world.client_in]
+        named |= {"client>service": world.client_out, "service>client": world.client_in}
+        return [named[target]] if target in named else [path for name, path in named.items() if name[:-2] == target]
+
+    def host(self, target: str) -> Host:
+        """A host by name, or by what it is now."""
+        world = self.world
+        if target in world.hosts:
+            return world.hosts[target]
+        primary = world.owner or world.hosts["a"]
+        return primary if target == "primary" else world.other(primary)
+
+    def _crash(self, incident: Incident) -> None:
+        host = self.host(incident.target)
+        if incident.effect:
+            self._arm(host, incident)
+        elif self.world.other(host).running:  # else one has failed already: two failures are more than one can bear
+            self.world.power_off(host)
+
+    def _kill(self, incident: Incident) -> None:
+        host = self.host(incident.target)
+        if incident.effect:
+            self._arm(host, incident)
+        elif host.running and (self.world.other(host).running or host.resumable):
+            self.world.kill(host)
+
+    def _arm(self, host: Host, incident: Incident) -> None:
+        world = self.world
+
+        def strike() -> None:
+            if incident.what == "crash":
+                world.power_off(host)
+            else:
+                world.kill(host)
+
+        if host.running:
+            host.deaths.append(Death(strike, incident.effect, incident.count, incident.before))
+
+    def _boot(self, incident: Incident) -> None:
+        del incident
+        for host in self.world.hosts.values():
+            self.world.power_on(host)
+
+    def _restart(self, incident: Incident) -> None:
+        del incident
+        for host in self.world.hosts.values():
+            if host.up and not host.running:
+                host.start()
+
+    def _pause(self, incident: Incident) -> None:
+        self.host(incident.target).paused_until = self.clock.now + incident.seconds
+
+    def _hang(self, incident: Incident) -> None:
+        self.host(incident.target).hung_until = self.clock.now + incident.seconds
+
+    def _unplug(self, incident: Incident) -> None:
+        self.host(incident.target).unplugged_until = self.clock.now + incident.seconds
+
+    def _jump(self, incident: Incident) -> None:
+        host = self.host(incident.target)
+        if host.up:
+            host.jump(incident.seconds)
+
+    def _cut(self, incident: Incident) -> None:
+        for path in self.paths(incident.target):
+            path.cut(incident.seconds)
