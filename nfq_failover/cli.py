@@ -39,18 +39,23 @@ def _config_option(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
+    # What numpy loads for linear algebra starts threads at once: nobody needs them, and they would keep rights.
+    os.environ["OPENBLAS_NUM_THREADS"] = os.environ["OMP_NUM_THREADS"] = "1"
     from nfq_failover.config import advice, load
     from nfq_failover.shell import logs
 
     if os.geteuid():
         raise CommandError("run as root: netfilter queues and raw sockets need it")
     config = load(args.config)
-    logs.configure(args.log_level, args.log_json)
+    sentences = advice(config)  # now, as root, who can see all that it asks for
     from nfq_failover.shell.daemon import Daemon, log
+    from nfq_failover.shell.start import stand
 
-    for sentence in advice(config):
+    ground = stand(config)
+    logs.configure(args.log_level, args.log_json)
+    for sentence in sentences:
         log.warning("configuration", advice=sentence)
-    Daemon(config).run(lambda: print(f"nfq-failover {config.settings.name}: ready", flush=True))
+    Daemon(config, ground).run(lambda: print(f"nfq-failover {config.settings.name}: ready", flush=True))
     return 0
 
 
@@ -112,12 +117,19 @@ def _keygen(args: argparse.Namespace) -> int:
 
 def _check_config(args: argparse.Namespace) -> int:
     from nfq_failover.config import advice, load
+    from nfq_failover.shell.privileges import DAEMON, DEFAULT_USER, account
 
     config = load(args.config)
     s = config.settings
     peers = ", ".join(f"{p.name} at {p.address}:{p.port}" for p in s.peers)
     print(f"{args.config}: right. {s.name} serves {config.service} with {peers}; tap {config.tap}.")
     print(f"detection {s.detection_ms} ms; {'fence: ' + ' '.join(config.fence) if config.fence else 'no fence'}.")
+    who = account(config)
+    if who is not None:
+        note = f" (there is no user '{DEFAULT_USER}': make one, to have it alone)" if who.fallback else ""
+        print(
+            f"after its start the daemon is user {who.name}, uid {who.uid}, with {' and '.join(sorted(DAEMON))}{note}."
+        )
     for sentence in advice(config):
         print(f"warning: {sentence}")
     return 0
