@@ -91,6 +91,7 @@ class Host:
         self.epoch, self.served = 0, False
         self.up = self.running = self.owns = False
         self.life = self.run = 0
+        self.jumped = 0.0
         self._pending = self._fired = 0
         self._fired_since = 0.0
         self.awake = self.heard = 0.0  # when the daemon last did anything, and last heard the other one
@@ -169,6 +170,7 @@ class Host:
     def jump(self, seconds: float) -> None:
         """The clock jumps forward."""
         self.ticks.jump(seconds)
+        self.jumped += seconds
         self._timer_at = 0.0
         if self.running:
             self._schedule()

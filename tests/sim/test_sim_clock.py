@@ -16,7 +16,7 @@ from .scenario import UPLOAD, Connection, HostPlan, Incident, Scenario
 DETECTION_S = 0.15
 BIG = 5  # a salt that stands for 60,000 bytes
 RELEASE_S = release(DETECTION_S)
-PAUSES = [RELEASE_S - 0.6 + 0.6 * at / 36 for at in range(36)]  # the fence takes up to 0.3 s after that
+PAUSES = [RELEASE_S - 0.6 + 0.6 * at / 20 for at in range(20)]  # the fence takes up to 0.3 s after that
 
 
 def _late(pause: float, fast: float, *jumps: float) -> str:
@@ -41,7 +41,6 @@ def _late(pause: float, fast: float, *jumps: float) -> str:
 
 TOLERATED = [
     (0.0,),
-    (0.0005,),
     (most_rate(DETECTION_S),),
     (-most_rate(DETECTION_S),),
     (0.0, 0.45 * DETECTION_S),

@@ -163,7 +163,7 @@ class World:
     def power_off(self, host: Host) -> None:
         """Power loss."""
         if host.up:
-            if host is self.owner and (host.running or host.resumable):
+            if host is self.owner and host.owns and (host.running or host.resumable):
                 self.checks.promise(host)
             self.checks.died(host)
             host.crash()
