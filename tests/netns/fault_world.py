@@ -99,6 +99,10 @@ class World:
         """The lines of the log after its first `since` bytes that hold all the words."""
         return [line for line in self.log(node)[since:].splitlines() if all(word in line for word in words)]
 
+    def comes(self, node: str, since: int, *words: str) -> bool:
+        """Waits for such a line: what is logged is written a moment later."""
+        return eventually(lambda: bool(self.said(node, since, *words)))
+
     def row(self, connection: socket.socket) -> dict[str, Any] | None:
         """The row of this connection in the lab's status."""
         client = "{}:{}".format(*connection.getsockname())

@@ -97,7 +97,7 @@ def test_what_was_taken_over_outlives_several_daemons(world: World, tmp_path: Pa
             time.sleep(away_s)
             world.restart_daemon(survivor)
             world.becomes(**{survivor: "unprotected"})
-            assert world.said(survivor, since, "connections taken over before the restart", "cut=0")
+            assert world.comes(survivor, since, "connections taken over before the restart", "cut=0")
             idle.exchange()
         for load in loads:
             ended_well(load)
@@ -129,7 +129,7 @@ def test_without_its_record_a_connection_is_cut_and_never_let_through(world: Wor
             data[at + 8] ^= 1
             path.write_bytes(data)
         world.restart_daemon(survivor)
-        assert world.said(survivor, since, "error", "the record of the daemon's earlier life can't be used")
+        assert world.comes(survivor, since, "error", "the record of the daemon's earlier life can't be used")
         if fault == "no record":
             # Whether another host serves can't be told any more.
             world.becomes(**{survivor: "waiting"})
@@ -247,7 +247,7 @@ def test_a_backup_that_restarts_costs_no_connection_and_protects_again(
             world.restart_daemon(backup)
             began = time.monotonic()
             world.becomes(**{primary: "protected", backup: "shadowing"})
-            assert world.said(primary, since, "warning", "after=unprotected")
+            assert world.comes(primary, since, "warning", "after=unprotected")
             with talk(world) as new:
                 assert world.protects(new.connection)
             print(f"protected again {time.monotonic() - began:.2f} s after the daemon answered")

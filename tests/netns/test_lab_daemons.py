@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import signal
@@ -170,18 +171,10 @@ def test_a_dead_daemon_is_told_and_can_be_started_again(pair: Lab) -> None:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_up_leaves_nothing(number: signal.Signals) -> None:
     name = fresh_name()
-    argv = [
-        sys.executable,
-        "-m",
-        "nfq_failover",
-        "lab",
-        "--name",
-        name,
-        "up",
-        "--heartbeat-ms",
-        "5000",
-    ]  # takes its time
-    process = subprocess.Popen(argv, stderr=subprocess.PIPE, text=True)
+    argv = [sys.executable, "-m", "nfq_failover", "lab", "--name", name, "up", "--heartbeat-ms", "5000"]
+    # A shell that started these tests in the background has told them to ignore SIGINT, and they would pass that on.
+    obey = functools.partial(signal.signal, number, signal.SIG_DFL)
+    process = subprocess.Popen(argv, stderr=subprocess.PIPE, text=True, preexec_fn=obey)
     try:
         assert eventually(lambda: (ROOT / name / "daemon-a.log").exists())
         process.send_signal(number)

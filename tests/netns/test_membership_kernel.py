@@ -143,7 +143,7 @@ def test_a_claim_against_a_peer_that_serves_is_refused(world: World) -> None:
     backup = world.lab.resolve("backup")
     said = len(world.log(backup))
     assert claim(world, backup).returncode == 1
-    assert world.said(backup, said, "warning", "nothing to claim: this host is backup")
+    assert world.comes(backup, said, "warning", "nothing to claim: this host is backup")
     assert world.is_protected()
 
 
@@ -181,7 +181,7 @@ def test_a_killed_daemon_of_the_backup_leaves_a_primary_that_says_so(world: Worl
         assert HOLD_AT_LEAST_S <= waited <= HOLD_AT_MOST_S
         faultless(running)
         assert speakers(running.path) == [primary]
-        assert world.said(primary, said, "warning", "after=unprotected", "the backup is silent")
+        assert world.comes(primary, said, "warning", "after=unprotected", "the backup is silent")
         world.why_not(idle.connection)
 
         world.restart_daemon(backup)
@@ -286,7 +286,7 @@ def test_a_host_that_wakes_in_an_older_epoch_steps_down_unheard(
     # The packets that waited in its queues, and all that its TCP has sent since, have gone nowhere.
     assert speakers(running.path) == [primary, backup]
     assert world.epoch() == epoch + 1
-    assert world.said(primary, said, "after=waiting", f"the peer serves in epoch {epoch + 1}")
+    assert world.comes(primary, said, "after=waiting", f"the peer serves in epoch {epoch + 1}")
 
 
 def test_a_paused_primary_whose_backup_has_refused_goes_on_unprotected(world: World, tmp_path: Path) -> None:
@@ -302,7 +302,7 @@ def test_a_paused_primary_whose_backup_has_refused_goes_on_unprotected(world: Wo
             idle.exchange()
         faultless(running)
         assert speakers(running.path) == [primary]
-        assert world.said(primary, said, "warning", "after=unprotected", "refused")
+        assert world.comes(primary, said, "warning", "after=unprotected", "refused")
         assert world.epoch() == epoch
         world.becomes(**{primary: "protected", backup: "shadowing"})
         world.why_not(idle.connection)

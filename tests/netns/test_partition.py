@@ -155,7 +155,7 @@ def test_without_a_working_fence_the_backup_refuses_and_the_primary_waits_for_th
         world.becomes(**{run.primary: "unprotected", run.backup: "refused"})
         refusals = world.said(run.backup, run.lines[run.backup], "error", "after=refused", "the fence failed")
         assert len(refusals) == 1
-        assert world.said(run.primary, run.lines[run.primary], "warning", "after=unprotected")
+        assert world.comes(run.primary, run.lines[run.primary], "warning", "after=unprotected")
         if direction is None and kind == "upload":
             # Not one byte that the backup might lack was acknowledged before the backup's time was over.
             assert HOLD_AT_LEAST_S <= run.held_after_cut() <= HOLD_AT_MOST_S + BACKOFF_S
@@ -172,11 +172,11 @@ def test_without_a_working_fence_the_backup_refuses_and_the_primary_waits_for_th
 
 def test_no_fence_and_no_acceptance_means_no_takeover(tmp_path: Path) -> None:
     with lab_world(OPTIONS, without_fence("refuse")) as world, talk(world) as idle:
-        assert world.said("b", 0, "warning", "the backup never takes over by itself")
+        assert world.comes("b", 0, "warning", "the backup never takes over by itself")
         with world.capture(tmp_path / "client.pcap") as running:
             world.lab.crash("a")
             world.becomes(b="refused")
-            assert world.said("b", 0, "error", "there is no fence")
+            assert world.comes("b", 0, "error", "there is no fence")
             assert idle.stays_silent(HOLD_AT_MOST_S)
             assert world.states() == {"a": "off", "b": "refused"}
         assert heard(running.path) == []
