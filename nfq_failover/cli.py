@@ -45,12 +45,14 @@ def _run(args: argparse.Namespace) -> int:
     if os.geteuid():
         raise CommandError("run as root: netfilter queues and raw sockets need it")
     config = load(args.config)
-    logs.configure(args.log_level, args.log_json)
     from nfq_failover.shell.daemon import Daemon, log
+    from nfq_failover.shell.start import stand
 
+    ground = stand(config)
+    logs.configure(args.log_level, args.log_json)
     for sentence in advice(config):
         log.warning("configuration", advice=sentence)
-    Daemon(config).run(lambda: print(f"nfq-failover {config.settings.name}: ready", flush=True))
+    Daemon(config, ground).run(lambda: print(f"nfq-failover {config.settings.name}: ready", flush=True))
     return 0
 
 
@@ -112,12 +114,19 @@ def _keygen(args: argparse.Namespace) -> int:
 
 def _check_config(args: argparse.Namespace) -> int:
     from nfq_failover.config import advice, load
+    from nfq_failover.shell.privileges import DAEMON, DEFAULT_USER, account
 
     config = load(args.config)
     s = config.settings
     peers = ", ".join(f"{p.name} at {p.address}:{p.port}" for p in s.peers)
     print(f"{args.config}: right. {s.name} serves {config.service} with {peers}; tap {config.tap}.")
     print(f"detection {s.detection_ms} ms; {'fence: ' + ' '.join(config.fence) if config.fence else 'no fence'}.")
+    who = account(config)
+    if who is not None:
+        note = f" (there is no user '{DEFAULT_USER}': make one, to have it alone)" if who.fallback else ""
+        print(
+            f"after its start the daemon is user {who.name}, uid {who.uid}, with {' and '.join(sorted(DAEMON))}{note}."
+        )
     for sentence in advice(config):
         print(f"warning: {sentence}")
     return 0

@@ -24,9 +24,11 @@ _INSTANCE = re.compile(r"[A-Za-z0-9_]{1,16}")
 _INTERFACE = re.compile(r"[^\s/\0]{1,15}")
 _MAC = re.compile(r"([0-9a-f]{2}:){5}[0-9a-f]{2}")
 _NUMBER = re.compile(r"[0-9]{1,5}")
+_USER = re.compile(r"[a-z_][a-z0-9_-]{0,30}\$?")
+_CAPABILITY = re.compile(r"CAP_[A-Z_]{3,24}")
 _PLACEHOLDER = re.compile(r"\{[A-Za-z_]*\}")
 _FENCE_PLACEHOLDERS = ("{peer}", "{address}")
-_KINDS = {
+_KINDS: dict[type, str] = {
     str: "a text in quotes",
     int: "a whole number",
     bool: "true or false",
@@ -38,12 +40,14 @@ _KINDS = {
 DEFAULT_KEY_FILE = Path("/etc/nfq-failover/key")
 DEFAULT_STATE_DIR = Path("/var/lib/nfq-failover")
 DEFAULT_RUN_DIR = Path("/run/nfq-failover")
+_PRIVILEGES_SETTINGS = ("user", "drop", "fence_capabilities", "fence_setuid")
 _PEER_SETTINGS = ("name", "address", "port", "mac")
 _SETTINGS = (
     *("name", "service", "ports", "interface", "listen", "peer", "key_file", "state_dir", "run_dir"),
     *("tap", "tap_mac", "conntrack", "manage_address", "instance", "rules_script", "queue_in", "queue_out", "mark"),
     *("fence", "fence_deadline_ms", "split_brain", "boot_alone", "boot_wait_ms", "prefer_primary"),
     *("heartbeat_interval_ms", "heartbeat_count", "loop_stall_ms", "open_deadline_ms", "announce_count"),
+    "privileges",
     *("max_connections", "max_log_bytes", "max_unacked_bytes", "hole_deadline_ms"),
     *("application", "health"),
 )
@@ -60,6 +64,16 @@ class HealthConfig:
     interval_ms: int
     timeout_ms: int
     failures: int
+
+
+@dataclass(frozen=True, slots=True)
+class Privileges:
+    """What the daemon gives up after its start; docs/privileges.md."""
+
+    user: str | None = None
+    drop: bool = True
+    fence_capabilities: tuple[str, ...] = ()  # that the helper keeps for the fence command, besides its own
+    fence_setuid: bool = False  # the fence command gets rights by setuid programs
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +98,7 @@ class Config:
     rules_script: Path | None
     peer_macs: dict[str, str]
     health: HealthConfig | None = None
+    privileges: Privileges = Privileges()
 
 
 class _Reader:
@@ -195,6 +210,31 @@ def _health(table: dict[str, Any] | None, where: str, ports: tuple[tuple[int, in
     if config.port is None and not config.command:
         raise ConfigError(f"{where}: nothing would be checked: give a 'command', or set connect = true")
     return config
+
+
+def _user(value: str) -> str:
+    if not _USER.fullmatch(value):
+        raise ValueError(f"'{value}' is not the name of a user")
+    return value
+
+
+def _capabilities(value: list[Any]) -> tuple[str, ...]:
+    for word in value:
+        if not isinstance(word, str) or not _CAPABILITY.fullmatch(word):
+            raise ValueError(f"{word!r} is not a capability like CAP_SYS_RAWIO; capabilities(7) lists them")
+    return tuple(value)
+
+
+def _privileges(table: dict[str, Any], where: str) -> Privileges:
+    reader = _Reader(table, f"{where}, [privileges]", _PRIVILEGES_SETTINGS)
+    wanted = Privileges(
+        user=reader.checked("user", str, _user, None),
+        drop=reader.take("drop", bool, True),
+        fence_capabilities=reader.checked("fence_capabilities", list, _capabilities, ()),
+        fence_setuid=reader.take("fence_setuid", bool, False),
+    )
+    reader.done()
+    return wanted
 
 
 def _address(value: str) -> str:
@@ -365,6 +405,7 @@ def parse(table: dict[str, Any], where: str = "config") -> Config:
         rules_script=r.checked("rules_script", str, _path, None),
         peer_macs=macs,
         health=health,
+        privileges=_privileges(r.take("privileges", dict, {}), where),
     )
     r.done()
     if config.queue_in == config.queue_out:
@@ -384,4 +425,6 @@ def advice(config: Config) -> list[str]:
         said.append("split_brain is accepted without a fence: when the sync channel breaks, both hosts may serve")
     if config.fence and shutil.which(config.fence[0]) is None:
         said.append(f"the fence command {config.fence[0]} is not there or not executable: no takeover will succeed")
+    if not config.privileges.drop:
+        said.append("[privileges] drop = false: the daemon keeps all of root's rights while it reads from the network")
     return said

@@ -7,6 +7,7 @@ import json
 import os
 import select
 import socket
+import struct
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,9 +16,12 @@ from typing import Any
 import structlog
 
 from nfq_failover.errors import CommandError
+from nfq_failover.shell.privileges import plain
 
 MAX_LINE = 4096
 MAX_CLIENTS = 64
+_PEER = struct.Struct("=iII")  # struct ucred: process, user, group
+_NOT_YOU = b'{"error": "only root and the daemon\'s own user may ask: run this as root"}\n'
 Handler = Callable[[str, dict[str, Any]], dict[str, Any]]
 
 log = structlog.get_logger()
@@ -36,15 +40,19 @@ class ControlServer:
     It has a poll object of its own: `fileno()` is readable when there is something to do, `serve()` does it.
     """
 
-    def __init__(self, path: Path, handler: Handler) -> None:
-        """`handler(command, request)` gives the answer. A stale socket file is replaced."""
+    def __init__(self, path: Path, handler: Handler, users: frozenset[int] | None = None) -> None:
+        """`handler(command, request)` gives the answer. A stale socket file is replaced.
+
+        `users`: the ids of those who may ask, by what the kernel says of them; None: the owner, by the file's mode.
+        """
+        self._users = users
         self.path = path
         self.handler = handler
         path.unlink(missing_ok=True)
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
         self._poll = select.epoll()
         self._clients: dict[int, _Client] = {}
-        old = os.umask(0o177)
+        old = os.umask(0o177 if users is None else 0o111)
         try:
             self._socket.bind(str(path))
             self._socket.listen(16)
@@ -52,7 +60,7 @@ class ControlServer:
             self._poll.close()
             self._socket.close()
             hint = ": set a 'state_dir' with a shorter path" if "too long" in str(error) else ""
-            raise CommandError(f"can't make the control socket {path} ({error}){hint}") from None
+            raise CommandError(f"can't make the control socket {plain(path)} ({error}){hint}") from None
         finally:
             os.umask(old)
         self._poll.register(self._socket, select.EPOLLIN)
@@ -82,8 +90,18 @@ class ControlServer:
                 connection.close()
                 return
             connection.setblocking(False)
+            if not self._admits(connection):
+                with connection:
+                    connection.send(_NOT_YOU)
+                return
             self._clients[connection.fileno()] = _Client(connection)
             self._poll.register(connection, select.EPOLLIN)
+
+    def _admits(self, connection: socket.socket) -> bool:
+        if self._users is None:
+            return True
+        _, uid, _ = _PEER.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _PEER.size))
+        return uid in self._users
 
     def _step(self, client: _Client) -> bool:
         """False when the client is done with. One that does not read its answer is not listened to meanwhile."""

@@ -57,7 +57,6 @@ from nfq_failover.errors import InternalError
 from nfq_failover.shell.control import ControlServer
 from nfq_failover.shell.copies import InboundCopies
 from nfq_failover.shell.epoch_store import EpochStore
-from nfq_failover.shell.fence import FenceKeeper
 from nfq_failover.shell.flow_list import FlowList
 from nfq_failover.shell.flows import FlowQueries
 from nfq_failover.shell.health import HealthChecks
@@ -65,20 +64,21 @@ from nfq_failover.shell.heartbeat_process import HeartbeatProcess
 from nfq_failover.shell.host import Host, link_up
 from nfq_failover.shell.inject import Injector
 from nfq_failover.shell.nfqueue import PacketQueue
-from nfq_failover.shell.notify import ServiceManager
+from nfq_failover.shell.privileged_client import RemoteFences, RemoteRules
+from nfq_failover.shell.privileges import describe
 from nfq_failover.shell.rules_keeper import RulesKeeper
-from nfq_failover.shell.start import sync_socket, take_locks
-from nfq_failover.shell.translation_store import TranslationStore
+from nfq_failover.shell.start import Ground, sync_socket
 
 BATCH = 64
-PRIORITY = -10
 MAX_WAIT_S = 0.05
 SYNC_BUDGET_S = 0.02  # for the sync socket in one round: a flood of garbage must not keep packets waiting
 TIMER_PATIENCE_S = 0.2  # how long timers wait for a sync socket that never becomes empty
 OVERRUN_EVERY_S = 1.0
 ALARM_SPACING_S = 0.1
 EXIT_NO_MEMORY = 71  # EX_OSERR of sysexits.h
+EXIT_NO_HELPER = 70  # EX_SOFTWARE
 _NO_MEMORY = b"nfq-failover: no memory: the daemon ends here, as if it had been killed\n"
+_NO_HELPER = b"nfq-failover: the privileged helper has ended: so does the daemon, as if it had been killed\n"
 
 log = structlog.get_logger()
 
@@ -91,9 +91,10 @@ class Daemon:
     `leave` (or SIGINT) ends that.
     """
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, ground: Ground) -> None:
         self.config = config
-        self._undo: list[Callable[[], object]] = []
+        self.ground = ground
+        self._undo = ground.undo
         self._readers: dict[int, Callable[[], None]] = {}
         self._poll = select.epoll()
         self._fresh: set[int] = set()
@@ -111,8 +112,7 @@ class Daemon:
         self._next_overrun = 0.0
         self._last_timer = 0.0
         self._broken = False
-        self.manager = ServiceManager()
-        self._undo.append(self.manager.close)
+        self.manager = ground.manager
         self._said: State | None = None
 
     # ------------------------------------------------------------------------------------ life
@@ -123,8 +123,6 @@ class Daemon:
             faulthandler.enable()  # systemd's watchdog ends a hanging daemon by SIGABRT: say where it hung
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, self._stop)
-        with contextlib.suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, 0, PRIORITY)  # the packets' path: ahead of what it serves
         try:
             self._start()
             ready()
@@ -146,21 +144,22 @@ class Daemon:
             self._poll.close()
 
     def _start(self) -> None:
-        config = self.config
-        take_locks(config.state_dir, config.instance, self._undo)
-        self.epochs = EpochStore(config.state_dir / "epoch.json")
+        config, ground = self.config, self.ground
+        if ground.who is not None and ground.who.fallback:
+            log.warning("there is no user of the daemon's own: it is one with others", user=ground.who.name)
+        self.epochs = EpochStore(ground.file("epoch.json"))
         self._undo.append(self.epochs.close)
         epoch, served = self.epochs.load()
         self._flows.check()
-        self.store = TranslationStore(config.run_dir, config.instance)
-        self._undo.append(self.store.close)
+        self.store = ground.store
         # IN first, at each reading: what the client has acknowledged need not be sent to it again.
         for queue, number in ((Queue.IN, config.queue_in), (Queue.OUT, config.queue_out)):
-            self.queues[queue] = PacketQueue(number, queue)
+            self.queues[queue] = PacketQueue(number, queue, counters=ground.counters)
             self._undo.append(self.queues[queue].close)
         self.injector = Injector(config.mark)
         self._undo.append(self.injector.close)
-        self.host = Host(config.service, config.interface, config.tap, config.tap_mac, config.state_dir / "host.json")
+        names = (config.service, config.interface, config.tap, config.tap_mac)
+        self.host = Host(*names, ground.file("host.json"), ground.helper.change_address)
         recollection = self.store.recall(self.host.lived)
         # A host that served alone, and has the address yet, goes on: the rules are in force, its packets wait for us.
         resuming = recollection is not None and recollection.allows(epoch, served) and self.host.has_address()
@@ -169,22 +168,22 @@ class Daemon:
         self._stay = resuming
         self._undo.append(lambda: self.host.restore(self._stay))
         self.host.prepare(silent=not resuming)
-        self.rules = RulesKeeper(config, self._watch, self._unwatch)
+        self.rules = RulesKeeper(RemoteRules(ground.helper), self._watch, self._unwatch)
         self._undo.append(lambda: self.rules.close(self._stay))
         if not resuming:
             self.rules.silence()  # before the address exists
         if config.manage_address:
             self._undo.append(self._remove_address)
             self.host.add_address()
-        self.udp = sync_socket(config.listen)
+        self.udp = ground.udp or sync_socket(config.listen)
         self._undo.append(self.udp.close)
-        self.heartbeats = HeartbeatProcess(config.settings.heartbeat_interval_ms, self.udp)
+        self.heartbeats = HeartbeatProcess(config.settings.heartbeat_interval_ms, self.udp, ground.helper.start_sender)
         self._undo.append(self.heartbeats.close)
-        self.fences = FenceKeeper(config.fence, config.settings.peers, self._watch, self._unwatch, self._answer)
+        self.fences = RemoteFences(ground.helper, config.settings.peers, self._watch, self._unwatch, self._answer)
         self._undo.append(self.fences.close)
         self.health = HealthChecks(config.health, config.service, self._watch, self._unwatch, self._answer)
         self._undo.append(self.health.close)
-        self.control = ControlServer(config.state_dir / "control.sock", self._control)
+        self.control = ControlServer(ground.file("control.sock"), self._control, ground.may_ask())
         self._undo.append(self.control.close)
         memory = Memory(self.store.life)
         self.node = Node(config.settings, os.urandom, epoch, served, time.monotonic(), memory, recollection)
@@ -192,6 +191,7 @@ class Daemon:
         self._watch(self.udp.fileno(), lambda: None)
         for bound in self.queues.values():
             self._watch(bound.fileno(), lambda: None)
+        self._watch(ground.helper.fileno(), self._helped)
         self._watch(self.epochs.fileno(), self._epochs_stored)
         self._watch(self.control.fileno(), self.control.serve)
         self._carry_out()  # a host that goes on does so before it answers anybody
@@ -460,6 +460,13 @@ class Daemon:
             self._copies.close()
             self._copies = None
 
+    def _helped(self) -> None:
+        """Take the helper's answers. Without it nothing can be put in order, so nothing is: as good as killed."""
+        self.ground.helper.serve()
+        if self.ground.helper.gone:
+            os.write(2, _NO_HELPER)
+            os._exit(EXIT_NO_HELPER)
+
     def _epochs_stored(self) -> None:
         for event in self.epochs.finished():
             self._answer(event)
@@ -489,5 +496,6 @@ class Daemon:
             "inject_failed": dict(self.injector.failed),
             "internal_errors": self._failures,
             "rules": self.rules.describe(),
+            "privileges": describe(),
         }
         return status

@@ -11,6 +11,7 @@ from queue import SimpleQueue
 
 from nfq_failover.core.events import EpochStored
 from nfq_failover.errors import ConfigError
+from nfq_failover.shell.privileges import hold_nothing, plain
 
 CLOSE_WAIT_S = 5.0
 
@@ -39,8 +40,9 @@ class EpochStore:
             return 0, False
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise ConfigError(
-                f"the epoch record {self.path} can't be read ({error}). If the peer serves now, or holds a record of "
-                "its own, remove this one: this host then joins as the backup. Never remove both hosts' records at once"
+                f"the epoch record {plain(self.path)} can't be read ({error}). If the peer serves now, or holds a "
+                "record of its own, remove this one: this host then joins as the backup. Never remove both hosts' "
+                "records at once"
             ) from None
         return epoch, role == "primary"
 
@@ -49,6 +51,7 @@ class EpochStore:
         self._orders.put((epoch, role))
 
     def _work(self) -> None:
+        hold_nothing()
         while (order := self._orders.get()) is not None:
             epoch, role = order
             try:

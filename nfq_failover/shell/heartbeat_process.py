@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Sequence
 
 from nfq_failover.shell.heartbeat_sender import PROGRESS, encode_order
 
@@ -18,9 +19,14 @@ MIN_LIFE_S = 1.0  # a sender that dies younger is not replaced at once, so that 
 class HeartbeatProcess:
     """Starts the sender, tells it what to say, and shows it that the loop makes progress."""
 
-    def __init__(self, interval_ms: int, udp: socket.socket) -> None:
+    def __init__(
+        self, interval_ms: int, udp: socket.socket, launch: Callable[[Sequence[int]], None] | None = None
+    ) -> None:
+        """`launch` starts a sender on UDP socket, orders and progress; by default a child of this process."""
         self._interval_ms = interval_ms
         self._udp = udp
+        self._launch = launch or self._launch_child
+        self._process: subprocess.Popen[bytes] | None = None
         self._memory = os.memfd_create("nfqf-progress")
         os.ftruncate(self._memory, mmap.PAGESIZE)
         self._progress = mmap.mmap(self._memory, mmap.PAGESIZE)
@@ -31,10 +37,13 @@ class HeartbeatProcess:
         self._orders, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._orders.setblocking(False)
         fds = (self._udp.fileno(), theirs.fileno(), self._memory)
-        command = [sys.executable, "-m", "nfq_failover.shell.heartbeat_sender", str(self._interval_ms)]
         with theirs:
-            self._process = subprocess.Popen([*command, *map(str, fds)], pass_fds=fds, stdin=subprocess.DEVNULL)
+            self._launch(fds)
         self._started = time.monotonic()
+
+    def _launch_child(self, fds: Sequence[int]) -> None:
+        command = [sys.executable, "-m", "nfq_failover.shell.heartbeat_sender", str(self._interval_ms)]
+        self._process = subprocess.Popen([*command, *map(str, fds)], pass_fds=fds, stdin=subprocess.DEVNULL)
 
     def progress(self) -> None:
         """The packet loop has come round."""
@@ -51,20 +60,30 @@ class HeartbeatProcess:
 
     def died(self) -> bool:
         """Whether the sender has ended by itself, and it is time for a new one."""
-        return self._process.poll() is not None and time.monotonic() - self._started >= MIN_LIFE_S
+        if time.monotonic() - self._started < MIN_LIFE_S:
+            return False
+        try:  # it says nothing, so what there is to read is its end
+            return not self._orders.recv(1, socket.MSG_PEEK)
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
 
     def restart(self) -> None:
         """Start a new sender; it must be told everything again."""
         self._orders.close()
+        if self._process is not None:
+            self._process.wait()
         self._start()
 
     def close(self) -> None:
         """End the sender."""
         self._orders.close()
-        try:
-            self._process.wait(1.0)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+        if self._process is not None:
+            try:
+                self._process.wait(1.0)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
         self._progress.close()
         os.close(self._memory)

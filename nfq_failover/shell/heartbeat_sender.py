@@ -4,7 +4,9 @@ It says what the daemon last told it to say (a template over a socketpair), and 
 progress (a shared counter), so a hung loop is not a punctual liar. It ends when the daemon's end of the socketpair is
 closed, and not before: signals to the whole group (Ctrl-C, a service manager) must not cut off the daemon's last word.
 
-    python -m nfq_failover.shell.heartbeat_sender INTERVAL_MS UDP_FD TEMPLATE_FD PROGRESS_FD
+    python -m nfq_failover.shell.heartbeat_sender INTERVAL_MS UDP_FD TEMPLATE_FD PROGRESS_FD [UID GID]
+
+With UID and GID it becomes that user, without any capability, as soon as its scheduling is set.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import contextlib
 import ctypes
 import mmap
 import os
+import resource
 import select
 import signal
 import socket
@@ -22,6 +25,7 @@ import time
 
 from nfq_failover.core.heartbeat import HeartbeatTemplate
 from nfq_failover.errors import MalformedDatagram
+from nfq_failover.shell import privileges
 
 PROGRESS = struct.Struct("=Q")
 DESTINATION = struct.Struct("!B")
@@ -121,22 +125,31 @@ def _news(template: HeartbeatTemplate) -> tuple[object, ...]:
 
 
 def be_punctual() -> None:
-    """As far as the host permits: real-time scheduling, else a better nice value; never paged out."""
+    """As far as the host permits: real-time scheduling, else a better nice value; never paged out.
+
+    What is locked in memory later must stay within the limit, once CAP_IPC_LOCK is gone: so the limit goes first.
+    """
     try:
         os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(REALTIME_PRIORITY))
     except OSError:
         with contextlib.suppress(OSError):
             os.nice(NICE)
+    unlimited = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_MEMLOCK, unlimited)
+    for_good = resource.getrlimit(resource.RLIMIT_MEMLOCK) == unlimited
     with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).mlockall(_MCL_CURRENT | _MCL_FUTURE)
+        ctypes.CDLL(None).mlockall(_MCL_CURRENT | (_MCL_FUTURE if for_good else 0))
 
 
 def main(arguments: list[str]) -> None:
     """Entry point of the process."""
-    interval_ms, udp, orders, progress = (int(word) for word in arguments)
+    interval_ms, udp, orders, progress, *user = (int(word) for word in arguments)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     be_punctual()
+    if user:
+        privileges.become(user[0], user[1], privileges.NOTHING)
     Sender(
         interval_ms / 1000,
         socket.socket(fileno=udp),

@@ -13,15 +13,17 @@ import fcntl
 import json
 import socket
 import struct
-import subprocess
 from array import array
+from collections.abc import Callable
 from pathlib import Path
 
 import structlog
 
 from nfq_failover.errors import CommandError
+from nfq_failover.shell.address import change_address, has_address
 
 _SYSCTL = Path("/proc/sys/net/ipv4/conf")
+_CHANGED = ("arp_announce", "arp_ignore")
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _NETNS = Path("/proc/thread-self/ns/net")
 ANNOUNCE_AT_S = (0.0, 0.02, 0.1, 0.5, 1.0)  # after the takeover, and then
@@ -83,9 +85,21 @@ def gratuitous_arp(mac: bytes, address: bytes) -> tuple[bytes, bytes]:
 class Host:
     """The service address and the interface's ARP behaviour. Made once per daemon."""
 
-    def __init__(self, service: str, interface: str, tap: str, tap_mac: str | None, record: Path) -> None:
-        """`record`: the file that remembers what is ours to put back, for as long as this host is up."""
+    def __init__(
+        self,
+        service: str,
+        interface: str,
+        tap: str,
+        tap_mac: str | None,
+        record: Path,
+        change: Callable[[bool], str] | None = None,
+    ) -> None:
+        """`record`: the file that remembers what is ours to put back, for as long as this host is up.
+
+        `change` adds the address (True) or takes it away, and gives '' or why it could not; by default done here.
+        """
         self.service = service
+        self._change = change or (lambda add: change_address(service, add))
         self.interface = interface
         self.tap = tap
         self._record = record
@@ -107,7 +121,10 @@ class Host:
             record = json.loads(self._record.read_text(encoding="utf-8"))
             if record["life"] == self._life:
                 self.lived = True
-                self._saved = {str(path): str(value) for path, value in record["sysctls"].items()}
+                # Whoever can write the record must not have us write elsewhere, nor anything else.
+                ours = {str(_SYSCTL / self.interface / name) for name in _CHANGED}
+                found = {str(path): str(int(value)) for path, value in record["sysctls"].items()}
+                self._saved = {path: value for path, value in found.items() if path in ours}
                 self._owns_address = bool(record["address"])
 
     def _remember(self) -> None:
@@ -153,8 +170,7 @@ class Host:
 
     def has_address(self) -> bool:
         """Whether the service address is configured on this host."""
-        out = subprocess.run(["ip", "-o", "addr", "show", "to", self.service], capture_output=True, check=False)
-        return bool(out.stdout.strip())
+        return has_address(self.service)
 
     def add_address(self) -> None:
         """Configure the service address, unless it is there. Raises `CommandError`."""
@@ -164,11 +180,8 @@ class Host:
             return
         self._owns_address = True
         self._remember()
-        subprocess.run(["ip", "link", "set", "lo", "up"], check=False)
-        command = ["ip", "addr", "add", f"{self.service}/32", "dev", "lo"]
-        out = subprocess.run(command, capture_output=True, text=True, check=False)
-        if out.returncode:
-            raise CommandError(f"can't configure the service address: {out.stderr.strip()}")
+        if problem := self._change(True):
+            raise CommandError(f"can't configure the service address: {problem}")
 
     # ------------------------------------------------------------------------------------ being heard
 
@@ -203,10 +216,9 @@ class Host:
         """Take the service address away again, if we configured it. Repeatable."""
         if not self._owns_address:
             return
-        command = ["ip", "addr", "del", f"{self.service}/32", "dev", "lo"]
-        out = subprocess.run(command, capture_output=True, text=True, check=False)
-        if out.returncode and self.has_address():
-            log.error("the service address can't be removed", address=self.service, error=out.stderr.strip())
+        problem = self._change(False)
+        if problem and self.has_address():
+            log.error("the service address can't be removed", address=self.service, error=problem)
             return
         self._owns_address = False
         self._remember()

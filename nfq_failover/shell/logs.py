@@ -12,6 +12,8 @@ from typing import TextIO
 
 import structlog
 
+from nfq_failover.shell.privileges import hold_nothing
+
 MAX_LINES = 10_000
 FLUSH_WAIT_S = 2.0
 
@@ -45,6 +47,7 @@ class BackgroundWriter:
         """Nothing to do: see `close`."""
 
     def _work(self) -> None:
+        hold_nothing()
         while (text := self._lines.get()) is not None:
             with contextlib.suppress(OSError, ValueError):  # nobody reads any more; the daemon goes on
                 self._file.write(text)

@@ -49,10 +49,20 @@ class QueueRow:
     dropped_unread: int  # our receive buffer was full
 
 
-def queue_row(number: int) -> QueueRow | None:
+def open_counters() -> int:
+    """A descriptor of the kernel's table of queues, which only root can open. Raises OSError."""
+    try:
+        return os.open(_COUNTERS, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:  # the module is not loaded yet: any request makes the kernel do it
+        with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, nl.NETLINK_NETFILTER) as s:
+            s.send(nl.config_flags(0, 0, sequence=1))
+    return os.open(_COUNTERS, os.O_RDONLY | os.O_CLOEXEC)
+
+
+def queue_row(number: int, counters: int | None = None) -> QueueRow | None:
     """What the kernel says of a queue of this network namespace; None if nobody is bound to it."""
     try:
-        lines = _COUNTERS.read_text().splitlines()
+        lines = (_COUNTERS.read_text() if counters is None else _whole(counters)).splitlines()
     except OSError:
         return None
     for line in lines:
@@ -60,6 +70,15 @@ def queue_row(number: int) -> QueueRow | None:
         if len(words) >= 7 and words[0] == str(number):
             return QueueRow(*(int(word) for word in words[:7]))
     return None
+
+
+def _whole(fd: int) -> str:
+    parts = []
+    at = 0
+    while part := os.pread(fd, 1 << 16, at):
+        parts.append(part)
+        at += len(part)
+    return b"".join(parts).decode()
 
 
 def _holder(port_id: int) -> str:
@@ -87,8 +106,11 @@ class PacketQueue:
     instance with its device), `unreadable` messages, `send_retries`.
     """
 
-    def __init__(self, number: int, queue: Queue, *, max_len: int = 8192, rcvbuf: int = 64 << 20) -> None:
-        """Bind. Raises `QueueUnavailable`."""
+    def __init__(
+        self, number: int, queue: Queue, *, max_len: int = 8192, rcvbuf: int = 64 << 20, counters: int | None = None
+    ) -> None:
+        """Bind. `counters`: the file of `open_counters`. Raises `QueueUnavailable`."""
+        self._counters = counters
         self.number = number
         self.queue = queue
         self.refused = 0
@@ -113,7 +135,7 @@ class PacketQueue:
             raise QueueUnavailable(self._explain(problem)) from problem
 
     def _explain(self, problem: OSError) -> str:
-        row = queue_row(self.number)
+        row = queue_row(self.number, self._counters)
         if row is not None:
             return (
                 f"netfilter queue {self.number} is already bound by {_holder(row.port_id)}: "
@@ -130,7 +152,7 @@ class PacketQueue:
         self._ask(nl.config_max_len(self.number, max_len, sequence=2), 2)
         # Packets may come from here on, before an answer could be read: so none is asked for, and /proc is looked at.
         self._socket.send(nl.config_copy_packet(self.number))
-        row = queue_row(self.number)
+        row = queue_row(self.number, self._counters)
         if row is None or row.copy_mode != nl.COPY_PACKET or row.copy_range < _KERNEL_COPY_RANGE:
             raise OSError(errno.EPROTO, f"the kernel did not take the configuration: {row}")
 
@@ -241,7 +263,7 @@ class PacketQueue:
 
     def dropped(self) -> int:
         """Packets that the kernel dropped in this queue since it was bound, for want of space."""
-        row = queue_row(self.number)
+        row = queue_row(self.number, self._counters)
         return 0 if row is None else row.dropped_full + row.dropped_unread
 
     def overrun(self) -> QueueOverrun | None:

@@ -26,6 +26,8 @@ class ServiceManager:
         if self._address is None:
             return
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+        with contextlib.suppress(OSError):  # now, while we may go wherever it is
+            self._socket.connect(self._address)
         microseconds = environment.get("WATCHDOG_USEC", "")
         ours = environment.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid())
         if ours and microseconds.isdecimal():
@@ -39,8 +41,13 @@ class ServiceManager:
 
     def _say(self, text: str) -> None:
         if self._socket is not None and self._address is not None:
-            with contextlib.suppress(OSError):
-                self._socket.sendto(text.encode(), self._address)
+            try:
+                self._socket.send(text.encode())
+            except BlockingIOError:
+                return
+            except OSError:  # a new one listens there, or none
+                with contextlib.suppress(OSError):
+                    self._socket.sendto(text.encode(), self._address)
 
     def ready(self) -> None:
         """The host is prepared and the loop begins."""

@@ -16,15 +16,13 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import IO, Final
 
-from pyroute2 import IPRoute
-
 from nfq_failover.constants import DEFAULT_MARK, DEFAULT_QUEUE_IN, DEFAULT_QUEUE_OUT
 from nfq_failover.core.events import Profile
 from nfq_failover.errors import ConfigError, NfqFailoverError
 from nfq_failover.wire.segment import FlowKey
 
 _SCRIPT: Final = "nfq-failover-rules"
-_PROBLEM: Final = 3  # the script's exit code for "something that was installed is missing or changed"
+PROBLEM: Final = 3  # the script's exit code for "something that was installed is missing or changed"
 _TIMEOUT_S: Final = 30.0
 _POKE_INTERVAL_S: Final = 0.05
 # Neighbour states whose MAC address is known, linux/neighbour.h: REACHABLE, STALE, DELAY, PROBE, NOARP, PERMANENT.
@@ -129,7 +127,7 @@ class RunningScript:
         status, said = self.wait()
         if status == 0:
             return None
-        if status == _PROBLEM:
+        if status == PROBLEM:
             return said
         raise RulesError(status, said)
 
@@ -242,6 +240,8 @@ class RulesRunner:
 
 def lookup_mac(address: str) -> str | None:
     """The MAC address that the kernel's neighbour table has for an IPv4 address, or None. Asks nobody."""
+    from pyroute2 import IPRoute  # takes long to load, and few need it
+
     with IPRoute() as route:
         for entry in route.get_neighbours(family=socket.AF_INET, dst=address):
             mac: str | None = entry.get_attr("NDA_LLADDR")

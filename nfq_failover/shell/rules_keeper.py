@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 import structlog
 
-from nfq_failover.config import Config
 from nfq_failover.core.events import ApplyRules, Event, Profile, RulesApplied, RulesLost
-from nfq_failover.shell.rules import PeerHost, RulesError, RulesOptions, RulesRunner, RunningScript
+from nfq_failover.shell.privileged_client import RemoteRules, RemoteScript
+from nfq_failover.shell.rules import RulesError
 
 CHECK_EVERY_S = 2.0
 RETRY_S = 1.0
@@ -20,31 +20,15 @@ class RulesKeeper:
     """One script run at a time: the newest wanted profile first, else a periodic check."""
 
     def __init__(
-        self, config: Config, watch: Callable[[int, Callable[[], None]], None], unwatch: Callable[[int], None]
+        self, runner: RemoteRules, watch: Callable[[int, Callable[[], None]], None], unwatch: Callable[[int], None]
     ):
-        settings = config.settings
-        self._runner = RulesRunner(
-            RulesOptions(
-                service=config.service,
-                ports=settings.ports,
-                interface=config.interface,
-                tap=config.tap,
-                peers=tuple(PeerHost(peer.address, config.peer_macs.get(peer.address)) for peer in settings.peers),
-                conntrack=config.conntrack,
-                instance=config.instance,
-                queue_in=config.queue_in,
-                queue_out=config.queue_out,
-                mark=config.mark,
-                state_dir=config.state_dir / "rules",
-                script=config.rules_script,
-            )
-        )
+        self._runner = runner
         self._watch = watch
         self._unwatch = unwatch
         self._wanted = ApplyRules(Profile.BACKUP)
         self._was_told = False
         self._pending = False
-        self._running: tuple[RunningScript, ApplyRules | None] | None = None
+        self._running: tuple[RemoteScript, ApplyRules | None] | None = None
         self._events: list[Event] = []
         self._next_check = 0.0
         self._retry_at: float | None = None
@@ -72,7 +56,7 @@ class RulesKeeper:
         except RulesError as error:
             self._failed(wanted, str(error))
 
-    def _run(self, script: RunningScript, wanted: ApplyRules | None) -> None:
+    def _run(self, script: RemoteScript, wanted: ApplyRules | None) -> None:
         self._running = (script, wanted)
         self._watch(script.pidfd(), self._ended)
 

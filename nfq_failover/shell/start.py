@@ -1,15 +1,31 @@
-"""What a daemon claims for itself before it touches the host: its directory, its instance, its sync socket."""
+"""What a daemon does before it touches the host or reads a packet.
+
+It claims its directory and instance, opens what only root can open, starts the privileged helper, and gives its own
+rights up.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import socket
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from nfq_failover.config import Config
 from nfq_failover.errors import CommandError
+from nfq_failover.shell import privileges
+from nfq_failover.shell.nfqueue import open_counters
+from nfq_failover.shell.notify import ServiceManager
+from nfq_failover.shell.privileged_client import Helper, helper_settings
+from nfq_failover.shell.rules import find_script
+from nfq_failover.shell.translation_store import TranslationStore
 
+PRIORITY = -10
+_UNIX_PATH = 107  # bytes in a socket's address, unix(7)
+_RESERVED_PORTS = 1024
 UDP_RCVBUF = 16 << 20
 _SO_RCVBUFFORCE = 33
 
@@ -18,7 +34,7 @@ def take_locks(directory: Path, instance: str, undo: list[Callable[[], object]])
     """One daemon per state directory, and per instance in a network namespace. Raises `CommandError`."""
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        lock = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        lock = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     except OSError as error:
         raise CommandError(f"can't use the state directory {directory} ({error}): check 'state_dir'") from None
     undo.append(lambda: os.close(lock))
@@ -49,3 +65,69 @@ def sync_socket(listen: tuple[str, int]) -> socket.socket:
         host, port = listen
         raise CommandError(f"can't listen on {host}:{port} ({error.strerror}): check 'listen'") from None
     return udp
+
+
+@dataclass(slots=True)
+class Ground:
+    """What the daemon stands on; `undo` gives all of it back, last things first."""
+
+    who: privileges.Account | None  # None: root, as before
+    undo: list[Callable[[], object]] = field(default_factory=list)
+    state: int = -1  # the state directory
+    helper: Helper = field(init=False)
+    store: TranslationStore = field(init=False)
+    manager: ServiceManager = field(init=False)
+    counters: int | None = None
+    udp: socket.socket | None = None  # only if root alone can bind it
+
+    def file(self, name: str) -> Path:
+        """A path of a file in the state directory."""
+        return privileges.via(self.state, name)
+
+    def may_ask(self) -> frozenset[int]:
+        """The users whose commands count. `nobody` is somebody else, too."""
+        return frozenset({0} if self.who is None or self.who.fallback else {0, self.who.uid})
+
+
+def stand(config: Config) -> Ground:
+    """Do all that needs root, then be root no more. To be called before threads are started. Raises `CommandError`."""
+    ground = Ground(privileges.account(config))
+    try:
+        _stand(config, ground)
+    except BaseException:
+        for undo in reversed(ground.undo):
+            undo()
+        raise
+    return ground
+
+
+def _stand(config: Config, ground: Ground) -> None:
+    ground.manager = ServiceManager()
+    ground.undo.append(ground.manager.close)
+    with contextlib.suppress(OSError):
+        os.setpriority(os.PRIO_PROCESS, 0, PRIORITY)  # the packets' path, and a fence: ahead of what the host serves
+    find_script(config.rules_script)
+    take_locks(config.state_dir, config.instance, ground.undo)
+    if len(os.fsencode(config.state_dir / "control.sock")) > _UNIX_PATH:
+        raise CommandError(f"{config.state_dir}/control.sock is too long: set a 'state_dir' with a shorter path")
+    privileges.roots_own(config.state_dir / "rules")
+    ground.helper = Helper(helper_settings(config, ground.who))
+    ground.undo.append(ground.helper.close)
+    ground.state = os.open(config.state_dir, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    ground.undo.append(lambda: os.close(ground.state))
+    ground.store = TranslationStore(config.run_dir, config.instance)
+    ground.undo.append(ground.store.close)
+    try:
+        ground.counters = counters = open_counters()
+    except OSError as error:
+        raise CommandError(f"the kernel has no netfilter queues ({error}): load the module nfnetlink_queue") from None
+    ground.undo.append(lambda: os.close(counters))
+    if config.listen[1] < _RESERVED_PORTS:
+        ground.udp = sync_socket(config.listen)
+        ground.undo.append(ground.udp.close)
+    try:
+        privileges.hand_over(ground.state, ground.who)
+    except OSError as error:
+        raise CommandError(f"can't hand {config.state_dir} over to the daemon's user: {error}") from None
+    if ground.who is not None:
+        privileges.become(ground.who.uid, ground.who.gid, privileges.DAEMON)

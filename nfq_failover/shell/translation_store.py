@@ -21,6 +21,8 @@ _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _NETNS = Path("/proc/thread-self/ns/net")
 _SO_NETNS_COOKIE = 71  # asm-generic/socket.h; never used twice in one boot, unlike the inode of a namespace
 
+_READ_BYTES = 1 << 20
+
 log = structlog.get_logger()
 
 
@@ -54,9 +56,18 @@ class TranslationStore:
         if not self.existed:
             return Recollection("it is missing") if lived else None
         try:
-            return recall(self.path.read_bytes(), self.life)
+            return recall(self._read(), self.life)
         except OSError as error:
             return Recollection(f"it can't be read: {error}")
+
+    def _read(self) -> bytes:
+        """By the descriptor: whoever has opened it may have given up the right to."""
+        parts: list[bytes] = []
+        at = 0
+        while part := os.pread(self._fd, _READ_BYTES, at):
+            parts.append(part)
+            at += len(part)
+        return b"".join(parts)
 
     def write(self, writes: tuple[tuple[int, bytes], ...]) -> None:
         """Write all, in order. A record that can't be kept up to date is made unreadable: the next life must not go on

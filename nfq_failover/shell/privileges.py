@@ -1,0 +1,252 @@
+"""Which rights a process of ours keeps: an unprivileged user, a named set of capabilities, and no way to get more.
+
+Nothing here logs or imports much: the heartbeat sender uses it, too. docs/privileges.md has the table of who keeps what
+and why; capabilities(7) the rules of the kernel.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import pwd
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from nfq_failover.config import Config
+from nfq_failover.errors import CommandError
+
+# linux/capability.h, in the order of their numbers.
+_NAMES: Final = (
+    *("CHOWN", "DAC_OVERRIDE", "DAC_READ_SEARCH", "FOWNER", "FSETID", "KILL", "SETGID", "SETUID", "SETPCAP"),
+    *("LINUX_IMMUTABLE", "NET_BIND_SERVICE", "NET_BROADCAST", "NET_ADMIN", "NET_RAW", "IPC_LOCK", "IPC_OWNER"),
+    *("SYS_MODULE", "SYS_RAWIO", "SYS_CHROOT", "SYS_PTRACE", "SYS_PACCT", "SYS_ADMIN", "SYS_BOOT", "SYS_NICE"),
+    *("SYS_RESOURCE", "SYS_TIME", "SYS_TTY_CONFIG", "MKNOD", "LEASE", "AUDIT_WRITE", "AUDIT_CONTROL", "SETFCAP"),
+    *("MAC_OVERRIDE", "MAC_ADMIN", "SYSLOG", "WAKE_ALARM", "BLOCK_SUSPEND", "AUDIT_READ", "PERFMON", "BPF"),
+    "CHECKPOINT_RESTORE",
+)
+NUMBERS: Final = {f"CAP_{name}": number for number, name in enumerate(_NAMES)}
+
+# The daemon: queues, marks, socket buffers and the interface's ARP settings; raw packets, announcements and copies.
+DAEMON: Final = frozenset({"CAP_NET_ADMIN", "CAP_NET_RAW"})
+# The helper: rules (their modules, too), files of any owner for the fence, and what starts the heartbeat sender.
+HELPER: Final = frozenset(
+    {
+        *("CAP_NET_ADMIN", "CAP_NET_RAW", "CAP_SYS_MODULE", "CAP_DAC_OVERRIDE", "CAP_KILL"),
+        *("CAP_SETUID", "CAP_SETGID", "CAP_SETPCAP", "CAP_SYS_NICE", "CAP_IPC_LOCK", "CAP_SYS_RESOURCE"),
+    }
+)
+NOTHING: Final[frozenset[str]] = frozenset()
+
+FALLBACK_USER: Final = "nobody"
+DEFAULT_USER: Final = "nfq-failover"
+
+_PR_SET_DUMPABLE, _PR_SET_KEEPCAPS, _PR_CAPBSET_DROP = 4, 8, 24  # linux/prctl.h
+_PR_SET_NO_NEW_PRIVS, _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL = 38, 47, 4
+_CAPABILITY_VERSION_3: Final = 0x20080522
+_LAST: Final = Path("/proc/sys/kernel/cap_last_cap")
+_STATUS: Final = Path("/proc/thread-self/status")
+_HANDED_OVER: Final = ("epoch.json", "epoch.new", "host.json", "host.new", "control.sock")
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """The user that a process becomes."""
+
+    name: str
+    uid: int
+    gid: int
+    fallback: bool = False  # nobody was named, and the user that is meant for it does not exist
+
+
+def account(config: Config) -> Account | None:
+    """Who the daemon will be; None if it stays what it is. Raises `CommandError` for a user that can't be."""
+    wanted = config.privileges
+    if not wanted.drop:
+        return None
+    name = wanted.user or DEFAULT_USER
+    fallback = False
+    try:
+        entry = pwd.getpwnam(name)
+    except KeyError:
+        if wanted.user is not None:
+            raise CommandError(
+                f"there is no user '{name}': make one (useradd --system {name}), or correct 'user' in [privileges]"
+            ) from None
+        fallback = True
+        try:
+            entry = pwd.getpwnam(FALLBACK_USER)
+        except KeyError:
+            raise CommandError(f"make a user for the daemon: useradd --system {DEFAULT_USER}") from None
+    if not entry.pw_uid or not entry.pw_gid:
+        raise CommandError(f"the user '{name}' has root's rights: name another in [privileges], or set drop = false")
+    return Account(entry.pw_name, entry.pw_uid, entry.pw_gid, fallback)
+
+
+# ------------------------------------------------------------------------------------------------ the kernel's calls
+
+
+def _prctl(option: int, *arguments: int) -> None:
+    if _libc.prctl(option, *(ctypes.c_ulong(a) for a in (*arguments, 0, 0, 0, 0)[:4])):
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+
+
+def _mask(names: frozenset[str]) -> int:
+    return sum(1 << NUMBERS[name] for name in names)
+
+
+def _capset(names: frozenset[str]) -> None:
+    """Effective and permitted set of the calling thread; nothing inheritable."""
+    mask = _mask(names)
+    header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
+    low, high = mask & 0xFFFFFFFF, mask >> 32
+    data = (ctypes.c_uint32 * 6)(low, low, 0, high, high, 0)
+    if _libc.capset(header, data):
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+
+
+def _limit_bounding(names: frozenset[str]) -> None:
+    """Nothing that this thread executes can get more than `names`. Needs CAP_SETPCAP for what is not gone already."""
+    kept, have = _mask(names), bounding()
+    for number in range(int(_LAST.read_text()) + 1):
+        if have & 1 << number and not kept & 1 << number:
+            _prctl(_PR_CAPBSET_DROP, number)
+
+
+def _field(name: str) -> str:
+    for line in _STATUS.read_text().splitlines():
+        if line.startswith(f"{name}:"):
+            return line.partition(":")[2].strip()
+    return "0"
+
+
+def bounding() -> int:
+    """The bounding set of the calling thread, as a mask."""
+    return int(_field("CapBnd"), 16)
+
+
+def _permitted() -> frozenset[str]:
+    mask = int(_field("CapPrm"), 16)
+    return frozenset(name for name, number in NUMBERS.items() if mask & 1 << number)
+
+
+def describe() -> dict[str, object]:
+    """For the status: who the calling thread is, and what it may do."""
+    mask = int(_field("CapPrm"), 16)
+    return {
+        "uid": os.getuid(),
+        "gid": os.getgid(),
+        "capabilities": [name for name, number in NUMBERS.items() if mask & 1 << number],
+        "no_new_privileges": _field("NoNewPrivs") == "1",
+    }
+
+
+# ------------------------------------------------------------------------------------------------ giving rights up
+
+
+def become(uid: int, gid: int, keep: frozenset[str]) -> None:
+    """Be that user, with these capabilities alone, for good: nothing that is executed from here on regains any.
+
+    Concerns the calling thread and those that it starts later; other threads change their user, and lose all
+    capabilities. Raises `CommandError`.
+    """
+    try:
+        _limit_bounding(keep)
+        os.setgroups([])
+        _prctl(_PR_SET_KEEPCAPS, 1)
+        os.setresgid(gid, gid, gid)
+        os.setresuid(uid, uid, uid)
+        _capset(keep)
+        _prctl(_PR_SET_KEEPCAPS, 0)
+        with contextlib.suppress(OSError):  # empty already, since nothing is inheritable; before Linux 4.3 unknown
+            _prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL)
+        _prctl(_PR_SET_NO_NEW_PRIVS, 1)
+        _prctl(_PR_SET_DUMPABLE, 0)  # nobody of the same user may look into it, or steer it
+    except OSError as error:
+        raise CommandError(
+            f"can't become user {uid} with {', '.join(sorted(keep)) or 'no capabilities'} ({error.strerror}): grant "
+            "CAP_SETUID, CAP_SETGID, CAP_SETPCAP and CAP_CHOWN at the start, or set drop = false in [privileges]"
+        ) from None
+    sets = {name: int(_field(name), 16) for name in ("CapPrm", "CapEff", "CapBnd", "CapInh", "CapAmb")}
+    wanted = _mask(keep)
+    if (sets["CapPrm"], sets["CapEff"], sets["CapInh"], sets["CapAmb"]) != (wanted, wanted, 0, 0) or sets[
+        "CapBnd"
+    ] & ~wanted:
+        raise CommandError(f"the kernel did not take the rights away that were given up: {sets}")
+    if os.getresuid() != (uid, uid, uid) or os.getresgid() != (gid, gid, gid) or os.getgroups():
+        raise CommandError("the kernel did not take the user away that was given up")
+
+
+def limit(keep: frozenset[str], no_new_privileges: bool) -> None:
+    """Stay the same user, with at most these capabilities, also in what is executed. Raises OSError."""
+    _limit_bounding(keep)
+    _capset(keep & _permitted())
+    if no_new_privileges:
+        _prctl(_PR_SET_NO_NEW_PRIVS, 1)
+
+
+def hold_nothing() -> None:
+    """The calling thread gives up all capabilities: it needs none."""
+    with contextlib.suppress(OSError):
+        _capset(NOTHING)
+
+
+# ------------------------------------------------------------------------------------------------ files
+
+
+def via(directory: int, name: str) -> Path:
+    """A path to a file in an open directory, for this process: no right to the directories above it is needed."""
+    return Path(f"/proc/self/fd/{directory}/{name}")
+
+
+def plain(path: Path) -> Path:
+    """The same for people: where a path made by `via` leads."""
+    if path.is_relative_to("/proc/self/fd"):
+        with contextlib.suppress(OSError):
+            return path.parent.readlink() / path.name
+    return path
+
+
+def hand_over(directory: int, who: Account | None) -> None:
+    """Let the user work in root's directory (a descriptor), and own what it replaces there; None: root alone again.
+
+    The directory stays root's, with the sticky bit: what root has put there (the lock, the rules' records) can't be
+    renamed or replaced by the user. Raises OSError.
+    """
+    uid, gid = (who.uid, who.gid) if who else (0, 0)
+    for name in _HANDED_OVER:
+        try:
+            fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
+        except FileNotFoundError:
+            continue
+        try:
+            found = os.fstat(fd)
+            # Neither a symbolic link nor another name of somebody's file is given away.
+            plain = (stat.S_ISREG(found.st_mode) and found.st_nlink == 1) or stat.S_ISSOCK(found.st_mode)
+            if plain and found.st_uid != uid:
+                os.chown(f"/proc/self/fd/{fd}", uid, gid)
+        finally:
+            os.close(fd)
+    had = os.fstat(directory)
+    if (had.st_uid, had.st_gid) != (0, gid):
+        os.fchown(directory, 0, gid)
+    mode = 0o1770 if who else 0o700
+    if stat.S_IMODE(had.st_mode) != mode:
+        os.fchmod(directory, mode)
+
+
+def roots_own(directory: Path) -> None:
+    """Make the directory, or see that it is root's and nobody else can write there. Raises `CommandError`."""
+    with contextlib.suppress(FileExistsError):
+        directory.mkdir(mode=0o700)
+    found = directory.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o022:
+        raise CommandError(
+            f"{directory} is not a directory that only root can write to: move it away, then start again"
+        )
