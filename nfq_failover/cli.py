@@ -39,18 +39,21 @@ def _config_option(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
+    # What numpy loads for linear algebra starts threads at once: nobody needs them, and they would keep rights.
+    os.environ["OPENBLAS_NUM_THREADS"] = os.environ["OMP_NUM_THREADS"] = "1"
     from nfq_failover.config import advice, load
     from nfq_failover.shell import logs
 
     if os.geteuid():
         raise CommandError("run as root: netfilter queues and raw sockets need it")
     config = load(args.config)
+    sentences = advice(config)  # now, as root, who can see all that it asks for
     from nfq_failover.shell.daemon import Daemon, log
     from nfq_failover.shell.start import stand
 
     ground = stand(config)
     logs.configure(args.log_level, args.log_json)
-    for sentence in advice(config):
+    for sentence in sentences:
         log.warning("configuration", advice=sentence)
     Daemon(config, ground).run(lambda: print(f"nfq-failover {config.settings.name}: ready", flush=True))
     return 0

@@ -147,6 +147,8 @@ class Daemon:
         config, ground = self.config, self.ground
         if ground.who is not None and ground.who.fallback:
             log.warning("there is no user of the daemon's own: it is one with others", user=ground.who.name)
+        if ground.who is not None and ground.threads:  # they keep their bounding set, but no capability
+            log.warning("threads of a library were there before rights were given up", threads=ground.threads)
         self.epochs = EpochStore(ground.file("epoch.json"))
         self._undo.append(self.epochs.close)
         epoch, served = self.epochs.load()

@@ -234,10 +234,13 @@ def main(arguments: list[str]) -> None:
         signal.signal(number, lambda *_: None)  # not SIG_IGN, which scripts and fences would inherit
     # Written by our parent before it gave its rights up and had read anything from outside.
     settings: HelperSettings = pickle.load(sys.stdin.buffer)  # noqa: S301
-    for name in ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"):
+    for name in ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"):
         os.environ.pop(name, None)
     if settings.keep is not None:
-        privileges.limit(settings.keep, settings.no_new_privileges)
+        try:
+            privileges.limit(settings.keep, settings.no_new_privileges)
+        except OSError as error:
+            sys.exit(f"nfq-failover: the helper can't give its rights up (CAP_SETPCAP is needed): {error}")
     Helper(settings, socket.socket(fileno=int(arguments[0]))).run()
 
 

@@ -82,6 +82,9 @@ def account(config: Config) -> Account | None:
             entry = pwd.getpwnam(FALLBACK_USER)
         except KeyError:
             raise CommandError(f"make a user for the daemon: useradd --system {DEFAULT_USER}") from None
+    for capability in wanted.fence_capabilities:
+        if capability not in NUMBERS:
+            raise CommandError(f"there is no capability {capability}: correct 'fence_capabilities' in [privileges]")
     if not entry.pw_uid or not entry.pw_gid:
         raise CommandError(f"the user '{name}' has root's rights: name another in [privileges], or set drop = false")
     return Account(entry.pw_name, entry.pw_uid, entry.pw_gid, fallback)
@@ -189,6 +192,11 @@ def limit(keep: frozenset[str], no_new_privileges: bool) -> None:
     _capset(keep & _permitted())
     if no_new_privileges:
         _prctl(_PR_SET_NO_NEW_PRIVS, 1)
+
+
+def threads() -> int:
+    """How many threads this process has. One that is there before `become` keeps its bounding set."""
+    return len(os.listdir("/proc/self/task"))  # noqa: PTH208
 
 
 def hold_nothing() -> None:

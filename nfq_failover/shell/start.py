@@ -79,6 +79,7 @@ class Ground:
     manager: ServiceManager = field(init=False)
     counters: int | None = None
     udp: socket.socket | None = None  # only if root alone can bind it
+    threads: int = 0  # that were there before rights were given up
 
     def file(self, name: str) -> Path:
         """A path of a file in the state directory."""
@@ -128,6 +129,9 @@ def _stand(config: Config, ground: Ground) -> None:
     try:
         privileges.hand_over(ground.state, ground.who)
     except OSError as error:
+        if ground.who is None:
+            return  # root does not need it
         raise CommandError(f"can't hand {config.state_dir} over to the daemon's user: {error}") from None
+    ground.threads = privileges.threads() - 1
     if ground.who is not None:
         privileges.become(ground.who.uid, ground.who.gid, privileges.DAEMON)

@@ -62,6 +62,7 @@ class Wire:
 
     @property
     def pid(self) -> int:
+        assert self.process._process is not None
         return self.process._process.pid
 
     def close(self) -> None:
@@ -151,6 +152,7 @@ def test_it_ends_with_the_daemon_and_not_before(wire: Wire) -> None:
     time.sleep(0.2)
     assert not wire.process.died()
     wire.process._orders.close()
+    assert wire.process._process is not None
     assert wire.process._process.wait(5) == 0
 
 
