@@ -113,7 +113,7 @@ def test_each_process_and_thread_holds_what_is_named_for_it_and_no_more(world: W
     assert set(sets.values()) == {mine}
 
     pid = process_of(world, "nfq_failover.shell.heartbeat_sender")
-    wait_until(lambda: rights(pid)["NoNewPrivs"] == "1")
+    wait_until(lambda: rights(pid)["CapPrm"] == NONE)
     sender = rights(pid)
     assert (sender["Uid"], sender["Gid"], sender["Groups"].strip()) == (ids, groups, "")
     assert {sender[name] for name in ("CapPrm", "CapEff", "CapBnd", "CapInh", "CapAmb")} == {NONE}
