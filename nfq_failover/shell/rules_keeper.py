@@ -12,6 +12,7 @@ from nfq_failover.shell.rules import RulesError
 
 CHECK_EVERY_S = 2.0
 RETRY_S = 1.0
+STUCK_S = 60.0
 
 log = structlog.get_logger()
 
@@ -31,6 +32,7 @@ class RulesKeeper:
         self._running: tuple[RemoteScript, ApplyRules | None] | None = None
         self._events: list[Event] = []
         self._next_check = 0.0
+        self._stuck_at: float | None = None
         self._retry_at: float | None = None
         self._installed: Profile | None = None
 
@@ -58,6 +60,7 @@ class RulesKeeper:
 
     def _run(self, script: RemoteScript, wanted: ApplyRules | None) -> None:
         self._running = (script, wanted)
+        self._stuck_at = None
         self._watch(script.pidfd(), self._ended)
 
     def _ended(self) -> None:
@@ -98,6 +101,12 @@ class RulesKeeper:
             elif now >= self._retry_at:
                 self._retry_at, self._pending = None, True
                 self._next()
+        if self._running is not None:
+            if self._stuck_at is None:
+                self._stuck_at = now + STUCK_S
+            elif now >= self._stuck_at:
+                self._stuck_at = now + STUCK_S
+                log.error("the firewall rules are neither done nor refused: see what holds the script or the helper")
         if now >= self._next_check and self._running is None:
             self._next_check = now + CHECK_EVERY_S
             try:
