@@ -158,7 +158,10 @@ def ask(path: Path, command: str, timeout_s: float = 5.0) -> dict[str, Any]:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as s:
             s.settimeout(timeout_s)
             s.connect(str(path))
-            s.sendall(json.dumps({"command": command}).encode() + b"\n")
+            with contextlib.suppress(
+                BrokenPipeError, ConnectionResetError
+            ):  # refused at once: the reason is there to read
+                s.sendall(json.dumps({"command": command}).encode() + b"\n")
             with s.makefile("rb") as answers:
                 answer = json.loads(answers.readline() or b"{}")
     except PermissionError:
