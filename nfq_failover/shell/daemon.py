@@ -61,7 +61,7 @@ from nfq_failover.shell.flow_list import FlowList
 from nfq_failover.shell.flows import FlowQueries
 from nfq_failover.shell.health import HealthChecks
 from nfq_failover.shell.heartbeat_process import HeartbeatProcess
-from nfq_failover.shell.host import Host, link_up
+from nfq_failover.shell.host import link_up
 from nfq_failover.shell.inject import Injector
 from nfq_failover.shell.nfqueue import PacketQueue
 from nfq_failover.shell.privileged_client import RemoteFences, RemoteRules
@@ -76,9 +76,7 @@ TIMER_PATIENCE_S = 0.2  # how long timers wait for a sync socket that never beco
 OVERRUN_EVERY_S = 1.0
 ALARM_SPACING_S = 0.1
 EXIT_NO_MEMORY = 71  # EX_OSERR of sysexits.h
-EXIT_NO_HELPER = 70  # EX_SOFTWARE
 _NO_MEMORY = b"nfq-failover: no memory: the daemon ends here, as if it had been killed\n"
-_NO_HELPER = b"nfq-failover: the privileged helper has ended: so does the daemon, as if it had been killed\n"
 
 log = structlog.get_logger()
 
@@ -145,10 +143,8 @@ class Daemon:
 
     def _start(self) -> None:
         config, ground = self.config, self.ground
-        if ground.who is not None and ground.who.fallback:
-            log.warning("there is no user of the daemon's own: it is one with others", user=ground.who.name)
-        if ground.who is not None and ground.threads:  # they keep their bounding set, but no capability
-            log.warning("threads of a library were there before rights were given up", threads=ground.threads)
+        for warning in ground.warnings():
+            log.warning(warning)
         self.epochs = EpochStore(ground.file("epoch.json"))
         self._undo.append(self.epochs.close)
         epoch, served = self.epochs.load()
@@ -160,8 +156,7 @@ class Daemon:
             self._undo.append(self.queues[queue].close)
         self.injector = Injector(config.mark)
         self._undo.append(self.injector.close)
-        names = (config.service, config.interface, config.tap, config.tap_mac)
-        self.host = Host(*names, ground.file("host.json"), ground.helper.change_address)
+        self.host = ground.host(config)
         recollection = self.store.recall(self.host.lived)
         # A host that served alone, and has the address yet, goes on: the rules are in force, its packets wait for us.
         resuming = recollection is not None and recollection.allows(epoch, served) and self.host.has_address()
@@ -193,7 +188,7 @@ class Daemon:
         self._watch(self.udp.fileno(), lambda: None)
         for bound in self.queues.values():
             self._watch(bound.fileno(), lambda: None)
-        self._watch(ground.helper.fileno(), self._helped)
+        self._watch(ground.helper.fileno(), ground.helped)
         self._watch(self.epochs.fileno(), self._epochs_stored)
         self._watch(self.control.fileno(), self.control.serve)
         self._carry_out()  # a host that goes on does so before it answers anybody
@@ -461,13 +456,6 @@ class Daemon:
             self._undo.remove(self._copies.close)
             self._copies.close()
             self._copies = None
-
-    def _helped(self) -> None:
-        """Take the helper's answers. Without it nothing can be put in order, so nothing is: as good as killed."""
-        self.ground.helper.serve()
-        if self.ground.helper.gone:
-            os.write(2, _NO_HELPER)
-            os._exit(EXIT_NO_HELPER)
 
     def _epochs_stored(self) -> None:
         for event in self.epochs.finished():

@@ -17,6 +17,7 @@ from pathlib import Path
 from nfq_failover.config import Config
 from nfq_failover.errors import CommandError
 from nfq_failover.shell import privileges
+from nfq_failover.shell.host import Host
 from nfq_failover.shell.nfqueue import open_counters
 from nfq_failover.shell.notify import ServiceManager
 from nfq_failover.shell.privileged_client import Helper, helper_settings
@@ -26,6 +27,8 @@ from nfq_failover.shell.translation_store import TranslationStore
 PRIORITY = -10
 _UNIX_PATH = 107  # bytes in a socket's address, unix(7)
 _RESERVED_PORTS = 1024
+EXIT_NO_HELPER = 70  # EX_SOFTWARE of sysexits.h
+_NO_HELPER = b"nfq-failover: the privileged helper has ended: so does the daemon, as if it had been killed\n"
 UDP_RCVBUF = 16 << 20
 _SO_RCVBUFFORCE = 33
 
@@ -88,6 +91,27 @@ class Ground:
     def may_ask(self) -> frozenset[int]:
         """The users whose commands count. `nobody` is somebody else, too."""
         return frozenset({0} if self.who is None or self.who.fallback else {0, self.who.uid})
+
+    def host(self, config: Config) -> Host:
+        """The host's address and settings; the address by way of the helper."""
+        names = (config.service, config.interface, config.tap, config.tap_mac)
+        return Host(*names, self.file("host.json"), self.helper.change_address)
+
+    def helped(self) -> None:
+        """Take the helper's answers. Without it nothing can be put in order, so nothing is: as good as killed."""
+        self.helper.serve()
+        if self.helper.gone:
+            os.write(2, _NO_HELPER)
+            os._exit(EXIT_NO_HELPER)
+
+    def warnings(self) -> list[str]:
+        """What could be better."""
+        said = []
+        if self.who is not None and self.who.fallback:
+            said.append(f"the daemon has no user of its own, and is one with others: {self.who.name}")
+        if self.who is not None and self.threads:  # they keep their bounding set, but no capability
+            said.append(f"{self.threads} threads of a library were there before rights were given up")
+        return said
 
 
 def stand(config: Config) -> Ground:

@@ -91,7 +91,7 @@ def as_user(user: pwd.struct_passwd, *command: str) -> subprocess.CompletedProce
 
 def test_each_process_and_thread_holds_what_is_named_for_it_and_no_more(world: World) -> None:
     process, log = world.ready(world.config())
-    assert "one with others" in log.read_text()  # no user of its own: nobody
+    assert "is one with others" in log.read_text()  # no user of its own: nobody
     ids = f"{NOBODY.pw_uid}\t" * 3 + str(NOBODY.pw_uid)
     groups = f"{NOBODY.pw_gid}\t" * 3 + str(NOBODY.pw_gid)
     wait_until(lambda: len(threads(process.pid)) >= 3)
