@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pwd
 import shutil
@@ -17,6 +18,7 @@ import pytest
 from namespaces import SERVICE, run
 from test_daemon import World, _world, pings, refused, wait_until
 
+from nfq_failover.shell.host import Host
 from nfq_failover.shell.privileges import DAEMON, HELPER, NUMBERS
 
 pytestmark = pytest.mark.netns
@@ -271,10 +273,32 @@ def test_what_the_user_left_in_the_state_directory_does_not_mislead_the_next_sta
     assert victim.stat().st_uid == 0
 
 
-def test_rules_records_that_others_can_write_are_refused(world: World) -> None:
+def test_the_record_of_what_to_put_back_names_our_settings_and_nothing_else(tmp_path: Path) -> None:
+    """Also while the daemon is root: at its start, or with drop = false."""
+    victim, record = tmp_path / "victim", tmp_path / "host.json"
+    victim.write_text("untouched")
+    life = Host(SERVICE, "lo", "clone", None, record)._life
+    ours = "/proc/sys/net/ipv4/conf/lo/arp_ignore"
+    for sysctls, kept in (
+        ({str(victim): "0", ours: "0"}, {ours: "0"}),
+        ({f"{ours}/../../../../../../..{victim}": "0"}, {}),
+        ({ours: "0\nmore"}, {}),
+    ):
+        record.write_text(json.dumps({"life": life, "sysctls": sysctls, "address": False}))
+        host = Host(SERVICE, "lo", "clone", None, record)
+        assert host.lived
+        assert host._saved == kept
+        host._saved.pop(ours, None)  # this is the real host's
+        host.restore()
+        assert victim.read_text() == "untouched"
+
+
+@pytest.mark.parametrize(("owner", "mode"), [(NOBODY.pw_uid, 0o700), (0, 0o770), (0, 0o707)])
+def test_rules_records_that_others_can_write_are_refused(world: World, owner: int, mode: int) -> None:
     world.state.mkdir()
     (world.state / "rules").mkdir()
-    os.chown(world.state / "rules", NOBODY.pw_uid, NOBODY.pw_gid)
+    (world.state / "rules").chmod(mode)
+    os.chown(world.state / "rules", owner, owner)
     assert "only root can write to" in refused(world, world.config())
 
 
