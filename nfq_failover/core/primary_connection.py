@@ -147,6 +147,10 @@ class PrimaryConnection:
 
     def outbound(self, event: PacketQueued, seg: Segment, out: Outbox, now: float) -> None:
         """Judge a segment (not a SYN) that our TCP sends."""
+        if seg.flags & RST and not self.established:
+            # Refuses what came instead of the handshake's last ACK, and has to say what (RFC 9293 section 3.10.7.1).
+            out.accept(event.queue, event.packet_id)
+            return
         ack = self.client.offset(seg.ack) if seg.flags & ACK else self.kernel_ack
         self._learn(seg, ack)
         if self.state not in _GATED:
