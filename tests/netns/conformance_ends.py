@@ -202,7 +202,8 @@ def the_servers_window_closes(env: Env) -> Transcript:
     end.mark()
     gate.touch()
     opened = end.wait(lambda one: one.edge > end.next)
-    lines.append("opens" if opened else "stays closed")
+    heard = [(one.ack, one.window, one.flags) for one in end.since()]
+    lines.append("opens" if opened else f"stays closed at {end.next}: {heard}")
     end.send(data[end.next : end.next + 1000])
     taken = end.next
     end.send(b"", ACK | FIN)
