@@ -167,7 +167,7 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-LAB_COMMANDS = ("lab", "bench", "campaign", "demo")
+LAB_COMMANDS = ("lab", "bench", "campaign", "demo", "faults")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -76,7 +76,10 @@ class BackupSide:
             return
         offset = connection.client.offset(seg.seq)
         if not connection.plausible(seg, offset):
-            out.drop(event.queue, event.packet_id, "implausible")  # of an earlier connection, or forged
+            if connection.state is Shadow.ACTIVE:
+                connection.refer(event, seg, out)
+            else:
+                out.drop(event.queue, event.packet_id, "implausible")  # of an earlier connection, or forged
             return
         if seg.flags & RST:
             connection.deliver_rst(event, seg, out)
@@ -118,6 +121,7 @@ class BackupSide:
     def _log(self, connection: BackupConnection, offset: int, seg: Segment, now: float) -> None:
         """Put the segment's bytes into the log, and see what is missing before them."""
         if connection.state is Shadow.ACTIVE:
+            connection.outlived_reset(offset + seg.seg_len)
             if seg.flags & FIN and offset + seg.payload_len >= max(connection.k_ack, connection.floor):
                 connection.fin_in = offset + seg.payload_len
             return  # nothing new is acknowledged before our own TCP has it: the client keeps it

@@ -32,6 +32,7 @@ REDELIVER_BYTES = 16384
 REDELIVER_BURST = 8
 OLD_BYTES = 64 << 20  # how old a client's retransmission can be
 AHEAD_BYTES = 1 << 30  # how far the primary's application can be ahead of ours
+LEFT_BEHIND_BYTES = 64 << 20  # what a dead primary had sent beyond what its client could take, as far as we know
 JOURNAL_AHEAD = 4 << 20  # bytes beyond the replica's window that we still log
 
 
@@ -124,12 +125,18 @@ class BackupConnection:
 
     def store(self, offset: int, data: bytes, fin: bool, out: Outbox) -> None:
         """Log bytes of the client's stream."""
+        self.outlived_reset(offset + len(data) + fin)
         ahead = max(self.k_edge, self.cum) + JOURNAL_AHEAD
         if offset + len(data) > self.k_ack and (offset > ahead or not self.journal.insert(offset, data)):
             out.counters["log-full"] += 1
             return
         if fin and offset + len(data) >= self.journal.end:
             self.fin_in = offset + len(data)
+
+    def outlived_reset(self, stop: int) -> None:
+        """The client goes on to `stop`: an RST before that was not its last word."""
+        if self.rst_in is not None and stop > self.rst_in:
+            self.rst_in = None
 
     # ------------------------------------------------------------------------------------ client -> replica
 
@@ -142,7 +149,10 @@ class BackupConnection:
             return False
         if self.map is None or not seg.flags & ACK:
             return True
-        return self.map.seen.offset(seg.ack) <= max(self.c_ack, self.produced) + AHEAD_BYTES
+        ack = self.map.seen.offset(seg.ack)
+        if self.state is Shadow.ACTIVE:
+            return ack <= max(self.c_ack + (self.c_wnd << self.client_wscale) + LEFT_BEHIND_BYTES, self.produced)
+        return ack <= max(self.c_ack, self.produced) + AHEAD_BYTES
 
     def note_client(self, seg: Segment, now: float) -> None:
         """Learn from the header of a client's segment."""
@@ -181,17 +191,41 @@ class BackupConnection:
         out.accept(event.queue, event.packet_id, seg.buf)
 
     def deliver_rst(self, event: PacketQueued, seg: Segment, out: Outbox) -> None:
-        """A client's RST: when our TCP is behind, it would not fit the window, so it waits (RFC 5961 section 3.2)."""
+        """A client's RST. In the shadow one that our TCP would take and the primary's would not must not get through:
+        it has to fit exactly (RFC 5961 section 3.2) where the client's stream ends, for all that we know, and it waits
+        for a TCP of ours that is behind. If the primary's takes another one all the same, we are told."""
         offset = self.client.offset(seg.seq)
-        if self.map is None or offset > self.k_ack:
-            self.rst_in = offset
-            out.drop(event.queue, event.packet_id, "rst-held")
-            return
+        if self.state is not Shadow.ACTIVE and offset >= self.k_ack:
+            if offset != self.cum:
+                out.drop(event.queue, event.packet_id, "rst-elsewhere")
+                return
+            if self.map is None or offset > self.k_ack:
+                self.rst_in = offset
+                out.drop(event.queue, event.packet_id, "rst-held")
+                return
         self.reset_by_client = self.reset_by_client or offset == self.k_ack
+        mapping = self.mapping
         if seg.flags & ACK:
-            seg.set_ack(self.map.own.seq(min(self.map.seen.offset(seg.ack), self.produced)))
+            seg.set_ack(mapping.own.seq(min(mapping.seen.offset(seg.ack), self.produced)))
         if seg.ts_off:
-            seg.set_timestamps(seg.tsval, self.map.own_tsecr(seg.tsecr))
+            seg.set_timestamps(seg.tsval, mapping.own_tsecr(seg.tsecr))
+        seg.seal()
+        out.accept(event.queue, event.packet_id, seg.buf)
+
+    def refer(self, event: PacketQueued, seg: Segment, out: Outbox) -> None:
+        """Let our TCP judge a segment that can't be of this connection: it will not take it, and answers as TCP does.
+
+        Nothing is learned from it, and its acknowledgement is translated as it is, however wrong."""
+        mapping = self.mapping
+        if not event.complete:
+            out.drop(event.queue, event.packet_id, "incomplete-packet")
+            return
+        if seg.flags & ACK:
+            seg.set_ack(mapping.own.seq(mapping.seen.offset(seg.ack)))
+        if seg.sack:
+            seg.set_sack(mapping.own_sack(seg.sack, self.produced))
+        if seg.ts_off:
+            seg.set_timestamps(seg.tsval, mapping.own_tsecr(seg.tsecr))
         seg.seal()
         out.accept(event.queue, event.packet_id, seg.buf)
 

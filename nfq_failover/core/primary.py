@@ -112,6 +112,10 @@ class PrimarySide:
             self.out.drop(event.queue, event.packet_id, "rst-after-end")
             connection.repeat_last_ack(self.out)
             return
+        if connection.refuses(seg):
+            self._next_query = min(self._next_query, now + QUERY_CLOSING_S)  # our TCP may have given it up
+            self.out.accept(event.queue, event.packet_id)
+            return
         held = connection.state is Gate.PROTECTED and self.ends.outbound(connection, event, seg, now)
         if not held:
             connection.outbound(event, seg, self.out, now)

@@ -168,6 +168,13 @@ class PrimaryConnection:
             return
         self._send_changed(event, seg, out, ack, blocks, now)
 
+    def refuses(self, seg: Segment) -> bool:
+        """Whether a segment of our TCP is no end of the stream but refuses what came instead of the handshake's last
+        ACK. It passes as it is: it has to say what it refuses (RFC 9293 section 3.10.7.1), and proves no failure."""
+        if not seg.flags & RST or self.established:
+            return False
+        return not seg.flags & ACK or seg.seq != self.snd_nxt
+
     def note_ack(self, seg: Segment, now: float) -> None:
         """Learn from a segment that is not sent (its FIN is held): what it acknowledges is owed."""
         ack = self.client.offset(seg.ack) if seg.flags & ACK else self.kernel_ack

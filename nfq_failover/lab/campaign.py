@@ -9,20 +9,19 @@ not as it should be keeps its capture, the daemons' logs and its seeds in result
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import platform
-import random
-import shutil
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from types import TracebackType
 from typing import Any, Final
 
 from nfq_failover.errors import CommandError, NfqFailoverError
+from nfq_failover.lab.campaign_lab import CampaignLab
 from nfq_failover.lab.campaign_plan import (
     CELLS,
     KINDS,
@@ -38,7 +37,6 @@ from nfq_failover.lab.campaign_plan import (
     table,
     write_section,
 )
-from nfq_failover.lab.driver import LabDriver
 from nfq_failover.lab.interrupt import EXIT_CODE, Interrupted, interruptible
 from nfq_failover.lab.measure import Measurement, measure, read_capture
 from nfq_failover.lab.netns import LabError
@@ -74,17 +72,17 @@ class Runner:
 
     def __init__(self, settings: Settings, say: Callable[[str], None]) -> None:
         self._settings = settings
-        self._say = say
-        self._driver = LabDriver(settings.name)
-        self._cell: Cell | None = None
-        self._lab_seed = 0
+        self._lab = CampaignLab(settings.name, PORT, say)
+        self._driver = self._lab.driver
 
     def __enter__(self) -> Runner:
-        self._driver.clear()  # what a campaign left behind that was killed
+        self._lab.__enter__()
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._driver.clear()
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._lab.__exit__(kind, error, trace)
 
     def run(self, task: Task) -> Record:
         """One crash and the restore after it. What goes wrong is in the record; CommandError: no lab can be built."""
@@ -93,7 +91,7 @@ class Runner:
             capture = Path(scratch) / "client.pcap"
             try:
                 self._prepare(task)
-                record = replace(record, lab_seed=self._lab_seed, delay_s=round(task.delay_s, 3))
+                record = replace(record, lab_seed=self._lab.seed, delay_s=round(task.delay_s, 3))
                 record = self._crash(task, record, capture)
                 self._driver.lab.restore(record.crashed or "a")
             except (LabError, RunFailed) as error:
@@ -102,16 +100,10 @@ class Runner:
             if record.oddities():
                 self._keep(record, capture)
             if not record.ok:
-                self._driver.clear()  # the next run deserves a lab that nothing has happened to
-                self._cell = None
+                self._lab.spoilt()
         return record
 
     def _prepare(self, task: Task) -> None:
-        if self._cell == task.cell:
-            return
-        self._driver.clear()
-        self._lab_seed = random.Random(f"{task.seed}/{task.key}/lab").getrandbits(32)
-        self._say(f"lab: {task.cell.name}, seed {self._lab_seed}")
         cell = task.cell
         options = Options(
             tap=cell.tap,
@@ -121,9 +113,7 @@ class Runner:
             tap_loss=cell.tap_loss,
             plain=cell.plain,
         )
-        self._driver.up(options, self._lab_seed)
-        self._driver.serve_workloads(PORT)
-        self._cell = cell
+        self._lab.ready(options, f"{task.seed}/{task.key}", cell.name)
 
     def _crash(self, task: Task, record: Record, capture: Path) -> Record:
         arguments = [*task.workload(PORT), "--stall-timeout", str(self._settings.stall_timeout_s)]
@@ -141,12 +131,7 @@ class Runner:
 
     def _keep(self, record: Record, capture: Path) -> None:
         place = self._settings.output / "odd" / record.key.replace("/", "-").replace(" ", "_")
-        shutil.rmtree(place, ignore_errors=True)
-        self._driver.keep_logs(place)
-        for path in capture.parent.glob(f"{capture.name}*"):
-            shutil.copy(path, place)
-        (place / "record.json").write_text(json.dumps(asdict(record), indent=2) + "\n")
-        self._say(f"  kept in {place}: {'; '.join(record.oddities())}")
+        self._lab.keep(place, asdict(record), record.oddities(), capture)
 
 
 def judge(record: Record, report: dict[str, Any], crashed_at: float, result: Measurement) -> Record:
@@ -174,7 +159,7 @@ def judge(record: Record, report: dict[str, Any], crashed_at: float, result: Mea
 
 def run_campaign(tasks: Sequence[Task], settings: Settings, say: Callable[[str], None]) -> dict[str, Record]:
     """Runs what the journal does not have yet; returns all records by key."""
-    journal = Journal(settings.output / "campaign.jsonl")
+    journal = Journal(settings.output / "campaign.jsonl", Record)
     records = journal.read()
     pending = [task for task in tasks if task.key not in records]
     say(f"{len(tasks) - len(pending)} of {len(tasks)} crashes are done already; {len(pending)} to go")
@@ -271,13 +256,13 @@ def run(arguments: argparse.Namespace) -> int:
     try:
         with interruptible():
             records = (
-                Journal(settings.output / "campaign.jsonl").read()
+                Journal(settings.output / "campaign.jsonl", Record).read()
                 if arguments.report_only
                 else run_campaign(tasks, settings, say)
             )
     except Interrupted:
         say("Interrupted; the lab is down. Run it again to go on.")
-        records = Journal(settings.output / "campaign.jsonl").read()
+        records = Journal(settings.output / "campaign.jsonl", Record).read()
         code = EXIT_CODE
     wanted = {task.key for task in tasks}
     shown = {key: record for key, record in records.items() if key in wanted}

@@ -8,7 +8,7 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, ClassVar, Final, Generic, Protocol, TypeVar
 
 from nfq_failover.errors import CommandError
 
@@ -126,13 +126,27 @@ class Record:
         return found
 
 
-class Journal:
+class Keyed(Protocol):
+    """A record that a journal can hold: a dataclass of JSON values."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    @property
+    def key(self) -> str:
+        """What names it in its campaign."""
+
+
+R = TypeVar("R", bound=Keyed)
+
+
+class Journal(Generic[R]):
     """The finished runs, one JSON object a line. What stands there is not run again."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, kind: type[R]) -> None:
         self.path = path
+        self._kind = kind
 
-    def read(self) -> dict[str, Record]:
+    def read(self) -> dict[str, R]:
         """Records by key. Raises CommandError if the file is damaged; a last line cut short by a crash is dropped."""
         if not self.path.exists():
             return {}
@@ -140,7 +154,7 @@ class Journal:
         lines = self.path.read_text().splitlines()
         for index, line in enumerate(lines):
             try:
-                record = Record(**json.loads(line))
+                record = self._kind(**json.loads(line))
             except (ValueError, TypeError) as error:
                 if index == len(lines) - 1:
                     self.path.write_text("".join(f"{good}\n" for good in lines[:-1]))
@@ -151,7 +165,7 @@ class Journal:
             records[record.key] = record
         return records
 
-    def append(self, record: Record) -> None:
+    def append(self, record: R) -> None:
         """Adds one finished run."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a") as file:

@@ -52,6 +52,24 @@ def test_reset_that_does_not_fit_exactly_proves_nothing() -> None:
         assert not t.shadow.reset_by_client
 
 
+def test_reset_elsewhere_in_the_window_is_the_primarys_affair() -> None:
+    with Shadowing() as t:  # its TCP asks back, and goes on; ours, which is behind, might take it at its word
+        t >> from_client(100, flags="R", ack=None, ts=None) << "drop rst-elsewhere"
+        t >> from_client(0, 100) << "pass [.] 0:100 ack 0 wnd 500 ts 1001/7000000" << confirmed(100, EDGE)
+        t >> from_client(0, flags="R", ack=None, ts=None) << "drop rst-elsewhere"
+        t >> replica(ack=100) << SILENT
+        assert not t.shadow.reset_by_client
+
+
+def test_reset_that_waits_is_void_when_the_client_goes_on() -> None:
+    with Shadowing() as t:
+        t >> from_client(0, 100) << "pass [.] 0:100 ack 0 wnd 500 ts 1001/7000000" << confirmed(100, EDGE)
+        t >> from_client(100, flags="R", ack=None, ts=None) << "drop rst-held"
+        t >> from_client(100, 10) << "pass [.] 100:110 ack 0 wnd 500 ts 1001/7000000" << confirmed(110, EDGE)
+        t >> replica(ack=110) << SILENT
+        assert not t.shadow.reset_by_client
+
+
 def test_replica_that_resets_loses_the_protection_and_says_so_until_heard() -> None:
     reason = "the replica reset the connection"
     with Shadowing() as t:

@@ -173,6 +173,18 @@ def test_segments_that_end_the_connection_are_clamped_too(flags: str, text: str)
             t.effects.popleft()  # the closing record is another test's affair
 
 
+@pytest.mark.parametrize(("start", "ack", "flags"), [(1000, None, "R"), (0, None, "R"), (-5000, 5001, "R.")])
+def test_refusing_what_came_instead_of_the_last_ack_is_no_end(start: int, ack: int | None, flags: str) -> None:
+    """RFC 9293 section 3.10.7.1: a wrong ACK, any after the client's RST, another SYN. It is there still."""
+    with PrimaryTranscript() as t:
+        t >> syn() << "pass"
+        t >> syn_ack() << "drop syn-ack-held" << opening()
+        t >> Opened(1, True, client_seq(40000)) << "client [S.] -1 ack 0 wnd 8000"
+        t >> server(start, ack=ack, wnd=0, ts=None, flags=flags) << "pass"
+        assert t.side.flows[FLOW].state is Gate.PROTECTED
+        assert t.side.flows[FLOW].end is None
+
+
 def test_bare_reset_acknowledges_nothing_and_passes() -> None:
     with Gated() as t:
         t >> replica_end(0, EndKind.RST) << asked(0, EndKind.OPEN)

@@ -337,3 +337,25 @@ def test_numbers_of_both_sides_wrap() -> None:
         t >> "takeover" << shown(0, 1400, 0, 60, flags="P.")
         t >> from_client(0, 900, ack=1400) << "pass [.] 0:900 ack 1400 wnd 500 ts 1001/7000000"
         t >> replica(1400, 10, ack=900) << f"pass [.] 1400:1410 ack 900 wnd {(EDGE - 900) // 4} ts {AT + 60}/1001"
+
+
+def test_after_the_takeover_a_reset_in_the_window_is_for_our_tcp_to_judge() -> None:
+    with Shadowing() as t:  # RFC 5961 section 3.2: it asks back
+        t >> "takeover" << shown(0, 0, 0, 60)
+        t >> from_client(100, flags="R", ack=None, ts=None) << "pass [R] 100 wnd 500"
+        assert (t.shadow.rst_in, t.shadow.reset_by_client) == (None, False)
+
+
+def test_after_the_takeover_our_tcp_answers_what_can_not_be_of_the_connection() -> None:
+    with Shadowing() as t:
+        t >> "takeover" << shown(0, 0, 0, 60)
+        t >> from_client(50_000_000, 10) << "pass [.] 50000000:50000010 ack 0 wnd 500 ts 1001/7000000"
+        t >> from_client(0, 10, ack=100_000_000) << "pass [.] 0:10 ack 100000000 wnd 500 ts 1001/7000000"
+        assert (t.shadow.c_ack, t.shadow.k_una) == (0, 0)
+
+
+def test_after_the_takeover_a_client_may_know_more_than_the_replica_has_said() -> None:
+    with Shadowing() as t:
+        t >> "takeover" << shown(0, 0, 0, 60)
+        t >> from_client(0, 10, ack=1000) << "pass [.] 0:10 ack 0 wnd 500 ts 1001/7000000"
+        assert t.shadow.c_ack == 1000

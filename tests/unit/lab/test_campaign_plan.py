@@ -84,7 +84,7 @@ def test_the_workloads_take_turns_and_their_arguments_are_right() -> None:
 
 
 def test_the_journal_remembers(tmp_path: Path) -> None:
-    journal = Journal(tmp_path / "deep" / "campaign.jsonl")
+    journal = Journal(tmp_path / "deep" / "campaign.jsonl", Record)
     assert journal.read() == {}
     other = replace(GOOD, key="clone/bulk/0", kind="bulk", silence_ms=None)
     journal.append(GOOD)
@@ -93,7 +93,7 @@ def test_the_journal_remembers(tmp_path: Path) -> None:
 
 
 def test_a_line_cut_short_is_run_again_and_damage_is_told(tmp_path: Path) -> None:
-    journal = Journal(tmp_path / "campaign.jsonl")
+    journal = Journal(tmp_path / "campaign.jsonl", Record)
     journal.append(GOOD)
     whole = journal.path.read_text()
     journal.path.write_text(whole + whole[:40])
