@@ -174,21 +174,32 @@ class BackupConnection:
         mapping = self.mapping
         ack = mapping.seen.offset(seg.ack)
         told = min(ack, self.produced)
-        if told < ack and seg.is_pure_ack and told <= self.k_una and seg.wnd == self.c_wnd_told:
+        window = self._window_from(told, ack, seg.wnd)
+        if told < ack and seg.is_pure_ack and told <= self.k_una and window == self.c_wnd_told:
             out.drop(event.queue, event.packet_id, "ack-clamped")  # a duplicate for our TCP; told later
             return
         if not event.complete:
             out.drop(event.queue, event.packet_id, "incomplete-packet")
             return
         self.k_una = max(self.k_una, told)
-        self.c_wnd_told = seg.wnd
+        self.c_wnd_told = window
         seg.set_ack(mapping.own.seq(told))
+        if window != seg.wnd:
+            seg.set_wnd(window)
         if seg.sack:
             seg.set_sack(mapping.own_sack(seg.sack, self.produced))
         if seg.ts_off:
             seg.set_timestamps(seg.tsval, mapping.own_tsecr(seg.tsecr))
         seg.seal()
         out.accept(event.queue, event.packet_id, seg.buf)
+
+    def _window_from(self, told: int, ack: int, window: int) -> int:
+        """The window field for a TCP of ours that is told `told` instead of the client's `ack`: the same right edge.
+
+        Else a replica that is behind would stand still at a client's closed window, though the client has all of that.
+        """
+        unit = 1 << self.client_wscale
+        return min(window + ((ack - told + unit - 1) >> self.client_wscale), 0xFFFF) if told < ack else window
 
     def deliver_rst(self, event: PacketQueued, seg: Segment, out: Outbox) -> None:
         """A client's RST. In the shadow one that our TCP would take and the primary's would not must not get through:
@@ -249,7 +260,7 @@ class BackupConnection:
         mapping = self.mapping
         told = max(min(self.c_ack, self.produced), 0)
         self.k_una = max(self.k_una, told)
-        self.c_wnd_told = self.c_wnd
+        self.c_wnd_told = self._window_from(told, self.c_ack, self.c_wnd)
         timestamps = (self.c_tsval, mapping.own_tsecr(self.c_tsecr)) if mapping.timestamps else None
         client, port, server, server_port = self.flow
         out.inward(
@@ -259,7 +270,7 @@ class BackupConnection:
                 self.client.seq(offset),
                 mapping.own.seq(told),
                 flags,
-                self.c_wnd,
+                self.c_wnd_told,
                 ack_options(timestamps, []),
                 data,
             )

@@ -298,6 +298,8 @@ class PrimaryConnection:
         if self.syn_ack is None:
             return
         seg = Segment(self.syn_ack)
+        if seg.ts_off:
+            self.tsval, self.tsecr = seg.tsval, seg.tsecr  # it may be a later one than that which opened
         if self.state is Gate.PROTECTED:
             seg.set_wnd(min(seg.wnd, max(self.edge_backup, 0)))
         self._note_sent(0, seg.wnd)

@@ -149,9 +149,10 @@ def test_replicas_output_is_kept_and_goes_nowhere() -> None:
 
 def test_ack_beyond_what_the_replica_has_produced_is_clamped_and_told_when_it_has() -> None:
     with Shadowing() as t:
+        t >> from_client(0, 0, ack=900) << "pass [.] 0 ack 0 wnd 508 ts 1001/7000000"  # the right edge is the same
         t >> from_client(0, 0, ack=900) << "drop ack-clamped"
-        t >> from_client(0, 10, ack=900) << "pass [.] 0:10 ack 0 wnd 500 ts 1001/7000000" << confirmed(10, EDGE)
-        t >> replica(0, 600, ack=10) << SILENT << "kernel [.] 10 ack 600 wnd 500 ts 1001/7000000"
+        t >> from_client(0, 10, ack=900) << "pass [.] 0:10 ack 0 wnd 508 ts 1001/7000000" << confirmed(10, EDGE)
+        t >> replica(0, 600, ack=10) << SILENT << "kernel [.] 10 ack 600 wnd 503 ts 1001/7000000"
         t >> replica(600, 600, ack=10) << SILENT << "kernel [.] 10 ack 900 wnd 500 ts 1001/7000000"
         t >> from_client(10, 0, ack=1200) << "pass [.] 10 ack 1200 wnd 500 ts 1001/7000000"
         assert t.shadow.output.size == 0
@@ -166,8 +167,15 @@ def test_retransmission_of_what_the_client_has_is_acknowledged_locally() -> None
 
 def test_window_update_passes_even_if_its_ack_is_clamped() -> None:
     with Shadowing() as t:
-        t >> from_client(0, 0, ack=900, wnd=0) << "pass [.] 0 ack 0 wnd 0 ts 1001/7000000"
-        t >> from_client(0, 0, ack=900, wnd=700) << "pass [.] 0 ack 0 wnd 700 ts 1001/7000000"
+        t >> from_client(0, 0, ack=900, wnd=0) << "pass [.] 0 ack 0 wnd 8 ts 1001/7000000"
+        t >> from_client(0, 0, ack=900, wnd=700) << "pass [.] 0 ack 0 wnd 708 ts 1001/7000000"
+
+
+def test_a_closed_window_of_the_client_does_not_stop_a_replica_that_is_behind() -> None:
+    with Shadowing() as t:
+        t >> from_client(0, 0, ack=100_000, wnd=0) << "pass [.] 0 ack 0 wnd 782 ts 1001/7000000"
+        t >> replica(0, 1000) << SILENT << "kernel [.] 0 ack 1000 wnd 774 ts 1001/7000000"
+        t >> from_client(0, 0, ack=10_000_000, wnd=0) << "pass [.] 0 ack 1000 wnd 65535 ts 1001/7000000"
 
 
 def test_sack_edges_are_translated_and_cut_to_what_the_replica_has_produced() -> None:

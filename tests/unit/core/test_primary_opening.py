@@ -117,7 +117,7 @@ def test_busy_client_is_told_no_more_while_the_backup_catches_up() -> None:
         t >> confirmed(2500, 70000)
         assert connection.state.name == "CATCHING_UP"
         t >> confirmed(4000, 70000)
-        t << "client [.] 10 ack 4000 wnd 1250 ts 2000000/0" << "log info: connection protected"
+        t << "client [.] 10 ack 4000 wnd 1250 ts 2000000/1000" << "log info: connection protected"
         assert connection.state.name == "PROTECTED"
 
 
@@ -130,7 +130,7 @@ def test_backup_that_does_not_catch_up_in_time_holds_nothing_up() -> None:
         t >> server(0, 0, ack=3000, ts=(5, 6)) << "pass"
         t >> confirmed(1000, 70000)
         t >> server(0, 0, ack=5000, ts=(5, 6)) << "drop ack-held"
-        t >> After(0.6) << "client [.] 0 ack 5000 wnd 1000 ts 2000000/0" << Progress(1, client_seq(5000), True)
+        t >> After(0.6) << "client [.] 0 ack 5000 wnd 1000 ts 2000000/1000" << Progress(1, client_seq(5000), True)
         assert (connection.state.name, connection.reason) == ("UNPROTECTED", "replica not ready")
         assert connection.sent_ack == 5000
         t >> confirmed(2000, 70000)

@@ -110,12 +110,13 @@ def test_a_connection_that_our_tcp_has_lost_is_reset() -> None:
 
 def test_the_clients_newest_timestamp_is_what_our_tcp_echoes() -> None:
     with Restarting() as t:
-        t >> from_client(0, 0, ack=900) << "drop ack-clamped"  # it has more than the replica has produced
+        t >> from_client(0, 0, ack=900)  # it has more than the replica has produced
+        t << "pass [.] 0 ack 0 wnd 508 ts 1001/7000000"
         t >> "takeover" << shown(900, 0, 0, 60)
         t.restart()
         t << ask(0, 0)
         t >> replica(0, 300, ts=(7_000_600, 1333)) << "drop client-has-it"
-        t << "kernel [.] 0 ack 300 wnd 500 ts 1333/7000000"
+        t << "kernel [.] 0 ack 300 wnd 505 ts 1333/7000000"
 
 
 def test_what_only_the_dead_daemon_had_is_a_reset() -> None:

@@ -104,13 +104,13 @@ def test_what_the_client_has_acknowledged_is_cut_off() -> None:
 
 def test_acknowledgements_of_a_replica_that_is_behind_reach_the_client() -> None:
     with Shadowing() as t:
-        t >> from_client(0, 0, ack=900) << "drop ack-clamped"
+        t >> from_client(0, 0, ack=900) << "pass [.] 0 ack 0 wnd 508 ts 1001/7000000"
         t >> "takeover" << shown(900, 0, 0, 60)
         # The replica has not produced what the client has got from the primary: its SEQ is below the client's window.
-        t >> from_client(0, 500, ack=900) << "pass [.] 0:500 ack 0 wnd 500 ts 1001/7000000"
+        t >> from_client(0, 500, ack=900) << "pass [.] 0:500 ack 0 wnd 508 ts 1001/7000000"
         t >> replica(0, 0, ack=500) << f"pass [.] 900 ack 500 wnd {(EDGE - 500) // 4} ts {AT + 60}/1001"
-        t >> replica(0, 300, ack=500) << "drop client-has-it" << "kernel [.] 500 ack 300 wnd 500 ts 1001/7000000"
-        t >> from_client(500, 500, ack=900) << "pass [.] 500:1000 ack 300 wnd 500 ts 1001/7000000"
+        t >> replica(0, 300, ack=500) << "drop client-has-it" << "kernel [.] 500 ack 300 wnd 505 ts 1001/7000000"
+        t >> from_client(500, 500, ack=900) << "pass [.] 500:1000 ack 300 wnd 505 ts 1001/7000000"
         t >> replica(300, 600, ack=1000) << "drop client-has-it" << shown(900, 0, 1000, 60)
         t << "kernel [.] 1000 ack 900 wnd 500 ts 1001/7000000"
 
@@ -357,5 +357,5 @@ def test_after_the_takeover_our_tcp_answers_what_can_not_be_of_the_connection() 
 def test_after_the_takeover_a_client_may_know_more_than_the_replica_has_said() -> None:
     with Shadowing() as t:
         t >> "takeover" << shown(0, 0, 0, 60)
-        t >> from_client(0, 10, ack=1000) << "pass [.] 0:10 ack 0 wnd 500 ts 1001/7000000"
+        t >> from_client(0, 10, ack=1000) << "pass [.] 0:10 ack 0 wnd 508 ts 1001/7000000"
         assert t.shadow.c_ack == 1000
