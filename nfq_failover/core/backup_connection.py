@@ -147,9 +147,13 @@ class BackupConnection:
         cum = self.cum
         if not max(cum - OLD_BYTES, -1) <= offset <= max(self.k_edge, cum) + JOURNAL_AHEAD:
             return False
-        if self.map is None or not seg.flags & ACK:
+        if not seg.flags & ACK:
             return True
-        ack = self.map.seen.offset(seg.ack)
+        ack = (self.map.seen if self.map is not None else SeqSpace(self.open.iss)).offset(seg.ack)
+        if ack < 0:
+            return False  # it answers an earlier connection's server
+        if self.map is None:
+            return True
         if self.state is Shadow.ACTIVE:
             return ack <= max(self.c_ack + (self.c_wnd << self.client_wscale) + LEFT_BEHIND_BYTES, self.produced)
         return ack <= max(self.c_ack, self.produced) + AHEAD_BYTES
