@@ -123,7 +123,9 @@ def _check_config(args: argparse.Namespace) -> int:
     s = config.settings
     peers = ", ".join(f"{p.name} at {p.address}:{p.port}" for p in s.peers)
     print(f"{args.config}: right. {s.name} serves {config.service} with {peers}; tap {config.tap}.")
-    print(f"detection {s.detection_ms} ms; {'fence: ' + ' '.join(config.fence) if config.fence else 'no fence'}.")
+    print(
+        f"detection {s.detection_ms} ms; {'fence: ' + ' '.join(config.fence.command) if config.fence else 'no fence'}."
+    )
     who = account(config)
     if who is not None:
         note = f" (there is no user '{DEFAULT_USER}': make one, to have it alone)" if who.fallback else ""

@@ -44,6 +44,7 @@ class WitnessedPair(Pair):
         self.rates = dict(zip("ab", rates, strict=True))
         self.away, self.wild = away, wild
         self.grant: Grant | None = None
+        self.answers = changes.pop("answers", True)  # or all answers are lost
         super().__init__(seed, cuts, pauses, **{"has_fence": False, "has_witness": True, **changes})
 
     def local(self, side: Side) -> float:
@@ -73,7 +74,7 @@ class WitnessedPair(Pair):
         answer = decide(self.grant, side.name, low, high)
         if answer is not None:
             self.grant = answer
-        if self.wild and self.random.random() < 0.2:
+        if not self.answers or (self.wild and self.random.random() < 0.2):
             return
         arrival = self.now + self.random.uniform(0.0002, 0.004)
         self._at(arrival, "answer", side, ("witnessed", (high, answer is not None, "")))
@@ -172,3 +173,53 @@ def test_after_healing_the_pair_is_protected(
     pair = WitnessedPair(seed, cuts, [], away, rates, wild=True)
     pair.run(70.0)
     assert sorted(s.members.state.name for s in pair.sides.values()) == ["PROTECTED", "SHADOWING"]
+
+
+@settings(max_examples=30, deadline=None)
+@given(seeds, moments)
+def test_clocks_that_differ_by_two_percent_each_way(seed: int, when: float) -> None:
+    """The primary can't reach the witness, its clock is slow, the backup's is fast, and the lease is long."""
+    pair = WitnessedPair(
+        seed, [Cut("a", when, 10**6)], [], [Away("a", 0, 10**6)], (0.98, 1.02), witness_lease_ms=4000, quick=True
+    )
+    pair.run(when + 8)
+    assert pair.sides["b"].members.state is State.UNPROTECTED
+    assert pair.sides["a"].members.role is not Role.PRIMARY, "it has heard that the other serves"
+
+
+@settings(max_examples=30, deadline=None)
+@given(seeds, moments, st.integers(180, 300).map(lambda ms: ms / 1000))
+def test_a_backup_that_asks_does_not_vote_although_it_hears_the_primary_again(
+    seed: int, when: float, back: float
+) -> None:
+    pair = WitnessedPair(
+        seed, [Cut("a", when, when + back)], [], [Away("a", 0, 10**6)], witness_lease_ms=700, quick=True
+    )
+    pair.run(when + 4)
+
+
+@settings(max_examples=150, deadline=None)
+@given(seeds, moments, st.integers(0, 150).map(lambda ms: ms / 1000))
+def test_backup_that_does_not_learn_of_the_new_pact(seed: int, when: float, after: float) -> None:
+    """The primary asks in vain, is reunited with its backup and proposes anew, and is cut off at that moment."""
+    back = when + 0.35
+    cuts = [Cut("b", when, back), Cut("a", back + after, 10**6), Cut("b", back + after + 0.02, 10**6)]
+    away = [Away("a", when, back + after + 0.3)]
+    pair = WitnessedPair(seed, cuts, [], away, witness_lease_ms=1000, quick=True)
+    pair.run(when + 6)
+    assert sum(pair.audible(side) for side in pair.sides.values()) == 1
+
+
+@settings(max_examples=60, deadline=None)
+@given(seeds, moments, hosts)
+def test_after_a_short_silence_in_which_the_witness_decided_the_survivor_of_a_crash_serves(
+    seed: int, when: float, crashed: str
+) -> None:
+    pair = WitnessedPair(seed, [Cut("b", when, when + 0.3)], [], [], witness_lease_ms=1000, quick=True, answers=False)
+    pair.run(when + 1.0)
+    assert pair.grant is not None, "the primary has asked"
+    assert pair.sides["a"].members.state is State.PROTECTED
+    pair.answers = True
+    pair.off.add(crashed)
+    pair.run(when + 4.0)
+    assert pair.sides["b" if crashed == "a" else "a"].members.state is State.UNPROTECTED
