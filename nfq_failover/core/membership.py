@@ -6,15 +6,17 @@ Pure bookkeeping over the table in roles.py. The node carries the actions out.
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
-from enum import Enum
 from math import inf
 
+from nfq_failover.core.actions import Change, Do
 from nfq_failover.core.health import Health
 from nfq_failover.core.heartbeat import HeartbeatBody, PeerMonitor
 from nfq_failover.core.pact import Pact
+from nfq_failover.core.retry import Retries
 from nfq_failover.core.roles import UNHEALTHY, Candidate, Input, Role, State, next_state
 from nfq_failover.core.settings import Settings
+
+__all__ = ["Change", "Do", "Membership"]
 
 ALONE_RETRY_FACTOR = 10
 BACKUP_UNHEALTHY = "the backup's application has failed"
@@ -22,36 +24,6 @@ TARGET_RETRY_S = 1.0
 _FOLLOWING = (State.SHADOWING, State.CHECKING)  # may still find that the primary is alive
 _PROTECTING = (State.PROTECTED, State.BACKUP_LOST, State.DOUBT)
 _CLAIMABLE = (State.WAITING, State.REFUSED, State.RETRYING, State.ASKING, State.YIELDED)
-
-
-class Do(Enum):
-    """What the node must do after a state change."""
-
-    CHECK_LINK = "check our own link"
-    FENCE = "fence the peer"
-    ASK = "ask the witness whether we may act alone"
-    HUSH = "let others answer for the service address"
-    SPEAK = "answer for the service address again"
-    STORE = "store epoch and role"
-    SERVE = "be heard, with no connections"
-    RESUME = "be heard again, with the connections that were taken over before the daemon's restart"
-    TAKE_OVER = "be heard, with the shadow connections"
-    ARM = "tighten the rules"
-    PROTECT = "open new connections towards the backup"
-    RELEASE = "let everything go unprotected"
-    SHADOW = "start with an empty shadow table"
-    INVALIDATE = "the shadows can't be continued"
-    SILENCE = "be silent, forget all connections"
-
-
-@dataclass(frozen=True, slots=True)
-class Change:
-    """A state change, for the log and for people."""
-
-    before: State
-    after: State
-    given: Input
-    reason: str
 
 
 class Membership:
@@ -83,8 +55,7 @@ class Membership:
         self._resumed = now
         self._valid_until = 0.0
         self._act_at: float | None = None  # the end of the fence delay
-        self._retry_at: float | None = None
-        self._retry_s = 0.0
+        self._retries = Retries(settings)
         self._next_check = 0.0
         self._checking = False  # before a release
         self._hushed = False
@@ -263,7 +234,7 @@ class Membership:
         elif state is State.ASKING:
             self._asking(monitor, now)
         elif state is State.REFUSED:
-            if self._retry_at is not None and now >= self._retry_at and monitor.lost(now):
+            if self._retries.due(now) and monitor.lost(now):
                 self._go(Input.RETRY, "the primary is still silent")
         elif state is State.ARMING:
             if not self.answers(monitor, now):
@@ -468,7 +439,10 @@ class Membership:
         self.changes.append(Change(before, after, given, reason))
         self._act_at, self._checking = None, False
         if after is State.REFUSED:
-            self._refuse(given)
+            # Not where the witness may have let the primary act alone.
+            undecided = not self.pact.held or self.pact.granted
+            useful = undecided and given is not Input.NO_FENCE
+            self._retries.refused(self._last, useful, given is not Input.PEER_BACK)
         self._enter(before, after)
         if after in (State.UNPROTECTED, State.PROTECTED) and self._hushed:
             self.actions.append(Do.SPEAK)
@@ -476,17 +450,6 @@ class Membership:
             self._hushed = False
         if self.state not in (State.PROTECTED, State.BACKUP_LOST):
             self.pact.lease_until = inf
-
-    def _refuse(self, given: Input) -> None:
-        """Note when to try again: not where the witness may have let the primary act alone."""
-        settings = self.settings
-        undecided = not self.pact.held or self.pact.granted
-        useful = undecided and given is not Input.NO_FENCE and (settings.has_fence or settings.split_brain_accepted)
-        if not useful or not settings.fence_retry_ms:
-            self._retry_at = None
-        elif given is not Input.PEER_BACK or self._retry_at is None:
-            self._retry_s = min(self._retry_s * 2 or settings.fence_retry_ms / 1000, settings.fence_retry_max_ms / 1000)
-            self._retry_at = self._last + self._retry_s
 
     def _enter(self, before: State, after: State) -> None:
         act = self.actions.append
@@ -520,7 +483,7 @@ class Membership:
             self.pact.renew()
         elif after is State.SHADOWING and before is not State.CHECKING:
             self.generation, self.invalid = 0, True
-            self._retry_s = 0.0
+            self._retries.begin_anew()
             self.pact.void()
         elif after is State.YIELDED or (after is State.WAITING and before.role is Role.PRIMARY):
             act(Do.SILENCE)

@@ -467,6 +467,7 @@ class Node:
             "reason": members.reason,
             "epoch": members.epoch,
             "generation": members.generation,
+            "witness": members.pact.describe(),
             "peer": link_row(self.session, self.monitor, self.peer, now),
             "connections": connection_rows(self.primary, self.backup),
             "protected_connections": sum(c.state is Gate.PROTECTED for c in self.primary.flows.values()),

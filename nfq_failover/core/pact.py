@@ -49,6 +49,12 @@ class Pact:
         """Whether there is a pact, so that nobody may act alone without a grant."""
         return self.high != 0
 
+    def describe(self) -> dict[str, object] | None:
+        """For the status; None without a witness."""
+        if not self.settings.has_witness:
+            return None
+        return {"pact": self.high, "confirmed": self.confirmed, "asked": self.asked, "granted": self.granted}
+
     def end(self) -> None:
         """There is no pact any more. Whoever was granted it keeps the right."""
         self.low = self.high = 0
