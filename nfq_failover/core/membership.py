@@ -375,7 +375,7 @@ class Membership:
             self._go(Input.FENCED if ok else Input.FENCE_FAILED, detail)
         elif self.state is State.FENCING:
             if ok:
-                self._go(Input.FENCED, "the primary is off")
+                self._go(Input.FENCED, f"the primary is off: {detail}" if detail else "the primary is off")
             elif self.settings.split_brain_accepted:
                 self._go(Input.ACCEPTED, f"the fence failed ({detail}); a split brain is accepted")
             else:

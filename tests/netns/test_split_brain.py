@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from fault_world import CALM_MS, Shared, Talk, World, heard, speakers, talk
+from fault_world import Shared, Talk, World, heard, speakers, talk
 from lab_world import eventually
 
 from nfq_failover.lab import faults, netns, nodes
@@ -20,8 +20,9 @@ from nfq_failover.lab.topology import SWITCH, namespace
 
 pytestmark = [pytest.mark.netns, pytest.mark.slow]
 
-LEASE_S = 9 * CALM_MS / 1000  # three times the detection time
-WITNESSED = Options(rate="100mbit", heartbeat_ms=CALM_MS, fence=False, witness=True)
+HEARTBEAT_MS = 100
+LEASE_S = 9 * HEARTBEAT_MS / 1000  # three times the detection time
+WITNESSED = Options(rate="100mbit", heartbeat_ms=HEARTBEAT_MS, fence=False, witness=True)
 
 
 @pytest.fixture(scope="module")
@@ -165,7 +166,7 @@ def test_nobody_reaches_the_witness(world: World, tmp_path: Path) -> None:
         cut(world, primary, "sync")
         world.becomes(**{primary: "doubt", backup: "asking"})
         silent = caller.answers
-        time.sleep(LEASE_S)
+        time.sleep(1.2 * LEASE_S)
         assert caller.answers <= silent + 1
         assert world.states() == {primary: "doubt", backup: "asking"}
         world.lab.heal(backup)  # the sync channel is cut at the primary
@@ -190,7 +191,7 @@ def test_a_crash_with_a_witness_and_no_fence(world: World, tmp_path: Path) -> No
     assert caller.error is None
     assert speakers(running.path) == [primary, backup]
     first = min(p.time for p in heard(running.path) if p.node == backup)
-    assert first - crash["time_s"] >= LEASE_S - 2 * CALM_MS / 1000, "not before the lease has ended"
+    assert first - crash["time_s"] >= LEASE_S - 2 * HEARTBEAT_MS / 1000, "not before the lease has ended"
 
 
 def test_the_clients_side_alone_is_no_cause_to_act(world: World, tmp_path: Path) -> None:
@@ -231,7 +232,7 @@ def flaps(world: World, path: Path, gaps: tuple[float, ...]) -> None:
 
 
 def test_a_flapping_channel_with_a_witness(world: World, tmp_path: Path) -> None:
-    flaps(world, tmp_path / "client.pcap", (0.3, 0.7, 1.1, 0.5, 2.2))
+    flaps(world, tmp_path / "client.pcap", (0.15, 0.35, 0.55, 0.25, 1.1))
     healed(world)
 
 
@@ -255,18 +256,50 @@ def test_a_witness_that_restarts_remembers(world: World) -> None:
 # ------------------------------------------------------------------------------------------------------- with a fence
 
 
+# The lab's own fence command behind the standard interface. The very first `off` fails; the status has the last word.
+AGENT = """#!/bin/bash
+while IFS='=' read -r name value; do declare "given_$name=$value"; done
+[ "$given_password" = hunter2 ] || exit 1
+echo "password=$given_password"
+case $given_action in
+    off)
+        rm -f "$0.off"
+        [ -e "$0.once" ] || { touch "$0.once"; exit 1; }
+        SCRIPT "$given_plug" && touch "$0.off"
+        ;;
+    status) [ -e "$0.off" ] && exit 2; exit 0 ;;
+    *) exit 1 ;;
+esac
+"""
+
+
+def with_agent(text: str) -> str:
+    """A configuration with a fence agent in the place of the lab's command."""
+    line = next(line for line in text.splitlines() if line.startswith("fence = "))
+    script = line.split('"')[1]
+    agent = Path(script).with_name("fence_lab")
+    write_private(agent, AGENT.replace("SCRIPT", script), mode=0o700)
+    table = f'\n[fence]\nagent = "{agent}"\n[fence.parameters]\nplug = "{{peer}}"\npassword = "hunter2"\n'
+    return "fence_retry_ms = 200\n" + text.replace(line, "") + table
+
+
 @pytest.fixture(scope="module")
 def fenced() -> Iterator[Shared]:
-    def edit(text: str) -> str:
-        return f"fence_retry_ms = 500\n{text}"
-
-    lab = Shared(Options(rate="100mbit", heartbeat_ms=CALM_MS), edit)
+    lab = Shared(Options(rate="100mbit", heartbeat_ms=HEARTBEAT_MS), with_agent)
     yield lab
     lab.close()
 
 
-def test_a_flapping_channel_with_a_fence(fenced: Shared, tmp_path: Path) -> None:
-    flaps(fenced.ready(), tmp_path / "client.pcap", (0.3, 0.5, 1.2))
+def test_a_fence_agent(fenced: Shared, tmp_path: Path) -> None:
+    """The standard interface, end to end."""
+    world = fenced.ready()
+    with talk(world) as connection, world.capture(tmp_path / "client.pcap") as running:
+        world.lab.crash("a")
+        world.becomes(b="unprotected")
+        connection.exchange()
+    assert speakers(running.path) == ["b"]
+    assert eventually(lambda: bool(world.said("b", 0, "its status is off", "after 2 attempts")))
+    assert "hunter2" not in world.log("b")
 
 
 def test_a_refused_host_serves_when_a_later_fence_succeeds(fenced: Shared, tmp_path: Path) -> None:
@@ -279,50 +312,15 @@ def test_a_refused_host_serves_when_a_later_fence_succeeds(fenced: Shared, tmp_p
     with talk(world) as idle, world.capture(tmp_path / "client.pcap") as running:
         with world.fence_fails(backup):
             world.lab.crash(primary)
-            world.becomes(**{backup: "refused"})
-            assert eventually(lambda: len(world.said(backup, lines, "error", "after=refused")) >= 3, 20), (
-                "loud, repeatedly"
-            )
+            assert eventually(lambda: len(world.said(backup, lines, "error", "after=refused")) >= 2, 20), "loud, again"
         world.becomes(**{backup: "unprotected"})
         with pytest.raises(OSError):
             idle.exchange()  # a reset, rather than wrong bytes
         with talk(world) as new:
             new.exchange()
-    assert speakers(running.path) == [backup] or speakers(running.path) == [primary, backup]
+    assert speakers(running.path) == [backup]
     assert world.said(backup, lines, "after=retrying")
 
 
-def test_a_fence_agent_in_the_place_of_a_command(tmp_path: Path) -> None:
-    """The standard interface, end to end: the agent's first `off` fails, its status has the last word."""
-
-    def edit(text: str) -> str:
-        line = next(line for line in text.splitlines() if line.startswith("fence = "))
-        script = line.split('"')[1]
-        agent = Path(script).with_name("fence_lab")
-        write_private(agent, AGENT.replace("SCRIPT", script), mode=0o700)
-        table = f'\n[fence]\nagent = "{agent}"\n[fence.parameters]\nplug = "{{peer}}"\npassword = "hunter2"\n'
-        return text.replace(line, "") + table
-
-    lab = Shared(Options(rate="100mbit", heartbeat_ms=CALM_MS), edit)
-    try:
-        world = lab.ready()
-        with talk(world) as connection:
-            world.lab.crash("a")
-            world.becomes(b="unprotected")
-            connection.exchange()
-        assert world.said("b", 0, "its status is off", "after 2 attempts")
-        assert "hunter2" not in world.log("b")
-    finally:
-        lab.close()
-
-
-AGENT = """#!/bin/bash
-while IFS='=' read -r name value; do declare "given_$name=$value"; done
-[ "$given_password" = hunter2 ] || exit 1
-echo "password=$given_password"
-case $given_action in
-    off) if [ -e "$0.once" ]; then SCRIPT "$given_plug" && touch "$0.off"; else touch "$0.once"; exit 1; fi ;;
-    status) [ -e "$0.off" ] && exit 2; exit 0 ;;
-    *) exit 1 ;;
-esac
-"""
+def test_a_flapping_channel_with_a_fence(fenced: Shared, tmp_path: Path) -> None:
+    flaps(fenced.ready(), tmp_path / "client.pcap", (0.15, 0.3, 0.8))
