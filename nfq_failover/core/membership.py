@@ -19,6 +19,7 @@ from nfq_failover.core.settings import Settings
 __all__ = ["Change", "Do", "Membership"]
 
 ALONE_RETRY_FACTOR = 10
+TIME_IS_OVER = "the backup is silent, and its time to take over has passed"
 BACKUP_UNHEALTHY = "the backup's application has failed"
 TARGET_RETRY_S = 1.0
 _FOLLOWING = (State.SHADOWING, State.CHECKING)  # may still find that the primary is alive
@@ -157,7 +158,7 @@ class Membership:
             self.pact.void()
             self.actions.append(Do.INVALIDATE)
         if State(body.state) in _PROTECTING and body.generation == self.generation and not self.invalid:
-            self.pact.adopt(body.pact)
+            self.pact.adopt(body.pact, body.lease_ms)
 
     def _peer_follows(self, body: HeartbeatBody, role: Role, answers: bool) -> None:
         """We serve, the peer doesn't."""
@@ -318,10 +319,7 @@ class Membership:
                 self._checking = True
                 self.actions.append(Do.CHECK_LINK)
         elif over:
-            self._harmless()
-
-    def _harmless(self) -> None:
-        self._go(Input.BACKUP_HARMLESS, "the backup is silent, and its time to take over has passed")
+            self._go(Input.BACKUP_HARMLESS, TIME_IS_OVER)
 
     def _release_after_s(self) -> float:
         """The greater of both hosts' settings: their fences may differ."""
@@ -345,7 +343,7 @@ class Membership:
         """Our own link is up, or not."""
         if self.state in (State.BACKUP_LOST, State.DOUBT):
             if self._checking and ok:
-                self._harmless()
+                self._go(Input.BACKUP_HARMLESS, TIME_IS_OVER)
             elif self._checking:
                 self.reason = f"nothing is released: {detail}"
             return
@@ -353,11 +351,14 @@ class Membership:
             return
         if not ok:
             self._go(Input.LINK_DOWN, f"our own link is down: {detail}")
-        elif self.settings.fence_delay_ms:
-            self._act_at = self._last + self.settings.fence_delay_ms / 1000
-            self.reason = f"waiting for {self.settings.fence_delay_ms} ms before anything is done to the primary"
-        else:
+            return
+        self._act_at = self._last + self.settings.fence_delay_ms / 1000
+        if self.pact.held and not self.settings.has_fence:
+            self._act_at = max(self._act_at, self.pact.ask_from(self._heard_at))
+        if self._act_at <= self._last:
             self._act_alone()
+        else:
+            self.reason = f"nothing is done to the primary for another {self._act_at - self._last:.2f} s"
 
     def _act_alone(self) -> None:
         if self.pact.held:
@@ -456,7 +457,7 @@ class Membership:
         if after in (State.CHECKING, State.RETRYING):
             act(Do.CHECK_LINK)
         elif after is State.ASKING:
-            self.pact.outlast(self._heard_at, self.peer.lease_ms if self.peer else 0)
+            self.pact.outlast(self._heard_at)
         elif after in (State.FENCING, State.BOOT_FENCING):
             act(Do.FENCE)
         elif after in (State.STORING, State.CLAIMING):

@@ -24,6 +24,8 @@ from nfq_failover.core.settings import Settings
 CLOCK_MARGIN = 1.04  # both clocks off by 2 %, in opposite directions
 OUTLAST_MARGIN_S = 0.02  # from the last look at the clock to the packet on the wire
 ASK_EVERY_S = 0.05
+ASK_AFTER = 2 / 3  # of the lease: a shorter silence of the backup is no cause to decide anything
+HEAD_START_S = 0.1  # a backup that can't act before the lease has ended asks no earlier than this before
 _EPOCH_SHIFT = 32
 
 
@@ -40,6 +42,7 @@ class Pact:
         self.confirmed = self.asked = self.granted = False
         self.lease_until = inf
         self._last = 0
+        self._lease_s = settings.lease_ms / 1000  # the longer one of both hosts'
         self._vote = -inf
         self._next_ask = 0.0
         self._outlast_at = inf
@@ -95,16 +98,20 @@ class Pact:
 
     # ------------------------------------------------------------------------------------ backup
 
-    def adopt(self, number: int) -> None:
-        """The primary protects under this pact; what was asked or granted for another is void."""
+    def adopt(self, number: int, lease_ms: int) -> None:
+        """The primary protects under this pact, and has this lease; what was asked or granted for another is void."""
+        self._lease_s = max(lease_ms, self.settings.lease_ms) / 1000
         if self.settings.has_witness and number and number != self.high:
             self.low = self.high = number
             self.asked = self.granted = False
 
-    def outlast(self, heard: float, lease_ms: int) -> None:
-        """We stop to vote. `heard`: when we last heard the primary; `lease_ms`: what it says that its lease is."""
-        lease = max(lease_ms, self.settings.lease_ms) / 1000
-        self._outlast_at = heard + lease * CLOCK_MARGIN + OUTLAST_MARGIN_S
+    def ask_from(self, heard: float) -> float:
+        """When to begin to ask, without a fence: a primary that lives has asked before, and goes on."""
+        return heard + self._lease_s - HEAD_START_S
+
+    def outlast(self, heard: float) -> None:
+        """We stop to vote. `heard`: when we last heard the primary."""
+        self._outlast_at = heard + self._lease_s * CLOCK_MARGIN + OUTLAST_MARGIN_S
 
     def outlasted(self, now: float) -> bool:
         """Whether the primary's lease has ended, and we may act."""
@@ -115,6 +122,8 @@ class Pact:
     def ask(self, now: float) -> bool:
         """Whether it is time to ask (again)."""
         if not self.held or self.granted or now < self._next_ask:
+            return False
+        if now < self._vote + ASK_AFTER * self.settings.lease_ms / 1000:
             return False
         self._next_ask = now + ASK_EVERY_S
         self.asked = True

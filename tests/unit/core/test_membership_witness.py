@@ -15,6 +15,7 @@ S = State
 SCENARIOS: list[Scenario] = []
 scenario = collector(SCENARIOS)
 LEASE_S = 3 * DETECTION_S
+ASKS_S = 0.8 * LEASE_S
 PACT = 7 << 32
 
 
@@ -39,6 +40,10 @@ def asking(**changes: Any) -> Host:
     h = backup(**changes)
     h.silence(DETECTION_S + 0.03)
     h.link(True)
+    if not h.settings.has_fence:
+        assert h.at(S.CHECKING), "a primary that lives asks first"
+        while h.at(S.CHECKING):
+            assert h.tick() == []
     assert h.at(S.ASKING)
     return h
 
@@ -48,10 +53,9 @@ def asking(**changes: Any) -> Host:
 
 @scenario
 def takes_over_with_a_grant_once_the_lease_of_the_primary_has_ended() -> Host:
-    h = backup()
-    heard = h.now
-    h.silence(DETECTION_S + 0.03)
-    h.link(True)
+    heard = backup().now
+    h = asking()
+    assert heard < h.now < heard + LEASE_S
     assert h.tick() == [Do.ASK]
     h.witness(True)
     while h.at(S.ASKING):
@@ -200,7 +204,7 @@ def test_another_generation_ends_pact_and_grant() -> None:
 @scenario
 def releases_as_soon_as_the_witness_has_granted() -> Host:
     h = primary()
-    h.silence(DETECTION_S + 0.1)
+    h.silence(ASKS_S)
     assert h.at(S.BACKUP_LOST) and h.members.pact.asked
     h.witness(True)
     assert Do.RELEASE in h.tick()
@@ -211,7 +215,7 @@ def releases_as_soon_as_the_witness_has_granted() -> Host:
 @scenario
 def is_silent_for_good_when_the_witness_has_decided_for_the_backup() -> Host:
     h = primary()
-    h.silence(DETECTION_S + 0.1)
+    h.silence(ASKS_S)
     assert h.witness(False) == [Do.SILENCE]
     assert h.at(S.WAITING)
     return h
@@ -221,7 +225,7 @@ def is_silent_for_good_when_the_witness_has_decided_for_the_backup() -> Host:
 def is_silent_when_its_lease_has_ended_until_the_witness_answers() -> Host:
     h = primary()
     voted = h.now
-    h.silence(DETECTION_S + 0.1)
+    h.silence(ASKS_S)
     assert h.members.lease_until == pytest.approx(voted + LEASE_S, abs=0.002)
     h.members.expire(h.now)
     assert h.done() == [Do.HUSH] and h.at(S.DOUBT)
@@ -234,7 +238,7 @@ def is_silent_when_its_lease_has_ended_until_the_witness_answers() -> Host:
 @scenario
 def denied_in_doubt() -> Host:
     h = primary()
-    h.silence(DETECTION_S + 0.1)
+    h.silence(ASKS_S)
     h.members.expire(h.now)
     h.silence(0.1)
     assert h.witness(False) == [Do.SILENCE] and h.at(S.WAITING)
@@ -258,7 +262,7 @@ def lease_ends_while_the_backup_is_heard_but_does_not_follow() -> Host:
 @scenario
 def speaks_again_when_the_backup_follows_again() -> Host:
     h = primary()
-    h.silence(DETECTION_S + 0.1)
+    h.silence(ASKS_S)
     h.members.expire(h.now)
     h.done()
     old = h.members.pact.high
@@ -275,7 +279,7 @@ def speaks_again_when_the_backup_follows_again() -> Host:
 @scenario
 def backup_that_has_not_said_the_pact_back_may_be_one_that_fences() -> Host:
     h = Host(has_witness=True).protect()
-    h.silence(DETECTION_S + 0.1)
+    h.silence(ASKS_S)
     h.witness(True)
     assert Do.RELEASE not in h.silence(h.settings.release_after_ms / 1000 - 0.5)
     assert Do.RELEASE in h.silence(0.5)
@@ -292,7 +296,7 @@ def backup_that_refuses_has_given_the_pact_up() -> Host:
 
 def test_answers_for_another_pact_count_for_nothing() -> None:
     h = primary()
-    h.silence(DETECTION_S + 0.1)
+    h.silence(ASKS_S)
     for number in (0, h.members.pact.high - 1, h.members.pact.high + 1):
         h.members.witnessed(number, True, "")
         h.members.witnessed(number, False, "")
