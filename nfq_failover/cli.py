@@ -134,6 +134,7 @@ def _keygen(args: argparse.Namespace) -> int:
 
 def _check_config(args: argparse.Namespace) -> int:
     from nfq_failover.config import advice, load
+    from nfq_failover.shell import agent_metadata
     from nfq_failover.shell.privileges import DAEMON, DEFAULT_USER, account
 
     config = load(args.config)
@@ -149,8 +150,10 @@ def _check_config(args: argparse.Namespace) -> int:
         print(
             f"after its start the daemon is user {who.name}, uid {who.uid}, with {' and '.join(sorted(DAEMON))}{note}."
         )
-    for sentence in advice(config):
+    for sentence in [*advice(config), *agent_metadata.advice(config.fence)]:
         print(f"warning: {sentence}")
+    if args.fence_status:
+        print(agent_metadata.status(config.fence, s.peers[0]))
     return 0
 
 
@@ -188,7 +191,9 @@ def build_parser() -> argparse.ArgumentParser:
     witness.add_argument("--log-json", action="store_true", help="log as JSON lines")
     keygen = command("keygen", "make a key file", _keygen)
     keygen.add_argument("file", type=Path)
-    _config_option(command("check-config", "check the configuration file", _check_config))
+    check = command("check-config", "check the configuration file", _check_config)
+    _config_option(check)
+    check.add_argument("--fence-status", action="store_true", help="ask the fence agent whether the peer is on")
     return parser
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import signal
 import subprocess
 import tempfile
@@ -60,6 +61,11 @@ class FenceProgram:
     def fileno(self) -> int:
         """Readable when the program has ended."""
         return self._pidfd
+
+    def wait(self, seconds: float) -> tuple[int | None, str]:
+        """Wait for its end, and `finish`."""
+        select.select([self._pidfd], [], [], seconds)
+        return self.finish()
 
     def finish(self) -> tuple[int | None, str]:
         """(exit code, what it said); a program that still runs is killed, with its process group: (None, ...)."""
