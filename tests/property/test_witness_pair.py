@@ -204,7 +204,7 @@ def test_backup_that_does_not_learn_of_the_new_pact(seed: int, when: float, afte
     """The primary asks in vain, is reunited with its backup and proposes anew, and is cut off at that moment."""
     back = when + 0.8
     cuts = [Cut("b", when, back), Cut("a", back + after, 10**6), Cut("b", back + after + 0.02, 10**6)]
-    away = [Away("a", when, back + after + 0.3)]
+    away = [Away("a", when, back + after + 1.5)]  # it asks again when the backup has taken over
     pair = WitnessedPair(seed, cuts, [], away, witness_lease_ms=1000, quick=True)
     pair.run(when + 6)
     assert sum(pair.audible(side) for side in pair.sides.values()) == 1
