@@ -100,6 +100,23 @@ def _leave(args: argparse.Namespace) -> int:
     return 0
 
 
+def _witness(args: argparse.Namespace) -> int:
+    from nfq_failover.config import read_key
+    from nfq_failover.config_fence import DEFAULT_WITNESS_PORT, address_and_port
+    from nfq_failover.shell import logs
+    from nfq_failover.shell.witness import Witness
+
+    try:
+        listen = address_and_port(args.listen, DEFAULT_WITNESS_PORT)
+    except ValueError as error:
+        raise CommandError(f"--listen: {error}") from None
+    key = read_key(args.key)
+    logs.configure(args.log_level, args.log_json)
+    witness = Witness(listen, key, args.state_dir)
+    witness.run(lambda: print(f"nfq-failover witness: listening on {listen[0]}:{listen[1]}", flush=True))
+    return 0
+
+
 def _keygen(args: argparse.Namespace) -> int:
     try:
         fd = os.open(args.file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
@@ -117,21 +134,26 @@ def _keygen(args: argparse.Namespace) -> int:
 
 def _check_config(args: argparse.Namespace) -> int:
     from nfq_failover.config import advice, load
+    from nfq_failover.shell import agent_metadata
     from nfq_failover.shell.privileges import DAEMON, DEFAULT_USER, account
 
     config = load(args.config)
     s = config.settings
     peers = ", ".join(f"{p.name} at {p.address}:{p.port}" for p in s.peers)
     print(f"{args.config}: right. {s.name} serves {config.service} with {peers}; tap {config.tap}.")
-    print(f"detection {s.detection_ms} ms; {'fence: ' + ' '.join(config.fence) if config.fence else 'no fence'}.")
+    print(
+        f"detection {s.detection_ms} ms; {'fence: ' + ' '.join(config.fence.command) if config.fence else 'no fence'}."
+    )
     who = account(config)
     if who is not None:
         note = f" (there is no user '{DEFAULT_USER}': make one, to have it alone)" if who.fallback else ""
         print(
             f"after its start the daemon is user {who.name}, uid {who.uid}, with {' and '.join(sorted(DAEMON))}{note}."
         )
-    for sentence in advice(config):
+    for sentence in [*advice(config), *agent_metadata.advice(config.fence)]:
         print(f"warning: {sentence}")
+    if args.fence_status:
+        print(agent_metadata.status(config.fence, s.peers[0]))
     return 0
 
 
@@ -161,9 +183,17 @@ def build_parser() -> argparse.ArgumentParser:
     status.add_argument("--rows", type=int, default=20, help="how many connections to list (20)")
     _config_option(command("leave", "end the daemon for good: hand the service over, or end it", _leave))
     _config_option(command("claim", "the other host is off, I say so: let this one serve", _claim))
+    witness = command("witness", "decide between two hosts that don't hear each other (on a third machine)", _witness)
+    witness.add_argument("--listen", required=True, metavar="ADDRESS[:PORT]", help="where the hosts ask (port 7767)")
+    witness.add_argument("--key", type=Path, required=True, metavar="FILE", help="the hosts' key, or their witness key")
+    witness.add_argument("--state-dir", type=Path, default=Path("/var/lib/nfq-failover-witness"), metavar="DIRECTORY")
+    witness.add_argument("--log-level", choices=("debug", "info", "warning", "error"), default="info")
+    witness.add_argument("--log-json", action="store_true", help="log as JSON lines")
     keygen = command("keygen", "make a key file", _keygen)
     keygen.add_argument("file", type=Path)
-    _config_option(command("check-config", "check the configuration file", _check_config))
+    check = command("check-config", "check the configuration file", _check_config)
+    _config_option(check)
+    check.add_argument("--fence-status", action="store_true", help="ask the fence agent whether the peer is on")
     return parser
 
 

@@ -8,12 +8,14 @@ import shutil
 import stat
 import tomllib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, ip_address
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from nfq_failover import config_fence
+from nfq_failover.config_fence import FencePlan, WitnessPlan
 from nfq_failover.constants import DEFAULT_MARK, DEFAULT_QUEUE_IN, DEFAULT_QUEUE_OUT, DEFAULT_SYNC_PORT
 from nfq_failover.core.settings import Peer, Settings
 from nfq_failover.errors import ConfigError, InternalError
@@ -26,8 +28,6 @@ _MAC = re.compile(r"([0-9a-f]{2}:){5}[0-9a-f]{2}")
 _NUMBER = re.compile(r"[0-9]{1,5}")
 _USER = re.compile(r"[a-z_][a-z0-9_-]{0,30}\$?")
 _CAPABILITY = re.compile(r"CAP_[A-Z_]{3,24}")
-_PLACEHOLDER = re.compile(r"\{[A-Za-z_]*\}")
-_FENCE_PLACEHOLDERS = ("{peer}", "{address}")
 _KINDS: dict[type, str] = {
     str: "a text in quotes",
     int: "a whole number",
@@ -45,7 +45,9 @@ _PEER_SETTINGS = ("name", "address", "port", "mac")
 _SETTINGS = (
     *("name", "service", "ports", "interface", "listen", "peer", "key_file", "state_dir", "run_dir"),
     *("tap", "tap_mac", "conntrack", "manage_address", "instance", "rules_script", "queue_in", "queue_out", "mark"),
-    *("fence", "fence_deadline_ms", "split_brain", "boot_alone", "boot_wait_ms", "prefer_primary"),
+    *("fence", "fence_deadline_ms", "fence_delay_ms", "fence_retry_ms", "fence_retry_max_ms", "fence_attempts"),
+    *("witness", "check_targets", "check_deadline_ms", "announce_refresh_ms"),
+    *("split_brain", "boot_alone", "boot_wait_ms", "prefer_primary"),
     *("heartbeat_interval_ms", "heartbeat_count", "loop_stall_ms", "open_deadline_ms", "announce_count"),
     "privileges",
     *("max_connections", "max_log_bytes", "max_unacked_bytes", "hole_deadline_ms"),
@@ -89,7 +91,11 @@ class Config:
     state_dir: Path
     run_dir: Path  # outlives the daemon, not the host
     conntrack: str  # notrack | liberal
-    fence: tuple[str, ...]
+    fence: FencePlan
+    witness: WitnessPlan | None
+    check_targets: tuple[tuple[str, int], ...]  # (address, port); port 0: ICMP echo
+    check_deadline_ms: int
+    announce_refresh_ms: int  # 0: never
     queue_in: int
     queue_out: int
     mark: int
@@ -174,16 +180,6 @@ def _path(value: str) -> Path:
     if "\0" in value or not path.is_absolute():
         raise ValueError(f"{value!r} is not an absolute path")
     return path
-
-
-def _fence(value: list[Any]) -> tuple[str, ...]:
-    if not all(isinstance(word, str) and word and "\0" not in word for word in value):
-        raise ValueError("must be a list of words: the command and its arguments")
-    for word in value:
-        for placeholder in _PLACEHOLDER.findall(word):
-            if placeholder not in _FENCE_PLACEHOLDERS:
-                raise ValueError(f"there is no placeholder {placeholder}: use {' or '.join(_FENCE_PLACEHOLDERS)}")
-    return tuple(value)
 
 
 def _words(value: list[Any]) -> tuple[str, ...]:
@@ -331,7 +327,18 @@ def load(path: Path) -> Config:
         raise ConfigError(f"{path}: {error.strerror}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: not valid TOML: {error}") from None
-    return parse(table, str(path))
+    config = parse(table, str(path))
+    _check_mode(path, config)
+    return config
+
+
+def _check_mode(path: Path, config: Config) -> None:
+    """A file with a password in it is nobody else's business."""
+    if (name := config.fence.inline_secret) and path.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
+        raise ConfigError(
+            f"{path} holds a secret ('{name}' in [fence.parameters]) and is readable by others: "
+            f"run 'chmod 600 {path}', or put the secret into a file of its own and name that in [fence.secrets]"
+        )
 
 
 def parse(table: dict[str, Any], where: str = "config") -> Config:
@@ -353,7 +360,10 @@ def parse(table: dict[str, Any], where: str = "config") -> Config:
     tap_mac = r.checked("tap_mac", str, _mac, None)
     if tap == "multicast" and (tap_mac is None or not int(tap_mac[:2], 16) & 1):
         raise ConfigError(f"{where}: tap = \"multicast\" needs 'tap_mac', a multicast MAC such as 01:00:5e:4d:00:64")
-    fence: tuple[str, ...] = r.checked("fence", list, _fence, ())
+    fence = _fence(r)
+    key = read_key(r.checked("key_file", str, _path, DEFAULT_KEY_FILE))
+    witness, lease_ms = _witness(r, key, f"{service} {' '.join(sorted((name, peers[0].name)))}")
+    check_targets = r.checked("check_targets", list, config_fence.targets, ())
     ports = r.checked("ports", list, _ports)
     health = _health(r.take("health", dict, None), where, ports)
     application = _Reader(r.take("application", dict, {}), f"{where}, [application]", _APPLICATION_SETTINGS)
@@ -362,7 +372,7 @@ def parse(table: dict[str, Any], where: str = "config") -> Config:
         service=ip_address(service).packed,
         ports=ports,
         peers=peers,
-        key=read_key(r.checked("key_file", str, _path, DEFAULT_KEY_FILE)),
+        key=key,
         prefer_primary=r.take("prefer_primary", bool, False),
         has_fence=bool(fence),
         split_brain_accepted=r.choice("split_brain", ("refuse", "accepted"), "refuse") == "accepted",
@@ -371,6 +381,12 @@ def parse(table: dict[str, Any], where: str = "config") -> Config:
         heartbeat_interval_ms=r.number("heartbeat_interval_ms", 10, 5000, 50),
         heartbeat_count=r.number("heartbeat_count", 2, 100, 3),
         fence_deadline_ms=r.number("fence_deadline_ms", 10, 600_000, 5000),
+        fence_delay_ms=r.number("fence_delay_ms", 0, 600_000, 0),
+        fence_retry_ms=r.number("fence_retry_ms", 0, 3_600_000, 5000),
+        fence_retry_max_ms=r.number("fence_retry_max_ms", 1, 86_400_000, 60_000),
+        has_witness=witness is not None,
+        witness_lease_ms=lease_ms,
+        checks_target=bool(check_targets),
         loop_stall_ms=r.number("loop_stall_ms", 100, 60_000, 300),
         open_deadline_ms=r.number("open_deadline_ms", 10, 60_000, 1000),
         announce_count=r.number("announce_count", 1, 100, 5),
@@ -386,6 +402,7 @@ def parse(table: dict[str, Any], where: str = "config") -> Config:
     application.done()
     if settings.boot_alone == "fence" and not fence:
         raise ConfigError(f"{where}: boot_alone = \"fence\" needs a 'fence' command")
+    _check_witness(settings, where)
     config = Config(
         settings=settings,
         service=service,
@@ -397,6 +414,10 @@ def parse(table: dict[str, Any], where: str = "config") -> Config:
         run_dir=r.checked("run_dir", str, _path, DEFAULT_RUN_DIR),
         conntrack=r.choice("conntrack", ("notrack", "liberal"), "notrack"),
         fence=fence,
+        witness=witness,
+        check_targets=check_targets,
+        check_deadline_ms=r.number("check_deadline_ms", 10, 60_000, 500),
+        announce_refresh_ms=r.number("announce_refresh_ms", 0, 86_400_000, 30_000),
         queue_in=r.number("queue_in", 0, 65535, DEFAULT_QUEUE_IN),
         queue_out=r.number("queue_out", 0, 65535, DEFAULT_QUEUE_OUT),
         mark=r.number("mark", 1, 0xFFFFFFFF, DEFAULT_MARK),
@@ -415,16 +436,55 @@ def parse(table: dict[str, Any], where: str = "config") -> Config:
     return config
 
 
+def _fence(r: _Reader) -> FencePlan:
+    attempts = r.number("fence_attempts", 0, 1000, 0)
+    if "fence" not in r.table:
+        return FencePlan()
+    try:
+        return replace(config_fence.fence(r.table.pop("fence")), attempts=attempts)
+    except ValueError as error:
+        raise ConfigError(f"{r.where}: 'fence' {error}") from None
+
+
+def _witness(r: _Reader, key: bytes, pair: str) -> tuple[WitnessPlan | None, int]:
+    if "witness" not in r.table:
+        return None, 0
+    table = r.take("witness", dict)
+    w = _Reader(table, f"{r.where}, [witness]", ("address", "key_file", "lease_ms"))
+
+    def address(value: str) -> tuple[str, int]:
+        return config_fence.address_and_port(value, config_fence.DEFAULT_WITNESS_PORT)
+
+    file = w.checked("key_file", str, _path, None)
+    plan = WitnessPlan(w.checked("address", str, address), read_key(file) if file else key, pair)
+    return plan, w.number("lease_ms", 0, 600_000, 0)
+
+
+def _check_witness(settings: Settings, where: str) -> None:
+    if not settings.has_witness:
+        return
+    if settings.split_brain_accepted:
+        raise ConfigError(f'{where}: a witness and split_brain = "accepted" contradict each other: leave one out')
+    least = settings.detection_ms + 2 * settings.heartbeat_interval_ms
+    if settings.lease_ms < least:
+        raise ConfigError(f"{where}, [witness]: 'lease_ms' must be at least {least} with these heartbeats")
+
+
 def advice(config: Config) -> list[str]:
     """What is allowed, but probably not meant: a sentence each."""
     said = []
     settings = config.settings
-    if not config.fence and not settings.split_brain_accepted:
+    if not config.fence and not config.witness and not settings.split_brain_accepted:
         said.append("without 'fence' the backup never takes over by itself, unless split_brain = \"accepted\"")
     if not config.fence and settings.split_brain_accepted:
         said.append("split_brain is accepted without a fence: when the sync channel breaks, both hosts may serve")
-    if config.fence and shutil.which(config.fence[0]) is None:
-        said.append(f"the fence command {config.fence[0]} is not there or not executable: no takeover will succeed")
+    program = config.fence.command[0] if config.fence else ""
+    if program and shutil.which(program) is None:
+        said.append(f"the fence command {program} is not there or not executable: no takeover will succeed")
+    if config.witness and not config.fence:
+        said.append(
+            "with a witness and no fence a host that is paused as a whole, with its clock, may be heard once more"
+        )
     if not config.privileges.drop:
         said.append("[privileges] drop = false: the daemon keeps all of root's rights while it reads from the network")
     return said

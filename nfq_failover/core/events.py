@@ -100,6 +100,15 @@ class FenceFinished:
 
 
 @dataclass(slots=True)
+class WitnessAnswered:
+    """Answer to `AskWitness`, if one comes: whether we may act alone, of the pacts up to `number`."""
+
+    number: int
+    granted: bool
+    detail: str = ""
+
+
+@dataclass(slots=True)
 class EpochStored:
     """Answer to `StoreEpoch`: the record is on disk (`ok`), or it is not."""
 
@@ -166,6 +175,7 @@ Event = (
     | TimerFired
     | LinkChecked
     | FenceFinished
+    | WitnessAnswered
     | EpochStored
     | RulesApplied
     | RulesLost
@@ -233,6 +243,14 @@ class Fence:
 
 
 @dataclass(slots=True)
+class AskWitness:
+    """Ask the witness for the right to act alone (core/pact.py), once; repeated until `WitnessAnswered`."""
+
+    low: int
+    high: int
+
+
+@dataclass(slots=True)
 class StoreEpoch:
     """Put (epoch, role) on disk, durably. Answered by `EpochStored`."""
 
@@ -296,6 +314,7 @@ Effect = (
     | PublishHeartbeat
     | CheckLink
     | Fence
+    | AskWitness
     | StoreEpoch
     | Remember
     | ApplyRules

@@ -44,9 +44,10 @@ class HeartbeatTemplate:
         return seal(header, body.encode(), self.key)
 
 
-def datagram_bytes() -> int:
-    """Size of a heartbeat on the wire, with Ethernet, IPv4 and UDP headers."""
-    return LINK_HEADERS + HEADER.size + len(HeartbeatBody(0, 0, 0, 0, 0, 0, 0, 0, 0).encode()) + MAC_BYTES
+def datagram_bytes(lease_ms: int = 0) -> int:
+    """Size of a heartbeat on the wire, with Ethernet, IPv4 and UDP headers. `lease_ms`: 0 without a witness."""
+    body = HeartbeatBody(0, 0, 0, 0, 0, 0, 0, 0, 0, lease_ms=lease_ms)
+    return LINK_HEADERS + HEADER.size + len(body.encode()) + MAC_BYTES
 
 
 class PeerMonitor:
@@ -108,8 +109,8 @@ class PeerMonitor:
             "interval_ms": interval,
             "count": self.settings.heartbeat_count,
             "detection_ms": self.settings.detection_ms,
-            "datagram_bytes": datagram_bytes(),
-            "bandwidth_bps": round(datagram_bytes() * 8 * 1000 / interval),
+            "datagram_bytes": datagram_bytes(self.settings.lease_ms),
+            "bandwidth_bps": round(datagram_bytes(self.settings.lease_ms) * 8 * 1000 / interval),
             "received": self.received,
             "missed": self.missed,
             "largest_gap_ms": round(self.largest_gap_s * 1000, 1),

@@ -6,43 +6,25 @@ Pure bookkeeping over the table in roles.py. The node carries the actions out.
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
-from enum import Enum
+from math import inf
 
+from nfq_failover.core.actions import Change, Do
 from nfq_failover.core.health import Health
 from nfq_failover.core.heartbeat import HeartbeatBody, PeerMonitor
+from nfq_failover.core.pact import Pact
+from nfq_failover.core.retry import Retries
 from nfq_failover.core.roles import UNHEALTHY, Candidate, Input, Role, State, next_state
 from nfq_failover.core.settings import Settings
 
+__all__ = ["Change", "Do", "Membership"]
+
 ALONE_RETRY_FACTOR = 10
+TIME_IS_OVER = "the backup is silent, and its time to take over has passed"
 BACKUP_UNHEALTHY = "the backup's application has failed"
-
-
-class Do(Enum):
-    """What the node must do after a state change."""
-
-    CHECK_LINK = "check our own link"
-    FENCE = "fence the peer"
-    STORE = "store epoch and role"
-    SERVE = "be heard, with no connections"
-    RESUME = "be heard again, with the connections that were taken over before the daemon's restart"
-    TAKE_OVER = "be heard, with the shadow connections"
-    ARM = "tighten the rules"
-    PROTECT = "open new connections towards the backup"
-    RELEASE = "let everything go unprotected"
-    SHADOW = "start with an empty shadow table"
-    INVALIDATE = "the shadows can't be continued"
-    SILENCE = "be silent, forget all connections"
-
-
-@dataclass(frozen=True, slots=True)
-class Change:
-    """A state change, for the log and for people."""
-
-    before: State
-    after: State
-    given: Input
-    reason: str
+TARGET_RETRY_S = 1.0
+_FOLLOWING = (State.SHADOWING, State.CHECKING)  # may still find that the primary is alive
+_PROTECTING = (State.PROTECTED, State.BACKUP_LOST, State.DOUBT)
+_CLAIMABLE = (State.WAITING, State.REFUSED, State.RETRYING, State.ASKING, State.YIELDED)
 
 
 class Membership:
@@ -67,13 +49,25 @@ class Membership:
         self.rules_ready = False
         self.invalid = True
         self.health = Health(settings)
+        self.pact = Pact(settings)
         self._boot = now
-        self._next_alone = now + settings.boot_wait_ms / 1000
+        self._next_alone = now + (settings.boot_wait_ms + settings.fence_delay_ms) / 1000
         self._last = now
         self._resumed = now
         self._valid_until = 0.0
+        self._act_at: float | None = None  # the end of the fence delay
+        self._retries = Retries(settings)
+        self._next_check = 0.0
+        self._checking = False  # before a release
+        self._hushed = False
+        self._heard_at = now
 
     # ------------------------------------------------------------------------------------ views
+
+    @property
+    def lease_until(self) -> float:
+        """When we have to fall silent."""
+        return self.pact.lease_until
 
     @property
     def role(self) -> Role:
@@ -112,12 +106,18 @@ class Membership:
     def heartbeat(self, body: HeartbeatBody, epoch: int, monitor: PeerMonitor, now: float) -> None:
         """A heartbeat of the peer, already counted by the monitor."""
         self.peer, self.peer_epoch = body, epoch
+        self._heard_at = now
         role = Role(body.role)
         if role is Role.PRIMARY:
             self._peer_serves(body, epoch)
         elif self.role is Role.PRIMARY:
+            if self._votes() and body.echo_ms:
+                self.pact.vote(body.echo_ms / 1000, now)
             self._peer_follows(body, role, self.answers(monitor, now))
-        elif self.state in (State.SHADOWING, State.CHECKING):
+            if self.state in (State.PROTECTED, State.BACKUP_LOST):
+                self.pact.said_back(body.pact)
+                self.pact.renew()
+        elif self.state in (State.SHADOWING, State.CHECKING, State.ASKING):
             if role in (Role.JOINING, Role.LEAVING):
                 self._note_validity(monitor)
                 self._go(Input.PEER_YIELDED, "the primary has restarted or leaves")
@@ -128,6 +128,11 @@ class Membership:
             if heard is not None and heard >= self._resumed and self._follows(monitor, now):
                 self._go(Input.REASSURED, "the peer has answered after our pause")
 
+    def _votes(self) -> bool:
+        """The peer's latest heartbeat is that of a backup that follows us in this generation."""
+        peer = self.peer
+        return peer is not None and State(peer.state) in _FOLLOWING and peer.generation == self.generation
+
     def _peer_serves(self, body: HeartbeatBody, epoch: int) -> None:
         if self.role is Role.PRIMARY:
             if epoch > self.epoch or (epoch == self.epoch and self._peer_name() < self.settings.name):
@@ -135,7 +140,7 @@ class Membership:
             return
         if epoch < self.epoch:
             return  # it will take a later epoch once it has heard what we have stored
-        if self.state in (State.WAITING, State.BOOT_FENCING, State.CLAIMING, State.REFUSED):
+        if self.state in (State.WAITING, State.BOOT_FENCING, State.CLAIMING, State.REFUSED, State.RETRYING):
             self._go(Input.PEER_SERVES, "")
         if self.state not in (State.SHADOWING, State.CHECKING):
             return
@@ -146,10 +151,14 @@ class Membership:
             # Only while it arms: one that protects already has connections that we lack, and must hear so.
             self.generation = body.generation
             self.invalid = False
+            self.pact.void()
             self.actions.append(Do.SHADOW)
         if State(body.state) is State.UNPROTECTED and not self.invalid:
             self.invalid = True
+            self.pact.void()
             self.actions.append(Do.INVALIDATE)
+        if State(body.state) in _PROTECTING and body.generation == self.generation and not self.invalid:
+            self.pact.adopt(body.pact, body.lease_ms)
 
     def _peer_follows(self, body: HeartbeatBody, role: Role, answers: bool) -> None:
         """We serve, the peer doesn't."""
@@ -193,7 +202,9 @@ class Membership:
         self._note_validity(monitor)
         if self.role is Role.BACKUP:
             self.generation = 0  # the peer counts from the beginning again
-        if self.state in (State.PROTECTED, State.BACKUP_LOST, State.ARMING, State.DOUBT):
+            if self.state in _FOLLOWING:
+                self.pact.void()
+        if self.state is State.ARMING or self.state in _PROTECTING:
             self._go(Input.BACKUP_HARMLESS, "the backup has restarted")
 
     def tick(self, monitor: PeerMonitor, now: float) -> None:
@@ -216,9 +227,16 @@ class Membership:
             if monitor.lost(now):
                 self._note_validity(monitor)
                 self._go(Input.PEER_SILENT, "no heartbeat from the primary")
-        elif state is State.CHECKING:
+        elif state in (State.CHECKING, State.RETRYING):
             if not monitor.lost(now):
                 self._go(Input.PEER_BACK, "")
+            elif self._act_at is not None and now >= self._act_at:
+                self._act_alone()
+        elif state is State.ASKING:
+            self._asking(monitor, now)
+        elif state is State.REFUSED:
+            if self._retries.due(now) and monitor.lost(now):
+                self._go(Input.RETRY, "the primary is still silent")
         elif state is State.ARMING:
             if not self.answers(monitor, now):
                 self._go(Input.PEER_SILENT, "the backup is silent")
@@ -240,6 +258,7 @@ class Membership:
                 self.application_failed(self.health.reason, monitor, now)
         elif self.state is State.SHADOWING and not self.invalid:
             self.invalid, self.generation = True, 0  # the primary sees it, and knows that nothing is kept here
+            self.pact.void()
             self.actions.append(Do.INVALIDATE)
 
     def application_failed(self, reason: str, monitor: PeerMonitor, now: float) -> bool:
@@ -263,35 +282,87 @@ class Membership:
         else:
             self.reason = "the peer does not answer; this host will not serve alone unless told so (claim)"
 
+    def _asking(self, monitor: PeerMonitor, now: float) -> None:
+        pact = self.pact
+        if not pact.granted and not monitor.lost(now):
+            self._go(Input.PEER_BACK, "the primary is back, and the witness may have been asked")
+        elif pact.ask(now):
+            self.actions.append(Do.ASK)
+        elif not self.settings.has_fence and pact.outlasted(now):
+            self._go(Input.OUTLASTED, "granted by the witness; the primary's lease has ended")
+
+    def expire(self, now: float) -> None:
+        """Our lease has ended: nothing may leave before the witness, or the backup, has answered."""
+        self._resumed = now
+        self._go(Input.EXPIRED, "the backup's votes are too old, and the witness has not answered")
+        self._hushed = True
+        self.actions.append(Do.HUSH)
+
     def _lost_backup(self, monitor: PeerMonitor, now: float) -> None:
-        if self.state is State.BACKUP_LOST and self.answers(monitor, now):
+        pact = self.pact
+        if self.state is State.BACKUP_LOST and self.answers(monitor, now) and (not pact.held or self._votes()):
             self._go(Input.PEER_BACK, "")
             return
+        if pact.ask(now):
+            self.actions.append(Do.ASK)
         since = monitor.last_progress if monitor.last_progress is not None else self._boot
         if self.state is State.DOUBT:
             since = max(since, self._resumed)
-        if now - since >= self.settings.release_after_ms / 1000:
-            self._go(Input.BACKUP_HARMLESS, "the backup is silent, and its time to take over has passed")
+        over = now - since >= self._release_after_s()
+        if pact.held:
+            # A backup that has not said the pact back may be one that does not ask.
+            if pact.granted and (pact.confirmed or over):
+                self._go(Input.GRANTED, "granted by the witness: the backup can't take over")
+        elif over and self.settings.checks_target:
+            if now >= self._next_check:
+                self._next_check = now + TARGET_RETRY_S
+                self._checking = True
+                self.actions.append(Do.CHECK_LINK)
+        elif over:
+            self._go(Input.BACKUP_HARMLESS, TIME_IS_OVER)
+
+    def _release_after_s(self) -> float:
+        """The greater of both hosts' settings: their fences may differ."""
+        theirs = self.peer.release_after_ms if self.peer is not None else 0
+        return max(self.settings.release_after_ms, theirs) / 1000
 
     def _note_validity(self, monitor: PeerMonitor) -> None:
         """Note until when the shadows may be continued: the primary releases after that."""
         heard = monitor.heard_by_peer_at
         if heard is not None and self.peer is not None:
-            release = min(self.settings.release_after_ms, self.peer.release_after_ms)  # its configuration may differ
-            self._valid_until = heard + release / 1000 - self.settings.detection_ms / 2000
+            self._valid_until = heard + self._release_after_s() - self.settings.detection_ms / 2000
 
     def may_continue(self, now: float) -> bool:
         """Whether the primary can't have acknowledged anything that we lack."""
-        return not self.invalid and (self.settings.split_brain_accepted or now <= self._valid_until)
+        sure = self.settings.split_brain_accepted or self.pact.granted
+        return not self.invalid and (sure or now <= self._valid_until)
 
     # ------------------------------------------------------------------------------------ answers
 
     def link_checked(self, ok: bool, detail: str) -> None:
         """Our own link is up, or not."""
-        if self.state is not State.CHECKING:
+        if self.state in (State.BACKUP_LOST, State.DOUBT):
+            if self._checking and ok:
+                self._go(Input.BACKUP_HARMLESS, TIME_IS_OVER)
+            elif self._checking:
+                self.reason = f"nothing is released: {detail}"
+            return
+        if self.state not in (State.CHECKING, State.RETRYING):
             return
         if not ok:
             self._go(Input.LINK_DOWN, f"our own link is down: {detail}")
+            return
+        self._act_at = self._last + self.settings.fence_delay_ms / 1000
+        if self.pact.held and not self.settings.has_fence:
+            self._act_at = max(self._act_at, self.pact.ask_from(self._heard_at))
+        if self._act_at <= self._last:
+            self._act_alone()
+        else:
+            self.reason = f"nothing is done to the primary for another {self._act_at - self._last:.2f} s"
+
+    def _act_alone(self) -> None:
+        if self.pact.held:
+            self._go(Input.ASK, "asking the witness")
         elif self.settings.has_fence:
             self._go(Input.LINK_UP, "fencing the primary")
         elif self.settings.split_brain_accepted:
@@ -305,11 +376,27 @@ class Membership:
             self._go(Input.FENCED if ok else Input.FENCE_FAILED, detail)
         elif self.state is State.FENCING:
             if ok:
-                self._go(Input.FENCED, "the primary is off")
+                self._go(Input.FENCED, f"the primary is off: {detail}" if detail else "the primary is off")
             elif self.settings.split_brain_accepted:
                 self._go(Input.ACCEPTED, f"the fence failed ({detail}); a split brain is accepted")
             else:
                 self._go(Input.FENCE_FAILED, f"the fence failed: {detail}")
+
+    def witnessed(self, number: int, granted: bool, detail: str) -> None:
+        """The witness has answered for the pact that we asked for."""
+        pact = self.pact
+        if not pact.asked or number != pact.high:
+            return
+        if self.state in (State.BACKUP_LOST, State.DOUBT):
+            pact.granted = granted
+            if not granted:
+                self._go(Input.DENIED, f"the witness has let the peer act alone: {detail}")
+        elif self.state is State.ASKING:
+            pact.granted = granted
+            if not granted:
+                self._go(Input.DENIED, f"the witness has let the primary act alone: {detail}")
+            elif self.settings.has_fence:
+                self._go(Input.GRANTED, "granted by the witness: fencing the primary")
 
     def epoch_stored(self, epoch: int, ok: bool, detail: str) -> None:
         """The record is on disk, or not."""
@@ -327,7 +414,7 @@ class Membership:
 
     def claim(self) -> str:
         """The operator says that the peer is off. Returns what came of it."""
-        if self.state not in (State.WAITING, State.REFUSED, State.YIELDED):
+        if self.state not in _CLAIMABLE:
             return f"nothing to claim: this host is {self.role.name.lower()} ({self.state.label})"
         self.invalid = True
         self._go(Input.CLAIMED, "claimed by the operator")
@@ -351,12 +438,26 @@ class Membership:
         self.state = after
         self.reason = reason
         self.changes.append(Change(before, after, given, reason))
+        self._act_at, self._checking = None, False
+        if after is State.REFUSED:
+            # Not where the witness may have let the primary act alone.
+            undecided = not self.pact.held or self.pact.granted
+            useful = undecided and given is not Input.NO_FENCE
+            self._retries.refused(self._last, useful, given is not Input.PEER_BACK)
         self._enter(before, after)
+        if after in (State.UNPROTECTED, State.PROTECTED) and self._hushed:
+            self.actions.append(Do.SPEAK)
+        if after is not State.DOUBT:
+            self._hushed = False
+        if self.state not in (State.PROTECTED, State.BACKUP_LOST):
+            self.pact.lease_until = inf
 
     def _enter(self, before: State, after: State) -> None:
         act = self.actions.append
-        if after is State.CHECKING:
+        if after in (State.CHECKING, State.RETRYING):
             act(Do.CHECK_LINK)
+        elif after is State.ASKING:
+            self.pact.outlast(self._heard_at)
         elif after in (State.FENCING, State.BOOT_FENCING):
             act(Do.FENCE)
         elif after in (State.STORING, State.CLAIMING):
@@ -371,17 +472,29 @@ class Membership:
                 act(Do.RESUME)
             else:
                 act(Do.RELEASE)
+            self.pact.end()
         elif after is State.ARMING:
             act(Do.ARM)
-        elif after is State.PROTECTED and before is State.ARMING:
-            act(Do.PROTECT)
+        elif after is State.PROTECTED:
+            if before is State.ARMING:
+                self.pact.propose(self.epoch)
+                act(Do.PROTECT)
+            else:
+                self.pact.reunited()
+            self.pact.renew()
         elif after is State.SHADOWING and before is not State.CHECKING:
             self.generation, self.invalid = 0, True
+            self._retries.begin_anew()
+            self.pact.void()
         elif after is State.YIELDED or (after is State.WAITING and before.role is Role.PRIMARY):
             act(Do.SILENCE)
             self.generation, self.invalid = 0, True
+            self.pact.void()
         elif after is State.LEAVING and before.role is Role.PRIMARY:
             act(Do.SILENCE)
-        elif after is State.REFUSED and not self.invalid:
-            self.invalid = True  # a primary that hears of it acknowledges what we lack
-            act(Do.INVALIDATE)
+        elif after is State.REFUSED:
+            self.generation = 0  # a primary that hears of it acknowledges what we lack
+            self.pact.end()
+            if not self.invalid:
+                self.invalid = True
+                act(Do.INVALIDATE)

@@ -15,6 +15,7 @@ from nfq_failover.core.backup_connection import Shadow
 from nfq_failover.core.dispatch import to_backup, to_primary
 from nfq_failover.core.events import (
     ApplyRules,
+    AskWitness,
     CheckLink,
     CopiesLost,
     DatagramReceived,
@@ -41,6 +42,7 @@ from nfq_failover.core.events import (
     SendDatagram,
     StoreEpoch,
     TimerFired,
+    WitnessAnswered,
 )
 from nfq_failover.core.heartbeat import HeartbeatBody, PeerMonitor
 from nfq_failover.core.membership import Do, Membership
@@ -112,6 +114,9 @@ class Node:
             self._write_down()
 
     def _handle(self, event: Event, now: float) -> None:
+        if now > self.members.lease_until:
+            self.members.expire(now)
+            self._carry_out(now)
         if isinstance(event, PacketQueued):
             if now - self._last_tick > self._pause_s:
                 self._timer(now)  # this host was paused: doubt comes before the first packet
@@ -242,7 +247,7 @@ class Node:
             return  # nothing may leave, held acknowledgements either: what matters will be repeated
         if self.members.role is Role.PRIMARY:
             to_primary(record, self.primary, self.out, now)
-        elif self.members.state in (State.SHADOWING, State.CHECKING, State.FENCING):
+        elif self.members.state in (State.SHADOWING, State.CHECKING, State.ASKING, State.FENCING):
             to_backup(record, self.backup, now)
 
     def _seal(self) -> None:
@@ -272,6 +277,8 @@ class Node:
             generation=members.generation,
             echo_ms=self._echo_ms,
             release_after_ms=self.settings.release_after_ms,
+            pact=members.pact.high,
+            lease_ms=self.settings.lease_ms,
         ).encode()
         if template != self._published:
             self._published = template
@@ -304,6 +311,8 @@ class Node:
             members.link_checked(event.ok, event.detail)
         elif isinstance(event, FenceFinished):
             members.fenced(event.ok, event.detail)
+        elif isinstance(event, WitnessAnswered):
+            members.witnessed(event.number, event.granted, event.detail)
         elif isinstance(event, EpochStored):
             members.epoch_stored(event.epoch, event.ok, event.detail)
         elif isinstance(event, RulesApplied):
@@ -368,6 +377,10 @@ class Node:
             emit(CheckLink())
         elif action is Do.FENCE:
             emit(Fence(self.peer.name, self.settings.fence_deadline_ms))
+        elif action is Do.ASK:
+            emit(AskWitness(members.pact.low, members.pact.high))
+        elif action in (Do.HUSH, Do.SPEAK):
+            emit(OwnAddress(action is Do.SPEAK, self.settings.announce_count))
         elif action is Do.STORE:
             serves = members.role is Role.PRIMARY or members.state in (State.STORING, State.CLAIMING)
             emit(StoreEpoch(members.epoch, "primary" if serves else "backup"))
@@ -454,6 +467,7 @@ class Node:
             "reason": members.reason,
             "epoch": members.epoch,
             "generation": members.generation,
+            "witness": members.pact.describe(),
             "peer": link_row(self.session, self.monitor, self.peer, now),
             "connections": connection_rows(self.primary, self.backup),
             "protected_connections": sum(c.state is Gate.PROTECTED for c in self.primary.flows.values()),

@@ -1,8 +1,9 @@
 """Who serves: the states of a host and what moves it from one to another.
 
 The rule: a host makes itself heard from the service address only if (1) a living peer has agreed, in an authenticated
-session, that it is the one, or (2) the peer was fenced, or the operator says that it is off, or (3) the configuration
-accepts a split brain. So two hosts that boot together elect one, and one that boots alone waits.
+session, that it is the one, or (2) the peer was fenced, or the operator says that it is off, or (3) a witness has let
+it act alone and the peer's lease has ended, or (4) the configuration accepts a split brain. So two hosts that boot
+together elect one, and one that boots alone waits.
 
 A daemon that dies is not a host that dies: one that served unprotected, on this boot, goes on at once when its daemon
 is back (RESUMED). Nobody else serves then: a peer begins to serve only with our consent (heartbeats that say that we do
@@ -14,9 +15,13 @@ protected connections goes first, then the later epoch on disk, then the one tha
 then the name. The winner stores the next epoch and serves (UNPROTECTED until its backup is armed).
 
 On the backup, silence of the primary leads through CHECKING (own link), FENCING and STORING (the new epoch) to
-serving; anything that fails on the way leads to REFUSED, loudly. On the primary, silence of the backup leads to
+serving; anything that fails on the way leads to REFUSED, loudly, where the shadows end. A host in REFUSED tries again
+now and then (RETRYING) as long as the primary is silent, and serves without the old connections if that succeeds. Where
+there is a witness, ASKING comes after CHECKING: see core/pact.py; without a fence it also outlasts the primary's lease.
+On the primary, silence of the backup leads to
 BACKUP_LOST: nothing unconfirmed is acknowledged until the backup's time to act has passed, then UNPROTECTED. A primary
-that was paused for longer than the detection time is in DOUBT: nothing leaves until the peer has answered.
+that was paused for longer than the detection time is in DOUBT: nothing leaves until the peer has answered. So is one
+whose lease has ended before the witness has answered.
 
 A primary whose application has failed while its backup is well falls silent, YIELDED: the backup, which hears that in
 its heartbeat, takes over without a fence. It does not join again before its application is well.
@@ -57,6 +62,8 @@ class State(IntEnum):
     DOUBT = 12
     LEAVING = 13
     YIELDED = 14
+    RETRYING = 20
+    ASKING = 21
 
     @property
     def role(self) -> Role:
@@ -72,6 +79,7 @@ class State(IntEnum):
 _ROLES = {
     **dict.fromkeys((State.WAITING, State.BOOT_FENCING, State.CLAIMING, State.YIELDED), Role.JOINING),
     **dict.fromkeys((State.SHADOWING, State.CHECKING, State.FENCING, State.STORING, State.REFUSED), Role.BACKUP),
+    **dict.fromkeys((State.RETRYING, State.ASKING), Role.BACKUP),
     **dict.fromkeys((State.UNPROTECTED, State.ARMING, State.PROTECTED, State.BACKUP_LOST, State.DOUBT), Role.PRIMARY),
     State.LEAVING: Role.LEAVING,
 }
@@ -104,6 +112,12 @@ class Input(Enum):
     OUTDATED = "the peer serves in a newer epoch"
     APP_FAILED = "our application has failed, and the backup can go on"
     APP_WELL = "our application is well again"
+    RETRY = "the primary is still silent: everything once more, but for its connections"
+    ASK = "our own link is up, and the witness decides"
+    GRANTED = "the witness lets us act alone"
+    DENIED = "the witness has let the peer act alone"
+    OUTLASTED = "the witness lets us act alone, and the primary's lease has ended"
+    EXPIRED = "our lease has ended: the backup's votes are too old"
     STOP = "clean stop"
 
 
@@ -137,6 +151,20 @@ TRANSITIONS: dict[tuple[State, Input], State] = {
     (S.FENCING, I.FENCE_FAILED): S.REFUSED,
     (S.STORING, I.STORED): S.UNPROTECTED,
     (S.STORING, I.STORE_FAILED): S.REFUSED,
+    (S.CHECKING, I.ASK): S.ASKING,
+    (S.ASKING, I.PEER_BACK): S.REFUSED,
+    (S.ASKING, I.PEER_YIELDED): S.STORING,
+    (S.ASKING, I.DENIED): S.REFUSED,
+    (S.ASKING, I.GRANTED): S.FENCING,
+    (S.ASKING, I.OUTLASTED): S.STORING,
+    (S.ASKING, I.CLAIMED): S.STORING,
+    (S.REFUSED, I.RETRY): S.RETRYING,
+    (S.RETRYING, I.PEER_SERVES): S.SHADOWING,
+    (S.RETRYING, I.PEER_BACK): S.REFUSED,
+    (S.RETRYING, I.LINK_DOWN): S.REFUSED,
+    (S.RETRYING, I.LINK_UP): S.FENCING,
+    (S.RETRYING, I.ACCEPTED): S.STORING,
+    (S.RETRYING, I.CLAIMED): S.STORING,
     (S.REFUSED, I.PEER_SERVES): S.SHADOWING,
     (S.REFUSED, I.ELECTED): S.STORING,
     (S.REFUSED, I.CLAIMED): S.STORING,
@@ -156,6 +184,12 @@ TRANSITIONS: dict[tuple[State, Input], State] = {
     (S.PROTECTED, I.APP_FAILED): S.YIELDED,
     (S.YIELDED, I.APP_WELL): S.WAITING,
     (S.YIELDED, I.CLAIMED): S.CLAIMING,
+    (S.PROTECTED, I.EXPIRED): S.DOUBT,
+    (S.BACKUP_LOST, I.EXPIRED): S.DOUBT,
+    (S.BACKUP_LOST, I.GRANTED): S.UNPROTECTED,
+    (S.BACKUP_LOST, I.DENIED): S.WAITING,
+    (S.DOUBT, I.GRANTED): S.UNPROTECTED,
+    (S.DOUBT, I.DENIED): S.WAITING,
     **{(s, I.OUTDATED): S.WAITING for s in S if s.role is Role.PRIMARY},
     **{(s, I.STOP): S.LEAVING for s in S},
 }

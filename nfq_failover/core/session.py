@@ -165,10 +165,14 @@ class Session:
         generation: int,
         echo_ms: int,
         release_after_ms: int,
+        pact: int = 0,
+        lease_ms: int = 0,
     ) -> HeartbeatTemplate:
         """What the heartbeat sender shall say. Raises `InternalError` without a session."""
         keys = self._present()
-        body = HeartbeatBody(role, state, flags, stored_epoch, generation, 0, 0, echo_ms, release_after_ms)
+        body = HeartbeatBody(
+            role, state, flags, stored_epoch, generation, 0, 0, echo_ms, release_after_ms, pact, lease_ms
+        )
         return HeartbeatTemplate(keys.session, keys.ours, self.direction, epoch, body)
 
     def poll_datagram(self) -> bytes | None:

@@ -33,6 +33,12 @@ class Settings:
     heartbeat_interval_ms: int = 50
     heartbeat_count: int = 3
     fence_deadline_ms: int = 2000
+    fence_delay_ms: int = 0  # before we act against the other: the host without goes first
+    fence_retry_ms: int = 5000  # after a refusal, doubled each time; 0: never again
+    fence_retry_max_ms: int = 60_000
+    has_witness: bool = False
+    witness_lease_ms: int = 0  # 0: three times the detection time
+    checks_target: bool = False  # our own link counts as up only if some other machine answers
     loop_stall_ms: int = 1000  # a peer whose packet loop has made no progress for this long is not alive
     open_deadline_ms: int = 1000  # how long a SYN-ACK waits for the replica
     announce_count: int = 5
@@ -60,7 +66,13 @@ class Settings:
         """
         if self.split_brain_accepted:
             return self.detection_ms
-        return 2 * self.detection_ms + (self.loop_stall_ms + self.fence_deadline_ms if self.has_fence else 0)
+        fence = self.loop_stall_ms + self.fence_deadline_ms + self.fence_delay_ms if self.has_fence else 0
+        return 2 * self.detection_ms + fence
+
+    @property
+    def lease_ms(self) -> int:
+        """How long a primary that has a witness is heard without its backup's votes; 0 without a witness."""
+        return (self.witness_lease_ms or 3 * self.detection_ms) if self.has_witness else 0
 
     def serves(self, port: int) -> bool:
         """Whether `port` belongs to the service."""

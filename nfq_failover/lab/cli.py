@@ -46,6 +46,9 @@ Loss is of single segments of at most one MTU, and happens in the switch, after 
 link (each direction by itself), --tap-loss on the copies for the backup. By default the hosts' sequence numbers and
 timestamps are scrambled: on one machine they would be nearly alike, and hide translation errors.
 
+With its fence a backup that hears nothing of the primary turns it off before it takes over. --no-fence leaves that out:
+nobody takes over then, unless --witness adds a third opinion, which lets one of both act alone.
+
 --plain: the same wires and addresses, but no daemon and no rule; `a` simply has the service address. --tap,
 --heartbeat-ms, --tap-loss and --no-scramble then have nothing to act on.
 """
@@ -77,6 +80,7 @@ network, so a server that is cut whole can't fence.
 
   (nothing)        everything
   --only sync      UDP with the sync port as source or destination: heartbeats and all else between the daemons
+  --only witness   what the node and the witness say to each other (up --witness)
   --only client    everything between the node and the client, and the copies of the client's packets from the tap
   --direction in   only what the node receives;  out: only what it sends
 """
@@ -148,6 +152,12 @@ def _add_up(commands: Any) -> None:
     )
     up.add_argument("--health", action="store_true", help="the daemons check that the first port is served")
     up.add_argument("--no-scramble", action="store_true", help="leave the kernels' numbers as they are")
+    up.add_argument("--no-fence", action="store_true", help="a host can't turn the other one off")
+    up.add_argument(
+        "--witness",
+        action="store_true",
+        help="a witness in the switch decides between hosts that don't hear each other",
+    )
     up.add_argument("--plain", action="store_true", help="no daemon and no rule: what everything is compared with")
 
 
@@ -178,7 +188,7 @@ def _add_commands(commands: Any) -> None:
 
     command = _add(commands, "cut", _cut, help="cut a cable, or a part of it", description=_CUT)
     command.add_argument("node", metavar="NODE", help=any_node)
-    command.add_argument("--only", choices=("sync", "client"))
+    command.add_argument("--only", choices=("sync", "witness", "client"))
     command.add_argument("--direction", choices=("in", "out"))
     command = _add(commands, "heal", _heal, help="repair a cable", description="Repair all that was cut at a node.")
     command.add_argument("node", metavar="NODE", help=any_node)
@@ -235,6 +245,8 @@ def _up(lab: Lab, arguments: argparse.Namespace) -> int:
         scramble=not arguments.no_scramble,
         health=arguments.health,
         plain=arguments.plain,
+        fence=not arguments.no_fence,
+        witness=arguments.witness,
         odd_host=os.environ.get("NFQF_LAB_ODD_HOST") or None,
     )
     lab.up(options, _seed())

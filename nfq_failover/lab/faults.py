@@ -9,7 +9,8 @@ What each fault covers:
 - tap loss: what reaches the backup by the tap. Clone: frames for the service address that do not come from the client
   itself, on either server's port, so the rule needs no change with the roles. Multicast: the client's frames for the
   service address, on the port of the backup of the moment (`LabState.tap_loss_at`);
-- cut: everything; `sync`: UDP with the sync port as source or destination, and nothing else; `client`: everything
+- cut: everything; `sync`: UDP with the sync port as source or destination, and nothing else; `witness`: the same with
+  the witness's port (what the switch itself sends is cut where it leaves the switch, too); `client`: everything
   between the node and the client, ARP included, and the copies of the client's packets that a tap brings.
 """
 
@@ -17,6 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from nfq_failover.config_fence import DEFAULT_WITNESS_PORT
 from nfq_failover.constants import DEFAULT_SYNC_PORT
 from nfq_failover.lab import netns
 from nfq_failover.lab.state import Cut, LabState
@@ -68,12 +70,13 @@ def _cut_rules(cuts: list[Cut]) -> Iterator[str]:
                 yield f"arriving iifname {cable} drop"
             if inward:
                 yield f"leaving oifname {cable} drop"
-        elif cut.only == "sync":
+        elif cut.only in ("sync", "witness"):
+            number = DEFAULT_SYNC_PORT if cut.only == "sync" else DEFAULT_WITNESS_PORT
             for end in ("sport", "dport"):
                 if outward:
-                    yield f"arriving iifname {cable} udp {end} {DEFAULT_SYNC_PORT} drop"
+                    yield f"arriving iifname {cable} udp {end} {number} drop"
                 if inward:
-                    yield f"leaving oifname {cable} udp {end} {DEFAULT_SYNC_PORT} drop"
+                    yield f"leaving oifname {cable} udp {end} {number} drop"
         else:
             if outward:
                 yield f"passing iifname {cable} oifname {port(CLIENT)} drop"

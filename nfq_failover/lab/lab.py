@@ -72,6 +72,8 @@ class Lab:
 
     def _start_daemons(self, state: LabState) -> None:
         nodes.start_agent(self.store)
+        if state.options.witness:
+            nodes.start_witness(self.store)
         for node in SERVERS:
             nodes.write_config(self.store, state.options, node)
         daemons = self._boot(state, SERVERS)

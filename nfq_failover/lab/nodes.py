@@ -21,6 +21,7 @@ from nfq_failover.lab.netns import LabError
 from nfq_failover.lab.state import Application, LabState, Options, Store, write_private
 from nfq_failover.lab.topology import (
     ADDRESSES,
+    AGENT_ADDRESS,
     HARDWARE,
     MULTICAST_HARDWARE,
     SERVERS,
@@ -77,6 +78,23 @@ def start_agent(store: Store) -> None:
     wait_until(ready, 10, f"The fence agent did not listen ({log})")
 
 
+def start_witness(store: Store) -> subprocess.Popen[bytes]:
+    """Start the witness in the switch; it listens when this returns. Its decisions outlive it."""
+    argv = [str(Path(sys.executable).with_name("nfq-failover")), "witness", "--listen", AGENT_ADDRESS]
+    argv += ["--key", str(store.directory / "sync.key"), "--state-dir", str(store.directory / "witness")]
+    log = store.log("witness")
+    said = log.stat().st_size if log.exists() else 0
+    process = netns.spawn(namespace(store.name, SWITCH), argv, log)
+
+    def listens() -> bool:
+        if process.poll() is not None:
+            raise LabError(f"The witness has ended:{tail(log)}")
+        return "listening" in log.read_text(errors="replace")[said:]
+
+    wait_until(listens, 15, f"The witness did not listen ({log})")
+    return process
+
+
 # ------------------------------------------------------------------------------------------------ scramble stage
 
 
@@ -127,7 +145,8 @@ def write_config(store: Store, options: Options, node: str) -> Path:
     """The daemon's configuration, on the server's disk."""
     disk = store.directory / node
     peer = other(node)
-    fence = fence_agent.write_script(store, node)
+    script = fence_agent.write_script(store, node)
+    fence = f'fence = ["{script}", "{{peer}}"]\nfence_deadline_ms = {_FENCE_DEADLINE_MS}' if options.fence else ""
     ports = ", ".join(f'"{text}"' for text in options.ports)
     text = f"""# Made by `nfq-failover lab up`.
 name = "{node}"
@@ -142,13 +161,17 @@ key_file = "{store.directory}/sync.key"
 listen = "{ADDRESSES[node]}:{DEFAULT_SYNC_PORT}"
 prefer_primary = {"true" if node == "a" else "false"}
 heartbeat_interval_ms = {options.heartbeat_ms}
-fence = ["{fence}", "{{peer}}"]
-fence_deadline_ms = {_FENCE_DEADLINE_MS}
+{fence}
 
 [[peer]]
 name = "{peer}"
 address = "{ADDRESSES[peer]}"
 mac = "{HARDWARE[peer]}"
+"""
+    if options.witness:
+        text += f"""
+[witness]
+address = "{AGENT_ADDRESS}"
 """
     if options.health:
         text += f"""

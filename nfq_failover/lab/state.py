@@ -53,6 +53,8 @@ class Options:
     ports: tuple[str, ...] = DEFAULT_PORTS
     scramble: bool = True
     plain: bool = False
+    fence: bool = True
+    witness: bool = False
     odd_host: str | None = None
     health: bool = False
 
@@ -107,15 +109,15 @@ class Cut:
     """A cable that does not carry everything. `direction` is the node's: `in` is what it receives."""
 
     node: str
-    only: str | None = None  # "sync", "client", or None: everything
+    only: str | None = None  # "sync", "witness", "client", or None: everything
     direction: str | None = None  # "in", "out", or None: both
 
     def check(self) -> None:
         """CommandError if there is no such cut."""
         if self.node not in NODES:
             raise CommandError(f"There is no node {self.node!r}. Use a, b or client.")
-        if self.only not in (None, "sync", "client"):
-            raise CommandError(f"{self.only!r} can't be cut. Use --only sync or --only client, or leave it out.")
+        if self.only not in (None, "sync", "witness", "client"):
+            raise CommandError(f"{self.only!r} can't be cut. Use --only sync, witness or client, or leave it out.")
         if self.direction not in (None, "in", "out"):
             raise CommandError(f"{self.direction!r} is not a direction. Use in or out.")
         if self.node == CLIENT and self.only:

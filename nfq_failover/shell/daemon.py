@@ -24,6 +24,7 @@ import structlog
 from nfq_failover.config import Config
 from nfq_failover.core.events import (
     ApplyRules,
+    AskWitness,
     CheckLink,
     CopiesLost,
     DatagramReceived,
@@ -34,7 +35,6 @@ from nfq_failover.core.events import (
     FlowsListed,
     FrameCopied,
     Inject,
-    LinkChecked,
     ListFlows,
     Log,
     OperatorCommand,
@@ -61,9 +61,9 @@ from nfq_failover.shell.flow_list import FlowList
 from nfq_failover.shell.flows import FlowQueries
 from nfq_failover.shell.health import HealthChecks
 from nfq_failover.shell.heartbeat_process import HeartbeatProcess
-from nfq_failover.shell.host import link_up
 from nfq_failover.shell.inject import Injector
 from nfq_failover.shell.nfqueue import PacketQueue
+from nfq_failover.shell.opinions import Opinions
 from nfq_failover.shell.privileged_client import RemoteFences, RemoteRules
 from nfq_failover.shell.privileges import describe
 from nfq_failover.shell.rules_keeper import RulesKeeper
@@ -177,7 +177,8 @@ class Daemon:
         self.heartbeats = HeartbeatProcess(config.settings.heartbeat_interval_ms, self.udp, ground.helper.start_sender)
         self._undo.append(self.heartbeats.close)
         self.fences = RemoteFences(ground.helper, config.settings.peers, self._watch, self._unwatch, self._answer)
-        self._undo.append(self.fences.close)
+        self.opinions = Opinions(config, self._watch, self._feed, self._answer)
+        self._undo += [self.fences.close, self.opinions.close]
         self.health = HealthChecks(config.health, config.service, self._watch, self._unwatch, self._answer)
         self._undo.append(self.health.close)
         self.control = ControlServer(ground.file("control.sock"), self._control, ground.may_ask())
@@ -338,6 +339,8 @@ class Daemon:
     def _read_packets(self, queue: PacketQueue) -> None:
         events = queue.read(BATCH)
         now = time.monotonic()
+        if self.host.announcer.waiting and events and queue is self.queues[Queue.IN]:
+            self.host.heard(now)
         for event in events:
             self._feed(event, now)
         self._carry_out()
@@ -358,6 +361,7 @@ class Daemon:
     def _periodic(self, now: float) -> None:
         self.host.tick(now)
         self.fences.tick(now)
+        self.opinions.tick(now)
         self.health.tick(now)
         for event in self.rules.tick(now):
             self._feed(event, now)
@@ -426,8 +430,8 @@ class Daemon:
             self.heartbeats.publish(effect.destination, effect.template)
         elif isinstance(effect, Log):
             getattr(log, effect.level)(effect.event, **effect.fields)
-        elif isinstance(effect, CheckLink):
-            self._feed(LinkChecked(*link_up(self.config.interface)), time.monotonic())
+        elif isinstance(effect, CheckLink | AskWitness):
+            self.opinions.seek(effect)
         elif isinstance(effect, Fence):
             self.fences.start(effect)
         elif isinstance(effect, Remember):
@@ -487,5 +491,6 @@ class Daemon:
             "internal_errors": self._failures,
             "rules": self.rules.describe(),
             "privileges": describe(),
+            "announcements": self.host.announcer.describe(),
         }
         return status

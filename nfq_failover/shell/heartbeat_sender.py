@@ -121,7 +121,8 @@ class Sender:
 
 def _news(template: HeartbeatTemplate) -> tuple[object, ...]:
     body = template.body
-    return template.session, template.epoch, body.role, body.state, body.flags, body.generation, body.stored_epoch
+    said = (body.role, body.state, body.flags, body.generation, body.stored_epoch, body.pact)
+    return template.session, template.epoch, *said
 
 
 def be_punctual() -> None:

@@ -21,13 +21,12 @@ import structlog
 
 from nfq_failover.errors import CommandError
 from nfq_failover.shell.address import change_address, has_address
+from nfq_failover.shell.announcer import Announcer
 
 _SYSCTL = Path("/proc/sys/net/ipv4/conf")
 _CHANGED = ("arp_announce", "arp_ignore")
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _NETNS = Path("/proc/thread-self/ns/net")
-ANNOUNCE_AT_S = (0.0, 0.02, 0.1, 0.5, 1.0)  # after the takeover, and then
-ANNOUNCE_EVERY_S = 2.0
 _ETH_P_ARP = 0x0806
 _BROADCAST = b"\xff" * 6
 _ARP = struct.Struct("!HHBBH6s4s6s4s")
@@ -93,6 +92,7 @@ class Host:
         tap_mac: str | None,
         record: Path,
         change: Callable[[bool], str] | None = None,
+        announce_refresh_s: float = 30.0,
     ) -> None:
         """`record`: the file that remembers what is ours to put back, for as long as this host is up.
 
@@ -106,7 +106,7 @@ class Host:
         self._life = [_BOOT_ID.read_text().strip(), str(_NETNS.readlink())]
         self._saved: dict[str, str] = {}
         self._owns_address = False
-        self._announce_at: list[float] = []
+        self.announcer = Announcer(announce_refresh_s)
         self._membership: socket.socket | None = None
         self._raw: socket.socket | None = None
         self.lived = False  # an earlier daemon has left traces on this boot
@@ -186,21 +186,23 @@ class Host:
     # ------------------------------------------------------------------------------------ being heard
 
     def own_address(self, own: bool, announce: int, now: float) -> None:
-        """Answer ARP for the service address and announce it `announce` times; or don't."""
-        self._announce_at = []
+        """Answer ARP for the service address and announce it, `announce` times at least; or don't."""
+        self.announcer.stop()
         if self.tap != "clone":
             return
         self._set("arp_ignore", 0 if own else 1)
         if own:
-            fast = [now + gap for gap in ANNOUNCE_AT_S[:announce]]
-            slow = [now + ANNOUNCE_AT_S[-1] + i * ANNOUNCE_EVERY_S for i in range(1, announce - len(fast) + 1)]
-            self._announce_at = fast + slow
+            self.announcer.start(announce, now)
             self.tick(now)
 
+    def heard(self, now: float) -> None:
+        """A client's packet for the service has come in while this host serves."""
+        if self.announcer.heard(now):
+            log.info("clients reach this host", **self.announcer.describe())
+
     def tick(self, now: float) -> None:
-        """Send the announcements that are due."""
-        while self._announce_at and self._announce_at[0] <= now:
-            self._announce_at.pop(0)
+        """Send the announcement that is due."""
+        if self.announcer.due(now):
             self._announce()
 
     def _announce(self) -> None:
@@ -225,7 +227,7 @@ class Host:
 
     def restore(self, stay: bool = False) -> None:
         """Sysctls as they were, memberships left. `stay`: the host goes on serving without us. Repeatable."""
-        self._announce_at = []
+        self.announcer.stop()
         if not stay:
             for path, value in self._saved.items():
                 with contextlib.suppress(OSError):  # the interface is gone, and its settings with it

@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+from nfq_failover.config_fence import FencePlan
 from nfq_failover.core.events import Profile
 from nfq_failover.core.settings import Peer
 from nfq_failover.errors import NfqFailoverError
@@ -212,7 +213,7 @@ class HelperSettings:
     service: bytes
     rules: RulesOptions
     manage_address: bool
-    fence: tuple[str, ...]
+    fence: FencePlan
     peers: tuple[Peer, ...]
     max_flows: int
     heartbeat_interval_ms: int

@@ -95,7 +95,8 @@ class Ground:
     def host(self, config: Config) -> Host:
         """The host's address and settings; the address by way of the helper."""
         names = (config.service, config.interface, config.tap, config.tap_mac)
-        return Host(*names, self.file("host.json"), self.helper.change_address)
+        refresh_s = config.announce_refresh_ms / 1000
+        return Host(*names, self.file("host.json"), self.helper.change_address, refresh_s)
 
     def helped(self) -> None:
         """Take the helper's answers. Without it nothing can be put in order, so nothing is: as good as killed."""

@@ -111,6 +111,7 @@ def open_body(data: bytes, key: bytes) -> bytes:
 # ---------------------------------------------------------------------------------------------- heartbeat
 
 _HEARTBEAT = Struct("!BBBIIHQQI")
+_PACT = Struct("!QI")
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +120,8 @@ class HeartbeatBody:
 
     `role`, `state`, `flags`: see core/roles.py; `generation`: see core/membership.py. `loop_age_ms`: how long ago the
     packet loop made progress, 65535 for anything longer. `sent_ms`: the sender's monotonic clock; `echo_ms`: the latest
-    `sent_ms` that it has received, 0 for none. `release_after_ms`: the sender's setting.
+    `sent_ms` that it has received, 0 for none. `release_after_ms`: the sender's setting. `pact` and `lease_ms`: see
+    core/pact.py; 0 without a witness.
     """
 
     role: int
@@ -131,10 +133,12 @@ class HeartbeatBody:
     sent_ms: int
     echo_ms: int
     release_after_ms: int
+    pact: int = 0
+    lease_ms: int = 0
 
     def encode(self) -> bytes:
         """The body of a heartbeat datagram."""
-        return _HEARTBEAT.pack(
+        said = _HEARTBEAT.pack(
             self.role,
             self.state,
             self.flags,
@@ -145,13 +149,17 @@ class HeartbeatBody:
             self.echo_ms,
             self.release_after_ms,
         )
+        return said + _PACT.pack(self.pact, self.lease_ms) if self.pact or self.lease_ms else said
 
     @classmethod
     def decode(cls, body: bytes) -> HeartbeatBody:
         """Raises `MalformedDatagram`. Bytes that a later version appends are ignored."""
         if len(body) < _HEARTBEAT.size:
             raise MalformedDatagram("bad-heartbeat")
-        return cls(*_HEARTBEAT.unpack_from(body))
+        fields = _HEARTBEAT.unpack_from(body)
+        if len(body) < _HEARTBEAT.size + _PACT.size:
+            return cls(*fields)
+        return cls(*fields, *_PACT.unpack_from(body, _HEARTBEAT.size))
 
 
 # ---------------------------------------------------------------------------------------------- records

@@ -9,6 +9,7 @@ import signal
 import socket
 import struct
 import subprocess
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -287,6 +288,20 @@ class Talk:
                 raise ConnectionError(f"the stream ended after {len(answer)} bytes")
             answer += part
         assert answer == data
+
+    def exchange_slowly(self, end: threading.Event) -> None:
+        """The same over however many time-outs, until `end`."""
+        data = Request(Kind.ECHO, 7, self._number, 0, False).encode()
+        self._number += 1
+        self.connection.sendall(data)
+        answer = b""
+        while len(answer) < REQUEST_SIZE and not end.is_set():
+            with contextlib.suppress(TimeoutError):
+                part = self.connection.recv(REQUEST_SIZE - len(answer))
+                if not part:
+                    raise ConnectionError(f"the stream ended after {len(answer)} bytes")
+                answer += part
+        assert data.startswith(answer)
 
     def stays_silent(self, seconds: float = 0.4) -> bool:
         """Whether nothing comes, no reset and no end of the stream either."""

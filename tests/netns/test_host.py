@@ -166,6 +166,39 @@ def test_an_announcement_moves_a_client_from_the_dead_host_to_us(
             host.restore()
 
 
+def test_a_client_that_has_missed_all_the_first_announcements_learns_later(
+    world: tuple[Namespace, Namespace, Ears], tmp_path: Path
+) -> None:
+    """It hears no ARP for longer than they last, and goes on sending to the dead host; a later one reaches it."""
+    client, server, _ = world
+    # Permanent but for announcements: no probe of its own may help it.
+    client.run("ip", "neighbour", "replace", SERVICE, "lladdr", "02:00:00:00:00:99", "dev", "eth0", "nud", "reachable")
+    client.run("sh", "-c", "echo 600000 >/proc/sys/net/ipv4/neigh/eth0/base_reachable_time_ms")
+    client.run("nft", "add table arp deaf { chain in { type filter hook input priority 0; policy drop; }; }")
+    with server.entered():
+        mac = ":".join(f"{byte:02x}" for byte in socket_mac())
+        host = make(server, tmp_path / "host.json")
+        try:
+            began = time.monotonic()
+            host.own_address(True, 5, began)
+            while host.announcer.sent < 5:
+                assert time.monotonic() < began + 10
+                host.tick(time.monotonic())
+                time.sleep(0.005)
+            assert mac not in client.run("ip", "neighbour", "show", SERVICE)
+            client.run("nft", "delete table arp deaf")
+            while mac not in client.run("ip", "neighbour", "show", SERVICE):
+                assert time.monotonic() < began + 20, client.run("ip", "neighbour", "show", SERVICE)
+                host.tick(time.monotonic())
+                time.sleep(0.01)
+            assert host.announcer.sent > 5 and host.announcer.waiting
+            host.heard(time.monotonic())
+            assert not host.announcer.waiting
+        finally:
+            host.remove_address()
+            host.restore()
+
+
 def test_multicast_tap_nobody_ever_answers_and_the_group_is_joined(
     world: tuple[Namespace, Namespace, Ears], tmp_path: Path
 ) -> None:

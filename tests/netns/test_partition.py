@@ -17,6 +17,7 @@ from fault_world import (
     HOLD_AT_MOST_S,
     Shared,
     World,
+    adding,
     ended_well,
     faultless,
     heard,
@@ -45,7 +46,7 @@ OPTIONS = Options(rate="100mbit", heartbeat_ms=CALM_MS)
 
 @pytest.fixture(scope="module")
 def shared() -> Iterator[Shared]:
-    lab = Shared(OPTIONS)
+    lab = Shared(OPTIONS, adding("fence_retry_ms = 60000"))  # one refusal is enough to look at
     yield lab
     lab.close()
 

@@ -94,6 +94,11 @@ class Pair:
             self._at(boot[name] + self.random.random() * INTERVAL_S, "beat", self.sides[name])
             self._at(boot[name] + self.random.random() * TICK_S, "tick", self.sides[name])
 
+    def local(self, side: Side) -> float:
+        """What the host's clock shows."""
+        del side
+        return self.now
+
     def _at(self, when: float, what: str, side: Side, more: Any = None) -> None:
         self.serial += 1
         heappush(self.events, (when, self.serial, what, side, more))
@@ -115,18 +120,20 @@ class Pair:
             else:
                 if what != "beat":
                     side.progress_at = self.now
+                    self._lease(side)
                 getattr(self, f"_{what}")(side, more)
                 self._carry_out(side)
 
     def restart(self, name: str) -> None:
         """The host's daemon starts anew (a new session, as the handshake would bring it about)."""
         side, other = self.sides[name], self.sides["b" if name == "a" else "a"]
-        side.members = Membership(side.members.settings, side.members.stored_epoch, side.members.served, self.now)
-        side.monitor.reset(self.now)
+        members = side.members
+        side.members = Membership(members.settings, members.stored_epoch, members.served, self.local(side))
+        side.monitor.reset(self.local(side))
         side.echo_ms = 0
         self._publish(side)
         other.members.session_started(other.monitor)
-        other.monitor.reset(self.now)
+        other.monitor.reset(self.local(other))
         other.echo_ms = 0
         self._carry_out(other)
 
@@ -142,6 +149,8 @@ class Pair:
             "generation": members.generation,
             "echo_ms": side.echo_ms,
             "release_after_ms": members.settings.release_after_ms,
+            "pact": members.pact.high,
+            "lease_ms": members.settings.lease_ms,
             "epoch": members.epoch,
         }
 
@@ -153,7 +162,7 @@ class Pair:
         fields = dict(side.template)
         epoch = fields.pop("epoch")
         age = int((self.now - side.progress_at) * 1000)
-        body = HeartbeatBody(**fields, loop_age_ms=age, sent_ms=int(self.now * 1000))
+        body = HeartbeatBody(**fields, loop_age_ms=age, sent_ms=int(self.local(side) * 1000))
         other = self.sides["b" if side.name == "a" else "a"]
         arrival = self.now + self.random.uniform(0.1, 1) * self.delay
         self._at(arrival, "arrive", other, (body, epoch, side.shadows))
@@ -163,10 +172,11 @@ class Pair:
         if body.sent_ms <= side.last_sent_ms:
             return
         side.last_sent_ms = body.sent_ms
-        side.monitor.heard(body, self.now)
+        now = self.local(side)
+        side.monitor.heard(body, now)
         if body.loop_age_ms < side.members.settings.loop_stall_ms:
             side.echo_ms = body.sent_ms
-        side.members.heartbeat(body, epoch, side.monitor, self.now)
+        side.members.heartbeat(body, epoch, side.monitor, now)
         if Do.PROTECT in side.members.actions:
             side.relies_on = shadows
         if side.members.state in (State.PROTECTED, State.BACKUP_LOST):
@@ -174,7 +184,7 @@ class Pair:
 
     def _tick(self, side: Side, _: Any) -> None:
         self._at(self.now + TICK_S * self.random.uniform(0.9, 1.2), "tick", side)
-        side.members.tick(side.monitor, self.now)
+        side.members.tick(side.monitor, self.local(side))
 
     def _answer(self, side: Side, more: tuple[str, Any]) -> None:
         name, value = more
@@ -203,12 +213,21 @@ class Pair:
             elif action is Do.ARM:
                 side.released_at = None  # a new generation begins: the backup starts it with nothing
                 self._at(self.now + 0.02, "answer", side, ("rules_applied", ()))
-            elif action in (Do.RELEASE, Do.SILENCE):
+            elif action is Do.RELEASE:  # a host that falls silent forgets its connections, and lets nothing go
                 side.released_at = self.now
             elif action is Do.TAKE_OVER:
-                self.takeovers.append((self.now, side.name, members.may_continue(self.now)))
+                self.takeovers.append((self.now, side.name, members.may_continue(self.local(side))))
+            elif action is Do.ASK:
+                self._ask(side, members.pact.low, members.pact.high)
         self._publish(side)
         self._check()
+
+    def _lease(self, side: Side) -> None:
+        if self.local(side) > side.members.lease_until:
+            side.members.expire(self.local(side))
+
+    def _ask(self, side: Side, low: int, high: int) -> None:
+        raise AssertionError("there is no witness")
 
     def _die(self, side: Side, _: Any) -> None:
         self.off.add(side.name)

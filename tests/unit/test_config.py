@@ -70,7 +70,7 @@ address = "10.77.0.3"
     assert not settings.split_brain_accepted
     assert settings.boot_alone == "wait"
     assert config.listen == ("10.77.0.2", 7766)
-    assert config.fence == ("/usr/local/sbin/power-off", "{peer}", "--at={address}")
+    assert config.fence.command == ("/usr/local/sbin/power-off", "{peer}", "--at={address}")
     assert (config.tap, config.conntrack, config.manage_address) == ("clone", "notrack", True)
     assert config.state_dir == Path("/var/lib/nfq-failover")
 

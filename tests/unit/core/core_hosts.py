@@ -64,6 +64,8 @@ class Host:
         loop_age_ms: int = 0,
         served: bool = False,
         well: bool = True,
+        pact: int = 0,
+        release_after_ms: int | None = None,
     ) -> list[Do]:
         """A heartbeat of the peer. `heard`: it proves that the peer has just heard us; `well`: its application is."""
         self._peer_clock += 50
@@ -77,7 +79,9 @@ class Host:
             loop_age_ms,
             self._peer_clock,
             echo,
-            self.settings.release_after_ms,
+            self.settings.release_after_ms if release_after_ms is None else release_after_ms,
+            pact,
+            self.settings.lease_ms,
         )
         self.monitor.heard(body, self.now)
         self.members.heartbeat(body, epoch, self.monitor, self.now)
@@ -115,6 +119,11 @@ class Host:
         """Checks of our application come to an end."""
         for ok in outcomes:
             self.members.health.checked(ok, "" if ok else "not accepted", self.now)
+
+    def witness(self, granted: bool) -> list[Do]:
+        """The witness answers for the present pact."""
+        self.members.witnessed(self.members.pact.high, granted, "" if granted else "held by a")
+        return self.done()
 
     # ------------------------------------------------------------------------------------ the ways to a state
 

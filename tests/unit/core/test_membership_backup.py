@@ -30,8 +30,107 @@ def refuses_when_the_fence_fails() -> Host:
     h = Host().fencing()
     assert h.fence(False) == [Do.INVALIDATE]
     assert h.at(S.REFUSED) and "timeout" in h.members.reason
-    assert h.silence(5.0) == []
+    assert h.members.generation == 0, "the primary must not take it for a backup that has everything"
+    assert h.silence(4.9) == []
     return h
+
+
+@scenario
+def tries_the_fence_again_while_the_primary_is_silent_but_continues_nothing() -> Host:
+    h = Host().refused()
+    for seconds in (5, 10, 20, 40, 60, 60):  # loud each time, and less and less often
+        assert h.silence(seconds - 0.1) == [] and h.at(S.REFUSED)
+        assert h.silence(0.2) == [Do.CHECK_LINK] and h.at(S.RETRYING)
+        assert h.link(True) == [Do.FENCE]
+        assert h.fence(False) == [] and h.at(S.REFUSED)
+    assert h.silence(60.1) == [Do.CHECK_LINK]
+    h.link(True)
+    assert h.fence(True) == [Do.STORE]
+    assert h.stored() == [Do.TAKE_OVER]
+    assert not h.members.may_continue(h.now)
+    return h
+
+
+@scenario
+def tries_again_when_its_own_link_was_down() -> Host:
+    h = Host().check()
+    h.link(False)
+    h.silence(5.1)
+    assert h.link(False) == [] and h.at(S.REFUSED)
+    h.silence(10.1)
+    assert h.link(True) == [Do.FENCE]
+    return h
+
+
+@scenario
+def tries_again_although_only_a_split_brain_is_accepted() -> Host:
+    h = Host(has_fence=False, split_brain_accepted=True).check()
+    h.link(False)
+    h.silence(5.1)
+    assert h.link(True) == [Do.STORE]
+    h.stored()
+    assert not h.members.may_continue(h.now)
+    return h
+
+
+@scenario
+def does_not_try_again_if_told_so() -> Host:
+    h = Host(fence_retry_ms=0).refused()
+    assert h.silence(300) == []
+    return h
+
+
+@scenario
+def primary_that_is_heard_again_is_not_fenced_by_a_retry() -> Host:
+    h = Host().refused()
+    h.silence(5.1)
+    assert h.at(S.RETRYING)
+    h.hear(S.WAITING, stored=7)  # it may elect us, or itself: not both
+    h.tick()
+    assert h.at(S.REFUSED)
+    assert h.link(True) == []
+    assert h.silence(0.2) == [Do.CHECK_LINK]
+    h.hear(S.UNPROTECTED, 7, 3)
+    assert h.at(S.SHADOWING) and h.link(True) == []
+    return h
+
+
+@scenario
+def operator_claims_while_it_is_tried_again() -> Host:
+    h = Host().refused()
+    h.silence(5.1)
+    assert h.members.claim() == "claimed" and h.at(S.STORING)
+    h.done()
+    return h
+
+
+@scenario
+def fence_delay_comes_after_the_link_and_gives_the_primary_time_to_come_back() -> Host:
+    h = Host(fence_delay_ms=500).check()
+    assert h.link(True) == [] and h.at(S.CHECKING)
+    assert h.silence(0.45) == []
+    assert h.silence(0.1) == [Do.FENCE]
+    assert h.fence(True) == [Do.STORE]
+    h.stored()
+    assert h.members.may_continue(h.now), "the primary knows of the delay"
+    h = Host(fence_delay_ms=500).check()
+    h.link(True)
+    h.silence(0.3)
+    h.hear(S.PROTECTED, 7, 3)
+    h.tick()
+    assert h.at(S.SHADOWING)
+    assert h.silence(0.3) == [Do.CHECK_LINK] and h.silence(1) == [], "the delay begins anew"
+    return h
+
+
+def test_both_reckon_with_the_slower_fence() -> None:
+    h = Host().shadow()
+    h.hear(S.PROTECTED, 7, 3, release_after_ms=9000)
+    h.silence(DETECTION_S + 0.03)
+    h.link(True), h.fence(True)
+    h.silence(8.0)
+    h.stored()
+    assert h.members.may_continue(h.now)
 
 
 @scenario
@@ -211,6 +310,11 @@ def stops_from_wherever_it_is() -> Host:
         h.members.stop()
         h.done()
         last.seen |= h.seen
+    h = Host().refused()
+    h.silence(5.1)
+    h.members.stop()
+    h.done()
+    last.seen |= h.seen
     h = Host()
     h.hear(S.WAITING)
     h.members.stop()

@@ -7,13 +7,16 @@ import test_membership_backup as backup
 import test_membership_boot as boot
 import test_membership_health as health
 import test_membership_primary as primary
+import test_membership_witness as witness
 
 from nfq_failover.core.roles import TRANSITIONS, Candidate, Input, State, next_state
 from nfq_failover.errors import InternalError
 
 
 def test_every_transition_of_the_table_happens_in_a_scenario() -> None:
-    seen = set().union(*(run().seen for scenarios in (boot, primary, backup, health) for run in scenarios.SCENARIOS))
+    seen = set().union(
+        *(run().seen for scenarios in (boot, primary, backup, health, witness) for run in scenarios.SCENARIOS)
+    )
     assert sorted(set(TRANSITIONS) - seen, key=str) == []
     assert sorted(seen - set(TRANSITIONS), key=str) == []
 

@@ -36,6 +36,8 @@ def parse(*words: str) -> argparse.Namespace:
         (["restore", "b"], {"node": "b"}),
         (["cut", "a"], {"node": "a", "only": None, "direction": None}),
         (["cut", "b", "--only", "sync", "--direction", "in"], {"node": "b", "only": "sync", "direction": "in"}),
+        (["cut", "b", "--only", "witness"], {"node": "b", "only": "witness"}),
+        (["up", "--no-fence", "--witness"], {"no_fence": True, "witness": True}),
         (["heal", "a"], {"node": "a"}),
         (["status", "--json"], {"json": True}),
         (["down"], {"name": "nfqf"}),

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from nfq_failover.config_fence import FencePlan
 from nfq_failover.core.events import Event, Fence, FenceFinished, Profile
 from nfq_failover.core.settings import Peer
 from nfq_failover.shell.privileged_client import Helper, RemoteFences, RemoteRules
@@ -51,7 +52,9 @@ class World:
             state_dir=directory,
             script=script,
         )
-        settings = HelperSettings(SERVICE, self.options, False, fence, (PEER,), 10, 100, None, None, False)
+        settings = HelperSettings(
+            SERVICE, self.options, False, FencePlan(fence, attempts=1), (PEER,), 10, 100, None, None, False
+        )
         self.helper = Helper(settings)
         self.rules = RemoteRules(self.helper)
 

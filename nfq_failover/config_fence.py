@@ -1,0 +1,164 @@
+"""The parts of the configuration that keep two hosts from serving at once: fence, witness, targets of the check."""
+
+from __future__ import annotations
+
+import re
+import stat
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address, ip_address
+from pathlib import Path
+from typing import Any
+
+DEFAULT_WITNESS_PORT = 7767
+PLACEHOLDERS = ("{peer}", "{address}")
+_PLACEHOLDER = re.compile(r"\{[A-Za-z_]*\}")
+_PARAMETER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,63}")
+_SECRET_NAMES = re.compile(r"pass|secret|token|key|community", re.IGNORECASE)
+_NUMBER = re.compile(r"[0-9]{1,5}")
+_FENCE_SETTINGS = ("agent", "command", "parameters", "secrets", "verify")
+
+
+@dataclass(frozen=True, slots=True)
+class FencePlan:
+    """How to make sure that the peer is off.
+
+    `command` alone: any program and its arguments; exit code 0 says that the peer is off. `agent`: the program is a
+    fence agent (the fence agent API of the cluster projects: `key=value` lines on standard input, exit code 0 done, 1
+    failed, and for `status` 0 on, 2 off); `verify`: off is believed only when its status says off. `attempts`: 0 for as
+    many as the deadline allows. Secrets are in `parameters`, which no `repr` shows.
+    """
+
+    command: tuple[str, ...] = ()
+    agent: bool = False
+    parameters: tuple[tuple[str, str], ...] = field(default=(), repr=False)
+    secrets: frozenset[str] = field(default=frozenset(), repr=False)
+    verify: bool = True
+    attempts: int = 0
+    inline_secret: str = ""  # the name of a parameter that is a secret, and stands in the configuration itself
+
+    def __bool__(self) -> bool:
+        """Whether there is a fence."""
+        return bool(self.command)
+
+    def hide(self, text: str) -> str:
+        """`text` without what nobody may read in a log."""
+        for value in sorted(self.secrets, key=len, reverse=True):
+            text = text.replace(value, "***")
+        return text
+
+
+@dataclass(frozen=True, slots=True)
+class WitnessPlan:
+    """Where the witness is, and the key that it shares with us."""
+
+    address: tuple[str, int]
+    key: bytes = field(repr=False)
+    pair: str = ""
+
+
+def words(value: Any) -> tuple[str, ...]:
+    """A command without a shell. ValueError."""
+    if not isinstance(value, list) or not all(isinstance(w, str) and w and "\0" not in w for w in value):
+        raise ValueError("must be a list of words: the command and its arguments")
+    for word in value:
+        _check_placeholders(word)
+    return tuple(value)
+
+
+def _check_placeholders(word: str) -> None:
+    for placeholder in _PLACEHOLDER.findall(word):
+        if placeholder not in PLACEHOLDERS:
+            raise ValueError(f"there is no placeholder {placeholder}: use {' or '.join(PLACEHOLDERS)}")
+
+
+def fence(value: Any) -> FencePlan:
+    """`fence = [words]`, or the table `[fence]`. ValueError."""
+    if isinstance(value, list):
+        return FencePlan(words(value))
+    if not isinstance(value, dict):
+        raise ValueError("must be a list in [brackets], or a table [fence]")
+    for key in value:
+        if key not in _FENCE_SETTINGS:
+            raise ValueError(f"unknown setting '{key}': there are {', '.join(_FENCE_SETTINGS)}")
+    if ("agent" in value) == ("command" in value):
+        raise ValueError("set either 'agent' or 'command'")
+    if "command" in value:
+        for key in ("parameters", "secrets", "verify"):
+            if key in value:
+                raise ValueError(f"'{key}' is for an agent: a command has its arguments")
+        return FencePlan(words(value["command"]))
+    agent, verify = value["agent"], value.get("verify", True)
+    if not isinstance(agent, str) or not agent or "\0" in agent:
+        raise ValueError("'agent' must be the name or path of a fence agent, like \"fence_virsh\"")
+    if not isinstance(verify, bool):
+        raise ValueError("'verify' must be true or false")
+    given = _parameters(value.get("parameters", {}))
+    secrets = _secrets(value.get("secrets", {}))
+    if both := sorted(given.keys() & secrets.keys()):
+        raise ValueError(f"'{both[0]}' is a parameter and a secret: leave one out")
+    hidden = {text for name, text in given.items() if is_secret(name) and text} | {t for t in secrets.values() if t}
+    inline = next((name for name in given if is_secret(name)), "")
+    parameters = (*given.items(), *secrets.items())
+    return FencePlan((agent,), True, parameters, frozenset(hidden), verify, inline_secret=inline)
+
+
+def is_secret(name: str) -> bool:
+    """Whether a parameter of that name is something that nobody else may know."""
+    return bool(_SECRET_NAMES.search(name)) and not name.endswith(("_file", "_script", "_timeout"))
+
+
+def _parameters(table: Any) -> dict[str, str]:
+    if not isinstance(table, Mapping):
+        raise ValueError("'parameters' must be a table: [fence.parameters]")
+    made = {}
+    for name, value in table.items():
+        if not _PARAMETER.fullmatch(name) or name in ("action", "option"):
+            raise ValueError(f"'{name}' can't be a parameter: the agent gets its 'action' from us")
+        text = ("true" if value else "false") if isinstance(value, bool) else str(value)
+        if not isinstance(value, str | int | bool) or any(c in text for c in "\n\r\0"):
+            raise ValueError(f"parameter '{name}' must be a text in quotes, in one line")
+        _check_placeholders(text)
+        made[name] = text
+    return made
+
+
+def _secrets(table: Any) -> dict[str, str]:
+    if not isinstance(table, Mapping):
+        raise ValueError("'secrets' must be a table of files: [fence.secrets]")
+    made = {}
+    for name, file in table.items():
+        if not _PARAMETER.fullmatch(name) or not isinstance(file, str) or not Path(file).is_absolute():
+            raise ValueError(f"secret '{name}' must be the absolute path of a file that holds it")
+        path = Path(file)
+        try:
+            mode, text = path.stat().st_mode, path.read_text(encoding="utf-8").strip("\r\n")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ValueError(f"secret '{name}' can't be read from {path}: {error}") from None
+        if mode & (stat.S_IRWXG | stat.S_IRWXO):
+            raise ValueError(f"{path} is readable by others (mode {mode & 0o777:03o}): run 'chmod 600 {path}'")
+        if any(c in text for c in "\n\r\0"):
+            raise ValueError(f"{path} must hold one line, the secret")
+        made[name] = text
+    return made
+
+
+def address_and_port(value: Any, default: int) -> tuple[str, int]:
+    """`ADDRESS` or `ADDRESS:PORT`; port 0 only as the default. ValueError."""
+    if not isinstance(value, str):
+        raise ValueError(f"{value!r} is not ADDRESS:PORT")
+    host, colon, port = value.partition(":")
+    if colon and not (_NUMBER.fullmatch(port) and 0 < int(port) < 65536):
+        raise ValueError(f"'{value}' is not ADDRESS:PORT")
+    try:
+        address = ip_address(host)
+    except ValueError:
+        raise ValueError(f"'{host}' is not an IP address") from None
+    if not isinstance(address, IPv4Address):
+        raise ValueError(f"'{host}' is not an IPv4 address; IPv6 is not supported yet")
+    return str(address), int(port) if colon else default
+
+
+def targets(value: list[Any]) -> tuple[tuple[str, int], ...]:
+    """Machines whose answer proves our own connectivity: `ADDRESS` (echo) or `ADDRESS:PORT` (TCP). ValueError."""
+    return tuple(address_and_port(one, 0) for one in value)

@@ -1,0 +1,130 @@
+"""The right to act alone, where a witness decides between the two hosts of a pair.
+
+While the backup stands ready to continue the connections, the two hold a pact: a number that the primary proposes and
+the backup says back. A host of a pact acts alone (the backup takes over, the primary releases what the backup has not
+confirmed) only when the witness has granted it that pact, and the witness grants a pact to one host only. What is not
+decided needs both: a primary is heard only as long as the backup's votes last (its lease).
+
+- A vote is a heartbeat of a backup that follows. It counts from the moment when we sent the heartbeat that it echoes,
+  by our own clock, so neither delays nor differing clocks can lengthen a lease.
+- A backup that begins to ask has stopped to vote. It outlasts the primary's lease, reckoned from the latest heartbeat
+  that it can have echoed, with a margin for clocks that run at different rates.
+- A primary that has asked and is then reunited with its backup proposes a new pact: the witness may have decided the
+  old one. Until the backup has said the new one back it may hold either, so the primary asks for both at once (`low`,
+  `high`).
+- A primary leaves a pact only by a grant, or when its backup says (or has proved) that it has given the pact up.
+"""
+
+from __future__ import annotations
+
+from math import inf
+
+from nfq_failover.core.settings import Settings
+
+CLOCK_MARGIN = 1.05  # both clocks off by 2 %, in opposite directions: 1.02 / 0.98, and some more
+OUTLAST_MARGIN_S = 0.02  # from the last look at the clock to the packet on the wire
+ASK_EVERY_S = 0.05
+ASK_AFTER = 2 / 3  # of the lease: a shorter silence of the backup is no cause to decide anything
+HEAD_START_S = 0.1  # a backup that can't act before the lease has ended asks no earlier than this before
+_EPOCH_SHIFT = 32
+
+
+class Pact:
+    """Either host's side of the pact; times are of our monotonic clock. Without a witness it never holds anything.
+
+    `low`, `high`: the numbers that the backup may hold (both the same on the backup; 0: none). `confirmed`: the backup
+    has said `high` back. `lease_until`: when the primary has to fall silent.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.low = self.high = 0
+        self.confirmed = self.asked = self.granted = False
+        self.lease_until = inf
+        self._last = 0
+        self._lease_s = settings.lease_ms / 1000  # the longer one of both hosts'
+        self._vote = -inf
+        self._next_ask = 0.0
+        self._outlast_at = inf
+
+    @property
+    def held(self) -> bool:
+        """Whether there is a pact, so that nobody may act alone without a grant."""
+        return self.high != 0
+
+    def describe(self) -> dict[str, object] | None:
+        """For the status; None without a witness."""
+        if not self.settings.has_witness:
+            return None
+        return {"pact": self.high, "confirmed": self.confirmed, "asked": self.asked, "granted": self.granted}
+
+    def end(self) -> None:
+        """There is no pact any more. Whoever was granted it keeps the right."""
+        self.low = self.high = 0
+        self.confirmed = self.asked = False
+        self.lease_until = inf
+
+    def void(self) -> None:
+        """Another generation begins, with another pact."""
+        self.end()
+        self.granted = False
+
+    # ------------------------------------------------------------------------------------ primary
+
+    def propose(self, epoch: int) -> None:
+        """A new generation is protected: nobody holds an earlier pact."""
+        if self.settings.has_witness:
+            self._last = self.low = self.high = max(self._last + 1, epoch << _EPOCH_SHIFT)
+            self.confirmed = self.asked = self.granted = False
+
+    def reunited(self) -> None:
+        """The backup is there again. The witness may have decided what it was asked."""
+        if self.asked:
+            self.high = self._last = self._last + 1
+            self.confirmed = self.asked = self.granted = False
+
+    def said_back(self, number: int) -> None:
+        """The backup holds this one."""
+        if number and number == self.high:
+            self.low, self.confirmed = number, True
+
+    def vote(self, echoed: float, now: float) -> None:
+        """The backup follows, and had received what we sent at `echoed` when it said so."""
+        self._vote = max(self._vote, min(echoed, now))
+
+    def renew(self) -> None:
+        """Let the lease last as long as the votes do."""
+        self.lease_until = self._vote + self.settings.lease_ms / 1000 if self.held else inf
+
+    # ------------------------------------------------------------------------------------ backup
+
+    def adopt(self, number: int, lease_ms: int) -> None:
+        """The primary protects under this pact, and has this lease; what was asked or granted for another is void."""
+        self._lease_s = max(lease_ms, self.settings.lease_ms) / 1000
+        if self.settings.has_witness and number and number != self.high:
+            self.low = self.high = number
+            self.asked = self.granted = False
+
+    def ask_from(self, heard: float) -> float:
+        """When to begin to ask, without a fence: a primary that lives has asked before, and goes on."""
+        return heard + self._lease_s - HEAD_START_S
+
+    def outlast(self, heard: float) -> None:
+        """We stop to vote. `heard`: when we last heard the primary."""
+        self._outlast_at = heard + self._lease_s * CLOCK_MARGIN + OUTLAST_MARGIN_S
+
+    def outlasted(self, now: float) -> bool:
+        """Whether the primary's lease has ended, and we may act."""
+        return self.granted and now >= self._outlast_at
+
+    # ------------------------------------------------------------------------------------ the witness
+
+    def ask(self, now: float) -> bool:
+        """Whether it is time to ask (again)."""
+        if not self.held or self.granted or now < self._next_ask:
+            return False
+        if now < self._vote + ASK_AFTER * self.settings.lease_ms / 1000:
+            return False
+        self._next_ask = now + ASK_EVERY_S
+        self.asked = True
+        return True
