@@ -289,14 +289,14 @@ class BackupSide:
             return
         if record.conn in self._forgotten:
             return  # it was repeated, and this one was overtaken by what came later
-        if len(self.flows) >= self.settings.max_connections:
-            self.out.record(Opened(record.conn, False, 0, "the backup's table is full"))
-            return
         old = self.flows.get(record.flow)
         if old is not None:
             if old.map is not None:
                 old.inject(self.out, old.k_ack, flags=RST | ACK)  # our TCP may still hold the old connection
             self.forget(old)
+        if len(self.flows) >= self.settings.max_connections:
+            self.out.record(Opened(record.conn, False, 0, "the backup's table is full"))
+            return
         try:
             connection = BackupConnection(record, self.settings, now)
             connection.inject_syn(self.out, now)

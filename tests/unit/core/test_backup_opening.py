@@ -101,6 +101,13 @@ def test_port_reuse_resets_the_old_connection_and_opens_the_new_one() -> None:
         assert list(t.side.numbers) == [2]
 
 
+def test_port_reuse_takes_the_old_connections_place_in_a_full_table() -> None:
+    with Shadowing(max_connections=1) as t:
+        t >> opening(2, irs=IRS + 300, iss=ISS + 300)
+        t << "kernel [R.] 0 ack 0 wnd 500 ts 1001/7000000" << "kernel [S] 299 wnd 64240"
+        assert list(t.side.numbers) == [2]
+
+
 def test_opening_that_was_overtaken_by_a_later_one_is_ignored() -> None:
     with Shadowing() as t:
         t >> opening(2, irs=IRS + 300, iss=ISS + 300)
