@@ -6,6 +6,8 @@ from nfq_failover.core.settings import Settings
 
 UNCHECKED_REST_S = 5.0
 """After a failure: how long an application that nobody checks is left alone before it is taken to be well."""
+CHECKED_REST_S = 1.0
+"""After a failure: from when on a good check counts. What is about to die may pass another one."""
 
 
 class Health:
@@ -46,7 +48,7 @@ class Health:
         """Whether the application is well again after the service was given away."""
         if not self._checked:
             return now - self._yielded_at >= UNCHECKED_REST_S
-        return self.well and self._well_at is not None and self._well_at > self._yielded_at
+        return self.failed == 0 and self._well_at is not None and self._well_at > self._yielded_at + CHECKED_REST_S
 
     def row(self) -> dict[str, object]:
         """For the status."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from core_hosts import Host, Scenario, collector
 
-from nfq_failover.core.health import UNCHECKED_REST_S
+from nfq_failover.core.health import CHECKED_REST_S, UNCHECKED_REST_S
 from nfq_failover.core.membership import Do
 from nfq_failover.core.roles import UNHEALTHY, Role
 from nfq_failover.core.roles import State as S
@@ -41,6 +41,8 @@ def yielded_host_joins_when_its_application_is_well_again() -> Host:
     h.done()
     h.check_health(True, False)  # the first one is not later than the failure
     assert h.hear(S.UNPROTECTED, 2) == [] and h.tick() == [] and h.at(S.YIELDED)
+    h.check_health(True)  # what is about to die may pass one more
+    assert h.silence(CHECKED_REST_S + 0.1) == [] and h.at(S.YIELDED)
     h.check_health(True)
     assert h.tick() == [] and h.at(S.WAITING)
     h.hear(S.UNPROTECTED, 2)
