@@ -66,10 +66,14 @@ class Applications(World):
 
     def heal(self, node: str) -> None:
         """The application on the node is well again, and the pair protected."""
+        killed = set()
         for pid in self.pids(node):
             os.kill(pid, signal.SIGCONT)
             if self.says(node).get("application", {}).get("well") is False:  # type: ignore[attr-defined]
                 os.kill(pid, signal.SIGKILL)
+                killed.add(pid)
+        # One that dies is there for a moment yet, and keeps the port.
+        assert eventually(lambda: not killed & set(self.pids(node)))
         assert eventually(lambda: all(not _stopped(pid) for pid in self.pids(node)))
         self.start(node)
         self.becomes(**{node: "shadowing", other(node): "protected"})
