@@ -51,9 +51,10 @@ _SETTINGS = (
     *("heartbeat_interval_ms", "heartbeat_count", "loop_stall_ms", "open_deadline_ms", "announce_count"),
     "privileges",
     *("max_connections", "max_log_bytes", "max_unacked_bytes", "hole_deadline_ms"),
-    *("application", "health"),
+    *("application", "health", "divergence"),
 )
 _APPLICATION_SETTINGS = ("on_failure", "end_deadline_ms")
+_DIVERGENCE_SETTINGS = ("policy", "run_bytes", "out_of_step_ms")
 _HEALTH_SETTINGS = ("connect", "port", "command", "interval_ms", "timeout_ms", "failures")
 
 
@@ -367,6 +368,7 @@ def parse(table: dict[str, Any], where: str = "config") -> Config:
     ports = r.checked("ports", list, _ports)
     health = _health(r.take("health", dict, None), where, ports)
     application = _Reader(r.take("application", dict, {}), f"{where}, [application]", _APPLICATION_SETTINGS)
+    divergence = _Reader(r.take("divergence", dict, {}), f"{where}, [divergence]", _DIVERGENCE_SETTINGS)
     settings = Settings(
         name=name,
         service=ip_address(service).packed,
@@ -396,10 +398,14 @@ def parse(table: dict[str, Any], where: str = "config") -> Config:
         hole_deadline_ms=r.number("hole_deadline_ms", 100, 600_000, 3000),
         end_deadline_ms=application.number("end_deadline_ms", 50, 60_000, 1000),
         on_app_failure=application.choice("on_failure", ("service", "off"), "service"),
+        divergence=divergence.choice("policy", ("default", "strict", "off"), "default"),
+        divergence_run_bytes=divergence.number("run_bytes", 16, 1 << 20, 1024),
+        out_of_step_ms=divergence.number("out_of_step_ms", 100, 3_600_000, 10_000),
         health_checked=health is not None,
         health_failures=3 if health is None else health.failures,
     )
     application.done()
+    divergence.done()
     if settings.boot_alone == "fence" and not fence:
         raise ConfigError(f"{where}: boot_alone = \"fence\" needs a 'fence' command")
     _check_witness(settings, where)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from nfq_failover.constants import ACK, FIN, RST, SYN
 from nfq_failover.core import resync, takeover
 from nfq_failover.core.backup_connection import BackupConnection, Shadow
+from nfq_failover.core.divergence import Divergence
 from nfq_failover.core.events import PacketQueued, QueryFlows
 from nfq_failover.core.memory import Memory
 from nfq_failover.core.outbox import Outbox
@@ -50,6 +51,7 @@ class BackupSide:
         self.timers: TimerQueue[int] = TimerQueue()
         self.repair = Repair(out, self.timers)
         self.memory: Memory | None = None
+        self.divergence = Divergence(settings, out, self.numbers, self._die)
         self.ends = ReplicaEnds(out, self.numbers, settings.health_checked)
         self._dirty: dict[int, BackupConnection] = {}
         self._forgotten: dict[int, None] = {}  # the latest, oldest first
@@ -169,6 +171,9 @@ class BackupSide:
         before, held = connection.k_ack, connection.cum
         new_end = connection.fin_out is None and seg.flags & FIN
         offset = connection.learn_output(seg, now)
+        if not self.divergence.produced(connection, now):
+            out.drop(event.queue, event.packet_id, "replica-silent")
+            return True
         if connection.cum > held:
             self._dirty[connection.conn] = connection  # our TCP has taken what the log had no room for
         if active:
@@ -329,7 +334,8 @@ class BackupSide:
         if connection is None:
             self.out.record(Unprotected(record.conn, "unknown to the backup"))
         elif connection.state is Shadow.SHADOW or connection.rst_out is not None:
-            self.ends.asked(connection, record.kind is not EndKind.OPEN, now)
+            if self.divergence.may_tell_end(connection, now):
+                self.ends.asked(connection, record.kind is not EndKind.OPEN, now)
         elif connection.state is Shadow.DEAD:
             self.out.record(Unprotected(record.conn, connection.reason))
 
@@ -367,6 +373,10 @@ class BackupSide:
         self._dirty.clear()
         for connection in list(self.flows.values()):
             over = connection.closed_at is not None or connection.reset_by_client
+            if connection.state is Shadow.SHADOW and not over and not connection.ended:
+                reason = self.divergence.at_takeover(connection, now)
+                if reason:
+                    self._bury(connection, reason)
             if over and not connection.ended:
                 self.forget(connection)  # the client has been told the end, or has told it
             elif connection.state is Shadow.SHADOW:
@@ -431,6 +441,7 @@ class BackupSide:
                 connection.inject(self.out, connection.k_ack, flags=RST | ACK)
             self.forget(connection)
         self.ends.clear()
+        self.divergence.clear()
         self._forgotten.clear()  # a primary that has restarted counts from the beginning
         self.out.log("info", "shadow connections dropped", reason=reason)
 
@@ -466,6 +477,7 @@ class BackupSide:
             else:
                 self._repeat(connection, now)
         self.ends.on_timer(now)
+        self.divergence.on_timer(now)
         if self.flows and now >= self._next_query:
             self._next_query = now + QUERY_EVERY_S
             self.out.effects.append(QueryFlows(list(self.flows)))
@@ -480,7 +492,8 @@ class BackupSide:
 
     def poll_timeout(self) -> float | None:
         """The earliest deadline."""
-        deadlines = [d for d in (self.timers.next(), self.ends.poll_timeout()) if d is not None]
+        timers = (self.timers.next(), self.ends.poll_timeout(), self.divergence.poll_timeout())
+        deadlines = [d for d in timers if d is not None]
         if self.flows:
             deadlines.append(self._next_query)
         return min(deadlines, default=None)

@@ -15,6 +15,7 @@ from __future__ import annotations
 from enum import Enum
 
 from nfq_failover.constants import ACK, FIN, OPT_MSS, OPT_SACK_PERMITTED, OPT_TIMESTAMPS, OPT_WSCALE, PSH, RST, SYN
+from nfq_failover.core.comparison import Comparison
 from nfq_failover.core.events import PacketQueued
 from nfq_failover.core.journal import Journal
 from nfq_failover.core.outbox import Outbox
@@ -73,6 +74,9 @@ class BackupConnection:
         self.upto = 0  # what the primary's TCP has taken, as it last said
         # server's stream
         self.output = Journal(settings.max_unacked_bytes)
+        self.compare = (
+            None if settings.divergence == "off" else Comparison()
+        )  # None: nothing is, or has to be, compared
         self.fin_out: int | None = None
         self.rst_out: int | None = None
         self.end_asked = False
@@ -166,7 +170,7 @@ class BackupConnection:
             if ack > self.c_ack:
                 self.c_ack = ack
                 mapping.seen.near = ack
-                self.output.trim(min(ack, self.output.end))
+                self.trim_output()
             self.c_wnd = seg.wnd
         if seg.ts_off:
             if diff(seg.tsval, self.c_tsval) >= 0:  # an older one in what we inject would fail PAWS
@@ -312,9 +316,10 @@ class BackupConnection:
         mapping = self.mapping
         offset = mapping.own.offset(seg.seq)
         end = offset + seg.seg_len
-        if seg.payload_len and end > self.c_ack:
-            if self.c_ack > self.output.end:
-                self.output.trim(min(offset, self.c_ack))  # what the client had before we produced it is not kept
+        needed = self._output_needed
+        if seg.payload_len and end > needed:
+            if needed > self.output.end:
+                self.output.trim(min(offset, needed))  # what the client had before we produced it is not kept
             self.output.insert(offset, seg.payload())
         if seg.flags & FIN:
             self.fin_out = end - 1
@@ -332,6 +337,19 @@ class BackupConnection:
             if ack >= self.k_ack:
                 self.k_edge = max(self.k_edge, ack + (seg.wnd << mapping.own_wscale))
         return offset
+
+    @property
+    def _output_needed(self) -> int:
+        """The first byte of the replica's output that the client, or the comparison with the primary's, may need."""
+        return self.c_ack if self.compare is None else min(self.c_ack, self.compare.needed(self.produced))
+
+    def trim_output(self) -> None:
+        """Forget what is not needed any more."""
+        self.output.trim(min(self._output_needed, self.output.end))
+
+    def withheld(self, end: int) -> bool:
+        """After a takeover: whether output before `end` can't be sent yet."""
+        return self.compare is not None and end > self.compare.compared
 
     @property
     def mapping(self) -> ReplicaMap:

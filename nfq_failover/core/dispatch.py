@@ -7,10 +7,14 @@ from nfq_failover.core.backup import BackupSide
 from nfq_failover.core.outbox import Outbox
 from nfq_failover.core.primary import PrimarySide
 from nfq_failover.wire.records import (
+    BytesAsked,
+    BytesSent,
     Close,
     Closed,
     Confirm,
     Data,
+    Digest,
+    DigestSeen,
     End,
     EndAsked,
     Missing,
@@ -38,6 +42,10 @@ def to_primary(record: Record, primary: PrimarySide, out: Outbox, now: float) ->
         out.record(UnprotectedSeen(record.conn))
     elif isinstance(record, End):
         primary.ends.on_end(record, now)
+    elif isinstance(record, DigestSeen):
+        primary.digests.on_seen(record)
+    elif isinstance(record, BytesAsked):
+        primary.digests.on_asked(record)
 
 
 def to_backup(record: Record, backup: BackupSide, now: float) -> None:
@@ -56,3 +64,7 @@ def to_backup(record: Record, backup: BackupSide, now: float) -> None:
         backup.on_told(record)
     elif isinstance(record, EndAsked):
         backup.on_end_asked(record, now)
+    elif isinstance(record, Digest):
+        backup.divergence.on_digest(record, now)
+    elif isinstance(record, BytesSent):
+        backup.divergence.on_bytes(record, now)

@@ -149,6 +149,7 @@ def unpack(slot: bytes, settings: Settings, now: float) -> BackupConnection:
     made = BackupConnection(opening, settings, now)
     made.state = _STATES.get(code, Shadow.DEAD)
     made.heard = True
+    made.compare = None
     made.k_ack, made.c_ack, made.produced, made.floor = k_ack, c_ack, produced, floor
     made.k_edge = made.edge_confirmed = k_edge
     made.k_una = min(c_ack, produced)

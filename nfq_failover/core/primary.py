@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import OrderedDict
 
 from nfq_failover.constants import ACK, FIN, RST, SYN
+from nfq_failover.core.digest import PrimaryDigests
 from nfq_failover.core.events import FrameCopied, PacketQueued, QueryFlows
 from nfq_failover.core.outbox import Outbox
 from nfq_failover.core.primary_connection import Gate, PrimaryConnection
@@ -71,6 +72,7 @@ class PrimarySide:
         self._dialled: OrderedDict[FlowKey, None] = OrderedDict()  # left alone: opened by the server, or no room
         self._next_conn = 1
         self._next_query = 0.0
+        self.digests = PrimaryDigests(settings, out)
         self.ends = PrimaryEnds(settings, out, self.numbers, self._unprotect, self._close)
 
     # ------------------------------------------------------------------------------------ packets
@@ -116,6 +118,8 @@ class PrimarySide:
             self._next_query = min(self._next_query, now + QUERY_CLOSING_S)  # our TCP may have given it up
             self.out.accept(event.queue, event.packet_id)
             return
+        if connection.gated:
+            self.digests.sent(connection, event, seg, now)
         held = connection.state is Gate.PROTECTED and self.ends.outbound(connection, event, seg, now)
         if not held:
             connection.outbound(event, seg, self.out, now)
@@ -274,6 +278,7 @@ class PrimarySide:
         if self.flows.get(connection.flow) is connection:
             del self.flows[connection.flow]
         self.numbers.pop(connection.conn, None)
+        self.digests.forget(connection.conn)
         if self.protecting and known:
             self._tell(Close(connection.conn, reason), POLL_FIRST_S, now)
 
@@ -385,6 +390,7 @@ class PrimarySide:
     def stop_protecting(self, reason: str) -> None:
         """The backup is gone for good: let everything go."""
         self.protecting = False
+        self.digests.clear()
         self.reason = reason
         self._telling.clear()
         for connection in list(self.flows.values()):
@@ -402,6 +408,7 @@ class PrimarySide:
         self.timers = TimerQueue()
         self._telling.clear()
         self.ends.clear()
+        self.digests.clear()
         self._syns.clear()
         self._dialled.clear()
 
@@ -432,6 +439,7 @@ class PrimarySide:
                 self._poll(connection)
                 self.timers.set(conn, now + connection.retry_s)
         self.ends.questions.on_timer(now)
+        self.digests.on_timer(now)
         if self.flows and now >= self._next_query:
             self._next_query = now + QUERY_EVERY_S
             self.out.effects.append(QueryFlows(list(self.flows)))
@@ -451,7 +459,8 @@ class PrimarySide:
 
     def poll_timeout(self) -> float | None:
         """The earliest deadline."""
-        deadlines = [d for d in (self.timers.next(), self.ends.questions.poll_timeout()) if d is not None]
+        timers = (self.timers.next(), self.ends.questions.poll_timeout(), self.digests.poll_timeout())
+        deadlines = [d for d in timers if d is not None]
         if self.flows:
             deadlines.append(self._next_query)
         return min(deadlines, default=None)

@@ -48,6 +48,9 @@ class Settings:
     hole_deadline_ms: int = 3000  # after a takeover
     end_deadline_ms: int = 1000  # how long an end of the server's stream waits for the replica's
     on_app_failure: str = "service"  # the whole service moves; or "off"
+    divergence: str = "default"  # the two servers' output is compared; or "strict", or "off"
+    divergence_run_bytes: int = 1024  # a difference of that length ends the protection
+    out_of_step_ms: int = 10_000  # how long the two outputs may differ in length while nobody goes on
     health_checked: bool = False  # the shell checks the application's health
     health_failures: int = 3  # so many failed checks in a row are a failed application
 

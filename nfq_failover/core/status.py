@@ -35,6 +35,7 @@ def connection_rows(primary: PrimarySide, backup: BackupSide) -> list[dict[str, 
                 "logged_bytes": gated.retained.size,
                 "confirmed_bytes": gated.confirmed,
                 "lag_bytes": max(gated.kernel_ack - gated.confirmed, 0) if protected else 0,
+                "differences": primary.digests.differences(gated.conn),
             }
         )
     for shadow in backup.flows.values():
@@ -53,6 +54,7 @@ def connection_rows(primary: PrimarySide, backup: BackupSide) -> list[dict[str, 
                 "logged_bytes": shadow.journal.size,
                 "confirmed_bytes": shadow.cum,
                 "lag_bytes": max(shadow.cum - shadow.k_ack, 0),
+                "differences": 0 if shadow.compare is None else shadow.compare.differences,
             }
         )
     return rows

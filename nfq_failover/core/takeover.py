@@ -46,6 +46,10 @@ def resend(connection: BackupConnection, out: Outbox, segments: int, now: float)
         room = connection.c_ack + (connection.c_wnd << connection.client_wscale) - at
         if room <= 0 and at < connection.produced:
             return sent
+        if connection.compare is not None:
+            room = min(room, connection.compare.compared - at)
+            if room <= 0:
+                return sent
         data = connection.output.read(at, min(connection.client_mss, room))
         after = at + len(data)
         fin = connection.fin_out == after and connection.c_ack <= after
@@ -97,6 +101,10 @@ def outward(
     connection: BackupConnection, event: PacketQueued, seg: Segment, offset: int, out: Outbox, now: float
 ) -> None:
     """Translate a segment of our TCP for the client (its content was learned already)."""
+    if seg.seg_len and connection.withheld(offset + seg.seg_len):
+        out.drop(event.queue, event.packet_id, "not-compared")
+        _tell_news(connection, out, now)
+        return
     if connection.resend_next is not None and seg.seg_len:
         if offset > connection.resend_next:
             out.drop(event.queue, event.packet_id, "resend-pending")

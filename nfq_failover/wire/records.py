@@ -159,6 +159,52 @@ class End:
     well: bool = True
 
 
+DIGEST_BLOCK = 1280
+"""Bytes per hash. Less than a usual segment: a replica that may send one segment can always complete a block."""
+MAX_HASHES = 128
+
+
+@dataclass(frozen=True, slots=True)
+class Digest:
+    """Primary -> backup: hashes (XXH3, 64 bits) of what my server has sent, one for each `DIGEST_BLOCK` bytes from
+    `seq` on, the last one for what is left of `length`. Repeated until `DigestSeen` has passed it.
+
+    Without hashes: these bytes can't be compared. A `length` of 0 says only that the server's output is digested.
+    """
+
+    conn: int
+    seq: int
+    length: int
+    hashes: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class DigestSeen:
+    """Backup -> primary: every byte before `compared` has been compared, and they differed in so many places."""
+
+    conn: int
+    compared: int
+    differences: int
+
+
+@dataclass(frozen=True, slots=True)
+class BytesAsked:
+    """Backup -> primary: what has your server sent in [start, end)? At most `DIGEST_BLOCK` bytes."""
+
+    conn: int
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class BytesSent:
+    """Primary -> backup: what my server has sent from `seq` on; empty if that is not known any more."""
+
+    conn: int
+    seq: int
+    data: bytes
+
+
 Record = (
     Open
     | Opened
@@ -172,4 +218,8 @@ Record = (
     | UnprotectedSeen
     | EndAsked
     | End
+    | Digest
+    | DigestSeen
+    | BytesAsked
+    | BytesSent
 )

@@ -15,17 +15,23 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
 from hashlib import blake2s
-from struct import Struct
+from struct import Struct, pack, unpack_from
 from struct import error as StructError
 from typing import Any, Final
 
 from nfq_failover.constants import MAX_DATAGRAM, MAX_WSCALE
 from nfq_failover.errors import InternalError, MalformedDatagram
 from nfq_failover.wire.records import (
+    DIGEST_BLOCK,
+    MAX_HASHES,
+    BytesAsked,
+    BytesSent,
     Close,
     Closed,
     Confirm,
     Data,
+    Digest,
+    DigestSeen,
     End,
     EndAsked,
     EndKind,
@@ -174,6 +180,8 @@ _DATA = Struct("!IIB")
 _CONN = Struct("!I")
 _END_ASKED = Struct("!IIB")
 _END = Struct("!IIIBB")
+_DIGEST = Struct("!III")
+_BYTES = Struct("!II")
 _RANGE = Struct("!II")
 _PORTS = Struct("!HH")
 _NONE = 0xFF
@@ -302,6 +310,34 @@ def _decode_end(v: bytes) -> End:
     return End(conn, seq, taken, _end_kind(kind), bool(well))
 
 
+def _encode_digest(r: Digest) -> bytes:
+    count = len(r.hashes)
+    if count > MAX_HASHES or (count and count != -(-r.length // DIGEST_BLOCK)):
+        raise InternalError(f"a digest of {r.length} bytes with {count} hashes")
+    return _DIGEST.pack(r.conn, r.seq, r.length) + pack(f"!{count}Q", *r.hashes)
+
+
+def _decode_digest(v: bytes) -> Digest:
+    conn, seq, length = _DIGEST.unpack_from(v)
+    count, rest = divmod(len(v) - _DIGEST.size, 8)
+    if rest or count > MAX_HASHES or (count and count != -(-length // DIGEST_BLOCK)):
+        raise MalformedDatagram("bad-digest")
+    return Digest(conn, seq, length, unpack_from(f"!{count}Q", v, _DIGEST.size))
+
+
+def _encode_bytes_sent(r: BytesSent) -> bytes:
+    if len(r.data) > MAX_DATA:
+        raise InternalError(f"a record of {len(r.data)} sent bytes")
+    return _BYTES.pack(r.conn, r.seq) + r.data
+
+
+def _decode_bytes_sent(v: bytes) -> BytesSent:
+    conn, seq = _BYTES.unpack_from(v)
+    if len(v) > _BYTES.size + MAX_DATA:
+        raise MalformedDatagram("bad-bytes")
+    return BytesSent(conn, seq, v[_BYTES.size :])
+
+
 def _decode_conn_text(cls: Callable[[int, str], Any]) -> Callable[[bytes], Any]:
     return lambda v: cls(_CONN.unpack_from(v)[0], _read_text(v[_CONN.size :]))
 
@@ -319,6 +355,10 @@ _ENCODERS: dict[type, tuple[int, Callable[[Any], bytes]]] = {
     UnprotectedSeen: (10, lambda r: _CONN.pack(r.conn)),
     EndAsked: (20, lambda r: _END_ASKED.pack(r.conn, r.seq, r.kind)),
     End: (21, lambda r: _END.pack(r.conn, r.seq, r.taken, r.kind, r.well)),
+    Digest: (30, _encode_digest),
+    DigestSeen: (31, lambda r: _MISSING.pack(r.conn, r.compared, r.differences & 0xFFFFFFFF)),
+    BytesAsked: (32, lambda r: _MISSING.pack(r.conn, r.start, r.end)),
+    BytesSent: (33, _encode_bytes_sent),
 }
 
 _DECODERS: dict[int, Callable[[bytes], Record]] = {
@@ -334,6 +374,10 @@ _DECODERS: dict[int, Callable[[bytes], Record]] = {
     10: lambda v: UnprotectedSeen(*_CONN.unpack(v)),
     20: _decode_end_asked,
     21: _decode_end,
+    30: _decode_digest,
+    31: lambda v: DigestSeen(*_MISSING.unpack(v)),
+    32: lambda v: BytesAsked(*_MISSING.unpack(v)),
+    33: _decode_bytes_sent,
 }
 
 

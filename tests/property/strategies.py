@@ -6,10 +6,16 @@ from hypothesis import strategies as st
 
 from nfq_failover.constants import OPT_EOL, OPT_NOP
 from nfq_failover.wire.records import (
+    DIGEST_BLOCK,
+    MAX_HASHES,
+    BytesAsked,
+    BytesSent,
     Close,
     Closed,
     Confirm,
     Data,
+    Digest,
+    DigestSeen,
     End,
     EndAsked,
     EndKind,
@@ -97,6 +103,19 @@ records: st.SearchStrategy[Record] = st.one_of(
     st.builds(UnprotectedSeen, u32),
     st.builds(EndAsked, u32, u32, st.sampled_from(EndKind)),
     st.builds(End, u32, u32, u32, st.sampled_from(EndKind), st.booleans()),
+    st.builds(Digest, u32, u32, u32),
+    st.lists(u64, min_size=1, max_size=MAX_HASHES).flatmap(
+        lambda hashes: st.builds(
+            Digest,
+            u32,
+            u32,
+            st.integers((len(hashes) - 1) * DIGEST_BLOCK + 1, len(hashes) * DIGEST_BLOCK),
+            st.just(tuple(hashes)),
+        )
+    ),
+    st.builds(DigestSeen, u32, u32, u32),
+    st.builds(BytesAsked, u32, u32, u32),
+    st.builds(BytesSent, u32, u32, st.binary(max_size=MAX_DATA)),
 )
 headers = st.builds(Header, st.sampled_from(list(Kind)), st.booleans(), u64, u32, u64)
 heartbeats = st.builds(HeartbeatBody, u8, u8, u8, u32, u32, u16, u64, u64, u32)

@@ -82,6 +82,7 @@ def settings(**changes: object) -> Settings:
         "ports": ((80, 80),),
         "peers": (Peer("b", "10.77.0.3"),),
         "key": b"k" * 32,
+        "divergence": "off",
     }
     return Settings(**{**values, **changes})  # type: ignore[arg-type]
 

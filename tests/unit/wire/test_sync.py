@@ -10,10 +10,16 @@ import pytest
 from nfq_failover.constants import MAX_DATAGRAM
 from nfq_failover.errors import InternalError, MalformedDatagram
 from nfq_failover.wire.records import (
+    DIGEST_BLOCK,
+    MAX_HASHES,
+    BytesAsked,
+    BytesSent,
     Close,
     Closed,
     Confirm,
     Data,
+    Digest,
+    DigestSeen,
     End,
     EndAsked,
     EndKind,
@@ -66,6 +72,12 @@ PINNED: list[tuple[Record, str]] = [
     (EndAsked(1, 2, EndKind.FIN), "14 0009 00000001 00000002 01"),
     (End(1, 2, 3, EndKind.RST), "15 000e 00000001 00000002 00000003 02 01"),
     (End(1, 2, 3, EndKind.OPEN, False), "15 000e 00000001 00000002 00000003 00 00"),
+    (Digest(1, 2, 0), "1e 000c 00000001 00000002 00000000"),
+    (Digest(1, 2, 9000), "1e 000c 00000001 00000002 00002328"),
+    (Digest(1, 2, 1281, (3, 4)), "1e 001c 00000001 00000002 00000501 0000000000000003 0000000000000004"),
+    (DigestSeen(1, 2, 3), "1f 000c 00000001 00000002 00000003"),
+    (BytesAsked(1, 2, 3), "20 000c 00000001 00000002 00000003"),
+    (BytesSent(1, 2, b"ab"), "21 000a 00000001 00000002 6162"),
 ]
 
 
@@ -143,6 +155,24 @@ def test_records_byte_by_byte(record: Record, pinned: str) -> None:
 
 def test_every_record_type_is_pinned() -> None:
     assert {type(record) for record, _ in PINNED} == set(Record.__args__)
+
+
+@pytest.mark.parametrize("value", ["", "00" * 11, "00" * 16, "00" * 12 + "00" * 8, "00" * 8 + "00000501" + "00" * 8])
+def test_digests_whose_hashes_do_not_fit_their_length_are_refused(value: str) -> None:
+    body = bytes.fromhex(value)
+    assert reason_of(b"\x1e" + pack("!H", len(body)) + body) in ("bad-digest", "bad-record")
+
+
+def test_digests_and_bytes_that_no_peer_would_accept_are_not_sent() -> None:
+    too_many = MAX_HASHES + 1
+    for record in (
+        Digest(1, 2, 5, (1, 2)),
+        Digest(1, 2, 0, (1,)),
+        Digest(1, 2, too_many * DIGEST_BLOCK, (0,) * too_many),
+        BytesSent(1, 2, bytes(MAX_DATA + 1)),
+    ):
+        with pytest.raises(InternalError):
+            encode_record(record)
 
 
 def test_addresses_of_either_family() -> None:

@@ -1,0 +1,79 @@
+"""How far the two outputs of one connection have been compared (see divergence.py for what follows from it)."""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_left
+
+AGREE_BYTES = 16
+"""By chance 16 random bytes are equal once in 2**128; what follows an HTTP date (`GMT`, the next header) is longer."""
+KEEP_BYTES = 1 << 20  # of the replica's output that the client has acknowledged, but the primary has not digested yet
+MAX_PENDING = 1024
+
+_RUNS = re.compile(rb"[^\0](?:\0{0,%d}[^\0])*" % (AGREE_BYTES - 1))
+
+
+def differing_runs(one: bytes, other: bytes) -> list[tuple[int, int]]:
+    """Where two byte strings of one length differ, as [start, stop); nearer than `AGREE_BYTES` to each other is one."""
+    mixed = int.from_bytes(one, "big") ^ int.from_bytes(other, "big")
+    return [match.span() for match in _RUNS.finditer(mixed.to_bytes(len(one), "big"))]
+
+
+class Comparison:
+    """How far one connection's two outputs have been compared; offsets of the server's stream.
+
+    `compared`: first byte that is not; `sent`: what the primary is known to have sent; `pending`: digests that are not
+    used up (start, end, hashes), in order; `last`: the latest difference; `asked`: bytes that the primary is asked for.
+    """
+
+    __slots__ = ("after", "asked", "compared", "differences", "last", "pending", "sent", "started", "watched")
+
+    def __init__(self) -> None:
+        self.started = False
+        self.after = False  # the primary can't be asked any more
+        self.compared = self.sent = 0
+        self.pending: list[tuple[int, int, tuple[int, ...]]] = []
+        self.last: tuple[int, int] | None = None
+        self.differences = 0
+        self.asked: tuple[int, int] | None = None
+        self.watched: tuple[int, int] | None = None  # what both had sent when the deadline was set
+
+    def needed(self, produced: int) -> int:
+        """The first byte of the replica's output that has to be kept."""
+        if self.after and not self.pending:
+            return produced
+        return max(self.compared, produced - KEEP_BYTES)
+
+    @property
+    def in_step(self) -> bool:
+        """The latest difference has ended."""
+        return self.last is None or self.compared - self.last[1] >= AGREE_BYTES
+
+    def add(self, start: int, end: int, hashes: tuple[int, ...]) -> bool:
+        """A digest has come. False if there is no room for it."""
+        self.sent = max(self.sent, end)
+        pending = self.pending
+        if end <= self.compared or start < self.compared:
+            return True
+        at = bisect_left(pending, start, key=lambda entry: entry[0])
+        if (at < len(pending) and pending[at][0] < end) or (at and pending[at - 1][1] > start):
+            return True  # it is there
+        if len(pending) >= MAX_PENDING:
+            return False
+        pending.insert(at, (start, end, hashes))
+        return True
+
+    def differs(self, start: int, stop: int) -> bool:
+        """These bytes differ. True if that is a new difference."""
+        if self.last is not None and start - self.last[1] < AGREE_BYTES:
+            self.last = self.last[0], stop
+            return False
+        self.last = start, stop
+        self.differences += 1
+        return True
+
+    def skip(self, stop: int) -> None:
+        """The bytes up to `stop` can't be compared: they end no difference."""
+        if not self.in_step and self.last is not None:
+            self.last = self.last[0] + stop - self.last[1], stop
+        self.compared = stop

@@ -1,0 +1,302 @@
+"""The primary's part in comparing the two servers' output: hashes of what its own server has sent.
+
+Every segment's payload is remembered as it is (no copy: the packet's own buffer), and hashed a few milliseconds later,
+in blocks, so that a busy host pays for one datagram per `FLUSH_S` and not for one per response. The bytes are kept
+until the backup has compared them, as far as the limits allow: where the hashes differ, the backup asks for them. What
+follows from differences is in divergence.py.
+
+With the policy `strict` a segment waits until the backup has found its bytes in the replica's output, too; it is then
+built anew, from the bytes that were kept.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+from hashlib import blake2s
+
+from xxhash import xxh3_64, xxh3_64_intdigest
+
+from nfq_failover.constants import FIN, RST
+from nfq_failover.core.events import PacketQueued
+from nfq_failover.core.outbox import Outbox
+from nfq_failover.core.primary_connection import PrimaryConnection
+from nfq_failover.core.seqspace import SeqSpace
+from nfq_failover.core.settings import Settings
+from nfq_failover.core.timers import TimerQueue
+from nfq_failover.wire.records import DIGEST_BLOCK, MAX_HASHES, BytesAsked, BytesSent, Digest, DigestSeen
+from nfq_failover.wire.segment import Segment
+
+FLUSH_S = 0.003
+FLUSH_BYTES = MAX_HASHES * DIGEST_BLOCK
+KEEP_BYTES = 1 << 20  # per connection, of what the backup has not compared yet
+KEEP_TOTAL = 64 << 20  # of all connections
+KEEP_PIECES = 2048
+MAX_UNSEEN = 32  # digests per connection that are repeated
+REPEAT_FIRST_S = 0.03
+REPEAT_MAX_S = 2.0
+REPEAT_AT_ONCE = 8
+_FLUSH = -1  # the key of the timer that is everybody's; connections count from 1
+
+Piece = tuple[int, memoryview]
+
+
+def hash_seed(key: bytes) -> int:
+    """The seed of both hosts' hashes: who does not know the shared key can't construct a collision offline."""
+    return int.from_bytes(blake2s(key, digest_size=8, person=b"nfqfhash").digest(), "big")
+
+
+def block_hashes(pieces: Iterable[bytes | memoryview], seed: int) -> list[int]:
+    """The hash of each `DIGEST_BLOCK` bytes of the concatenated pieces, and of what is left."""
+    found: list[int] = []
+    hasher = None
+    room = DIGEST_BLOCK
+    for piece in pieces:
+        at, size = 0, len(piece)
+        if hasher is not None:
+            at = min(room, size)
+            hasher.update(piece[:at])
+            room -= at
+            if room:
+                continue
+            found.append(hasher.intdigest())
+            hasher = None
+        whole = size - (size - at) % DIGEST_BLOCK
+        found += [xxh3_64_intdigest(piece[i : i + DIGEST_BLOCK], seed) for i in range(at, whole, DIGEST_BLOCK)]
+        if whole < size:
+            hasher = xxh3_64(piece[whole:], seed)
+            room = DIGEST_BLOCK - (size - whole)
+    if hasher is not None:
+        found.append(hasher.intdigest())
+    return found
+
+
+class SentStream:
+    """What one server has sent. Offsets of its stream: [mark, at) is not digested yet; `compared` is the first byte
+    that the backup has not compared; `released` (strict) the first that the client may not have."""
+
+    __slots__ = (
+        "at",
+        "compared",
+        "connection",
+        "differences",
+        "kept",
+        "kept_bytes",
+        "mark",
+        "pending",
+        "released",
+        "repeat_s",
+        "said",
+        "space",
+        "unseen",
+    )
+
+    def __init__(self, connection: PrimaryConnection) -> None:
+        self.connection = connection
+        self.space = SeqSpace(connection.open.iss)
+        self.at = self.mark = self.compared = self.released = 0
+        self.pending: list[memoryview] = []
+        self.kept: deque[Piece] = deque()
+        self.kept_bytes = 0
+        self.unseen: deque[Digest] = deque()
+        self.repeat_s = REPEAT_FIRST_S
+        self.differences = 0
+        self.said = False  # a digest was sent
+
+    def read(self, start: int, end: int) -> bytes:
+        """The bytes [start, end); empty unless all of them are kept."""
+        parts = []
+        at = start
+        for offset, piece in self.kept:
+            if at >= end or offset > at:
+                break
+            if offset + len(piece) > at:
+                part = piece[at - offset : end - offset]
+                parts.append(part)
+                at += len(part)
+        return b"".join(parts) if at >= end else b""
+
+    def drop_kept(self, before: int) -> None:
+        """Forget the bytes before an offset."""
+        kept = self.kept
+        while kept and kept[0][0] + len(kept[0][1]) <= before:
+            self.kept_bytes -= len(kept.popleft()[1])
+
+
+class PrimaryDigests:
+    """The digests of all connections."""
+
+    def __init__(self, settings: Settings, out: Outbox) -> None:
+        self.out = out
+        self.on = settings.divergence != "off"
+        self._strict = settings.divergence == "strict"
+        self._seed = hash_seed(settings.key)
+        self._streams: dict[int, SentStream] = {}
+        self._dirty: dict[int, SentStream] = {}
+        self._timers: TimerQueue[int] = TimerQueue()
+        self._kept_total = 0
+
+    # ------------------------------------------------------------------------------------ what our TCP sends
+
+    def sent(self, connection: PrimaryConnection, event: PacketQueued, seg: Segment, now: float) -> None:
+        """Our TCP sends a segment of a connection that the backup may have to continue."""
+        if not self.on:
+            return
+        stream = self._streams.get(connection.conn)
+        if stream is None:
+            stream = self._streams[connection.conn] = SentStream(connection)
+            self._soon(stream, now)
+            before = stream.space.offset(connection.snd_nxt)
+            if before > 0:
+                self._skip(stream, before, now)  # the backup has joined it late
+        length = seg.payload_len
+        if length:
+            offset = stream.space.offset(seg.seq)
+            end = offset + length
+            if end <= stream.at:
+                return  # a retransmission
+            if offset > stream.at or not event.complete:
+                self._skip(stream, offset if event.complete else end, now)
+                if not event.complete:
+                    return
+            self._add(stream, memoryview(seg.buf)[seg.data_off + stream.at - offset : seg.end], now)
+        if seg.flags & (FIN | RST) or (length and self._strict):
+            self._flush(stream, now)  # at once: the question about the end must not come first
+
+    def _add(self, stream: SentStream, data: memoryview, now: float) -> None:
+        size = len(data)
+        stream.kept.append((stream.at, data))
+        stream.kept_bytes += size
+        self._kept_total += size
+        stream.pending.append(data)
+        stream.at += size
+        stream.space.near = stream.at
+        if stream.at - stream.mark >= FLUSH_BYTES:
+            self._flush(stream, now)
+        elif stream.connection.conn not in self._dirty:
+            self._soon(stream, now)
+
+    def _soon(self, stream: SentStream, now: float) -> None:
+        if not self._dirty:
+            self._timers.set_earlier(_FLUSH, now + FLUSH_S)
+        self._dirty[stream.connection.conn] = stream
+
+    def _skip(self, stream: SentStream, offset: int, now: float) -> None:
+        """Bytes have passed that we have not seen whole: they can't be compared."""
+        self._flush(stream, now)
+        self.out.counters["digest-skipped"] += offset - stream.at
+        self._say(stream, Digest(stream.connection.conn, stream.space.seq(stream.at), offset - stream.at))
+        stream.at = stream.mark = stream.space.near = offset
+        self._soon(stream, now)
+
+    def _flush(self, stream: SentStream, now: float) -> None:
+        """Send the digest of what is new."""
+        self._dirty.pop(stream.connection.conn, None)
+        conn, start, size = stream.connection.conn, stream.mark, stream.at - stream.mark
+        if not size and stream.said:
+            return
+        hashes = block_hashes(stream.pending, self._seed)
+        stream.pending.clear()
+        stream.mark = stream.at
+        for i in range(0, max(len(hashes), 1), MAX_HASHES):
+            part = tuple(hashes[i : i + MAX_HASHES])
+            length = min(size, len(part) * DIGEST_BLOCK)
+            self._say(stream, Digest(conn, stream.space.seq(start), length, part))
+            start += length
+            size -= length
+        self._bound(stream)
+        stream.repeat_s = REPEAT_FIRST_S
+        self._timers.set_earlier(conn, now + REPEAT_FIRST_S)
+
+    def _say(self, stream: SentStream, record: Digest) -> None:
+        stream.said = True
+        stream.unseen.append(record)
+        self.out.record(record)
+
+    def _bound(self, stream: SentStream) -> None:
+        """Keep within the limits; what is dropped here can only be compared by its hash."""
+        kept = stream.kept
+        while len(stream.unseen) > MAX_UNSEEN:
+            stream.unseen.popleft()
+        while kept and (stream.kept_bytes > KEEP_BYTES or len(kept) > KEEP_PIECES or self._kept_total > KEEP_TOTAL):
+            size = len(kept.popleft()[1])
+            stream.kept_bytes -= size
+            self._kept_total -= size
+            self.out.counters["digest-bytes-dropped"] += size
+
+    def _forget_bytes(self, stream: SentStream, before: int) -> None:
+        size = stream.kept_bytes
+        stream.drop_kept(before)
+        self._kept_total -= size - stream.kept_bytes
+
+    # ------------------------------------------------------------------------------------ what the backup says
+
+    def on_seen(self, record: DigestSeen) -> None:
+        """The backup has compared everything before an offset."""
+        stream = self._streams.get(record.conn)
+        if stream is None:
+            return
+        compared = min(stream.space.offset(record.compared), stream.mark)
+        stream.differences = max(stream.differences, record.differences)
+        if compared > stream.compared:
+            stream.compared = compared
+            stream.repeat_s = REPEAT_FIRST_S
+            self._forget_bytes(stream, compared)
+        unseen = stream.unseen
+        while unseen and stream.space.offset(unseen[0].seq) + unseen[0].length <= stream.compared:
+            unseen.popleft()
+        if not unseen:
+            self._timers.cancel(record.conn)
+
+    def on_asked(self, record: BytesAsked) -> None:
+        """The hashes of a block differ: tell the bytes."""
+        stream = self._streams.get(record.conn)
+        if stream is None:
+            return
+        start, end = stream.space.offset(record.start), stream.space.offset(record.end)
+        data = stream.read(start, end) if 0 < end - start <= DIGEST_BLOCK else b""
+        self.out.record(BytesSent(record.conn, record.start, data))
+
+    def differences(self, conn: int) -> int:
+        """In how many places the connection's output was different."""
+        stream = self._streams.get(conn)
+        return 0 if stream is None else stream.differences
+
+    # ------------------------------------------------------------------------------------ time, end
+
+    def forget(self, conn: int) -> None:
+        """The connection is over, or can't be continued by the backup any more."""
+        stream = self._streams.pop(conn, None)
+        if stream is not None:
+            self._dirty.pop(conn, None)
+            self._timers.cancel(conn)
+            self._kept_total -= stream.kept_bytes
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._streams.clear()
+        self._dirty.clear()
+        self._timers = TimerQueue()
+        self._kept_total = 0
+
+    def on_timer(self, now: float) -> None:
+        """Send what has been waiting, and again what was not answered."""
+        for conn in self._timers.pop_due(now):
+            if conn == _FLUSH:
+                for stream in list(self._dirty.values()):
+                    self._flush(stream, now)
+                continue
+            again = self._streams.get(conn)
+            if again is None or not again.unseen:
+                continue
+            if not again.connection.gated:
+                self.forget(conn)
+                continue
+            for record in list(again.unseen)[:REPEAT_AT_ONCE]:
+                self.out.record(record)
+            again.repeat_s = min(2 * again.repeat_s, REPEAT_MAX_S)
+            self._timers.set(conn, now + again.repeat_s)
+
+    def poll_timeout(self) -> float | None:
+        """The earliest deadline."""
+        return self._timers.next()
