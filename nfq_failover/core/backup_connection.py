@@ -382,4 +382,12 @@ class BackupConnection:
             return
         seq = seg.ack if seg is not None else (self.open.iss + 1 + max(self.c_ack, 0)) & 0xFFFFFFFF
         out.counters["reset-sent"] += 1
-        out.outward(build_segment((server, server_port), (client, port), seq, self.client.seq(self.cum), RST | ACK, 0))
+        ends = (server, server_port), (client, port)
+        out.outward(build_segment(*ends, seq, self.client.seq(self.cum), RST | ACK, 0))
+        if seg is not None or self.compare is None:
+            return
+        # The client may have more than it has acknowledged, to our knowledge. This one is in its window, though it may
+        # not be at the left edge: then the client tells us where that is (RFC 5961 section 3.2).
+        ahead = max(self.compare.sent - max(self.c_ack, 0), 0) or (self.c_wnd << self.client_wscale) - 1
+        if ahead > 0:
+            out.outward(build_segment(*ends, (seq + ahead) & 0xFFFFFFFF, self.client.seq(self.cum), RST | ACK, 0))

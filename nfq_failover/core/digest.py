@@ -26,6 +26,7 @@ from nfq_failover.core.settings import Settings
 from nfq_failover.core.timers import TimerQueue
 from nfq_failover.wire.records import DIGEST_BLOCK, MAX_HASHES, BytesAsked, BytesSent, Digest, DigestSeen
 from nfq_failover.wire.segment import Segment
+from nfq_failover.wire.tcp_options import SynOptions
 
 FLUSH_S = 0.003
 FLUSH_BYTES = MAX_HASHES * DIGEST_BLOCK
@@ -83,6 +84,7 @@ class SentStream:
         "kept",
         "kept_bytes",
         "mark",
+        "mss",
         "pending",
         "released",
         "repeat_s",
@@ -100,6 +102,7 @@ class SentStream:
         self.kept_bytes = 0
         self.unseen: deque[Digest] = deque()
         self.repeat_s = REPEAT_FIRST_S
+        self.mss = SynOptions.parse(connection.open.syn_options).mss - (12 if connection.open.tsval is not None else 0)
         self.differences = 0
         self.said = False  # a digest was sent
 
@@ -162,6 +165,38 @@ class PrimaryDigests:
             self._add(stream, memoryview(seg.buf)[seg.data_off + stream.at - offset : seg.end], now)
         if seg.flags & (FIN | RST) or (length and self._strict):
             self._flush(stream, now)  # at once: the question about the end must not come first
+
+    def holds(self, connection: PrimaryConnection, event: PacketQueued, seg: Segment, now: float) -> bool:
+        """With the policy `strict`: whether the segment has to wait for the backup. It is dropped then, and its bytes
+        are sent anew; if they could not be kept, our TCP sends it again."""
+        stream = self._streams.get(connection.conn) if self._strict and seg.payload_len else None
+        if stream is None or stream.space.offset(seg.seq) + seg.payload_len <= stream.released:
+            return False
+        connection.note_ack(seg, now)
+        self.out.drop(event.queue, event.packet_id, "strict-held")
+        return True
+
+    def _release(self, stream: SentStream, upto: int) -> None:
+        """The client may have the bytes before an offset."""
+        at = stream.released
+        while at < upto and (data := stream.read(at, min(at + stream.mss, upto))):
+            stream.connection.send_data(self.out, stream.space.seq(at), data)
+            at += len(data)
+        stream.released = max(upto, stream.released)
+
+    def let_go(self, conn: int) -> None:
+        """The connection is not protected any more: nothing waits for the backup."""
+        stream = self._streams.get(conn)
+        if stream is not None:
+            if self._strict:
+                self._release(stream, stream.at)
+            self.forget(conn)
+
+    def let_all_go(self) -> None:
+        """No connection is protected any more."""
+        for conn in list(self._streams):
+            self.let_go(conn)
+        self.clear()
 
     def _add(self, stream: SentStream, data: memoryview, now: float) -> None:
         size = len(data)
@@ -241,6 +276,8 @@ class PrimaryDigests:
         if compared > stream.compared:
             stream.compared = compared
             stream.repeat_s = REPEAT_FIRST_S
+            if self._strict:
+                self._release(stream, compared)
             self._forget_bytes(stream, compared)
         unseen = stream.unseen
         while unseen and stream.space.offset(unseen[0].seq) + unseen[0].length <= stream.compared:

@@ -142,6 +142,9 @@ class Divergence:
         """Compare what can be. False: the connection was given up."""
         while compare.pending and compare.asked is None:
             start, end, _ = compare.pending[0]
+            if end <= compare.compared:
+                compare.pending.pop(0)
+                continue
             if start > compare.compared:
                 if len(compare.pending) < GAP_PENDING and not compare.after:
                     return True  # the one in between will be repeated
@@ -152,9 +155,7 @@ class Divergence:
             if reason:
                 self._diverged(connection, reason, now)
                 return False
-            if compare.compared >= end:
-                compare.pending.pop(0)
-            elif compare.compared == before:
+            if compare.compared == before:
                 break
         connection.trim_output()
         return True

@@ -46,12 +46,13 @@ class EndGate:
     all.
     """
 
-    __slots__ = ("answered_at", "at", "kind", "passed", "replica", "still_s", "waited_s")
+    __slots__ = ("answered_at", "at", "failures", "kind", "passed", "replica", "still_s", "waited_s")
 
     def __init__(self, now: float) -> None:
         self.kind = EndKind.OPEN
         self.at = 0
         self.passed = False
+        self.failures = 0
         self.replica: End | None = None
         self.answered_at = now
         self.still_s = self.waited_s = 0.0

@@ -121,7 +121,7 @@ class PrimarySide:
         if connection.gated:
             self.digests.sent(connection, event, seg, now)
         held = connection.state is Gate.PROTECTED and self.ends.outbound(connection, event, seg, now)
-        if not held:
+        if not held and not (connection.gated and self.digests.holds(connection, event, seg, now)):
             connection.outbound(event, seg, self.out, now)
         if connection.gated and (
             connection.waiting or connection.owed_since is not None or not connection.b_established
@@ -373,6 +373,7 @@ class PrimarySide:
                 connection.reason = reason  # it will never be: stop asking
             return
         connection.unprotect(reason, self.out)
+        self.digests.let_go(connection.conn)
         self.out.log("warning", "connection unprotected", conn=connection.conn, reason=reason)
         if tell:
             self._tell(Unprotected(connection.conn, reason), POLL_FIRST_S, now)
@@ -390,7 +391,7 @@ class PrimarySide:
     def stop_protecting(self, reason: str) -> None:
         """The backup is gone for good: let everything go."""
         self.protecting = False
-        self.digests.clear()
+        self.digests.let_all_go()
         self.reason = reason
         self._telling.clear()
         for connection in list(self.flows.values()):

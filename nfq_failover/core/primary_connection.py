@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections import deque
 from enum import Enum
 
-from nfq_failover.constants import ACK, FIN, RST, SYN
+from nfq_failover.constants import ACK, FIN, PSH, RST, SYN
 from nfq_failover.core.end_gate import EndGate
 from nfq_failover.core.events import PacketQueued
 from nfq_failover.core.journal import Journal
@@ -368,8 +368,15 @@ class PrimaryConnection:
         starving = starving and not self.client_ended
         return bool(self.held) or self.kernel_ack > self.confirmed or starving
 
-    def send_ack(self, out: Outbox, ack: int, blocks: Blocks, flags: int = ACK) -> None:
-        """Send a newly built segment without data to the client: a pure ACK, or what `flags` say."""
+    def send_data(self, out: Outbox, seq: int, data: bytes) -> None:
+        """Send bytes that were held back, with what may be acknowledged now."""
+        ack = max(min(self.kernel_ack, self._limit) if self.gated else self.kernel_ack, self.sent_ack)
+        self.send_ack(out, ack, [], ACK | PSH, seq, data)
+
+    def send_ack(
+        self, out: Outbox, ack: int, blocks: Blocks, flags: int = ACK, seq: int | None = None, data: bytes = b""
+    ) -> None:
+        """Send a newly built segment to the client: a pure ACK at the end of our stream, or what is given."""
         window = self.window_for(ack)
         self._note_sent(ack, ack + (window << self.wscale))
         timestamps = (self.tsval, self.tsecr) if self.open.tsval is not None else None
@@ -378,13 +385,14 @@ class PrimaryConnection:
         packet = build_segment(
             (server_addr, server_port),
             (client_addr, client_port),
-            self.snd_nxt,
+            self.snd_nxt if seq is None else seq,
             self.client.seq(ack),
             flags,
             window,
             options,
+            data,
         )
-        out.counters["ack-sent"] += 1
+        out.counters["released" if data else "ack-sent"] += 1
         out.outward(packet)
 
     # ------------------------------------------------------------------------------------ protection ends or begins

@@ -36,6 +36,8 @@ class PrimaryEnds:
         self.on_failure: Callable[[str, float], bool] = lambda reason, now: False
         self._moves = settings.on_app_failure == "service"
         self._deadline_s = settings.end_deadline_ms / 1000
+        # What the backup told unasked was before it had our digests: streams that differ are nobody's failure.
+        self._failures = 1 if settings.divergence == "off" else 2
         self._unprotect = unprotect
         self._close = close
         self.questions = EndQuestions(out, self._question)
@@ -121,7 +123,9 @@ class PrimaryEnds:
         elif judgement is Judgement.REPLICA_FAILED:
             self._give_up(connection, self._replica_fault(connection, gate), now)
         elif judgement is Judgement.APPLICATION_FAILED:
-            self._failed(connection, gate, now)
+            gate.failures += 1
+            if gate.failures >= self._failures:
+                self._failed(connection, gate, now)
         elif first and not gate.held:
             self.questions.start(connection.conn, now)
 

@@ -40,9 +40,10 @@ class ReplicaEnds:
         well = since is None or (self.well_at is not None and self.well_at > since)
         return end_of(connection, well or not self.checked)
 
-    def ended(self, connection: BackupConnection, now: float) -> None:
-        """The replica has just ended."""
-        self.out.record(self._end(connection))
+    def ended(self, connection: BackupConnection, now: float, tell: bool = True) -> None:
+        """The replica has just ended. `tell`: now; else only later."""
+        if tell:
+            self.out.record(self._end(connection))
         if not connection.end_asked:
             self._waits[connection.conn] = TELL_FIRST_S
             self._timers.set(connection.conn, now + TELL_FIRST_S)

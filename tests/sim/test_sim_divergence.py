@@ -1,0 +1,220 @@
+"""Servers that do not answer the same: the client gets one server's bytes or a reset, never a mixture of both."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+
+from nfq_failover.core.backup_connection import BackupConnection
+from nfq_failover.core.comparison import Comparison
+from nfq_failover.core.divergence import Divergence
+from nfq_failover.wire.segment import FlowKey, Segment
+
+from .apps import Client
+from .checks import Checks
+from .host import Host
+from .network import Quality
+from .scenario import Scenario, from_seed
+from .tcp import Tcp
+from .tcp_send import SEND_BUFFER
+from .world import World
+
+Twist = Callable[[int, bytes], bytes]
+KNOWN_S = 0.05  # a digest, the question about it and the answer have crossed the sync channel by then
+DATE = range(2, 8)
+
+
+def date(offset: int, data: bytes) -> bytes:
+    """Six bytes differ, then all agrees again."""
+    return bytes(byte ^ 0x55 if offset + i in DATE else byte for i, byte in enumerate(data))
+
+
+def noise(offset: int, data: bytes) -> bytes:
+    """Every byte differs."""
+    del offset
+    return bytes(byte ^ 0x55 for byte in data)
+
+
+def late_noise(offset: int, data: bytes) -> bytes:
+    """Every byte differs, from some place on."""
+    return bytes(byte ^ 0x55 if offset + i >= 300 else byte for i, byte in enumerate(data))
+
+
+def longer(offset: int, data: bytes) -> bytes:
+    """Three bytes more."""
+    return data[: 200 - offset] + b"xyz" + data[200 - offset :] if offset <= 200 < offset + len(data) else data
+
+
+class TwistedChecks(Checks):
+    """What the packets say is up to the end of the run; here is noted when the first different byte was sent."""
+
+    def __init__(self, world: World) -> None:
+        super().__init__(world)
+        self.first: dict[Client, float] = {}
+
+    def emitted(self, host: Host, packet: bytes) -> None:
+        seg = Segment(bytearray(packet))
+        assert seg.checksum_ok()
+        self._one_host(host, seg)
+        client = self.world.clients.get((seg.dst, seg.dport, seg.src, seg.sport))
+        if client is not None and seg.payload_len:
+            offset = client.tcp.theirs.offset(seg.seq)
+            if offset + seg.payload_len > self.world.place:  # type: ignore[attr-defined]
+                self.first.setdefault(client, self.world.clock.now)
+
+    def promise(self, primary: Host) -> None:
+        del primary
+
+    def final(self) -> None:
+        """`Twisted.judge` does it."""
+
+
+class Twisted(World):
+    """A world whose server `b` is twisted. `place`: the first byte that differs."""
+
+    def __init__(self, scenario: Scenario, twist: Twist) -> None:
+        self.twist = twist
+        super().__init__(scenario)
+        self.place = next(i for i in range(1000) if twist(0, bytes(1000))[i])
+        self.checks = TwistedChecks(self)
+        twisted = self.hosts["b"]
+        plain = twisted._accepted
+
+        def accepted(tcp: Tcp) -> None:
+            write, at = tcp.write, [0]
+
+            def twisted_write(data: bytes) -> int:
+                data = data[: max(SEND_BUFFER - len(tcp.sent) - 3, 0)]
+                made = twist(at[0], data)
+                assert write(made) in (len(made), 0)  # 0: it is over
+                at[0] += len(data)
+                return len(data)
+
+            tcp.write = twisted_write  # type: ignore[method-assign]
+            plain(tcp)
+
+        twisted._accepted = accepted  # type: ignore[method-assign]
+
+    def judge(self) -> Counter[str]:
+        """What each client has got; a mixture is an error, unless nobody could know."""
+        found: Counter[str] = Counter()
+        for flow, client in [*self.past, *self.clients.items()]:
+            found[self._one(flow, client)] += 1
+        return found
+
+    def _one(self, flow: FlowKey, client: Client) -> str:
+        got = bytes(client.got)
+        one, other = client.expected, self.twist(0, client.expected)
+        assert client.ending or client.reset, f"port {flow[1]} hangs: {client.tcp.state}, {len(got)} of {len(one)}"
+        if one.startswith(got) or other.startswith(got):
+            return "whole" if len(got) >= len(one) else "cut"
+        if self.twist is date and got[DATE.stop :] == one[DATE.stop : len(got)]:
+            for stream in (one, other):
+                if stream.startswith(got[: DATE.stop]):
+                    return "whole" if len(got) == len(one) else "cut"
+        crash = max(self.crashes.values(), default=0.0)
+        since = crash - self.checks.first[client]  # type: ignore[attr-defined]
+        assert since < KNOWN_S, f"port {flow[1]}: a mixture, though the first difference was sent {since:.3f} s before"
+        return "mixture"
+
+
+def with_policy(world: World, policy: str) -> World:
+    """The same world with another policy."""
+    for host in world.hosts.values():
+        host.settings = replace(host.settings, divergence=policy)
+    return world
+
+
+def runs(twist: Twist, seeds: range, kinds: tuple[str, ...], policy: str = "default") -> Counter[str]:
+    """All seeds of some kinds, with paths that lose nothing."""
+    found: Counter[str] = Counter()
+    for seed in seeds:
+        scenario = from_seed(seed)
+        if scenario.kind not in kinds:
+            continue
+        calm = replace(
+            scenario,
+            quality={path: Quality(quality.delay, quality.jitter) for path, quality in scenario.quality.items()}
+            | {"sync": Quality(0.0002, 0.00002)},
+            app_delay=dict.fromkeys("ab", 0.0),
+            listen_after=dict.fromkeys("ab", 0.0),
+        )
+        world = Twisted(calm, twist)
+        with_policy(world, policy)
+        try:
+            world.run()
+            found += world.judge()
+        except AssertionError as error:
+            raise AssertionError(f"seed {seed}, {twist.__name__}: {error}") from error
+        for host in world.hosts.values():
+            if host.up:
+                found.update({f"count {name}": n for name, n in host.node.out.counters.items()})
+    return found
+
+
+@pytest.mark.parametrize("twist", [date, noise, late_noise, longer])
+def test_no_mixture_after_a_crash(twist: Twist) -> None:
+    found = runs(twist, range(1, 120), ("crash-primary",))
+    assert found["whole"] and found["count difference"]
+    if twist is date:
+        assert found["whole"] > 3 * found["cut"], found  # it does no harm but at the very place
+
+
+@pytest.mark.parametrize("twist", [date, noise, longer])
+def test_without_a_crash_every_client_gets_all_of_one_stream(twist: Twist) -> None:
+    found = runs(twist, range(1, 120), ("none",))
+    assert not found["mixture"] and not found["cut"], found
+    assert found["count difference"]
+    assert bool(found["count diverged"]) is (twist is not date), found
+
+
+@pytest.mark.parametrize("twist", [date, noise, late_noise, longer])
+def test_strict_leaves_no_gap(twist: Twist) -> None:
+    found = runs(twist, range(1, 80), ("crash-primary", "none"), "strict")
+    assert not found["mixture"] and found["whole"], found
+    assert found["count difference"]
+
+
+@pytest.mark.parametrize("policy", ["strict", "off"])
+def test_servers_that_agree_lose_nothing(policy: str) -> None:
+    for seed in range(1, 70):
+        try:
+            with_policy(World(from_seed(seed)), policy).run()
+        except AssertionError as error:
+            raise AssertionError(f"seed {seed}: {error}") from error
+
+
+def test_servers_that_agree_are_compared_and_never_differ() -> None:
+    compared = 0
+    for seed in range(1, 40):
+        world = World(from_seed(seed))
+        world.run()
+        for host in world.hosts.values():
+            counters = host.node.out.counters if host.up else Counter[str]()
+            assert not counters["difference"] and not counters["diverged"], seed
+            shadows = host.node.backup.flows.values() if host.up else ()
+            compared += sum(c.compare.compared for c in shadows if c.compare is not None)
+    assert compared > 100_000
+
+
+def _blind(self: Comparison, start: int, end: int, hashes: tuple[int, ...]) -> bool:
+    return True
+
+
+def _careless(self: Divergence, connection: BackupConnection, now: float) -> str:
+    connection.compare = None
+    return ""
+
+
+@pytest.mark.parametrize("sabotage", ["blind", "careless"])
+def test_check_finds_a_core_that_does_not_compare(sabotage: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if sabotage == "blind":
+        monkeypatch.setattr(Comparison, "add", _blind)
+    else:
+        monkeypatch.setattr(Divergence, "at_takeover", _careless)
+        monkeypatch.setattr(Divergence, "_diverged", lambda *_: None)
+    with pytest.raises(AssertionError, match="a mixture, though"):
+        runs(noise, range(1, 120), ("crash-primary",))
