@@ -12,7 +12,7 @@ built anew, from the bytes that were kept.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from hashlib import blake2s
 
 from xxhash import xxh3_64, xxh3_64_intdigest
@@ -91,6 +91,7 @@ class SentStream:
         "said",
         "space",
         "unseen",
+        "waits_since",
     )
 
     def __init__(self, connection: PrimaryConnection) -> None:
@@ -102,6 +103,7 @@ class SentStream:
         self.kept_bytes = 0
         self.unseen: deque[Digest] = deque()
         self.repeat_s = REPEAT_FIRST_S
+        self.waits_since = 0.0  # strict: since when nothing has been released
         self.mss = SynOptions.parse(connection.open.syn_options).mss - (12 if connection.open.tsval is not None else 0)
         self.differences = 0
         self.said = False  # a digest was sent
@@ -127,12 +129,16 @@ class SentStream:
 
 
 class PrimaryDigests:
-    """The digests of all connections."""
+    """The digests of all connections. `unprotect(connection, reason, now)` gives a connection's protection up."""
 
-    def __init__(self, settings: Settings, out: Outbox) -> None:
+    def __init__(
+        self, settings: Settings, out: Outbox, unprotect: Callable[[PrimaryConnection, str, float], None]
+    ) -> None:
         self.out = out
         self.on = settings.divergence != "off"
         self._strict = settings.divergence == "strict"
+        self._patience_s = settings.out_of_step_ms / 1000
+        self._unprotect = unprotect
         self._seed = hash_seed(settings.key)
         self._streams: dict[int, SentStream] = {}
         self._dirty: dict[int, SentStream] = {}
@@ -200,6 +206,8 @@ class PrimaryDigests:
 
     def _add(self, stream: SentStream, data: memoryview, now: float) -> None:
         size = len(data)
+        if stream.released == stream.at:
+            stream.waits_since = now
         stream.kept.append((stream.at, data))
         stream.kept_bytes += size
         self._kept_total += size
@@ -266,7 +274,7 @@ class PrimaryDigests:
 
     # ------------------------------------------------------------------------------------ what the backup says
 
-    def on_seen(self, record: DigestSeen) -> None:
+    def on_seen(self, record: DigestSeen, now: float) -> None:
         """The backup has compared everything before an offset."""
         stream = self._streams.get(record.conn)
         if stream is None:
@@ -278,6 +286,7 @@ class PrimaryDigests:
             stream.repeat_s = REPEAT_FIRST_S
             if self._strict:
                 self._release(stream, compared)
+                stream.waits_since = now
             self._forget_bytes(stream, compared)
         unseen = stream.unseen
         while unseen and stream.space.offset(unseen[0].seq) + unseen[0].length <= stream.compared:
@@ -328,6 +337,9 @@ class PrimaryDigests:
                 continue
             if not again.connection.gated:
                 self.forget(conn)
+                continue
+            if self._strict and again.released < again.at and now - again.waits_since > self._patience_s:
+                self._unprotect(again.connection, "the replica does not follow (policy: strict)", now)
                 continue
             for record in list(again.unseen)[:REPEAT_AT_ONCE]:
                 self.out.record(record)

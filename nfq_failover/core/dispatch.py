@@ -43,7 +43,7 @@ def to_primary(record: Record, primary: PrimarySide, out: Outbox, now: float) ->
     elif isinstance(record, End):
         primary.ends.on_end(record, now)
     elif isinstance(record, DigestSeen):
-        primary.digests.on_seen(record)
+        primary.digests.on_seen(record, now)
     elif isinstance(record, BytesAsked):
         primary.digests.on_asked(record)
 

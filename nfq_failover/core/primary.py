@@ -72,7 +72,7 @@ class PrimarySide:
         self._dialled: OrderedDict[FlowKey, None] = OrderedDict()  # left alone: opened by the server, or no room
         self._next_conn = 1
         self._next_query = 0.0
-        self.digests = PrimaryDigests(settings, out)
+        self.digests = PrimaryDigests(settings, out, self._unprotect)
         self.ends = PrimaryEnds(settings, out, self.numbers, self._unprotect, self._close)
 
     # ------------------------------------------------------------------------------------ packets
