@@ -198,6 +198,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 LAB_COMMANDS = ("lab", "bench", "campaign", "demo", "faults")
+PROBE_COMMANDS = ("probe", "probe-fetch")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -211,6 +212,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         add_parser(subparsers)
         add_parsers(subparsers)
+    if not argv or argv[0] in (*PROBE_COMMANDS, "-h", "--help"):
+        from nfq_failover.lab import probe
+
+        probe.add_parsers(subparsers)
     args = parser.parse_args(argv)
     try:
         code: int = args.run(args)
