@@ -29,6 +29,7 @@ examples:
   nfq-failover check-config                          is the configuration right?
   nfq-failover run                                   run the daemon (on both hosts)
   nfq-failover status                                who serves, what is protected, and why not
+  nfq-failover probe --help                          do both applications answer the same?
   nfq-failover claim                                 "the other host is off": serve alone
   sudo nfq-failover lab up                           a whole pair on this one machine, to try it
 """
@@ -83,6 +84,8 @@ def _status(args: argparse.Namespace) -> int:
     print(f"{len(rows)} connections, {sum(bool(row['protected']) for row in rows)} protected")
     for row in rows[: args.rows]:
         state = "protected" if row["protected"] else f"UNPROTECTED: {row['reason']}"
+        if row["protected"] and row.get("differences"):
+            state += f"; the hosts' output differed in {row['differences']} places"
         print(f"  {row['client']:<22} {row['server']:<22} lag {row['lag_bytes']:>8} B  {state}")
     if len(rows) > args.rows:
         print(f"  ... and {len(rows) - args.rows} more (--rows)")

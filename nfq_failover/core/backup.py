@@ -250,7 +250,7 @@ class BackupSide:
         """If the primary's server has ended too, that may be all right: the primary decides."""
         connection.rst_out = connection.fin_out if connection.fin_out is not None else connection.produced
         if connection.primary_ended_at is None:
-            self._die(connection, "the replica reset the connection", now)
+            self._die(connection, self.divergence.why_reset(connection), now)
             return
         self.ends.ended(connection, now)
         self._bury(connection, "the server has reset the connection")

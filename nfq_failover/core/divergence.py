@@ -36,6 +36,12 @@ def sent_by_replica(connection: BackupConnection) -> int:
     return connection.produced if connection.fin_out is None else connection.fin_out
 
 
+def _goes_on(compare: Comparison) -> str:
+    """A difference that has not ended."""
+    start = compare.compared if compare.last is None else compare.last[0]
+    return f"the replica's output differs from byte {start} on (encrypted or random?)"
+
+
 class Divergence:
     """The comparisons of all connections. `numbers` is the backup's table by connection number; `die(connection,
     reason, now)` gives a connection up."""
@@ -133,8 +139,8 @@ class Divergence:
             self._seen(connection, compare)
             return True
         connection.compare = None
-        if not compare.in_step and compare.last is not None:
-            self._diverged(connection, f"the replica's output differs from byte {compare.last[0]} on", now)
+        if not compare.in_step:
+            self._diverged(connection, _goes_on(compare), now)
             return False
         return True
 
@@ -165,7 +171,7 @@ class Divergence:
         start, end, hashes = compare.pending[0]
         output = connection.output
         if connection.fin_out is not None and connection.fin_out < end:
-            return f"the replica has ended at byte {connection.fin_out}, the server has sent {compare.sent}"
+            return self._ended_early(connection, compare, connection.fin_out)
         have = min(sent_by_replica(connection), output.end)
         if not hashes or compare.compared < output.start:
             self.out.counters["digest-not-compared"] += 1
@@ -193,6 +199,16 @@ class Divergence:
             at = after
         compare.compared = stop
         return ""
+
+    def _ended_early(self, connection: BackupConnection, compare: Comparison, end: int) -> str:
+        """The replica has ended where the server goes on. If that is all, it is judged as an end (end_gate.py)."""
+        if compare.after:
+            return f"the replica has ended at byte {end}, the server has sent {compare.sent}"
+        if compare.compared < end:
+            compare.asked = compare.compared, min(compare.compared + DIGEST_BLOCK, end)
+            self._ask(connection, compare.asked)
+            return ""
+        return "" if compare.in_step else _goes_on(compare)
 
     def _note(
         self, connection: BackupConnection, compare: Comparison, start: int, end: int, runs: list[tuple[int, int]]
@@ -252,8 +268,18 @@ class Divergence:
             return False  # the question will be repeated
         if compare.in_step or compare.pending or compare.last is None:
             return True
-        self._diverged(connection, f"the replica's output differs from byte {compare.last[0]} on", now)
+        self._diverged(connection, _goes_on(compare), now)
         return False
+
+    def why_reset(self, connection: BackupConnection) -> str:
+        """What to say of a replica that has reset its connection: a TLS server does when it can't read its client."""
+        compare = connection.compare
+        if compare is None or (compare.in_step and compare.compared >= sent_by_replica(connection)):
+            return "the replica reset the connection"
+        if compare.in_step and compare.asked is None:
+            return "the replica reset the connection, and its output was not compared yet: see 'nfq-failover probe'"
+        self.out.counters["diverged"] += 1
+        return f"diverged: {_goes_on(compare)}; it has reset the connection"
 
     def at_takeover(self, connection: BackupConnection, now: float) -> str:
         """Why a connection can't be taken over; empty if it can. From here on the primary can't be asked."""
@@ -267,8 +293,8 @@ class Divergence:
             return f"diverged: bytes differ that the client has not acknowledged, from {compare.last[0]} on"
         compare.after = True
         compare.pending = [entry for entry in compare.pending if entry[2]]
-        if not compare.pending and not compare.in_step and compare.last is not None:
-            return f"diverged: the replica's output differs from byte {compare.last[0]} on"
+        if not compare.pending and not compare.in_step:
+            return f"diverged: {_goes_on(compare)}"
         if compare.pending:
             compare.skip(max(compare.pending[0][0], compare.compared))
             self._timers.set(connection.conn, now + self._hold_s)

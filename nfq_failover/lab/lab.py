@@ -29,7 +29,7 @@ from nfq_failover.lab.topology import NODES, SERVERS, SERVICE_ADDRESS, SWITCH, n
 ROLES: Final = ("primary", "backup")
 CONNECTION_KEYS: Final = (
     *("client", "server", "protected", "reason"),
-    *("logged_bytes", "confirmed_bytes", "lag_bytes"),
+    *("logged_bytes", "confirmed_bytes", "lag_bytes", "differences"),
 )
 _PROTECT_DEADLINE_S: Final = 30.0
 _ADDRESS_DEADLINE_S: Final = 20.0

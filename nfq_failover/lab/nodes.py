@@ -180,6 +180,9 @@ port = {options.port_ranges()[0][0]}
 interval_ms = {_HEALTH_INTERVAL_MS}
 timeout_ms = {_HEALTH_TIMEOUT_MS}
 """
+    text += f'\n[divergence]\npolicy = "{options.divergence}"\n'
+    if options.out_of_step_ms:
+        text += f"out_of_step_ms = {options.out_of_step_ms}\n"
     path = disk / "config.toml"
     write_private(path, text)
     return path

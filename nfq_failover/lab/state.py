@@ -57,6 +57,8 @@ class Options:
     witness: bool = False
     odd_host: str | None = None
     health: bool = False
+    divergence: str = "default"
+    out_of_step_ms: int = 0  # 0: the daemon's default
 
     def check(self) -> None:
         """CommandError at the first option that makes no sense."""
