@@ -375,10 +375,9 @@ class BackupSide:
         self._dirty.clear()
         for connection in list(self.flows.values()):
             over = connection.closed_at is not None or connection.reset_by_client
-            if connection.state is Shadow.SHADOW and not over and not connection.ended:
-                reason = self.divergence.at_takeover(connection, now)
-                if reason:
-                    self._bury(connection, reason)
+            goes_on = connection.state is Shadow.SHADOW and not over and not connection.ended
+            if goes_on and (reason := self.divergence.at_takeover(connection, now)):
+                self._bury(connection, reason)
             if over and not connection.ended:
                 self.forget(connection)  # the client has been told the end, or has told it
             elif connection.state is Shadow.SHADOW:
@@ -495,7 +494,7 @@ class BackupSide:
 
     def poll_timeout(self) -> float | None:
         """The earliest deadline."""
-        timers = (self.timers.next(), self.ends.poll_timeout(), self.divergence.poll_timeout())
+        timers = self.timers.next(), self.ends.poll_timeout(), self.divergence.poll_timeout()
         deadlines = [d for d in timers if d is not None]
         if self.flows:
             deadlines.append(self._next_query)

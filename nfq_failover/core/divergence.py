@@ -174,13 +174,14 @@ class Divergence:
             return self._ended_early(connection, compare, connection.fin_out)
         have = min(sent_by_replica(connection), output.end)
         if not hashes or compare.compared < output.start:
-            self.out.counters["digest-not-compared"] += 1
-            blocks = -(-(output.start - start) // DIGEST_BLOCK)
-            compare.skip(min(end, start + blocks * DIGEST_BLOCK) if hashes else end)
+            self._skip_to(compare, output.start if hashes else end)
             return ""
         first = (compare.compared - start) // DIGEST_BLOCK
         blocks = len(hashes) if have >= end else (have - start) // DIGEST_BLOCK
         if blocks <= first:
+            gone = min(connection.k_una, sent_by_replica(connection))
+            if output.end < gone:  # there was no room for it, and the replica's TCP will not send it again
+                self._skip_to(compare, gone)
             return ""
         at = compare.compared
         stop = min(end, start + blocks * DIGEST_BLOCK)
@@ -199,6 +200,13 @@ class Divergence:
             at = after
         compare.compared = stop
         return ""
+
+    def _skip_to(self, compare: Comparison, offset: int) -> None:
+        """What the first digest says of the bytes before an offset is not compared; nor the rest of the block."""
+        start, end, hashes = compare.pending[0]
+        self.out.counters["digest-not-compared"] += 1
+        blocks = -(-(offset - start) // DIGEST_BLOCK)
+        compare.skip(min(end, start + blocks * DIGEST_BLOCK) if hashes else end)
 
     def _ended_early(self, connection: BackupConnection, compare: Comparison, end: int) -> str:
         """The replica has ended where the server goes on. If that is all, it is judged as an end (end_gate.py)."""
