@@ -185,7 +185,7 @@ class Divergence:
             return ""
         at = compare.compared
         stop = min(end, start + blocks * DIGEST_BLOCK)
-        mine = block_hashes([output.read(at, stop - at)], self._seed)
+        mine = block_hashes(output.pieces(at, stop - at), self._seed)
         for own, theirs in zip(mine, hashes[first:blocks], strict=True):
             after = min(end, at + DIGEST_BLOCK)
             if own != theirs:

@@ -120,6 +120,21 @@ class Journal:
             i += 1
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
+    def pieces(self, offset: int, count: int) -> list[memoryview]:
+        """The bytes of `read`, not copied."""
+        parts: list[memoryview] = []
+        if not self.start <= offset < self.end:
+            return parts
+        i = bisect_right(self._offsets, offset, self._head) - 1
+        while count > 0 and i < len(self._offsets):
+            skip = offset - self._offsets[i]
+            part = memoryview(self._data[i])[skip : skip + count]
+            parts.append(part)
+            offset += len(part)
+            count -= len(part)
+            i += 1
+        return parts
+
     def trim(self, offset: int) -> None:
         """Forget the bytes before `offset`. Beyond `end`, the contiguous part jumps there (islands join it)."""
         if offset <= self.start:

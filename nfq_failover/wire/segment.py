@@ -138,7 +138,7 @@ class Segment:
 
     def payload(self) -> bytes:
         """A copy of the payload."""
-        return bytes(self.buf[self.data_off : self.end])
+        return bytes(memoryview(self.buf)[self.data_off : self.end])
 
     def options(self) -> bytes:
         """A copy of the raw TCP options."""
