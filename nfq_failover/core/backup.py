@@ -183,7 +183,7 @@ class BackupSide:
         else:
             out.drop(event.queue, event.packet_id, "replica-silent")
             if new_end:
-                self.ends.ended(connection, now, self.divergence.may_tell_end(connection, now))
+                self.ends.ended(connection, now, self.divergence.settled(connection))
         self._after_output(connection, seg, offset, before, now)
         return True
 
@@ -427,8 +427,7 @@ class BackupSide:
             connection = self.flows.get(flow)
             if connection is None or now - connection.opened_at < 2.0:
                 continue
-            lingers = connection.ended and connection.closed_at is None and connection.state is not Shadow.DEAD
-            if lingers and connection.linger(now) < LINGER_S:
+            if connection.ended and connection.closed_at is None and connection.linger(now) < LINGER_S:
                 continue  # the client may not know yet
             if connection.state in (Shadow.ACTIVE, Shadow.DEAD) or connection.ended or connection.closed_at is not None:
                 if not connection.tell_s:

@@ -12,6 +12,7 @@ end of what the replica has sent.
 
 from __future__ import annotations
 
+import math
 from enum import Enum
 
 from nfq_failover.constants import ACK, FIN, OPT_MSS, OPT_SACK_PERMITTED, OPT_TIMESTAMPS, OPT_WSCALE, PSH, RST, SYN
@@ -373,7 +374,7 @@ class BackupConnection:
         client that repeats its FIN (RFC 9293 section 3.10.7.4, eighth)."""
         if self.gone_at is None:
             self.gone_at = now
-        return now - self.gone_at
+        return math.inf if self.state is Shadow.DEAD else now - self.gone_at
 
     def answer_rst(self, out: Outbox, seg: Segment | None) -> None:
         """Tell the client that the connection is over, with the sequence number it expects (RFC 5961 section 3.2)."""

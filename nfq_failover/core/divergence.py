@@ -266,6 +266,13 @@ class Divergence:
 
     # ------------------------------------------------------------------------------------ the end, the takeover
 
+    def settled(self, connection: BackupConnection) -> bool:
+        """Whether all that the replica has sent was compared, and agrees: an early end may come of a difference."""
+        compare = connection.compare
+        if compare is None:
+            return True
+        return compare.in_step and compare.asked is None and compare.compared >= sent_by_replica(connection)
+
     def may_tell_end(self, connection: BackupConnection, now: float) -> bool:
         """Whether the ends of the two streams may be compared: not before we know that what is before them agrees.
         If it does not, the connection is given up here: then nobody's application has failed."""

@@ -242,16 +242,36 @@ def test_lengths_count_only_while_nothing_moves_and_the_client_has_it_all() -> N
 
 
 def test_end_is_not_told_before_a_difference_is_understood() -> None:
-    from core_transcript import asked, replica_end
+    from core_transcript import asked
 
     with Comparing() as t:
-        t >> replica(0, 130, flags="F.") << SILENT << replica_end(130)
+        t >> replica(0, 130, flags="F.") << SILENT
         t >> digest(0, 100, changed(0, 100, *range(60, 100))) << BytesAsked(1, server_seq(0), server_seq(100))
         t >> asked(100)
         t >> BytesSent(1, server_seq(0), changed(0, 100, *range(60, 100)))
         t << "log warning: output differs" << seen(100, 1)
         t >> asked(100)
         lost(t, "differs from byte 60 on")
+
+
+def test_end_that_is_not_compared_yet_is_told_later() -> None:
+    from core_transcript import replica_end
+
+    with Comparing() as t:
+        t >> replica(0, 130, flags="F.") << SILENT
+        t >> After(0.051) << replica_end(130)
+    with Comparing() as t:
+        t >> replica(0, 130) << SILENT
+        t >> digest(0, 130) << seen(130)
+        t >> replica(130, flags="F.") << SILENT << replica_end(130)
+
+
+def test_early_end_comes_of_the_difference_before_it() -> None:
+    with Comparing() as t:
+        t >> replica(0, 130, flags="F.") << SILENT
+        t >> digest(0, 300, changed(0, 300, *range(300))) << BytesAsked(1, server_seq(0), server_seq(130))
+        t >> BytesSent(1, server_seq(0), changed(0, 130, *range(130))) << "log warning: output differs"
+        lost(t, "differs from byte 0 on (encrypted or random?)")
 
 
 def test_what_the_primary_has_sent_is_withheld_until_it_was_compared() -> None:
