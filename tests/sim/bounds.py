@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from nfq_failover.core.backup import MAX_FORGOTTEN
+from nfq_failover.core.comparison import MAX_PENDING
+from nfq_failover.core.digest import FLUSH_BYTES, KEEP_BYTES, KEEP_TOTAL, MAX_UNSEEN
 from nfq_failover.core.primary import MAX_DIALLED, MAX_SYNS
 from nfq_failover.core.primary_connection import MAX_HELD
 from nfq_failover.core.session import MAX_OUTGOING, MAX_RETIRED
@@ -43,12 +45,23 @@ def check(host: Host, carried: int) -> None:
     _within(host, "retired sessions", len(session._retired), MAX_RETIRED)
     _timers(host, "primary's timers", primary.timers, len(primary.flows) + len(primary._telling))
     _timers(host, "backup's timers", backup.timers, len(backup.flows))
+    digests = primary.digests
+    _within(host, "digested streams", len(digests._streams), len(primary.flows))
+    _within(host, "bytes kept for comparing", digests._kept_total, KEEP_TOTAL)
+    _within(host, "count of kept bytes", digests._kept_total, sum(s.kept_bytes for s in digests._streams.values()))
+    _timers(host, "digests' timers", digests._timers, 1 + len(primary.flows))
+    _timers(host, "comparisons' timers", backup.divergence._timers, len(backup.flows))
+    for stream in digests._streams.values():
+        _within(host, "bytes kept of a stream", stream.kept_bytes, KEEP_BYTES + FLUSH_BYTES)
+        _within(host, "digests that are repeated", len(stream.unseen), MAX_UNSEEN + 2)
     for gate in primary.flows.values():
         _within(host, "held acknowledgements", len(gate.held), MAX_HELD)
         _within(host, "retained bytes", gate.retained.size, gate.retained.limit)
     for shadow in backup.flows.values():
         _within(host, "log", shadow.journal.size, host.settings.max_log_bytes)
         _within(host, "kept output", shadow.output.size, host.settings.max_unacked_bytes)
+        if shadow.compare is not None:
+            _within(host, "digests that wait", len(shadow.compare.pending), MAX_PENDING)
 
 
 def empty(host: Host) -> None:
