@@ -285,3 +285,15 @@ def test_health_and_application(table: dict[str, Any]) -> None:
 )
 def test_errors_in_health_and_application(table: dict[str, Any], change: dict[str, Any], says: str) -> None:
     assert says in refused(table | change)
+
+
+def test_divergence_has_its_own_table(table: dict[str, Any]) -> None:
+    default = parse(table, "the file").settings
+    assert (default.divergence, default.divergence_run_bytes, default.out_of_step_ms) == ("default", 1024, 10_000)
+    chosen = {"policy": "strict", "run_bytes": 64, "out_of_step_ms": 500}
+    settings = parse({**table, "divergence": chosen}, "the file").settings
+    assert (settings.divergence, settings.divergence_run_bytes, settings.out_of_step_ms) == ("strict", 64, 500)
+    assert "[divergence]: 'policy' must be one of default, strict, off" in refused(
+        {**table, "divergence": {"policy": "lax"}}
+    )
+    assert "did you mean 'run_bytes'" in refused({**table, "divergence": {"run_byte": 1}})
