@@ -8,14 +8,15 @@ import shutil
 import stat
 import tomllib
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address, ip_address
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from nfq_failover import config_fence
+from nfq_failover import config_fence, config_limits
 from nfq_failover.config_fence import FencePlan, WitnessPlan
+from nfq_failover.config_limits import Limits
 from nfq_failover.constants import DEFAULT_MARK, DEFAULT_QUEUE_IN, DEFAULT_QUEUE_OUT, DEFAULT_SYNC_PORT
 from nfq_failover.core.settings import Peer, Settings
 from nfq_failover.errors import ConfigError, InternalError
@@ -51,6 +52,7 @@ _SETTINGS = (
     *("heartbeat_interval_ms", "heartbeat_count", "loop_stall_ms", "open_deadline_ms", "announce_count"),
     "privileges",
     *("max_connections", "max_log_bytes", "max_unacked_bytes", "hole_deadline_ms"),
+    *config_limits.SETTINGS,
     *("application", "health", "divergence"),
 )
 _APPLICATION_SETTINGS = ("on_failure", "end_deadline_ms")
@@ -106,6 +108,7 @@ class Config:
     peer_macs: dict[str, str]
     health: HealthConfig | None = None
     privileges: Privileges = Privileges()
+    limits: Limits = field(default_factory=Limits)
 
 
 class _Reader:
@@ -433,6 +436,7 @@ def parse(table: dict[str, Any], where: str = "config") -> Config:
         peer_macs=macs,
         health=health,
         privileges=_privileges(r.take("privileges", dict, {}), where),
+        limits=config_limits.read(r.number),
     )
     r.done()
     if config.queue_in == config.queue_out:

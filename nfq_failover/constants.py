@@ -38,6 +38,9 @@ DEFAULT_SYNC_PORT: Final = 7766
 DEFAULT_MARK: Final = 0x10000000
 DEFAULT_QUEUE_IN: Final = 7760
 DEFAULT_QUEUE_OUT: Final = 7761
+DEFAULT_QUEUE_PACKETS: Final = 8192  # that wait for a verdict
+DEFAULT_QUEUE_BUFFER: Final = 64 << 20
+DEFAULT_SYNC_BUFFER: Final = 16 << 20
 
 # A sync datagram stays within one Ethernet frame: 1500 - 20 (IPv4) - 8 (UDP); 1452 leaves room for IPv6.
 MAX_DATAGRAM: Final = 1452

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from nfq_failover.constants import ACK, FIN, RST, SYN
-from nfq_failover.core import resync, takeover
+from nfq_failover.core import acceptance, resync, takeover
 from nfq_failover.core.backup_connection import BackupConnection, Shadow
 from nfq_failover.core.divergence import Divergence
 from nfq_failover.core.events import PacketQueued, QueryFlows
@@ -15,7 +15,6 @@ from nfq_failover.core.replica_map import ReplicaMap
 from nfq_failover.core.settings import Settings
 from nfq_failover.core.syn import strip
 from nfq_failover.core.timers import TimerQueue
-from nfq_failover.errors import MalformedSegment
 from nfq_failover.wire.records import (
     Close,
     Closed,
@@ -34,6 +33,7 @@ from nfq_failover.wire.tcp_options import NEGOTIABLE, SynOptions
 SYN_RETRY_MAX_S = 0.5
 EDGE_CONFIRM_S = 0.004
 LINGER_S = 60.0
+RESET_PATIENCE_S = 1.0
 QUERY_EVERY_S = 5.0
 MAX_FORGOTTEN = 4096
 TELL_FIRST_S = 0.01
@@ -54,7 +54,7 @@ class BackupSide:
         self.divergence = Divergence(settings, out, self.numbers, self._die)
         self.ends = ReplicaEnds(out, self.numbers, settings.health_checked)
         self._dirty: dict[int, BackupConnection] = {}
-        self._forgotten: dict[int, None] = {}  # the latest, oldest first
+        self.forgotten: dict[int, None] = {}  # the latest, oldest first
         self._next_query = 0.0
 
     # ------------------------------------------------------------------------------------ packets
@@ -79,11 +79,8 @@ class BackupSide:
             out.drop(event.queue, event.packet_id, "resyncing")
             return
         offset = connection.client.offset(seg.seq)
-        if not connection.plausible(seg, offset):
-            if connection.state is Shadow.ACTIVE:
-                connection.refer(event, seg, out)
-            else:
-                out.drop(event.queue, event.packet_id, "implausible")  # of an earlier connection, or forged
+        if not connection.plausible(offset):
+            self._refuse(connection, event, seg, "implausible")  # of an earlier connection, or forged
             return
         if seg.flags & RST:
             connection.deliver_rst(event, seg, out)
@@ -91,13 +88,17 @@ class BackupSide:
         if not seg.flags & ACK:
             out.drop(event.queue, event.packet_id, "no-ack-flag")  # RFC 9293 section 3.10.7.4, fifth
             return
+        if refused := acceptance.ack_refused(connection, seg, out, now):
+            self._refuse(connection, event, seg, refused)
+            return
         if connection.state is Shadow.ACTIVE and connection.ended:
             out.drop(event.queue, event.packet_id, "ended")
             if seg.seg_len:  # a client that repeats its FIN; our TCP may be rid of the connection, and would reset it
                 takeover.send(connection, out, connection.produced, b"", ACK, now)
             return
-        if seg.seg_len:
-            self._log(connection, offset, seg, now)
+        if seg.seg_len and not self._log(connection, offset, seg, now):
+            out.drop(event.queue, event.packet_id, "contradiction")
+            return
         if connection.map is None:
             out.drop(event.queue, event.packet_id, "replica-opening")
             return
@@ -111,28 +112,34 @@ class BackupSide:
                 takeover.on_client_ack(connection, connection.c_ack - max(before, 0), out, now)
             self._watch_hole(connection, offset, seg, now)
 
+    def _refuse(self, connection: BackupConnection, event: PacketQueued, seg: Segment, why: str) -> None:
+        """A segment that the primary's TCP would refuse. When we are heard, it is on our TCP to say so."""
+        if connection.state is Shadow.ACTIVE:
+            connection.refer(event, seg, self.out)
+        else:
+            self.out.drop(event.queue, event.packet_id, why)
+
     def _inbound_syn(self, event: PacketQueued, seg: Segment, connection: BackupConnection) -> None:
         if connection.state is not Shadow.ACTIVE or seg.flags & ACK:
             self.out.drop(event.queue, event.packet_id, "syn-of-shadow")  # the primary describes it by `Open`
             return
-        try:
-            changed = strip(seg, NEGOTIABLE)
-        except MalformedSegment as error:
-            self.out.drop(event.queue, event.packet_id, f"syn-{error.reason}")
-            return
-        self.out.accept(event.queue, event.packet_id, seg.buf if changed else None)
+        self.out.accept(event.queue, event.packet_id, seg.buf if strip(seg, NEGOTIABLE) else None)
 
-    def _log(self, connection: BackupConnection, offset: int, seg: Segment, now: float) -> None:
-        """Put the segment's bytes into the log, and see what is missing before them."""
+    def _log(self, connection: BackupConnection, offset: int, seg: Segment, now: float) -> bool:
+        """Put the segment's bytes into the log, and see what is missing before them. False: they contradict it."""
         if connection.state is Shadow.ACTIVE:
             connection.outlived_reset(offset + seg.seg_len)
             if seg.flags & FIN and offset + seg.payload_len >= max(connection.k_ack, connection.floor):
                 connection.fin_in = offset + seg.payload_len
-            return  # nothing new is acknowledged before our own TCP has it: the client keeps it
+            return True  # nothing new is acknowledged before our own TCP has it: the client keeps it
+        if wrong := acceptance.contradiction(connection, offset, seg):
+            self._die(connection, wrong, now)
+            return False
         before = connection.cum
         connection.store(offset, seg.payload(), bool(seg.flags & FIN), self.out)
         self._dirty[connection.conn] = connection
         self.repair.logged(connection, before, now)
+        return True
 
     def _watch_hole(self, connection: BackupConnection, offset: int, seg: Segment, now: float) -> None:
         if not seg.payload_len:
@@ -172,7 +179,7 @@ class BackupSide:
             return True
         before, held = connection.k_ack, connection.cum
         new_end = connection.fin_out is None and seg.flags & FIN
-        offset = connection.learn_output(seg, now)
+        offset = connection.learn_output(seg, out, now)
         if not self.divergence.produced(connection, now):
             out.drop(event.queue, event.packet_id, "replica-silent")
             return True
@@ -194,9 +201,10 @@ class BackupSide:
         if told_late or repeated:
             connection.inject_ack(out)
         if connection.rst_in is not None and connection.rst_in <= connection.k_ack:
-            connection.inject(out, connection.rst_in, flags=RST | ACK)
+            if connection.rst_in == connection.k_ack:
+                connection.inject(out, connection.rst_in, flags=RST | ACK)
+                connection.reset_by_client = True
             connection.rst_in = None
-            connection.reset_by_client = True
         self.repair.heard_our_tcp(connection, seg, before, now)
         if connection.state is Shadow.SHADOW and connection.k_edge > connection.edge_confirmed:
             if connection.edge_confirmed - connection.cum < 16384:
@@ -226,16 +234,14 @@ class BackupSide:
     def _replica_answers(self, connection: BackupConnection, seg: Segment, now: float) -> None:
         """The replica's SYN-ACK: now the map is known."""
         opening = connection.open
-        try:
-            granted = SynOptions.parse(seg.options())
-        except MalformedSegment:
-            return
+        granted = SynOptions.parse(seg.options())
         theirs = (opening.wscale is None, opening.sack_permitted, opening.tsval is None)
         if theirs != (granted.wscale is None, granted.sack_permitted, granted.tsval is None):
             self._die(connection, "the hosts grant different TCP options", now)
             return
         ts = None if opening.tsval is None or granted.tsval is None else (opening.tsval, granted.tsval)
         connection.map = ReplicaMap(opening.iss, seg.seq, opening.wscale or 0, granted.wscale or 0, ts, now)
+        connection.seen = connection.map.seen
         connection.k_edge = connection.edge_confirmed = seg.wnd  # not scaled in a SYN-ACK
         connection.k_ack = 0
         connection.state = Shadow.SHADOW
@@ -279,9 +285,8 @@ class BackupSide:
 
     def on_told(self, record: UnprotectedSeen) -> None:
         """The primary knows that we can't continue the connection."""
-        connection = self.numbers.get(record.conn)
-        if connection is not None:
-            connection.tell_s = 0.0
+        if record.conn in self.numbers:
+            self.numbers[record.conn].tell_s = 0.0
 
     # ------------------------------------------------------------------------------------ the primary's records
 
@@ -294,7 +299,7 @@ class BackupSide:
             elif have.state is Shadow.DEAD:
                 self.out.record(Opened(have.conn, False, 0, have.reason))
             return
-        if record.conn in self._forgotten:
+        if record.conn in self.forgotten:
             return  # it was repeated, and this one was overtaken by what came later
         old = self.flows.get(record.flow)
         if old is not None:
@@ -302,14 +307,11 @@ class BackupSide:
                 old.inject(self.out, old.k_ack, flags=RST | ACK)  # our TCP may still hold the old connection
             self.forget(old)
         if len(self.flows) >= self.settings.max_connections:
+            self.out.counters["connection-refused"] += 1
             self.out.record(Opened(record.conn, False, 0, "the backup's table is full"))
             return
-        try:
-            connection = BackupConnection(record, self.settings, now)
-            connection.inject_syn(self.out, now)
-        except MalformedSegment:
-            self.out.record(Opened(record.conn, False, 0, "malformed SYN"))
-            return
+        connection = BackupConnection(record, self.settings, now)
+        connection.inject_syn(self.out, now)
         self.flows[record.flow] = self.numbers[record.conn] = connection
         self.timers.set(record.conn, now + connection.syn_retry_s)
 
@@ -345,6 +347,9 @@ class BackupSide:
         """Bytes that our tap had lost."""
         connection = self.numbers.get(record.conn)
         if connection is None or connection.state is not Shadow.SHADOW:
+            return
+        if connection.journal.differs(connection.client.offset(record.seq), record.data):
+            self._die(connection, acceptance.TWO_VERSIONS, now)
             return
         self._dirty[connection.conn] = connection
         self.repair.fill(connection, record, now)
@@ -415,9 +420,9 @@ class BackupSide:
             if self.memory is not None:
                 self.memory.forget(connection.flow)
         self.numbers.pop(connection.conn, None)
-        self._forgotten[connection.conn] = None
-        if len(self._forgotten) > MAX_FORGOTTEN:
-            del self._forgotten[next(iter(self._forgotten))]
+        self.forgotten[connection.conn] = None
+        if len(self.forgotten) > MAX_FORGOTTEN:
+            del self.forgotten[next(iter(self.forgotten))]
         self.timers.cancel(connection.conn)
         self._dirty.pop(connection.conn, None)
 
@@ -432,7 +437,10 @@ class BackupSide:
             if connection.state in (Shadow.ACTIVE, Shadow.DEAD) or connection.ended or connection.closed_at is not None:
                 if not connection.tell_s:
                     self.forget(connection)
-            elif connection.state is Shadow.SHADOW and not connection.reset_by_client:
+            elif connection.state is Shadow.SHADOW:
+                if connection.reset_by_client and connection.linger(now) < RESET_PATIENCE_S:
+                    self._next_query = min(self._next_query, now + RESET_PATIENCE_S)
+                    continue  # if the primary's TCP was reset by it, too, we are told so
                 self._die(connection, "the replica has closed the connection", now)
 
     def clear(self, reason: str) -> None:
@@ -443,7 +451,7 @@ class BackupSide:
             self.forget(connection)
         self.ends.clear()
         self.divergence.clear()
-        self._forgotten.clear()  # a primary that has restarted counts from the beginning
+        self.forgotten.clear()  # a primary that has restarted counts from the beginning
         self.out.log("info", "shadow connections dropped", reason=reason)
 
     def invalidate(self, reason: str) -> None:

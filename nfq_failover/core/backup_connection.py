@@ -33,8 +33,7 @@ from nfq_failover.wire.tcp_options import SynOptions, without
 REDELIVER_BYTES = 16384
 REDELIVER_BURST = 8
 OLD_BYTES = 64 << 20  # how old a client's retransmission can be
-AHEAD_BYTES = 1 << 30  # how far the primary's application can be ahead of ours
-LEFT_BEHIND_BYTES = 64 << 20  # what a dead primary had sent beyond what its client could take, as far as we know
+LEFT_BEHIND_BYTES = 64 << 20  # what the client has acknowledged to a dead primary, beyond what we have heard
 JOURNAL_AHEAD = 4 << 20  # bytes beyond the replica's window that we still log
 
 
@@ -63,6 +62,7 @@ class BackupConnection:
         self.client_wscale = (offered.wscale or 0) if opening.wscale is not None else 0
         self.client_mss = offered.mss - (12 if opening.tsval is not None else 0)
         self.client = SeqSpace(opening.irs)
+        self.seen = SeqSpace(opening.iss)  # the server's stream as the client numbers it
         self.map: ReplicaMap | None = None
         # client's stream
         self.journal = Journal(settings.max_log_bytes)
@@ -85,9 +85,12 @@ class BackupConnection:
         self.produced = 0
         self.c_ack = -1  # -1: the client has not completed the handshake
         self.k_una = -1
+        self.primary_sent = 0  # so much the primary's server has sent, as it last said
+        self.sent_asked_at = 0.0
         # the client's newest header fields
         self.c_wnd = opening.syn_wnd >> self.client_wscale  # a SYN's window is not scaled (RFC 7323 section 2.2)
         self.c_wnd_told = -1
+        self.widest = max(opening.syn_wnd, 65535)  # the largest window that the client has ever granted
         self.c_tsval = offered.tsval or 0
         self.c_tsecr = opening.tsval or 0
         # repeated work
@@ -100,6 +103,7 @@ class BackupConnection:
         # after the takeover
         self.heard = False
         self.floor = 0
+        self.left_behind = LEFT_BEHIND_BYTES  # 0 as soon as the client has said what it has
         self.resend_next: int | None = None
         self.ack_sent = 0
         self.stuck: tuple[int, int, float] | None = None
@@ -131,6 +135,8 @@ class BackupConnection:
     def store(self, offset: int, data: bytes, fin: bool, out: Outbox) -> None:
         """Log bytes of the client's stream."""
         self.outlived_reset(offset + len(data) + fin)
+        if self.fin_in is not None:
+            data = data[: max(self.fin_in - offset, 0)]  # a keep-alive probe's garbage; all else contradicts the FIN
         ahead = max(self.k_edge, self.cum) + JOURNAL_AHEAD
         if offset + len(data) > self.k_ack and (offset > ahead or not self.journal.insert(offset, data)):
             out.counters["log-full"] += 1
@@ -145,23 +151,12 @@ class BackupConnection:
 
     # ------------------------------------------------------------------------------------ client -> replica
 
-    def plausible(self, seg: Segment, offset: int) -> bool:
+    def plausible(self, offset: int) -> bool:
         """Whether a client's segment can be of this connection: RFC 9293 section 3.10.7.4's check, with room for a
         primary that is ahead of us. The tap may be late with what belongs to an earlier connection of the same port;
-        its numbers, taken for this one's, would end it."""
+        its numbers, taken for this one's, would end it. (ACK numbers: core/acceptance.py.)"""
         cum = self.cum
-        if not max(cum - OLD_BYTES, -1) <= offset <= max(self.k_edge, cum) + JOURNAL_AHEAD:
-            return False
-        if not seg.flags & ACK:
-            return True
-        ack = (self.map.seen if self.map is not None else SeqSpace(self.open.iss)).offset(seg.ack)
-        if ack < 0:
-            return False  # it answers an earlier connection's server
-        if self.map is None:
-            return True
-        if self.state is Shadow.ACTIVE:
-            return ack <= max(self.c_ack + (self.c_wnd << self.client_wscale) + LEFT_BEHIND_BYTES, self.produced)
-        return ack <= max(self.c_ack, self.produced) + AHEAD_BYTES
+        return max(cum - OLD_BYTES, -1) <= offset <= max(self.k_edge, cum) + JOURNAL_AHEAD
 
     def note_client(self, seg: Segment, now: float) -> None:
         """Learn from the header of a client's segment."""
@@ -173,6 +168,7 @@ class BackupConnection:
                 mapping.seen.near = ack
                 self.trim_output()
             self.c_wnd = seg.wnd
+            self.widest = max(self.widest, seg.wnd << self.client_wscale)
         if seg.ts_off:
             if diff(seg.tsval, self.c_tsval) >= 0:  # an older one in what we inject would fail PAWS
                 self.c_tsval, self.c_tsecr = seg.tsval, seg.tsecr
@@ -312,7 +308,7 @@ class BackupConnection:
 
     # ------------------------------------------------------------------------------------ replica -> nowhere
 
-    def learn_output(self, seg: Segment, now: float) -> int:
+    def learn_output(self, seg: Segment, out: Outbox, now: float) -> int:
         """Learn from a segment that our TCP sends (not a SYN-ACK); returns its offset in the server's stream."""
         mapping = self.mapping
         offset = mapping.own.offset(seg.seq)
@@ -321,7 +317,8 @@ class BackupConnection:
         if seg.payload_len and end > needed:
             if needed > self.output.end:
                 self.output.trim(min(offset, needed))  # what the client had before we produced it is not kept
-            self.output.insert(offset, seg.payload())
+            if not self.output.insert(offset, seg.payload()):
+                out.counters["output-full"] += 1  # our TCP has it, and would send it again after a takeover
         if seg.flags & FIN:
             self.fin_out = end - 1
         if end > self.produced:

@@ -3,6 +3,7 @@ one, and what matters is repeated."""
 
 from __future__ import annotations
 
+from nfq_failover.core.acceptance import on_sent
 from nfq_failover.core.backup import BackupSide
 from nfq_failover.core.outbox import Outbox
 from nfq_failover.core.primary import PrimarySide
@@ -22,6 +23,8 @@ from nfq_failover.wire.records import (
     Opened,
     Progress,
     Record,
+    SentAsked,
+    SentUpTo,
     Unprotected,
     UnprotectedSeen,
 )
@@ -46,6 +49,8 @@ def to_primary(record: Record, primary: PrimarySide, out: Outbox, now: float) ->
         primary.digests.on_seen(record, now)
     elif isinstance(record, BytesAsked):
         primary.digests.on_asked(record)
+    elif isinstance(record, SentAsked):
+        primary.on_sent_asked(record)
 
 
 def to_backup(record: Record, backup: BackupSide, now: float) -> None:
@@ -68,3 +73,5 @@ def to_backup(record: Record, backup: BackupSide, now: float) -> None:
         backup.divergence.on_digest(record, now)
     elif isinstance(record, BytesSent):
         backup.divergence.on_bytes(record, now)
+    elif isinstance(record, SentUpTo) and record.conn in backup.numbers:
+        on_sent(backup.numbers[record.conn], record)

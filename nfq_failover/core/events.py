@@ -62,6 +62,13 @@ class CopiesLost:
 
 
 @dataclass(slots=True)
+class DatagramsLost:
+    """The kernel dropped `count` sync datagrams: the socket's buffer was full."""
+
+    count: int
+
+
+@dataclass(slots=True)
 class QueueOverrun:
     """The kernel dropped packets of a queue, or messages to us (ENOBUFS)."""
 
@@ -170,6 +177,7 @@ Event = (
     PacketQueued
     | FrameCopied
     | CopiesLost
+    | DatagramsLost
     | QueueOverrun
     | DatagramReceived
     | TimerFired

@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
+from typing import Final
+
+MAX_ISLANDS: Final = 1024
+BYTES_PER_PIECE: Final = 256
+MIN_PIECES: Final = 4096
+"""A client may send single bytes, and leave every other one out: each piece costs some hundred bytes of memory."""
 
 
 class _Island:
@@ -30,10 +36,11 @@ class Journal:
 
     `start`: first byte still kept; `end`: first byte missing; [start, end) is contiguous. Islands lie beyond `end`. The
     first copy of a byte wins. `size` counts the bytes kept. `limit` bounds how far beyond `start` anything is kept, so
-    that what lies beyond a hole never takes the room of what fills it.
+    that what lies beyond a hole never takes the room of what fills it. The number of pieces and of islands is bounded,
+    too.
     """
 
-    __slots__ = ("_data", "_head", "_islands", "_offsets", "end", "limit", "size", "start")
+    __slots__ = ("_data", "_head", "_islands", "_loose", "_offsets", "end", "limit", "max_pieces", "size", "start")
 
     def __init__(self, limit: int, start: int = 0) -> None:
         self.limit = limit
@@ -44,9 +51,45 @@ class Journal:
         self._data: list[bytes] = []
         self._head = 0
         self._islands: list[_Island] = []  # sorted, apart from each other
+        self._loose = 0  # pieces in the islands
+        self.max_pieces = max(limit // BYTES_PER_PIECE, MIN_PIECES)
+
+    @property
+    def piece_count(self) -> int:
+        """In how many pieces the bytes are kept."""
+        return len(self._data) - self._head + self._loose
+
+    @property
+    def islands(self) -> int:
+        """How many runs lie beyond a hole."""
+        return len(self._islands)
+
+    def differs(self, offset: int, data: bytes) -> bool:
+        """Whether `data` at `offset` contradicts a byte that is kept."""
+        stop = offset + len(data)
+        if offset < self.end:
+            left = max(offset, self.start)
+            kept = self.read(left, min(stop, self.end) - left)
+            if kept != data[left - offset : left - offset + len(kept)]:
+                return True
+        islands = self._islands
+        for i in range(bisect_left(islands, offset, key=_stop), len(islands)):
+            if islands[i].start >= stop:
+                break
+            for at, piece in islands[i].pieces:
+                left, right = max(at, offset), min(at + len(piece), stop)
+                if left < right and piece[left - at : right - at] != data[left - offset : right - offset]:
+                    return True
+        return False
+
+    def _crowded(self, offset: int) -> bool:
+        """No room for another piece. What fills the first hole always has some."""
+        if offset <= self.end:
+            return self.piece_count >= 2 * self.max_pieces
+        return self.piece_count >= self.max_pieces or len(self._islands) >= MAX_ISLANDS
 
     def insert(self, offset: int, data: bytes) -> bool:
-        """Keep `data` at `offset`. False if the limit forbids it (nothing is kept then)."""
+        """Keep `data` at `offset`. False if a bound forbids it (nothing is kept then)."""
         if offset < self.end:
             cut = self.end - offset
             if cut >= len(data):
@@ -55,14 +98,16 @@ class Journal:
             offset = self.end
         if not data:
             return True
-        if offset + len(data) - self.start > self.limit:
+        if offset + len(data) - self.start > self.limit or self._crowded(offset):
             return False
         if offset == self.end and not self._islands:
             self._append(data)
             return True
         self._insert_island(offset, data)
         while self._islands and self._islands[0].start <= self.end:
-            for piece_offset, piece in self._islands.pop(0).pieces:
+            first = self._islands.pop(0)
+            self._loose -= len(first.pieces)
+            for piece_offset, piece in first.pieces:
                 self.size -= len(piece)
                 self._append(piece[self.end - piece_offset :])
         return True
@@ -80,10 +125,12 @@ class Journal:
         if not islands or offset > islands[-1].stop:
             islands.append(_Island(offset, data))
             self.size += len(data)
+            self._loose += 1
             return
         if offset == islands[-1].stop:
             islands[-1].extend(offset, data)
             self.size += len(data)
+            self._loose += 1
             return
         stop = offset + len(data)
         first = last = bisect_left(islands, offset, key=_stop)
@@ -95,6 +142,7 @@ class Journal:
                 pieces.append((at, data[at - offset : island.start - offset]))
                 self.size += island.start - at
             pieces += island.pieces
+            self._loose -= len(island.pieces)
             at = max(at, island.stop)
             last += 1
         if at < stop:
@@ -104,6 +152,7 @@ class Journal:
         for piece in pieces[1:]:
             merged.extend(*piece)
         islands[first:last] = [merged]
+        self._loose += len(pieces)
 
     def read(self, offset: int, count: int) -> bytes:
         """At most `count` bytes from `offset` on; empty outside [start, end)."""
@@ -162,7 +211,7 @@ class Journal:
         self._offsets, self._data, self._head = [], [], 0
         islands, self._islands = self._islands, []
         self.start = self.end = offset
-        self.size = 0
+        self.size = self._loose = 0
         for island in islands:
             for piece_offset, piece in island.pieces:
                 self.insert(piece_offset, piece)

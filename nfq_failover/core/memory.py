@@ -160,10 +160,12 @@ def unpack(slot: bytes, settings: Settings, now: float) -> BackupConnection:
     made.fin_in = None if fin_in == _NEVER else fin_in
     made.fin_out = None if fin_out == _NEVER else fin_out
     made.c_wnd, made.c_tsval, made.c_tsecr = c_wnd, c_tsval, c_tsecr
+    made.widest = max(made.widest, c_wnd << made.client_wscale)
     if flags & _MAP:
         ts = (0, 0) if flags & _TSVAL else None
         made.map = mapping = ReplicaMap(iss, own_seq, made.open.wscale or 0, own_wscale, ts, now)
         mapping.seen.near, mapping.own.near = c_ack, produced
+        made.seen = mapping.seen
         mapping.edge_sent = k_edge
         mapping.recall((ts_offset, ts_first, ts_last, ts_last_at), now)
     if made.state is Shadow.ACTIVE and (flags & _LAGGING or made.map is None):

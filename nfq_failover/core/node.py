@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from nfq_failover.constants import RST, SYN
-from nfq_failover.core import application, path_mtu, restart
+from nfq_failover.core import application, bounds, path_mtu, restart
 from nfq_failover.core.backup import BackupSide
 from nfq_failover.core.backup_connection import Shadow
 from nfq_failover.core.dispatch import to_backup, to_primary
@@ -19,6 +19,7 @@ from nfq_failover.core.events import (
     CheckLink,
     CopiesLost,
     DatagramReceived,
+    DatagramsLost,
     Effect,
     EpochStored,
     Event,
@@ -207,6 +208,7 @@ class Node:
         try:
             received = self.session.receive(event.data, now)
         except MalformedDatagram as error:
+            self.session.refused += 1
             self.out.counters[f"datagram-{error.reason}"] += 1
             return
         if received.session_started:
@@ -221,6 +223,8 @@ class Node:
             # This host was paused. Records were waiting, and news of a takeover may wait behind them: nothing may leave
             # for their sake. What matters will be repeated.
             self.out.counters["record-after-pause"] += len(received.records)
+        elif received.epoch < self.members.epoch:
+            self.out.counters["record-of-old-epoch"] += len(received.records)  # held back by somebody, or overtaken
         else:
             for record in received.records:
                 self._record(record, now)
@@ -328,6 +332,9 @@ class Node:
         elif isinstance(event, CopiesLost):
             self.out.counters["copies-lost"] += event.count
             self.out.log("warning", "inbound copies lost", count=event.count)
+        elif isinstance(event, DatagramsLost):
+            self.out.counters["datagrams-lost"] += event.count
+            self.out.log("error", "sync datagrams lost: the socket's buffer was full", count=event.count)
         elif isinstance(event, QueueOverrun):
             self.out.counters[f"queue-overrun-{event.queue.name.lower()}"] += event.count
             self.out.log("error", "packet queue overrun", queue=event.queue.name, count=event.count)
@@ -472,5 +479,6 @@ class Node:
             "connections": connection_rows(self.primary, self.backup),
             "protected_connections": sum(c.state is Gate.PROTECTED for c in self.primary.flows.values()),
             "application": members.health.row(),
+            "bounds": bounds.gauges(self.primary, self.backup, self.session, self.out.counters),
             "counters": dict(sorted(self.out.counters.items())),
         }

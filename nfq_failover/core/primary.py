@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import OrderedDict
 
 from nfq_failover.constants import ACK, FIN, RST, SYN
+from nfq_failover.core import acceptance
 from nfq_failover.core.digest import PrimaryDigests
 from nfq_failover.core.events import FrameCopied, PacketQueued, QueryFlows
 from nfq_failover.core.outbox import Outbox
@@ -26,6 +27,8 @@ from nfq_failover.wire.records import (
     Open,
     Opened,
     Progress,
+    SentAsked,
+    SentUpTo,
     Unprotected,
     UnprotectedSeen,
 )
@@ -34,6 +37,7 @@ from nfq_failover.wire.tcp_options import NEGOTIABLE, SIGNED, SynOptions
 
 MAX_SYNS = 8192
 MAX_DIALLED = 8192
+MAX_TELLING = 8192
 DATA_BYTES = 1300
 DATA_PER_REQUEST = 32
 POLL_FIRST_S = 0.003
@@ -41,6 +45,8 @@ POLL_MAX_S = 0.05
 OPEN_RETRY_FIRST_S = 0.005
 QUERY_EVERY_S = 5.0
 QUERY_CLOSING_S = 0.2
+QUERY_FULL_S = 0.5
+FULL_LOG_EVERY_S = 1.0
 UNSERVED_S = 1.0
 LATE_POLL_MAX_S = 1.0
 TELL_MAX_S = 10.0
@@ -71,7 +77,7 @@ class PrimarySide:
         self._syns: OrderedDict[FlowKey, tuple[int, int, bytes, bool]] = OrderedDict()
         self._dialled: OrderedDict[FlowKey, None] = OrderedDict()  # left alone: opened by the server, or no room
         self._next_conn = 1
-        self._next_query = 0.0
+        self._next_query = self._next_full_log = 0.0
         self.digests = PrimaryDigests(settings, out, self._unprotect)
         self.ends = PrimaryEnds(settings, out, self.numbers, self._unprotect, self._close)
 
@@ -83,16 +89,13 @@ class PrimarySide:
             self.out.drop(event.queue, event.packet_id, "bad-checksum")
             return
         flow: FlowKey = (seg.src, seg.sport, seg.dst, seg.dport)
-        try:
-            signed = SynOptions.parse(seg.options()).signed
-            changed = strip(seg, NEGOTIABLE | SIGNED)
-        except MalformedSegment as error:
-            self.out.drop(event.queue, event.packet_id, f"syn-{error.reason}")
-            return
+        signed = SynOptions.parse(seg.options()).signed
+        changed = strip(seg, NEGOTIABLE | SIGNED)
         self._syns[flow] = (seg.seq, seg.wnd, seg.options(), signed)
         self._syns.move_to_end(flow)
         if len(self._syns) > MAX_SYNS:
             self._syns.popitem(last=False)
+            self.out.counters["syn-forgotten"] += 1
         if changed:
             self.out.counters["syn-stripped"] += 1
         self.out.accept(event.queue, event.packet_id, seg.buf if changed else None)
@@ -143,6 +146,7 @@ class PrimarySide:
         self._dialled.move_to_end(flow)
         if len(self._dialled) > MAX_DIALLED:
             self._dialled.popitem(last=False)
+            self.out.counters["dialled-forgotten"] += 1
 
     def knows(self, flow: FlowKey) -> bool:
         """Whether the connection was opened before our eyes."""
@@ -203,8 +207,12 @@ class PrimarySide:
         if seg.flags & (RST | FIN):
             self._next_query = min(self._next_query, now + QUERY_CLOSING_S)
         self.wants_copies = False
-        if self.protecting:
-            connection.copied(seg, self.out)
+        if refused := acceptance.copy_refused(connection, seg):
+            self.out.counters[f"copy-{refused}"] += 1
+        elif self.protecting:
+            if connection.gated and (wrong := acceptance.copy_contradiction(connection, seg, now)):
+                self._unprotect(connection, wrong, now)
+            connection.copied(seg, self.out, now)
 
     # ------------------------------------------------------------------------------------ opening and closing
 
@@ -223,7 +231,7 @@ class PrimarySide:
             self._close(have, "replaced by a new connection", now)
         reason, opening = self._opening(flow, irs, seg)
         if opening is None:
-            self.out.counters["connection-not-tracked"] += 1
+            self._no_room(now)
             self._leave_alone(flow)  # when the table has room again it must not be taken for a stranger
             self.out.accept(event.queue, event.packet_id)
             return
@@ -241,14 +249,20 @@ class PrimarySide:
         connection.retry_s = OPEN_RETRY_FIRST_S
         self.timers.set(opening.conn, now + OPEN_RETRY_FIRST_S)
 
+    def _no_room(self, now: float) -> None:
+        """A connection that can't even be listed as unprotected: so it is counted, and said aloud now and then."""
+        self.out.counters["connection-not-tracked"] += 1
+        self._next_query = min(self._next_query, now + QUERY_FULL_S)
+        if now >= self._next_full_log:
+            self._next_full_log = now + FULL_LOG_EVERY_S
+            count = self.out.counters["connection-not-tracked"]
+            self.out.log("error", "connection table full: new connections are not protected", count=count)
+
     def _opening(self, flow: FlowKey, irs: int, seg: Segment) -> tuple[str, Open | None]:
         """Why the connection can't be protected (empty: it can), and its opening record (None: no room for it)."""
         if len(self.flows) >= self.settings.max_connections:
             return "table full", None
-        try:
-            granted = SynOptions.parse(seg.options())
-        except MalformedSegment:
-            return "malformed SYN-ACK", None
+        granted = SynOptions.parse(seg.options())
         syn = self._syns.pop(flow, None)
         reason = "" if self.protecting else self.reason
         wnd, options = 0, b""
@@ -345,6 +359,12 @@ class PrimarySide:
         elif now - connection.unserved_since > UNSERVED_S:
             self._unprotect(connection, "bytes that the backup misses were not retained", now)
 
+    def on_sent_asked(self, record: SentAsked) -> None:
+        """The client acknowledges more than the backup knows of."""
+        connection = self.numbers.get(record.conn)
+        if connection is not None and connection.established:
+            self.out.record(SentUpTo(connection.conn, connection.snd_nxt))
+
     def on_told(self, record: Closed | UnprotectedSeen) -> None:
         """The backup has seen what it was told."""
         telling = self._telling.get(record.conn)
@@ -358,9 +378,21 @@ class PrimarySide:
         if wait > TELL_MAX_S or not self.protecting:
             self._telling.pop(record.conn, None)
             return
+        if len(self._telling) >= MAX_TELLING and record.conn not in self._telling:
+            self._tell_less()
         self._telling[record.conn] = (record, wait * 2)
         self.out.record(record)
         self.timers.set(record.conn, now + wait)
+
+    def _tell_less(self) -> None:
+        """The backup does not answer, and much has ended: the oldest `Close` is no longer repeated. The backup finds
+        out from its own TCP. An `Unprotected` is never left out; there are no more of them than connections."""
+        for conn, (record, _) in self._telling.items():
+            if isinstance(record, Close):
+                del self._telling[conn]
+                self.timers.cancel(conn)
+                self.out.counters["tell-dropped"] += 1
+                return
 
     def on_unprotected(self, record: Unprotected, now: float) -> None:
         connection = self.numbers.get(record.conn)
@@ -399,6 +431,10 @@ class PrimarySide:
                 connection.unprotect(reason, self.out)
             elif connection.reason == NOT_READY:
                 connection.reason = reason  # what its replica has got by now is not kept
+
+    def tables(self) -> dict[str, int]:
+        """How many entries the smaller tables have."""
+        return {"syns": len(self._syns), "dialled": len(self._dialled), "telling": len(self._telling)}
 
     def clear(self) -> None:
         """Forget everything (this host is no longer the primary)."""
@@ -443,6 +479,8 @@ class PrimarySide:
         self.digests.on_timer(now)
         if self.flows and now >= self._next_query:
             self._next_query = now + QUERY_EVERY_S
+            for connection in self.flows.values():
+                connection.forget_settled(now)
             self.out.effects.append(QueryFlows(list(self.flows)))
 
     def _poll(self, connection: PrimaryConnection) -> None:

@@ -34,6 +34,7 @@ END_LINGER_S = 2.0  # three repeats of the client's FIN: 0.2, 0.6 and 1.4 s afte
 OWED_HOLD_S = 0.0025  # the timer comes at POLL_FIRST_S = 3 ms
 SACK_HOLD_S = 0.002  # how long an ACK waits for the confirmation of its SACK blocks alone
 MAX_RETAINED = 64 << 20
+SETTLE_S = 0.2  # copies are read at every tick, 25 ms at most; a loop that is later than this is in trouble
 CATCH_UP_S = 0.5  # how long acknowledgements are held for a backup that is behind
 CATCH_UP_FIRST_S = 2.0  # how long they are not, after that; doubled each time
 CATCH_UP_MAX_S = 60.0
@@ -63,6 +64,7 @@ class PrimaryConnection:
     """
 
     __slots__ = (
+        "acked_at",
         "b_established",
         "catch_up_at",
         "catch_up_s",
@@ -82,6 +84,8 @@ class PrimaryConnection:
         "gone_at",
         "held",
         "kernel_ack",
+        "mark",
+        "mark_at",
         "mss",
         "open",
         "opened_at",
@@ -92,6 +96,7 @@ class PrimaryConnection:
         "retry_s",
         "sent_ack",
         "sent_sack",
+        "settled_ack",
         "snd_nxt",
         "state",
         "syn_ack",
@@ -111,6 +116,8 @@ class PrimaryConnection:
         self.wscale = opening.wscale or 0
         self.mss = opening.mss
         self.opened_at = now
+        self.acked_at = self.mark_at = now
+        self.mark = self.settled_ack = 0
         self.retry_s = 0.0
         self.syn_ack: bytearray | None = None
         self.established = False
@@ -148,7 +155,7 @@ class PrimaryConnection:
     def outbound(self, event: PacketQueued, seg: Segment, out: Outbox, now: float) -> None:
         """Judge a segment (not a SYN) that our TCP sends."""
         ack = self.client.offset(seg.ack) if seg.flags & ACK else self.kernel_ack
-        self._learn(seg, ack)
+        self._learn(seg, ack, now)
         if self.state not in _GATED:
             self._note_sent(ack, ack + (seg.wnd << self.wscale))
             for _, right in seg.sack:
@@ -162,7 +169,8 @@ class PrimaryConnection:
         covered = ack <= self._limit and all(self._covered(b) for b in blocks)
         if seg.is_pure_ack and not covered:
             if len(self.held) >= MAX_HELD:
-                self.held.popleft()
+                self.held.popleft()  # what it says is said by the newest one, too
+                out.counters["held-replaced"] += 1
             self.held.append((ack, blocks, now))
             out.drop(event.queue, event.packet_id, "ack-held")
             return
@@ -178,7 +186,7 @@ class PrimaryConnection:
     def note_ack(self, seg: Segment, now: float) -> None:
         """Learn from a segment that is not sent (its FIN is held): what it acknowledges is owed."""
         ack = self.client.offset(seg.ack) if seg.flags & ACK else self.kernel_ack
-        self._learn(seg, ack)
+        self._learn(seg, ack, now)
         if self.kernel_ack > self.sent_ack and self.owed_since is None:
             self.owed_since = now
 
@@ -202,8 +210,11 @@ class PrimaryConnection:
         if ack >= self.kernel_ack:
             self.owed_since = None
 
-    def _learn(self, seg: Segment, ack: int) -> None:
+    def _learn(self, seg: Segment, ack: int, now: float) -> None:
         if ack > self.kernel_ack:
+            if now - self.mark_at >= SETTLE_S:
+                self.settled_ack, self.mark, self.mark_at = self.mark, self.kernel_ack, now
+            self.acked_at = now
             self.kernel_ack = self.client.near = ack
         edge = ack + (seg.wnd << self.wscale)
         if edge > self.edge_kernel:
@@ -318,7 +329,7 @@ class PrimaryConnection:
         if cum > self.confirmed:
             self.confirmed = cum
             self.retry_s = 0.0
-            self.retained.trim(cum)
+        self.forget_settled(now)
         self.confirm_at = now
         if self.state in _GATED:
             self.release(out, now)
@@ -436,13 +447,22 @@ class PrimaryConnection:
 
     # ------------------------------------------------------------------------------------ the client's bytes
 
-    def copied(self, seg: Segment, out: Outbox) -> None:
-        """Keep the client's bytes until the backup has them."""
+    def settled(self, now: float) -> int:
+        """Bytes before this one our TCP took so long ago that no copy of them can be unread: a later version of them
+        changes nothing."""
+        return self.kernel_ack if now - self.acked_at > SETTLE_S else self.settled_ack
+
+    def forget_settled(self, now: float) -> None:
+        """Drop the bytes that the backup has, and of which no other version matters."""
+        self.retained.trim(min(self.confirmed, self.settled(now)))
+
+    def copied(self, seg: Segment, out: Outbox, now: float) -> None:
+        """Keep the client's bytes until the backup has them, and for as long as another version of them may matter."""
         offset = self.client.offset(seg.seq)
         stop = offset + seg.payload_len + bool(seg.flags & FIN)
         # A merged packet may end beyond what the backup has confirmed, though it begins before. What lies beyond our
         # window is not of this connection, or our TCP will not take it.
-        if seg.flags & SYN or stop < self.confirmed or offset > self.edge_kernel:
+        if seg.flags & SYN or stop < min(self.confirmed, self.settled(now)) or offset > self.edge_kernel:
             return
         if seg.payload_len and not self.retained.insert(offset, seg.payload()):
             out.counters["retained-full"] += 1

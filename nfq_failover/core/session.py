@@ -114,6 +114,7 @@ class Session:
         self._hello_counter = 0
         self._outgoing: deque[bytes] = deque(maxlen=MAX_OUTGOING)
         self._heard_at: float | None = None
+        self.refused = 0  # datagrams that were not believed, and those of handshakes, which anybody may say again
         self._next_hello = 0.0
 
     # ------------------------------------------------------------------------------------ views
@@ -127,6 +128,14 @@ class Session:
     def session_id(self) -> int | None:
         """The number of the current session."""
         return self._current.session if self._current else None
+
+    def tables(self) -> dict[str, int]:
+        """How full the session's stores are."""
+        return {
+            "session_window": WINDOW,
+            "session_retired": len(self._retired),
+            "session_outgoing": len(self._outgoing),
+        }
 
     # ------------------------------------------------------------------------------------ sending
 
@@ -213,6 +222,7 @@ class Session:
         if header.direction is self.direction:
             raise MalformedDatagram("reflected")
         if header.kind in (Kind.HELLO, Kind.REPLY):
+            self.refused += 1
             return self._handshake(header, open_body(data, self._hello_key))
         keys = self._current
         if keys is None or header.session != keys.session:

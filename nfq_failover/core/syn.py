@@ -11,7 +11,6 @@ def strip(seg: Segment, keep: frozenset[int]) -> bool:
 
     Data in a SYN belongs to TCP Fast Open: a kernel that is told to needs no option to take it (RFC 7413 section 4.2),
     and its SYN-ACK then acknowledges bytes that no backup has. Without it the client sends them again.
-    Raises `MalformedSegment`.
     """
     options = seg.options()
     kept = without(options, keep)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 from typing import Generic, TypeVar
 
 K = TypeVar("K", bound=Hashable)
+SLACK = 64  # deadlines that were moved or cancelled and may stay in the heap, beyond as many as are armed
 
 
 class TimerQueue(Generic[K]):
@@ -17,6 +18,11 @@ class TimerQueue(Generic[K]):
         self._heap: list[tuple[float, int, K]] = []
         self._serial = 0
 
+    @property
+    def entries(self) -> int:
+        """How many there are, those included that no longer count."""
+        return len(self._heap)
+
     def set(self, key: K, when: float) -> None:
         """Arm or move the key's deadline."""
         if self._when.get(key) == when:
@@ -24,6 +30,9 @@ class TimerQueue(Generic[K]):
         self._when[key] = when
         self._serial += 1
         heappush(self._heap, (when, self._serial, key))
+        if len(self._heap) > 2 * len(self._when) + SLACK:
+            self._heap = [(at, number, armed) for number, (armed, at) in enumerate(self._when.items())]
+            heapify(self._heap)
 
     def set_earlier(self, key: K, when: float) -> None:
         """Arm the key's deadline unless it is armed for earlier."""

@@ -148,6 +148,7 @@ def write_config(store: Store, options: Options, node: str) -> Path:
     script = fence_agent.write_script(store, node)
     fence = f'fence = ["{script}", "{{peer}}"]\nfence_deadline_ms = {_FENCE_DEADLINE_MS}' if options.fence else ""
     ports = ", ".join(f'"{text}"' for text in options.ports)
+    more = "".join(f"{line}\n" for line in options.settings)
     text = f"""# Made by `nfq-failover lab up`.
 name = "{node}"
 service = "{SERVICE_ADDRESS}"
@@ -162,7 +163,7 @@ listen = "{ADDRESSES[node]}:{DEFAULT_SYNC_PORT}"
 prefer_primary = {"true" if node == "a" else "false"}
 heartbeat_interval_ms = {options.heartbeat_ms}
 {fence}
-
+{more}
 [[peer]]
 name = "{peer}"
 address = "{ADDRESSES[peer]}"

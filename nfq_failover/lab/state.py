@@ -59,6 +59,7 @@ class Options:
     health: bool = False
     divergence: str = "default"
     out_of_step_ms: int = 0  # 0: the daemon's default
+    settings: tuple[str, ...] = ()  # more lines of the daemons' configuration
 
     def check(self) -> None:
         """CommandError at the first option that makes no sense."""
@@ -203,7 +204,7 @@ class Store:
             ) from None
         options = raw.pop("options")
         return LabState(
-            options=Options(**{**options, "ports": tuple(options["ports"])}),
+            options=Options(**{**options, "ports": tuple(options["ports"]), "settings": tuple(options["settings"])}),
             cuts=[Cut(**cut) for cut in raw.pop("cuts")],
             applications=[Application(tuple(row["argv"]), row["cwd"], row["env"]) for row in raw.pop("applications")],
             **raw,

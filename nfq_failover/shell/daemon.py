@@ -27,7 +27,6 @@ from nfq_failover.core.events import (
     AskWitness,
     CheckLink,
     CopiesLost,
-    DatagramReceived,
     Effect,
     Event,
     Fence,
@@ -68,11 +67,10 @@ from nfq_failover.shell.privileged_client import RemoteFences, RemoteRules
 from nfq_failover.shell.privileges import describe
 from nfq_failover.shell.rules_keeper import RulesKeeper
 from nfq_failover.shell.start import Ground, sync_socket
+from nfq_failover.shell.sync_reader import SyncReader
 
 BATCH = 64
 MAX_WAIT_S = 0.05
-SYNC_BUDGET_S = 0.02  # for the sync socket in one round: a flood of garbage must not keep packets waiting
-TIMER_PATIENCE_S = 0.2  # how long timers wait for a sync socket that never becomes empty
 OVERRUN_EVERY_S = 1.0
 ALARM_SPACING_S = 0.1
 EXIT_NO_MEMORY = 71  # EX_OSERR of sysexits.h
@@ -108,7 +106,6 @@ class Daemon:
         self._failures = 0
         self._next_alarm = 0.0
         self._next_overrun = 0.0
-        self._last_timer = 0.0
         self._broken = False
         self.manager = ground.manager
         self._said: State | None = None
@@ -152,7 +149,13 @@ class Daemon:
         self.store = ground.store
         # IN first, at each reading: what the client has acknowledged need not be sent to it again.
         for queue, number in ((Queue.IN, config.queue_in), (Queue.OUT, config.queue_out)):
-            self.queues[queue] = PacketQueue(number, queue, counters=ground.counters)
+            self.queues[queue] = PacketQueue(
+                number,
+                queue,
+                max_len=config.limits.queue_max_packets,
+                rcvbuf=config.limits.queue_buffer_bytes,
+                counters=ground.counters,
+            )
             self._undo.append(self.queues[queue].close)
         self.injector = Injector(config.mark)
         self._undo.append(self.injector.close)
@@ -172,7 +175,7 @@ class Daemon:
         if config.manage_address:
             self._undo.append(self._remove_address)
             self.host.add_address()
-        self.udp = ground.udp or sync_socket(config.listen)
+        self.udp = ground.udp or sync_socket(config.listen, config.limits.sync_buffer_bytes)
         self._undo.append(self.udp.close)
         self.heartbeats = HeartbeatProcess(config.settings.heartbeat_interval_ms, self.udp, ground.helper.start_sender)
         self._undo.append(self.heartbeats.close)
@@ -185,6 +188,7 @@ class Daemon:
         self._undo.append(self.control.close)
         memory = Memory(self.store.life)
         self.node = Node(config.settings, os.urandom, epoch, served, time.monotonic(), memory, recollection)
+        self.sync = SyncReader(self.udp, self.node, self._feed)
         self._stay = False
         self._watch(self.udp.fileno(), lambda: None)
         for bound in self.queues.values():
@@ -233,7 +237,7 @@ class Daemon:
                 wait = 0.0
             self._fresh.clear()
             ready = [fd for fd, _ in self._poll.poll(wait)]
-            all_read = self._read_sync()
+            all_read = self.sync.read(self._carry_out)
             for fd in ready:
                 reader = self._readers.get(fd)
                 if reader is not None and fd not in self._fresh:  # else its number has a new owner since the poll
@@ -245,7 +249,7 @@ class Daemon:
                 self._read_copies()
             now = clock()
             due = node.poll_timeout()
-            if (due is None or now >= due) and (all_read or now - self._last_timer > TIMER_PATIENCE_S):
+            if (due is None or now >= due) and (all_read or self.sync.overdue(now)):
                 self._tick(now)
             if self._stopping:
                 if self._serves_alone():
@@ -259,7 +263,7 @@ class Daemon:
 
     def _tick(self, now: float) -> None:
         """Let time pass. A node that can't do even that makes no progress, and its heartbeats must say so."""
-        failures, self._last_timer = self._failures, now
+        failures = self._failures
         self._feed(TimerFired(), now)
         self._carry_out()
         self._copies_due = True
@@ -312,30 +316,6 @@ class Daemon:
             packet=packet[:200].hex(),
         )
 
-    def _read_sync(self) -> bool:
-        """Read what is there; False if the time for it was up before the end."""
-        receive, clock = self.udp.recvfrom, time.monotonic
-        now = clock()
-        limit = now + SYNC_BUDGET_S
-        count = 0
-        while now < limit:
-            try:
-                data, source = receive(2048)
-            except BlockingIOError:
-                if count:
-                    self._carry_out()
-                return True
-            except OSError:  # an ICMP error of an earlier datagram
-                now = clock()
-                continue
-            now = clock()
-            self._feed(DatagramReceived(source, data), now)
-            count += 1
-            if count % BATCH == 0:
-                self._carry_out()
-        self._carry_out()
-        return False
-
     def _read_packets(self, queue: PacketQueue) -> None:
         events = queue.read(BATCH)
         now = time.monotonic()
@@ -376,6 +356,8 @@ class Daemon:
             self._feed(CopiesLost(lost), now)
         if now >= self._next_overrun:
             self._next_overrun = now + OVERRUN_EVERY_S
+            if (datagrams := self.sync.lost()) is not None:
+                self._feed(datagrams, now)
             for queue in self.queues.values():
                 overrun = queue.overrun()
                 if overrun is not None:
@@ -485,7 +467,8 @@ class Daemon:
     def _status(self) -> dict[str, Any]:
         status: dict[str, Any] = self.node.status(time.monotonic())
         status["shell"] = {
-            "queues": {q.name.lower(): {"dropped": queue.dropped()} for q, queue in self.queues.items()},
+            "queues": {q.name.lower(): queue.gauge() for q, queue in self.queues.items()},
+            "sync_socket": self.sync.gauge(),
             "injected": self.injector.sent,
             "inject_failed": dict(self.injector.failed),
             "internal_errors": self._failures,

@@ -16,6 +16,7 @@ from typing import Final
 
 from netfilterqueue import NetfilterQueue
 
+from nfq_failover.constants import DEFAULT_QUEUE_BUFFER, DEFAULT_QUEUE_PACKETS
 from nfq_failover.core.events import PacketQueued, Queue, QueueOverrun
 from nfq_failover.errors import CommandError, InternalError
 from nfq_failover.shell import nfnetlink as nl
@@ -107,12 +108,19 @@ class PacketQueue:
     """
 
     def __init__(
-        self, number: int, queue: Queue, *, max_len: int = 8192, rcvbuf: int = 64 << 20, counters: int | None = None
+        self,
+        number: int,
+        queue: Queue,
+        *,
+        max_len: int = DEFAULT_QUEUE_PACKETS,
+        rcvbuf: int = DEFAULT_QUEUE_BUFFER,
+        counters: int | None = None,
     ) -> None:
         """Bind. `counters`: the file of `open_counters`. Raises `QueueUnavailable`."""
         self._counters = counters
         self.number = number
         self.queue = queue
+        self.max_len = max_len
         self.refused = 0
         self.unreadable = 0
         self.send_retries = 0
@@ -265,6 +273,12 @@ class PacketQueue:
         """Packets that the kernel dropped in this queue since it was bound, for want of space."""
         row = queue_row(self.number, self._counters)
         return 0 if row is None else row.dropped_full + row.dropped_unread
+
+    def gauge(self) -> dict[str, int]:
+        """How many packets wait, how many may, and how many were dropped for want of space."""
+        row = queue_row(self.number)
+        waiting, dropped = (0, 0) if row is None else (row.waiting, row.dropped_full + row.dropped_unread)
+        return {"now": waiting, "limit": self.max_len, "dropped": dropped, "verdicts_pending": len(self._pending)}
 
     def overrun(self) -> QueueOverrun | None:
         """What was dropped since the last report, None if nothing."""

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from nfq_failover.config import Config
+from nfq_failover.constants import DEFAULT_SYNC_BUFFER
 from nfq_failover.errors import CommandError
 from nfq_failover.shell import privileges
 from nfq_failover.shell.host import Host
@@ -29,7 +30,6 @@ _UNIX_PATH = 107  # bytes in a socket's address, unix(7)
 _RESERVED_PORTS = 1024
 EXIT_NO_HELPER = 70  # EX_SOFTWARE of sysexits.h
 _NO_HELPER = b"nfq-failover: the privileged helper has ended: so does the daemon, as if it had been killed\n"
-UDP_RCVBUF = 16 << 20
 _SO_RCVBUFFORCE = 33
 
 
@@ -56,11 +56,11 @@ def take_locks(directory: Path, instance: str, undo: list[Callable[[], object]])
         ) from None
 
 
-def sync_socket(listen: tuple[str, int]) -> socket.socket:
+def sync_socket(listen: tuple[str, int], buffer_bytes: int = DEFAULT_SYNC_BUFFER) -> socket.socket:
     """The socket of the sync channel. Raises `CommandError`."""
     udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     try:
-        udp.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, UDP_RCVBUF)
+        udp.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, buffer_bytes)
         udp.setblocking(False)
         udp.bind(listen)
     except OSError as error:
@@ -149,7 +149,7 @@ def _stand(config: Config, ground: Ground) -> None:
         raise CommandError(f"the kernel has no netfilter queues ({error}): load the module nfnetlink_queue") from None
     ground.undo.append(lambda: os.close(counters))
     if config.listen[1] < _RESERVED_PORTS:
-        ground.udp = sync_socket(config.listen)
+        ground.udp = sync_socket(config.listen, config.limits.sync_buffer_bytes)
         ground.undo.append(ground.udp.close)
     try:
         privileges.hand_over(ground.state, ground.who)

@@ -205,6 +205,21 @@ class BytesSent:
     data: bytes
 
 
+@dataclass(frozen=True, slots=True)
+class SentAsked:
+    """Backup -> primary: how far has your server sent? The client acknowledges more than we know of."""
+
+    conn: int
+
+
+@dataclass(frozen=True, slots=True)
+class SentUpTo:
+    """Primary -> backup: answer to `SentAsked`. `seq`: the first number that the server has not sent."""
+
+    conn: int
+    seq: int
+
+
 Record = (
     Open
     | Opened
@@ -222,4 +237,6 @@ Record = (
     | DigestSeen
     | BytesAsked
     | BytesSent
+    | SentAsked
+    | SentUpTo
 )

@@ -115,7 +115,7 @@ class Segment:
                 i += 1
                 continue
             if i + 1 >= stop or buf[i + 1] < 2 or i + buf[i + 1] > stop:
-                raise MalformedSegment("bad-option-length")
+                return  # as Linux (tcp_parse_options): what comes before counts, the rest is not looked at
             length = buf[i + 1]
             if kind == OPT_TIMESTAMPS and length == 10 and not self.ts_off:
                 self.ts_off = i + 2
@@ -129,6 +129,11 @@ class Segment:
     def is_pure_ack(self) -> bool:
         """No payload and none of SYN, FIN, RST."""
         return not self.payload_len and self.flags & (SYN | FIN | RST | ACK) == ACK
+
+    @property
+    def ends_stream(self) -> bool:
+        """Whether it carries a FIN."""
+        return bool(self.flags & FIN)
 
     @property
     def seq_end(self) -> int:

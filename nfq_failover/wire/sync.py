@@ -40,6 +40,8 @@ from nfq_failover.wire.records import (
     Opened,
     Progress,
     Record,
+    SentAsked,
+    SentUpTo,
     Unprotected,
     UnprotectedSeen,
 )
@@ -182,6 +184,7 @@ _END_ASKED = Struct("!IIB")
 _END = Struct("!IIIBB")
 _DIGEST = Struct("!III")
 _BYTES = Struct("!II")
+_SENT = Struct("!II")
 _RANGE = Struct("!II")
 _PORTS = Struct("!HH")
 _NONE = 0xFF
@@ -359,6 +362,8 @@ _ENCODERS: dict[type, tuple[int, Callable[[Any], bytes]]] = {
     DigestSeen: (31, lambda r: _MISSING.pack(r.conn, r.compared, r.differences & 0xFFFFFFFF)),
     BytesAsked: (32, lambda r: _MISSING.pack(r.conn, r.start, r.end)),
     BytesSent: (33, _encode_bytes_sent),
+    SentAsked: (40, lambda r: _CONN.pack(r.conn)),
+    SentUpTo: (41, lambda r: _SENT.pack(r.conn, r.seq)),
 }
 
 _DECODERS: dict[int, Callable[[bytes], Record]] = {
@@ -378,6 +383,8 @@ _DECODERS: dict[int, Callable[[bytes], Record]] = {
     31: lambda v: DigestSeen(*_MISSING.unpack(v)),
     32: lambda v: BytesAsked(*_MISSING.unpack(v)),
     33: _decode_bytes_sent,
+    40: lambda v: SentAsked(*_CONN.unpack(v)),
+    41: lambda v: SentUpTo(*_SENT.unpack(v)),
 }
 
 

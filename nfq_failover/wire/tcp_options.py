@@ -16,7 +16,6 @@ from nfq_failover.constants import (
     OPT_TIMESTAMPS,
     OPT_WSCALE,
 )
-from nfq_failover.errors import MalformedSegment
 
 NEGOTIABLE = frozenset((OPT_MSS, OPT_WSCALE, OPT_SACK_PERMITTED, OPT_TIMESTAMPS))
 """The options of a SYN that a takeover can continue; all others are taken out, so that they can't be granted."""
@@ -28,7 +27,7 @@ DEFAULT_MSS = 536  # RFC 9293 section 3.7.1
 
 
 def each_option(options: bytes | bytearray | memoryview) -> Iterator[tuple[int, int, int]]:
-    """(kind, start, length) of each option but NOP. Raises `MalformedSegment`."""
+    """(kind, start, length) of each option but NOP. Ends, as Linux does, at one that lies about its length."""
     i, n = 0, len(options)
     while i < n:
         kind = options[i]
@@ -38,7 +37,7 @@ def each_option(options: bytes | bytearray | memoryview) -> Iterator[tuple[int, 
             i += 1
             continue
         if i + 1 >= n or options[i + 1] < 2 or i + options[i + 1] > n:
-            raise MalformedSegment("bad-option-length")
+            return
         yield kind, i, options[i + 1]
         i += options[i + 1]
 
@@ -55,7 +54,7 @@ class SynOptions:
 
     @classmethod
     def parse(cls, options: bytes) -> SynOptions:
-        """Raises `MalformedSegment`."""
+        """What counts of them."""
         mss, wscale, sack, tsval, signed = DEFAULT_MSS, None, False, None, False
         for kind, i, length in each_option(options):
             if kind == OPT_MSS and length == 4:
@@ -72,16 +71,23 @@ class SynOptions:
 
 
 def without(options: bytes, keep: frozenset[int]) -> bytes:
-    """The options with every kind outside `keep` overwritten by NOPs; the length stays. Raises `MalformedSegment`."""
+    """The options with every kind outside `keep` overwritten by NOPs; the length stays. What can't be read ends the
+    list, so that nobody reads it otherwise."""
     out = bytearray(options)
+    at = 0
     for kind, i, length in each_option(options):
+        at = i + length
         if kind not in keep:
-            out[i : i + length] = bytes((OPT_NOP,)) * length
+            out[i:at] = bytes((OPT_NOP,)) * length
+    while at < len(out) and out[at] == OPT_NOP:
+        at += 1
+    if at < len(out) and out[at] != OPT_EOL:
+        out[at:] = bytes((OPT_EOL,)) * (len(out) - at)
     return bytes(out)
 
 
 def set_wscale(options: bytearray, wscale: int) -> None:
-    """Change the shift in a window scale option, if there is one. Raises `MalformedSegment`."""
+    """Change the shift in a window scale option, if there is one."""
     for kind, i, length in each_option(options):
         if kind == OPT_WSCALE and length == 3:
             options[i + 2] = wscale

@@ -226,13 +226,17 @@ class World:
         self._start()
 
     @contextlib.contextmanager
-    def case(self, directory: Path, *, resets: bool = False, in_order: bool = True) -> Iterator[Case]:
-        """A case. `resets`: connections are meant to be reset; `in_order`: the path neither reorders nor repeats."""
+    def case(
+        self, directory: Path, *, resets: bool = False, in_order: bool = True, judged: bool = True
+    ) -> Iterator[Case]:
+        """A case. `resets`: connections are meant to be reset; `in_order`: the path neither reorders nor repeats;
+        `judged`: the capture is (it can't be with fragments in it)."""
         self._mend()
         with contextlib.ExitStack() as stack:
             case = Case(self.lab, directory, stack, resets, in_order)
             yield case
-            case.finish()
+            if judged:
+                case.finish()
 
 
 def client_listener(lab: Lab, port: int) -> socket.socket:

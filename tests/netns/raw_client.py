@@ -6,6 +6,7 @@ The client's own kernel knows nothing of the connection and would reset it, so i
 from __future__ import annotations
 
 import socket
+import struct
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -37,6 +38,7 @@ class RawClient:
         self._expected = 0
         self._received = b""
         self.syn_ack: Segment | None = None
+        self.options = b""  # of all segments but the SYN
 
     @property
     def expected(self) -> int:
@@ -50,6 +52,7 @@ class RawClient:
 
     def _emit(self, seq: int, flags: int, data: bytes = b"", options: bytes = b"") -> None:
         here, there = (_HERE, self._ports[0]), (_THERE, self._ports[1])
+        options = options if flags & SYN else self.options
         self._socket.sendto(
             build_segment(here, there, seq, self._expected if flags & ACK else 0, flags, _WINDOW, options, data),
             (SERVICE_ADDRESS, 0),
@@ -99,6 +102,34 @@ class RawClient:
         """Returns when all is acknowledged."""
         for at in range(0, len(data), 500):
             self._until_acked(ACK | PSH, data[at : at + 500])
+
+    def blurt(self, ahead: int, data: bytes) -> None:
+        """Send data so many bytes beyond what comes next, once, and wait for nothing."""
+        self._emit((self._next + ahead) & MASK, ACK | PSH, data)
+
+    def skip(self, size: int) -> None:
+        """So many bytes were blurted out, and need not be sent any more. Returns when they are acknowledged."""
+        self._next = (self._next + size) & MASK
+        give_up = time.monotonic() + 10
+        while diff(self._acked, self._next) < 0:
+            assert time.monotonic() < give_up, "not acknowledged in time"
+            self._listen(0.05)
+
+    def send_in_fragments(self, data: bytes, size: int = 200) -> None:
+        """One segment in IP fragments of `size` bytes (a multiple of 8), last one first, until it is acknowledged."""
+        begin, self._next = self._next, (self._next + len(data)) & MASK
+        here, there = (_HERE, self._ports[0]), (_THERE, self._ports[1])
+        packet = build_segment(here, there, begin, self._expected, ACK | PSH, _WINDOW, b"", data)
+        give_up = time.monotonic() + 10
+        number = 1
+        while diff(self._acked, self._next) < 0:
+            assert time.monotonic() < give_up, "not acknowledged in time"
+            body, number = packet[20:], number + 1
+            for at in reversed(range(0, len(body), size)):
+                more = 0x2000 if at + size < len(body) else 0
+                header = packet[:2] + struct.pack("!HHH", 20 + len(body[at : at + size]), number, more | at >> 3)
+                self._socket.sendto(header + packet[8:20] + body[at : at + size], (SERVICE_ADDRESS, 0))
+            self._listen(_REPEAT_S)
 
     def receive(self, size: int, deadline_s: float = 10.0) -> bytes:
         """Exactly so many bytes."""

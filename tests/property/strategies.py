@@ -24,6 +24,8 @@ from nfq_failover.wire.records import (
     Opened,
     Progress,
     Record,
+    SentAsked,
+    SentUpTo,
     Unprotected,
     UnprotectedSeen,
 )
@@ -116,6 +118,8 @@ records: st.SearchStrategy[Record] = st.one_of(
     st.builds(DigestSeen, u32, u32, u32),
     st.builds(BytesAsked, u32, u32, u32),
     st.builds(BytesSent, u32, u32, st.binary(max_size=MAX_DATA)),
+    st.builds(SentAsked, u32),
+    st.builds(SentUpTo, u32, u32),
 )
 headers = st.builds(Header, st.sampled_from(list(Kind)), st.booleans(), u64, u32, u64)
 heartbeats = st.builds(HeartbeatBody, u8, u8, u8, u32, u32, u16, u64, u64, u32)

@@ -42,6 +42,8 @@ def test_journal_is_a_dict_of_bytes(steps: list[tuple[str, int, bytes]]) -> None
         while end in model:
             end += 1
         assert (journal.start, journal.end, journal.size) == (start, end, len(model))
+        contradicts = any(model.get(offset + i, byte) != byte for i, byte in enumerate(data))
+        assert journal.differs(offset, data) is contradicts
         assert journal.has_islands is any(at > end for at in model)
         assert journal.read(start, LIMIT) == bytes(model[at] for at in range(start, end))
         edges = [at for at in sorted(model) if at > end and at - 1 not in model]

@@ -36,7 +36,7 @@ def check(host: Host, carried: int) -> None:
     _within(host, "primary's numbers", len(primary.numbers), len(primary.flows))
     _within(host, "backup's table", len(backup.flows), limit)
     _within(host, "backup's numbers", len(backup.numbers), len(backup.flows))
-    _within(host, "forgotten connections", len(backup._forgotten), MAX_FORGOTTEN)
+    _within(host, "forgotten connections", len(backup.forgotten), MAX_FORGOTTEN)
     _within(host, "dirty connections", len(backup._dirty), len(backup.numbers))
     _within(host, "remembered SYNs", len(primary._syns), MAX_SYNS)
     _within(host, "dialled connections", len(primary._dialled), MAX_DIALLED)

@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from nfq_failover.constants import ACK, FIN, PSH, RST, SYN
+from nfq_failover.core.acceptance import on_sent
 from nfq_failover.core.backup import BackupSide
 from nfq_failover.core.events import FlowsGone, FrameCopied, Inject, Log, PacketQueued, QueryFlows, Queue, Verdict
 from nfq_failover.core.outbox import Outbox
@@ -33,6 +34,8 @@ from nfq_failover.wire.records import (
     Opened,
     Progress,
     Record,
+    SentAsked,
+    SentUpTo,
     Unprotected,
     UnprotectedSeen,
 )
@@ -317,6 +320,8 @@ class PrimaryTranscript(Transcript):
             side.on_unprotected(given, now)
         elif isinstance(given, End):
             side.ends.on_end(given, now)
+        elif isinstance(given, SentAsked):
+            side.on_sent_asked(given)
         else:
             raise AssertionError(f"the primary takes no {given}")
 
@@ -359,6 +364,8 @@ class BackupTranscript(Transcript):
             side.on_told(given)
         elif isinstance(given, EndAsked):
             side.on_end_asked(given, now)
+        elif isinstance(given, SentUpTo):
+            on_sent(side.numbers[given.conn], given)
         elif given == "takeover":
             side.take_over(now)
         else:

@@ -11,9 +11,11 @@ from core_transcript import (
     client_bytes,
     client_seq,
     confirmed,
+    server_seq,
 )
 
-from nfq_failover.wire.records import Data, Missing, Progress
+from nfq_failover.core.acceptance import TWO_VERSIONS
+from nfq_failover.wire.records import Data, Missing, Progress, SentAsked, SentUpTo, Unprotected
 
 
 def test_data_is_logged_translated_delivered_and_confirmed_at_once() -> None:
@@ -84,15 +86,16 @@ def test_late_segments_of_an_earlier_connection_do_not_count() -> None:
         t >> from_client(0, 10, irs=IRS + 500_000_000) << "drop implausible"
         t >> from_client(0, 10, irs=IRS - 500_000_000, flags="F.") << "drop implausible"
         t >> from_client(0, 0, irs=IRS + 500_000_000, flags="R.") << "drop implausible"
-        t >> from_client(0, 0, iss=(ISS + 2_000_000_000) % 2**32) << "drop implausible"
+        t >> from_client(0, 0, iss=(ISS + 2_000_000_000) % 2**32) << "drop ack-of-unsent" << SentAsked(1)
         t >> from_client(-1, 0) << "pass [.] -1 ack 0 wnd 500 ts 1001/7000000"  # a keepalive
         assert (t.shadow.fin_in, t.shadow.rst_in, t.shadow.c_ack) == (None, None, 0)
 
 
-def test_end_that_lies_before_what_we_hold_is_none() -> None:
+def test_end_that_lies_before_what_we_hold_is_a_contradiction() -> None:
     with Shadowing() as t:
         t >> from_client(0, 1000) << "pass [.] 0:1000 ack 0 wnd 500 ts 1001/7000000" << confirmed(1000, EDGE)
-        t >> from_client(0, 10, flags="F.") << "pass [F.] 0:10 ack 0 wnd 500 ts 1001/7000000" << confirmed(1000, EDGE)
+        t >> from_client(0, 10, flags="F.") << "log error: connection lost its replica"
+        t << "kernel [R.] 0 ack 0 wnd 500 ts 1001/7000000" << "drop contradiction" << Unprotected(1, TWO_VERSIONS)
         assert t.shadow.fin_in is None
 
 
@@ -173,6 +176,7 @@ def test_window_update_passes_even_if_its_ack_is_clamped() -> None:
 
 def test_a_closed_window_of_the_client_does_not_stop_a_replica_that_is_behind() -> None:
     with Shadowing() as t:
+        t >> SentUpTo(1, server_seq(20_000_000))
         t >> from_client(0, 0, ack=100_000, wnd=0) << "pass [.] 0 ack 0 wnd 782 ts 1001/7000000"
         t >> replica(0, 1000) << SILENT << "kernel [.] 0 ack 1000 wnd 774 ts 1001/7000000"
         t >> from_client(0, 0, ack=10_000_000, wnd=0) << "pass [.] 0 ack 1000 wnd 65535 ts 1001/7000000"

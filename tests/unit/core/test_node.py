@@ -13,6 +13,7 @@ from nfq_failover.core.node import Node
 from nfq_failover.core.roles import UNHEALTHY, State
 from nfq_failover.core.settings import Peer, Settings
 from nfq_failover.wire.records import Closed, End, EndKind
+from nfq_failover.wire.sync import Kind
 
 ADDRESSES = {"a": "192.0.2.1", "b": "192.0.2.2"}
 
@@ -121,6 +122,34 @@ def test_records_that_waited_through_a_pause_are_not_acted_on() -> None:
     a.handle(TimerFired(), pair.now)
     say(3)
     assert seen == [Closed(1), Closed(3)]
+
+
+def test_records_of_an_older_epoch_are_counted_and_not_acted_on() -> None:
+    """Held back by somebody on the way, who lets them go when the roles have changed."""
+    pair = Pair()
+    a, b = pair.nodes["a"], pair.nodes["b"]
+    a.members.state = State.PROTECTED
+    seen: list[object] = []
+    a.primary.on_told = seen.append  # type: ignore[assignment, method-assign]
+    held_back = b.session.seal([Closed(1), Closed(2)], a.members.epoch)
+    a.members.epoch += 1
+    for data in [*held_back, *b.session.seal([Closed(3)], a.members.epoch)]:
+        a.handle(DatagramReceived((ADDRESSES["b"], 7766), data), pair.now)
+    assert seen == [Closed(3)]
+    assert a.out.counters["record-of-old-epoch"] == 2
+
+
+def test_refused_datagrams_and_handshakes_count_against_a_turn() -> None:
+    pair = Pair()
+    a = pair.nodes["a"]
+    before = a.session.refused
+    a.handle(DatagramReceived((ADDRESSES["b"], 7766), b"garbage"), pair.now)
+    pair.heartbeat("b")
+    assert a.session.refused == before + 1
+    pair.nodes["b"].session._say(Kind.HELLO)
+    pair.nodes["b"]._handshake()
+    pair.drain("b")
+    assert a.session.refused == before + 2
 
 
 @pytest.mark.parametrize(("epoch", "served", "may"), [(0, False, True), (3, True, True), (3, False, False)])

@@ -28,6 +28,8 @@ from nfq_failover.wire.records import (
     Opened,
     Progress,
     Record,
+    SentAsked,
+    SentUpTo,
     Unprotected,
     UnprotectedSeen,
 )
@@ -78,6 +80,8 @@ PINNED: list[tuple[Record, str]] = [
     (DigestSeen(1, 2, 3), "1f 000c 00000001 00000002 00000003"),
     (BytesAsked(1, 2, 3), "20 000c 00000001 00000002 00000003"),
     (BytesSent(1, 2, b"ab"), "21 000a 00000001 00000002 6162"),
+    (SentAsked(1), "28 0004 00000001"),
+    (SentUpTo(1, 2), "29 0008 00000001 00000002"),
 ]
 
 

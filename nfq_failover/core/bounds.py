@@ -1,0 +1,78 @@
+"""Every store of the core that a peer, a client or a busy host could fill: its limit, and how full it is.
+
+docs/bounds.md says what happens when one is full; a test compares its defaults with `LIMITS`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+from nfq_failover.core.backup import MAX_FORGOTTEN, BackupSide
+from nfq_failover.core.journal import BYTES_PER_PIECE, MAX_ISLANDS, MIN_PIECES
+from nfq_failover.core.primary import MAX_DIALLED, MAX_SYNS, MAX_TELLING, PrimarySide
+from nfq_failover.core.primary_connection import MAX_HELD, MAX_RETAINED
+from nfq_failover.core.session import MAX_OUTGOING, MAX_RETIRED, WINDOW, Session
+from nfq_failover.core.settings import Settings
+
+Row = dict[str, int]
+
+
+def limits(settings: Settings) -> dict[str, int]:
+    """Name of the store -> its limit. Those "per connection" are of the fullest one."""
+    return {
+        "connections": settings.max_connections,
+        "shadow_connections": settings.max_connections,
+        "log_bytes": settings.max_log_bytes,
+        "log_pieces": max(settings.max_log_bytes // BYTES_PER_PIECE, MIN_PIECES),
+        "log_islands": MAX_ISLANDS,
+        "unacked_bytes": settings.max_unacked_bytes,
+        "retained_bytes": MAX_RETAINED,
+        "held_acks": MAX_HELD,
+        "syns": MAX_SYNS,
+        "dialled": MAX_DIALLED,
+        "telling": MAX_TELLING,
+        "forgotten": MAX_FORGOTTEN,
+        "session_window": WINDOW,
+        "session_retired": MAX_RETIRED,
+        "session_outgoing": MAX_OUTGOING,
+    }
+
+
+COUNTERS: Final = {
+    "connections": "connection-not-tracked",
+    "shadow_connections": "connection-refused",
+    "log_bytes": "log-full",
+    "log_pieces": "log-full",
+    "log_islands": "log-full",
+    "unacked_bytes": "output-full",
+    "retained_bytes": "retained-full",
+    "held_acks": "held-replaced",
+    "syns": "syn-forgotten",
+    "dialled": "dialled-forgotten",
+    "telling": "tell-dropped",
+    "session_window": "datagram-too-old",
+}
+"""The counter that grows when the store is full. Those without one forget their oldest entry, which costs nothing."""
+
+
+def gauges(primary: PrimarySide, backup: BackupSide, session: Session, counters: Mapping[str, int]) -> dict[str, Row]:
+    """Name of the store -> `now`, `limit`, and `full`: how often there was no room."""
+    shadows, gated = backup.flows.values(), primary.flows.values()
+    now = {
+        "connections": len(primary.flows),
+        "shadow_connections": len(backup.flows),
+        "log_bytes": max((c.journal.size for c in shadows), default=0),
+        "log_pieces": max((c.journal.piece_count for c in shadows), default=0),
+        "log_islands": max((c.journal.islands for c in shadows), default=0),
+        "unacked_bytes": max((c.output.size for c in shadows), default=0),
+        "retained_bytes": max((c.retained.size for c in gated), default=0),
+        "held_acks": max((len(c.held) for c in gated), default=0),
+        **primary.tables(),
+        "forgotten": len(backup.forgotten),
+        **session.tables(),
+    }
+    return {
+        name: {"now": now[name], "limit": limit, "full": counters.get(COUNTERS.get(name, ""), 0)}
+        for name, limit in limits(primary.settings).items()
+    }

@@ -1,0 +1,120 @@
+"""Turns of the sync socket: what ends them, what is refused unread, what the kernel has dropped."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from nfq_failover.core.events import DatagramReceived, DatagramsLost
+from nfq_failover.core.node import Node
+from nfq_failover.core.settings import Peer, Settings
+from nfq_failover.shell import sync_reader
+from nfq_failover.shell.start import sync_socket
+from nfq_failover.shell.sync_reader import MAX_REFUSED, SyncReader
+
+
+class Reading:
+    """A reader on loopback, its node, and a peer that sends."""
+
+    def __init__(self) -> None:
+        self.udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self.udp.setblocking(False)
+        self.udp.bind(("127.0.0.1", 0))
+        self.peer = self._sender("127.0.0.2")
+        self.stranger = self._sender("127.0.0.3")
+        settings = Settings("a", bytes(4), ((80, 80),), (Peer("b", *self.peer.getsockname()),), b"k" * 16)
+        self.node = Node(settings, lambda n: bytes(n), 0, False, time.monotonic())
+        self.fed = 0
+        self.reader = SyncReader(self.udp, self.node, self._feed)
+
+    def _sender(self, address: str) -> socket.socket:
+        made = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        made.bind((address, 0))
+        return made
+
+    def _feed(self, event: DatagramReceived, now: float) -> None:
+        self.fed += 1
+        self.node.handle(event, now)
+
+    def send(self, count: int, by: socket.socket | None = None, data: bytes = b"garbage") -> None:
+        for _ in range(count):
+            (by or self.peer).sendto(data, self.udp.getsockname())
+
+    def read(self) -> bool:
+        return self.reader.read(lambda: None)
+
+    def counter(self, name: str) -> int:
+        return self.node.out.counters[name]
+
+    def close(self) -> None:
+        for each in (self.udp, self.peer, self.stranger):
+            each.close()
+
+
+@pytest.fixture
+def reading() -> Iterator[Reading]:
+    made = Reading()
+    yield made
+    made.close()
+
+
+def test_refused_datagrams_end_a_turn(reading: Reading) -> None:
+    reading.send(MAX_REFUSED + 10)
+    assert not reading.read()
+    assert reading.fed == reading.counter("datagram-truncated") == MAX_REFUSED
+    assert reading.read()
+    assert reading.fed == MAX_REFUSED + 10
+
+
+def test_strangers_are_refused_unread_and_counted(reading: Reading) -> None:
+    reading.send(MAX_REFUSED, reading.stranger)
+    assert not reading.read()
+    assert (reading.fed, reading.counter("datagram-wrong-source")) == (0, MAX_REFUSED)
+
+
+def test_oversized_datagrams_are_seen_as_such(reading: Reading) -> None:
+    reading.send(3, data=b"\1\1" + bytes(5000))
+    assert reading.read()
+    assert reading.counter("datagram-oversized") == 3
+
+
+def test_time_ends_a_turn(reading: Reading, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sync_reader, "MAX_REFUSED", 10**6)
+    clock = iter(range(10**6))
+    monkeypatch.setattr(time, "monotonic", lambda: next(clock) * 0.001)
+    reading.send(100)
+    assert not reading.read()
+    assert 10 <= reading.fed <= 25
+
+
+def test_timers_wait_for_an_empty_socket_but_not_as_long_as_a_pause(reading: Reading) -> None:
+    assert reading.read()
+    now = time.monotonic()
+    patience = reading.reader.patience_s
+    assert not reading.reader.overdue(now)
+    assert reading.reader.overdue(now + patience + 0.001)
+    assert patience < reading.node.settings.detection_ms / 1000
+
+
+def test_what_the_kernel_drops_is_reported_once(reading: Reading) -> None:
+    reading.udp.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    assert reading.reader.lost() is None
+    reading.send(200, data=bytes(1000))
+    lost = reading.reader.lost()
+    assert lost is not None
+    assert 100 <= lost.count < 200
+    assert reading.reader.lost() is None
+    gauge = reading.reader.gauge()
+    assert gauge["full"] == lost.count
+    assert gauge["limit"] <= 2 * 4096
+    reading.node.handle(lost, time.monotonic())
+    assert reading.counter("datagrams-lost") == lost.count
+    assert isinstance(lost, DatagramsLost)
+
+
+def test_buffer_is_as_long_as_configured() -> None:
+    with sync_socket(("127.0.0.1", 0), 1 << 16) as udp:
+        assert udp.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) in (1 << 16, 1 << 17)
