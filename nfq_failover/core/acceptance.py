@@ -23,20 +23,30 @@ from nfq_failover.wire.records import SentAsked, SentUpTo
 from nfq_failover.wire.segment import Segment
 from nfq_failover.wire.seqnum import diff
 
-MAX_IN_FLIGHT: Final = 1 << 26
-"""More than a server ever has under way: an ACK number that is further back is not of this connection."""
+UNREAD_BYTES: Final = 1 << 26
+"""More than our TCP can have sent since we last looked: an ACK number further ahead than this is of nothing sent."""
+UNREAD_WINDOW: Final = 1 << 20  # the window may be so much further than we have seen it
+PAWS_SLACK: Final = 600_000
+"""A timestamp that is so much older than the newest is refused (RFC 7323 section 5): ten minutes of a clock in
+milliseconds; of one in microseconds longer than a copy may be unread. One that was only reordered is never so old."""
 ASK_EVERY_S: Final = 0.005
 TWO_VERSIONS: Final = "the client has sent different bytes for the same place"
 URGENT: Final = "the client sends urgent data"
 
 
-def ack_refused(connection: BackupConnection, seg: Segment, out: Outbox, now: float) -> str:
-    """Why the ACK number of a client's segment is refused, empty if it may be right: RFC 5961 section 5.2's check.
+def _outdated(seg: Segment, newest: int) -> bool:
+    return bool(seg.ts_off) and diff(seg.tsval, newest) < -PAWS_SLACK
+
+
+def refusal(connection: BackupConnection, seg: Segment, out: Outbox, now: float) -> str:
+    """Why a client's segment is refused, empty if it may be right: PAWS, and RFC 5961 section 5.2's check of ACKs.
 
     Nothing older than a window before what is acknowledged; nothing that the server can't have sent. That is at most a
     window ahead, or as far as our own replica is. If the tap has lost what came before, the primary knows better, and
     is asked; after a takeover the client itself, which may say once what a dead primary has sent it.
     """
+    if connection.open.tsval is not None and _outdated(seg, connection.c_tsval):
+        return "old-timestamp"
     offset = connection.seen.offset(seg.ack)
     if offset < max(connection.c_ack - connection.widest, 0):
         return "ack-too-old"  # or it answers an earlier connection's server
@@ -74,10 +84,16 @@ def contradiction(connection: BackupConnection, offset: int, seg: Segment) -> st
 
 
 def copy_refused(connection: PrimaryConnection, seg: Segment) -> str:
-    """Why our TCP can't have taken a segment that was copied on its way in; empty if it may have."""
+    """Why our TCP has certainly not taken a segment that was copied on its way in; empty if it may have.
+
+    An ACK number that is too old is no reason: Linux's fast path for the segment that comes next does not look.
+    """
     if not seg.flags & ACK:
         return "no-ack-flag"
-    return "" if 0 <= diff(connection.snd_nxt, seg.ack) <= MAX_IN_FLIGHT else "ack-out-of-range"
+    if diff(seg.ack, connection.snd_nxt) > UNREAD_BYTES:
+        return "ack-of-unsent"
+    timestamps = connection.open.tsval is not None and connection.tsecr
+    return "old-timestamp" if timestamps and _outdated(seg, connection.tsecr) else ""
 
 
 def copy_contradiction(connection: PrimaryConnection, seg: Segment, now: float) -> str:
@@ -85,11 +101,13 @@ def copy_contradiction(connection: PrimaryConnection, seg: Segment, now: float) 
 
     What our TCP took some time ago is settled: copies may be read late, but not by that much.
     """
-    if seg.flags & URG:
-        return URGENT
     settled = connection.settled(now)
     offset = connection.client.offset(seg.seq)
     stop = offset + seg.payload_len
+    if stop < settled or offset > connection.edge_kernel + UNREAD_WINDOW:
+        return ""  # outside the window, so our TCP has not taken it
+    if seg.flags & URG:
+        return URGENT
     fin = connection.fin_in
     if fin is not None and connection.kernel_ack <= fin and (stop > fin or (seg.ends_stream and stop != fin)):
         return TWO_VERSIONS

@@ -88,7 +88,7 @@ class BackupSide:
         if not seg.flags & ACK:
             out.drop(event.queue, event.packet_id, "no-ack-flag")  # RFC 9293 section 3.10.7.4, fifth
             return
-        if refused := acceptance.ack_refused(connection, seg, out, now):
+        if refused := acceptance.refusal(connection, seg, out, now):
             self._refuse(connection, event, seg, refused)
             return
         if connection.state is Shadow.ACTIVE and connection.ended:

@@ -276,7 +276,7 @@ class PacketQueue:
 
     def gauge(self) -> dict[str, int]:
         """How many packets wait, how many may, and how many were dropped for want of space."""
-        row = queue_row(self.number)
+        row = queue_row(self.number, self._counters)
         waiting, dropped = (0, 0) if row is None else (row.waiting, row.dropped_full + row.dropped_unread)
         return {"now": waiting, "limit": self.max_len, "dropped": dropped, "verdicts_pending": len(self._pending)}
 

@@ -19,7 +19,7 @@ from lab_world import PORT, eventually
 from raw_client import RawClient, raw_client
 from scripted_server import content
 
-from nfq_failover.constants import ACK, PSH, RST, SYN
+from nfq_failover.constants import ACK, PSH, RST, SYN, URG
 from nfq_failover.core.acceptance import TWO_VERSIONS, URGENT
 from nfq_failover.lab import netns, nodes
 from nfq_failover.lab.nodes import other
@@ -92,8 +92,9 @@ def test_blind_segments_cost_neither_the_connection_nor_its_protection(world: Wo
                 say(ahead, flags=RST | ACK)
             say(5, flags=SYN)
             say(0, LIE, ack=1 << 30)
-            say(0, LIE, ack=-(1 << 30))
+            say(0, b"", ACK, ack=-(1 << 30))
             say(0, LIE, ack=1 << 29)
+            say(1 << 28, LIE, ACK | URG)
             say(0, LIE, flags=PSH)
             say(0, LIE, corrupt=True)
             say(100_000_000, LIE)
@@ -109,6 +110,20 @@ def test_blind_segments_cost_neither_the_connection_nor_its_protection(world: Wo
             wanted |= {"implausible"}
             assert eventually(lambda: wanted <= seen()), wanted - seen()
         goes_on(case, talk)
+
+
+def test_blind_data_with_an_old_ack_ends_the_protection_and_nothing_else(world: World, tmp_path: Path) -> None:
+    """Linux's slow path refuses it, its fast path does not look at the ACK: nobody can tell which bytes were taken."""
+    with world.case(tmp_path) as case:
+        talk = case.open([["echo_all"]])
+        talk.echo(0, 5_000)
+        case.assert_protected(talk)
+        with attacker(case.lab.name, case.lab.resolve("primary")) as enemy:
+            talk.echo(3, 100)
+            enemy.learn(talk.port)
+            enemy.say(0, LIE, ack=-(1 << 30), service_port=PORT)
+        talk.echo(4, 5_000)
+        unprotected_for(case, talk.port, TWO_VERSIONS)
 
 
 def test_spoofed_addresses_of_the_hosts_themselves_start_no_storm(world: World, tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from core_transcript import (
 from test_primary_gate import HELD, Gated, ack
 
 from nfq_failover.constants import URG
-from nfq_failover.core.acceptance import ASK_EVERY_S, MAX_IN_FLIGHT, TWO_VERSIONS, URGENT
+from nfq_failover.core.acceptance import ASK_EVERY_S, PAWS_SLACK, TWO_VERSIONS, UNREAD_BYTES, UNREAD_WINDOW, URGENT
 from nfq_failover.core.backup import RESET_PATIENCE_S
 from nfq_failover.core.backup_connection import JOURNAL_AHEAD, LEFT_BEHIND_BYTES, Shadow
 from nfq_failover.core.events import FlowsGone
@@ -275,16 +275,45 @@ def test_urgent_data_in_the_copies_ends_the_protection() -> None:
         unprotected(t, URGENT)
 
 
+@pytest.mark.parametrize("start", [-1000, 40_000 + UNREAD_WINDOW + 1])
+def test_urgent_data_outside_the_window_is_nobodys(start: int) -> None:
+    with Gated() as t:
+        t.now += 1
+        t >> Copy(Urgent("client", start, 10))
+        assert t.gate.state is Gate.PROTECTED
+
+
 def test_copies_that_our_tcp_must_refuse_are_not_kept() -> None:
     with Gated() as t:
-        t >> Copy(client(0, 100, ack=1, payload=OTHER))  # of a byte that was never sent
-        t >> Copy(client(0, 100, ack=-MAX_IN_FLIGHT - 1, payload=OTHER))
+        t >> ack(0) << "pass"  # the newest timestamp that our TCP has taken is 1010
+        t >> Copy(client(0, 100, ack=UNREAD_BYTES + 1, payload=OTHER))
         t >> Copy(client(0, 100, flags="", ack=None, payload=OTHER))
+        t >> Copy(client(0, 100, ts=((1010 - PAWS_SLACK - 1) % 2**32, 0), payload=OTHER))
         assert t.gate.retained.size == 0
-        assert t.out.counters["copy-ack-out-of-range"] == 2
-        assert t.out.counters["copy-no-ack-flag"] == 1
-        t >> Copy(client(0, 1000))
+        counters = t.out.counters
+        assert [counters[f"copy-{why}"] for why in ("ack-of-unsent", "no-ack-flag", "old-timestamp")] == [1, 1, 1]
+        t >> Copy(client(0, 1000, ts=((1010 - PAWS_SLACK) % 2**32, 0)))
         assert t.gate.state is Gate.PROTECTED
+        assert t.gate.retained.size == 1000
+
+
+def test_copy_with_an_old_ack_may_have_been_taken() -> None:
+    """Linux's fast path takes it; the backup has refused it."""
+    with Gated() as t:
+        t >> Copy(client(0, 100, ack=-(1 << 30), payload=OTHER))
+        t >> Copy(client(0, 1000))
+        unprotected(t)
+
+
+def test_old_timestamps_are_not_believed() -> None:
+    with Shadowing() as t:
+        t >> from_client(0, 100, payload=OTHER, ts=((1001 - PAWS_SLACK - 1) % 2**32, 0)) << "drop old-timestamp"
+        t >> from_client(0, 1000) << PASSED << confirmed(1000, EDGE)
+        t >> "takeover"
+        t.effects.clear()
+        t >> from_client(0, 100, ts=((1001 - PAWS_SLACK - 1) % 2**32, 0))
+        assert [str(effect)[:4] for effect in t.effects] == ["pass"]  # our TCP answers it
+        t.effects.clear()
 
 
 def test_numbers_of_the_test_are_those_of_the_wire() -> None:
