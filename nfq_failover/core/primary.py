@@ -351,12 +351,16 @@ class PrimarySide:
             served = True
             self.out.record(Data(connection.conn, connection.client.seq(at), data, fin))
             at += len(data) + fin
+        first = connection.unserved
+        if first is not None and connection.confirmed > first[0]:
+            first = connection.unserved = None  # it has them from somewhere else
         if served or at >= stop:
-            connection.unserved_since = None
-        elif connection.unserved_since is None:
-            connection.unserved_since = now  # the copy may still be on its way to us
+            if first is not None and connection.client.offset(record.start) <= first[0]:
+                connection.unserved = None
+        elif first is None:
+            connection.unserved = (at, now)  # the copy may still be on its way to us
             self.wants_copies = True
-        elif now - connection.unserved_since > UNSERVED_S:
+        elif now - first[1] > UNSERVED_S:
             self._unprotect(connection, "bytes that the backup misses were not retained", now)
 
     def on_sent_asked(self, record: SentAsked) -> None:

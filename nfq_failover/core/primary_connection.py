@@ -102,7 +102,7 @@ class PrimaryConnection:
         "syn_ack",
         "tsecr",
         "tsval",
-        "unserved_since",
+        "unserved",
         "wscale",
     )
 
@@ -138,7 +138,7 @@ class PrimaryConnection:
         self.fin_out = self.fin_clamped = False
         self.end: EndGate | None = None
         self.gone_at: float | None = None
-        self.unserved_since: float | None = None
+        self.unserved: tuple[int, float] | None = None  # what the backup has asked for in vain, since when
 
     # ------------------------------------------------------------------------------------ what our TCP sends
 

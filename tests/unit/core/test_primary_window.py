@@ -144,6 +144,35 @@ def test_copy_that_comes_late_saves_the_connection() -> None:
         assert t.gate.state is Gate.PROTECTED
 
 
+def test_two_holes_at_different_times_are_not_one_that_lasts() -> None:
+    with Gated() as t:
+        t >> ack(1000) << HELD
+        t >> Missing(1, client_seq(0), client_seq(1000))  # the backup gets it from its tap after all
+        t >> Copy(client(0, 1000))
+        t >> confirmed(1000, 40000)
+        t.effects.clear()
+        t.now += 5
+        t >> ack(2000, edge=41000) << HELD
+        t >> Missing(1, client_seq(1000), client_seq(2000))
+        assert t.gate.state is Gate.PROTECTED
+        t.now += 0.9
+        t >> Missing(1, client_seq(1000), client_seq(2000))
+        assert t.gate.state is Gate.PROTECTED
+
+
+def test_a_hole_that_lasts_is_found_also_beside_another_one() -> None:
+    with Gated() as t:
+        t >> Copy(client(1000, 1000))
+        t >> ack(3000) << HELD
+        for _ in range(12):
+            for at in (0, 2000):
+                if t.gate.state is Gate.PROTECTED:
+                    t >> Missing(1, client_seq(at), client_seq(at + 1000))
+            t.now += 0.1
+        assert t.gate.reason == "bytes that the backup misses were not retained"
+        t.effects.clear()
+
+
 def test_confirmed_bytes_are_not_retained_for_long() -> None:
     with Gated() as t:
         t >> Copy(client(0, 1000))
