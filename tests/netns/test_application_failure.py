@@ -50,7 +50,9 @@ class Applications(World):
     def start(self, node: str) -> None:
         """Start the application on the node, if it is not there."""
         if not self.pids(node):
-            self._again.append(self.lab.popen(node, self.program(f"{PORT}"), stdout=subprocess.DEVNULL, text=True))
+            # A session of its own: else a stopped one is continued when the process group of the tests is orphaned.
+            options = {"stdout": subprocess.DEVNULL, "text": True, "start_new_session": True}
+            self._again.append(self.lab.popen(node, self.program(f"{PORT}"), **options))
 
     def says(self, node: str) -> dict[str, object]:
         """The daemon's own status."""

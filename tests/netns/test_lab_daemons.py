@@ -67,7 +67,7 @@ def test_status_is_what_the_contract_says(pair: Lab) -> None:
     assert all(set(row) == {"alive", "role", "state", "reason"} for row in status["nodes"].values())
     (row,) = status["connections"]
     assert set(row) == {
-        *("client", "server", "protected", "reason", "logged_bytes", "confirmed_bytes", "lag_bytes"),
+        *("client", "server", "protected", "reason", "logged_bytes", "confirmed_bytes", "lag_bytes", "differences"),
     }
     assert (row["client"], row["server"], row["protected"]) == (client, f"{SERVICE_ADDRESS}:7000", True)
     assert "protected" in command(pair.name, "status").stdout
