@@ -113,11 +113,14 @@ class BackupSide:
             self._watch_hole(connection, offset, seg, now)
 
     def _refuse(self, connection: BackupConnection, event: PacketQueued, seg: Segment, why: str) -> None:
-        """A segment that the primary's TCP would refuse. When we are heard, it is on our TCP to say so."""
-        if connection.state is Shadow.ACTIVE:
+        """A segment that the primary's TCP would refuse. When we are heard, it is on our TCP to say so; of a connection
+        that has ended nobody knows anything more (RFC 9293 section 3.10.7.1), least of all of a later one."""
+        if connection.state is Shadow.ACTIVE and not connection.ended:
             connection.refer(event, seg, self.out)
-        else:
-            self.out.drop(event.queue, event.packet_id, why)
+            return
+        self.out.drop(event.queue, event.packet_id, why)
+        if connection.state is Shadow.ACTIVE and seg.flags & ACK:
+            connection.answer_rst(self.out, seg)
 
     def _inbound_syn(self, event: PacketQueued, seg: Segment, connection: BackupConnection) -> None:
         if connection.state is not Shadow.ACTIVE or seg.flags & ACK:

@@ -354,6 +354,21 @@ def test_after_the_takeover_our_tcp_answers_what_can_not_be_of_the_connection() 
         assert (t.shadow.c_ack, t.shadow.k_una) == (0, 0)
 
 
+def test_after_the_takeover_a_connection_that_has_ended_answers_for_no_later_one() -> None:
+    with Shadowing() as t:
+        t >> from_client(0, 0, flags="F.") << "pass [F.] 0 ack 0 wnd 500 ts 1001/7000000" << confirmed(1, EDGE)
+        t >> replica(0, ack=1, flags="F.")
+        t.effects.clear()
+        t >> from_client(1, 0, ack=1)
+        assert t.shadow.ended
+        t.effects.clear()
+        t >> "takeover"
+        t.effects.clear()
+        # The client has used the port again, for a connection that was not protected.
+        t >> from_client(500_000_000, 10, ack=99) << "drop implausible" << "client [R.] 99 ack 1 wnd 0"
+        t >> from_client(500_000_000, flags="R.", ack=99) << "drop implausible"
+
+
 def test_after_the_takeover_a_client_may_know_more_than_the_replica_has_said() -> None:
     with Shadowing() as t:
         t >> "takeover" << shown(0, 0, 0, 60)
