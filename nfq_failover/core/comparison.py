@@ -22,16 +22,17 @@ def differing_runs(one: bytes, other: bytes) -> list[tuple[int, int]]:
 class Comparison:
     """How far one connection's two outputs have been compared; offsets of the server's stream.
 
-    `compared`: first byte that is not; `sent`: what the primary is known to have sent; `pending`: digests that are not
+    `compared`: first byte that is not; `told`: up to where the primary knows that they agree, with the policy `strict`
+    perhaps within a block; `sent`: what the primary is known to have sent; `pending`: digests that are not
     used up (start, end, hashes), in order; `last`: the latest difference; `asked`: bytes that the primary is asked for.
     """
 
-    __slots__ = ("after", "asked", "compared", "differences", "last", "pending", "sent", "started", "watched")
+    __slots__ = ("after", "asked", "compared", "differences", "last", "pending", "sent", "started", "told", "watched")
 
     def __init__(self) -> None:
         self.started = False
         self.after = False  # the primary can't be asked any more
-        self.compared = self.sent = 0
+        self.compared = self.told = self.sent = 0
         self.pending: list[tuple[int, int, tuple[int, ...]]] = []
         self.last: tuple[int, int] | None = None
         self.differences = 0

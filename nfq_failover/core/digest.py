@@ -230,6 +230,7 @@ class PrimaryDigests:
         self.out.counters["digest-skipped"] += offset - stream.at
         self._say(stream, Digest(stream.connection.conn, stream.space.seq(stream.at), offset - stream.at))
         stream.at = stream.mark = stream.space.near = offset
+        self._timers.set_earlier(stream.connection.conn, now + REPEAT_FIRST_S)
         self._soon(stream, now)
 
     def _flush(self, stream: SentStream, now: float) -> None:
@@ -237,6 +238,10 @@ class PrimaryDigests:
         self._dirty.pop(stream.connection.conn, None)
         conn, start, size = stream.connection.conn, stream.mark, stream.at - stream.mark
         if not size and stream.said:
+            return
+        if self._strict and len(stream.unseen) >= MAX_UNSEEN:
+            self._dirty[conn] = stream  # what the backup has not seen is not forgotten: it would be passed over
+            self._timers.set_earlier(_FLUSH, now + FLUSH_S)
             return
         hashes = block_hashes(stream.pending, self._seed)
         stream.pending.clear()
@@ -259,7 +264,7 @@ class PrimaryDigests:
     def _bound(self, stream: SentStream) -> None:
         """Keep within the limits; what is dropped here can only be compared by its hash."""
         kept = stream.kept
-        while len(stream.unseen) > MAX_UNSEEN:
+        while len(stream.unseen) > MAX_UNSEEN and not self._strict:
             stream.unseen.popleft()
         while kept and (stream.kept_bytes > KEEP_BYTES or len(kept) > KEEP_PIECES or self._kept_total > KEEP_TOTAL):
             size = len(kept.popleft()[1])
@@ -339,6 +344,7 @@ class PrimaryDigests:
                 self.forget(conn)
                 continue
             if self._strict and again.released < again.at and now - again.waits_since > self._patience_s:
+                self.out.counters["strict-given-up"] += 1
                 self._unprotect(again.connection, "the replica does not follow (policy: strict)", now)
                 continue
             for record in list(again.unseen)[:REPEAT_AT_ONCE]:

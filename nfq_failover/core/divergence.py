@@ -28,6 +28,7 @@ from nfq_failover.core.timers import TimerQueue
 from nfq_failover.wire.records import DIGEST_BLOCK, BytesAsked, BytesSent, Digest, DigestSeen
 
 GAP_PENDING = 33  # so many digests behind a gap: the primary no longer repeats the one that is missing
+PART_S = 0.02  # strict: how long a part of a block waits for the rest of it
 BLOCKED_BYTES = 4096  # a client's window that has no more room than this may stop the two servers at different bytes
 
 
@@ -62,6 +63,7 @@ class Divergence:
         self._patience_s = settings.out_of_step_ms / 1000
         self._hold_s = settings.hole_deadline_ms / 1000
         self._timers: TimerQueue[int] = TimerQueue()
+        self._parts: TimerQueue[int] = TimerQueue()
 
     # ------------------------------------------------------------------------------------ what the primary says
 
@@ -83,14 +85,18 @@ class Divergence:
             self._ask(connection, compare.asked)
         if self._advance(connection, compare, now):
             self._watch(connection, compare, now)
-            if compare.compared >= end:
+            if compare.compared >= end or (self._strict and max(compare.compared, compare.told) > start):
                 self._seen(connection, compare)
+            self._watch_part(connection, compare, now)
 
     def on_bytes(self, record: BytesSent, now: float) -> None:
         """The bytes that the primary was asked for."""
         connection = self._numbers.get(record.conn)
         compare = None if connection is None else connection.compare
-        if connection is None or compare is None or compare.asked is None:
+        if connection is None or compare is None or connection.state is not Shadow.SHADOW:
+            return
+        if compare.asked is None:
+            self._on_part(connection, compare, record, now)
             return
         start, end = compare.asked
         mine = connection.output.read(start, end - start)
@@ -113,7 +119,8 @@ class Divergence:
         self.out.record(BytesAsked(connection.conn, seq(block[0]), seq(block[1])))
 
     def _seen(self, connection: BackupConnection, compare: Comparison) -> None:
-        self.out.record(DigestSeen(connection.conn, connection.mapping.seen.seq(compare.compared), compare.differences))
+        compare.told = max(compare.told, compare.compared)
+        self.out.record(DigestSeen(connection.conn, connection.mapping.seen.seq(compare.told), compare.differences))
 
     # ------------------------------------------------------------------------------------ comparing
 
@@ -127,6 +134,10 @@ class Divergence:
                 return False
             if not compare.pending and not self._caught_up(connection, compare, now):
                 return False
+            if self._strict and compare.pending and not compare.after:
+                if compare.compared > compare.told:
+                    self._seen(connection, compare)
+                self._watch_part(connection, compare, now)
             if compare.after:
                 takeover.resend(connection, self.out, takeover.INITIAL_SEGMENTS, now)
         if compare.watched is None and compare.started:
@@ -146,25 +157,31 @@ class Divergence:
 
     def _advance(self, connection: BackupConnection, compare: Comparison, now: float) -> bool:
         """Compare what can be. False: the connection was given up."""
+        reason = self._compare_on(connection, compare)
+        if reason:
+            self._diverged(connection, reason, now)
+        return not reason
+
+    def _compare_on(self, connection: BackupConnection, compare: Comparison) -> str:
+        """Compare what can be. Returns why the connection has to be given up, if so."""
         while compare.pending and compare.asked is None:
             start, end, _ = compare.pending[0]
             if end <= compare.compared:
                 compare.pending.pop(0)
                 continue
             if start > compare.compared:
-                if len(compare.pending) < GAP_PENDING and not compare.after:
-                    return True  # the one in between will be repeated
+                if not compare.after and (self._strict or len(compare.pending) < GAP_PENDING):
+                    return ""  # the one in between will be repeated
                 self.out.counters["digest-lost"] += 1
                 compare.skip(start)
             before = compare.compared
             reason = self._compare_first(connection, compare)
             if reason:
-                self._diverged(connection, reason, now)
-                return False
+                return reason
             if compare.compared == before:
                 break
         connection.trim_output()
-        return True
+        return ""
 
     def _compare_first(self, connection: BackupConnection, compare: Comparison) -> str:
         """Compare the oldest digest, as far as the replica is. Returns why the connection has to be given up."""
@@ -246,6 +263,50 @@ class Divergence:
         if connection.heard:
             connection.answer_rst(self.out, None)
 
+    # With the policy `strict` the client gets only what both have sent, and a replica whose congestion window is full,
+    # or that waits for the acknowledgement of a small segment (Nagle), goes on only if the client has got that. So the
+    # hashes of whole blocks are not enough: what there is of a block is asked for, and told.
+
+    def _part(self, connection: BackupConnection, compare: Comparison) -> tuple[int, int] | None:
+        """What the replica has sent of the next block, and the primary does not know of."""
+        if (
+            compare.after
+            or compare.asked is not None
+            or not compare.pending
+            or compare.pending[0][0] > compare.compared
+        ):
+            return None
+        stop = min(sent_by_replica(connection), connection.output.end, compare.pending[0][1])
+        start = max(compare.compared, compare.told)
+        return (start, min(stop, start + DIGEST_BLOCK)) if stop > start else None
+
+    def _watch_part(self, connection: BackupConnection, compare: Comparison, now: float) -> None:
+        if self._strict and self._part(connection, compare) is not None:
+            self._parts.set_earlier(connection.conn, now + PART_S)
+
+    def _ask_part(self, conn: int, now: float) -> None:
+        connection = self._numbers.get(conn)
+        compare = None if connection is None else connection.compare
+        if connection is None or compare is None or connection.state is not Shadow.SHADOW:
+            return
+        if (part := self._part(connection, compare)) is not None:
+            self._ask(connection, part)
+            self._parts.set(conn, now + PART_S)
+
+    def _on_part(self, connection: BackupConnection, compare: Comparison, record: BytesSent, now: float) -> None:
+        start = connection.mapping.seen.offset(record.seq)
+        end = start + len(record.data)
+        known = max(compare.compared, compare.told)
+        if not self._strict or compare.after or start > known or end <= known:
+            return
+        mine, theirs = connection.output.read(known, end - known), record.data[known - start :]
+        if mine == theirs:
+            compare.told = end
+            self._seen(connection, compare)
+        elif len(mine) == len(theirs):
+            at = known + differing_runs(mine, theirs)[0][0]
+            self._diverged(connection, f"the replica's output differs at byte {at} (policy: strict)", now)
+
     # ------------------------------------------------------------------------------------ lengths
 
     def _watch(self, connection: BackupConnection, compare: Comparison, now: float) -> None:
@@ -308,12 +369,15 @@ class Divergence:
             return f"diverged: bytes differ that the client has not acknowledged, from {compare.last[0]} on"
         compare.after = True
         compare.pending = [entry for entry in compare.pending if entry[2]]
-        if not compare.pending and not compare.in_step:
-            return f"diverged: {_goes_on(compare)}"
         if compare.pending:
             compare.skip(max(compare.pending[0][0], compare.compared))
+            if reason := self._compare_on(connection, compare):  # what waited for a digest that will never come
+                return f"diverged: {reason}"
+        if compare.pending:
             self._timers.set(connection.conn, now + self._hold_s)
             compare.watched = connection.output.end, compare.compared
+        elif not compare.in_step:
+            return f"diverged: {_goes_on(compare)}"
         else:
             connection.compare = None
         return ""
@@ -329,6 +393,7 @@ class Divergence:
     def clear(self) -> None:
         """No more deadlines."""
         self._timers = TimerQueue()
+        self._parts = TimerQueue()
 
     def on_timer(self, now: float) -> None:
         """Deadlines."""
@@ -341,7 +406,10 @@ class Divergence:
                 self._withheld_too_long(connection, compare, now)
             elif connection.closed_at is None:
                 self._out_of_step(connection, compare, now)
+        for conn in self._parts.pop_due(now):
+            self._ask_part(conn, now)
 
     def poll_timeout(self) -> float | None:
         """The earliest deadline."""
-        return self._timers.next()
+        deadlines = [d for d in (self._timers.next(), self._parts.next()) if d is not None]
+        return min(deadlines, default=None)

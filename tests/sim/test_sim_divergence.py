@@ -190,6 +190,15 @@ def test_servers_that_agree_lose_nothing(policy: str) -> None:
             raise AssertionError(f"seed {seed}: {error}") from error
 
 
+def test_strict_does_not_stop_at_a_part_of_a_block() -> None:
+    """In these runs a replica's congestion window has stopped it there: then only the client can make it go on."""
+    for seed in (117, 132, 133):
+        world = with_policy(World(from_seed(seed)), "strict")
+        world.run()
+        for host in world.hosts.values():
+            assert not host.up or not host.node.out.counters["strict-given-up"], seed
+
+
 def test_servers_that_agree_are_compared_and_never_differ() -> None:
     compared = 0
     for seed in range(1, 25):
