@@ -19,6 +19,7 @@ from nfq_failover.constants import ACK, URG
 from nfq_failover.core.backup_connection import BackupConnection, Shadow
 from nfq_failover.core.outbox import Outbox
 from nfq_failover.core.primary_connection import PrimaryConnection
+from nfq_failover.core.seqspace import PAWS_IDLE_S
 from nfq_failover.wire.records import SentAsked, SentUpTo
 from nfq_failover.wire.segment import Segment
 from nfq_failover.wire.seqnum import diff
@@ -34,8 +35,8 @@ TWO_VERSIONS: Final = "the client has sent different bytes for the same place"
 URGENT: Final = "the client sends urgent data"
 
 
-def _outdated(seg: Segment, newest: int) -> bool:
-    return bool(seg.ts_off) and diff(seg.tsval, newest) < -PAWS_SLACK
+def _outdated(seg: Segment, newest: int, age_s: float) -> bool:
+    return bool(seg.ts_off) and diff(seg.tsval, newest) < -PAWS_SLACK and age_s <= PAWS_IDLE_S
 
 
 def refusal(connection: BackupConnection, seg: Segment, out: Outbox, now: float) -> str:
@@ -45,7 +46,7 @@ def refusal(connection: BackupConnection, seg: Segment, out: Outbox, now: float)
     window ahead, or as far as our own replica is. If the tap has lost what came before, the primary knows better, and
     is asked; after a takeover the client itself, which may say once what a dead primary has sent it.
     """
-    if connection.open.tsval is not None and _outdated(seg, connection.c_tsval):
+    if connection.open.tsval is not None and _outdated(seg, connection.c_tsval, now - connection.c_ts_at):
         return "old-timestamp"
     offset = connection.seen.offset(seg.ack)
     if offset < max(connection.c_ack - connection.widest, 0):
@@ -83,7 +84,7 @@ def contradiction(connection: BackupConnection, offset: int, seg: Segment) -> st
     return TWO_VERSIONS if stop > fin or (seg.ends_stream and stop != fin) else ""
 
 
-def copy_refused(connection: PrimaryConnection, seg: Segment) -> str:
+def copy_refused(connection: PrimaryConnection, seg: Segment, now: float) -> str:
     """Why our TCP has certainly not taken a segment that was copied on its way in; empty if it may have.
 
     An ACK number that is too old is no reason: Linux's fast path for the segment that comes next does not look.
@@ -93,7 +94,7 @@ def copy_refused(connection: PrimaryConnection, seg: Segment) -> str:
     if diff(seg.ack, connection.snd_nxt) > UNREAD_BYTES:
         return "ack-of-unsent"
     timestamps = connection.open.tsval is not None and connection.tsecr
-    return "old-timestamp" if timestamps and _outdated(seg, connection.tsecr) else ""
+    return "old-timestamp" if timestamps and _outdated(seg, connection.tsecr, now - connection.ts_at) else ""
 
 
 def copy_contradiction(connection: PrimaryConnection, seg: Segment, now: float) -> str:

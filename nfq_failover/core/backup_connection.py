@@ -21,7 +21,7 @@ from nfq_failover.core.events import PacketQueued
 from nfq_failover.core.journal import Journal
 from nfq_failover.core.outbox import Outbox
 from nfq_failover.core.replica_map import ReplicaMap
-from nfq_failover.core.seqspace import SeqSpace
+from nfq_failover.core.seqspace import PAWS_IDLE_S, SeqSpace
 from nfq_failover.core.settings import Settings
 from nfq_failover.errors import InternalError
 from nfq_failover.wire.build import ack_options, build_segment
@@ -93,6 +93,7 @@ class BackupConnection:
         self.widest = max(opening.syn_wnd, 65535)  # the largest window that the client has ever granted
         self.c_tsval = offered.tsval or 0
         self.c_tsecr = opening.tsval or 0
+        self.c_ts_at = now
         # repeated work
         self.hole_retry_s = 0.0
         self.lag_since: float | None = None
@@ -170,8 +171,8 @@ class BackupConnection:
             self.c_wnd = seg.wnd
             self.widest = max(self.widest, seg.wnd << self.client_wscale)
         if seg.ts_off:
-            if diff(seg.tsval, self.c_tsval) >= 0:  # an older one in what we inject would fail PAWS
-                self.c_tsval, self.c_tsecr = seg.tsval, seg.tsecr
+            if diff(seg.tsval, self.c_tsval) >= 0 or now - self.c_ts_at > PAWS_IDLE_S:
+                self.c_tsval, self.c_tsecr, self.c_ts_at = seg.tsval, seg.tsecr, now  # an older one would fail PAWS
             mapping.note_seen_tsecr(seg.tsecr, now)
 
     def deliver(self, event: PacketQueued, seg: Segment, out: Outbox) -> None:
@@ -211,7 +212,7 @@ class BackupConnection:
         it has to fit exactly (RFC 5961 section 3.2) where the client's stream ends, for all that we know, and it waits
         for a TCP of ours that is behind. If the primary's takes another one all the same, we are told."""
         offset = self.client.offset(seg.seq)
-        if self.state is not Shadow.ACTIVE and offset >= self.k_ack:
+        if self.state is not Shadow.ACTIVE and (offset >= self.k_ack or self.map is None):
             if offset != self.cum:
                 out.drop(event.queue, event.packet_id, "rst-elsewhere")
                 return

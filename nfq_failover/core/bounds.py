@@ -10,7 +10,7 @@ from typing import Final
 
 from nfq_failover.core.backup import MAX_FORGOTTEN, BackupSide
 from nfq_failover.core.journal import BYTES_PER_PIECE, MAX_ISLANDS, MIN_PIECES
-from nfq_failover.core.primary import MAX_DIALLED, MAX_SYNS, MAX_TELLING, PrimarySide
+from nfq_failover.core.primary import MAX_DIALLED, MAX_LATE_BYTES, MAX_SYNS, MAX_TELLING, PrimarySide
 from nfq_failover.core.primary_connection import MAX_HELD, MAX_RETAINED
 from nfq_failover.core.session import MAX_OUTGOING, MAX_RETIRED, WINDOW, Session
 from nfq_failover.core.settings import Settings
@@ -32,6 +32,7 @@ def limits(settings: Settings) -> dict[str, int]:
         "syns": MAX_SYNS,
         "dialled": MAX_DIALLED,
         "telling": MAX_TELLING,
+        "late_bytes": MAX_LATE_BYTES,
         "forgotten": MAX_FORGOTTEN,
         "session_window": WINDOW,
         "session_retired": MAX_RETIRED,
@@ -51,6 +52,7 @@ COUNTERS: Final = {
     "syns": "syn-forgotten",
     "dialled": "dialled-forgotten",
     "telling": "tell-dropped",
+    "late_bytes": "late-full",
     "session_window": "datagram-too-old",
 }
 """The counter that grows when the store is full. Those without one forget their oldest entry, which costs nothing."""

@@ -38,6 +38,7 @@ from nfq_failover.wire.tcp_options import NEGOTIABLE, SIGNED, SynOptions
 MAX_SYNS = 8192
 MAX_DIALLED = 8192
 MAX_TELLING = 8192
+MAX_LATE_BYTES = 256 << 20  # of all connections, for replicas that are not ready
 DATA_BYTES = 1300
 DATA_PER_REQUEST = 32
 POLL_FIRST_S = 0.003
@@ -77,6 +78,7 @@ class PrimarySide:
         self._syns: OrderedDict[FlowKey, tuple[int, int, bytes, bool]] = OrderedDict()
         self._dialled: OrderedDict[FlowKey, None] = OrderedDict()  # left alone: opened by the server, or no room
         self._next_conn = 1
+        self._late_bytes = 0  # retained for replicas that are not ready; what they have got by now counts, for a while
         self._next_query = self._next_full_log = 0.0
         self.digests = PrimaryDigests(settings, out, self._unprotect)
         self.ends = PrimaryEnds(settings, out, self.numbers, self._unprotect, self._close)
@@ -207,12 +209,25 @@ class PrimarySide:
         if seg.flags & (RST | FIN):
             self._next_query = min(self._next_query, now + QUERY_CLOSING_S)
         self.wants_copies = False
-        if refused := acceptance.copy_refused(connection, seg):
+        if refused := acceptance.copy_refused(connection, seg, now):
             self.out.counters[f"copy-{refused}"] += 1
-        elif self.protecting:
+        elif self.protecting and self._keeps_copies(connection, seg, now):
             if connection.gated and (wrong := acceptance.copy_contradiction(connection, seg, now)):
                 self._unprotect(connection, wrong, now)
             connection.copied(seg, self.out, now)
+
+    def _keeps_copies(self, connection: PrimaryConnection, seg: Segment, now: float) -> bool:
+        """Whether the backup may still have to get the client's bytes from us."""
+        if connection.gated or connection.state is Gate.SYN_HELD:
+            return True
+        if connection.reason != NOT_READY:
+            return False
+        if self._late_bytes + seg.payload_len > MAX_LATE_BYTES:
+            self._unprotect(connection, "the replica was not ready before there was no more room", now)
+            self.out.counters["late-full"] += 1
+            return False
+        self._late_bytes += seg.payload_len
+        return True
 
     # ------------------------------------------------------------------------------------ opening and closing
 
@@ -407,9 +422,14 @@ class PrimarySide:
         if connection.state in (Gate.UNPROTECTED, Gate.CLOSED):
             if connection.reason == NOT_READY:
                 connection.reason = reason  # it will never be: stop asking
+                connection.forget_bytes()
+                if tell:
+                    self._tell(Unprotected(connection.conn, reason), POLL_FIRST_S, now)
             return
         connection.unprotect(reason, self.out)
         self.digests.let_go(connection.conn)
+        if reason != NOT_READY:
+            connection.forget_bytes()
         self.out.log("warning", "connection unprotected", conn=connection.conn, reason=reason)
         if tell:
             self._tell(Unprotected(connection.conn, reason), POLL_FIRST_S, now)
@@ -435,10 +455,16 @@ class PrimarySide:
                 connection.unprotect(reason, self.out)
             elif connection.reason == NOT_READY:
                 connection.reason = reason  # what its replica has got by now is not kept
+            connection.forget_bytes()
 
     def tables(self) -> dict[str, int]:
         """How many entries the smaller tables have."""
-        return {"syns": len(self._syns), "dialled": len(self._dialled), "telling": len(self._telling)}
+        return {
+            "syns": len(self._syns),
+            "dialled": len(self._dialled),
+            "telling": len(self._telling),
+            "late_bytes": self._late_bytes,
+        }
 
     def clear(self) -> None:
         """Forget everything (this host is no longer the primary)."""
@@ -483,8 +509,10 @@ class PrimarySide:
         self.digests.on_timer(now)
         if self.flows and now >= self._next_query:
             self._next_query = now + QUERY_EVERY_S
+            self._late_bytes = 0
             for connection in self.flows.values():
                 connection.forget_settled(now)
+                self._late_bytes += 0 if connection.gated else connection.retained.size
             self.out.effects.append(QueryFlows(list(self.flows)))
 
     def _poll(self, connection: PrimaryConnection) -> None:

@@ -22,7 +22,7 @@ from nfq_failover.core.end_gate import EndGate
 from nfq_failover.core.events import PacketQueued
 from nfq_failover.core.journal import Journal
 from nfq_failover.core.outbox import Outbox
-from nfq_failover.core.seqspace import SeqSpace
+from nfq_failover.core.seqspace import PAWS_IDLE_S, SeqSpace
 from nfq_failover.core.window import window_field
 from nfq_failover.wire.build import ack_options, build_segment
 from nfq_failover.wire.records import Confirm, EndKind, Open, Opened
@@ -100,6 +100,7 @@ class PrimaryConnection:
         "snd_nxt",
         "state",
         "syn_ack",
+        "ts_at",
         "tsecr",
         "tsval",
         "unserved",
@@ -133,6 +134,7 @@ class PrimaryConnection:
         self.snd_nxt = (opening.iss + 1) & MASK
         self.tsval = opening.tsval or 0
         self.tsecr = 0
+        self.ts_at = now  # when our TCP has last taken a newer timestamp of the client
         self.retained = Journal(MAX_RETAINED)
         self.fin_in: int | None = None
         self.fin_out = self.fin_clamped = False
@@ -221,7 +223,9 @@ class PrimaryConnection:
             self.edge_kernel = edge
         if lt(self.snd_nxt, seg.seq_end):
             self.snd_nxt = seg.seq_end
-        if seg.ts_off and diff(seg.tsval, self.tsval) >= 0:
+        if seg.ts_off and (diff(seg.tsval, self.tsval) >= 0 or now - self.ts_at > PAWS_IDLE_S):
+            if seg.tsecr != self.tsecr:
+                self.ts_at = now
             self.tsval, self.tsecr = seg.tsval, seg.tsecr
         if seg.flags & FIN:
             self.fin_out = True
@@ -455,6 +459,10 @@ class PrimaryConnection:
     def forget_settled(self, now: float) -> None:
         """Drop the bytes that the backup has, and of which no other version matters."""
         self.retained.trim(min(self.confirmed, self.settled(now)))
+
+    def forget_bytes(self) -> None:
+        """The backup will not ask for any."""
+        self.retained = Journal(MAX_RETAINED, self.retained.end)
 
     def copied(self, seg: Segment, out: Outbox, now: float) -> None:
         """Keep the client's bytes until the backup has them, and for as long as another version of them may matter."""

@@ -6,7 +6,7 @@ both hosts. Stream offsets of the server's direction are the same in both spaces
 
 from __future__ import annotations
 
-from nfq_failover.core.seqspace import SeqSpace
+from nfq_failover.core.seqspace import PAWS_IDLE_S, SeqSpace
 from nfq_failover.core.window import window_field
 from nfq_failover.wire.seqnum import MASK, diff
 
@@ -59,7 +59,7 @@ class ReplicaMap:
 
     def note_own_tsval(self, tsval: int, now: float) -> None:
         """The replica's TCP has sent this TSval."""
-        if diff(tsval, self._ts_last) >= 0:
+        if diff(tsval, self._ts_last) >= 0 or now - self._ts_last_at > PAWS_IDLE_S:
             self._ts_last, self._ts_last_at = tsval, now
 
     def note_seen_tsecr(self, tsecr: int, now: float) -> None:

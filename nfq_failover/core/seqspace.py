@@ -7,6 +7,9 @@ from typing import Final
 from nfq_failover.wire.seqnum import HALF, MASK
 
 _WRAP: Final = 1 << 32
+PAWS_IDLE_S: Final = 2147.0
+"""An older timestamp than this tells nothing about a segment (RFC 7323 section 5.5): a clock in microseconds may have
+gone half its way round. One in milliseconds does in 24 days, so does Linux before 6.7 (TCP_PAWS_WRAP)."""
 
 
 class SeqSpace:

@@ -24,6 +24,7 @@ SIGNED = frozenset((OPT_MD5, OPT_AO))
 """Options that sign the header: a translated segment would never verify (RFC 2385, RFC 5925)."""
 
 DEFAULT_MSS = 536  # RFC 9293 section 3.7.1
+MIN_MSS = 48  # what Linux makes of less (net.ipv4.tcp_min_snd_mss): there is always room for some data
 
 
 def each_option(options: bytes | bytearray | memoryview) -> Iterator[tuple[int, int, int]]:
@@ -58,7 +59,7 @@ class SynOptions:
         mss, wscale, sack, tsval, signed = DEFAULT_MSS, None, False, None, False
         for kind, i, length in each_option(options):
             if kind == OPT_MSS and length == 4:
-                mss = int.from_bytes(options[i + 2 : i + 4], "big")
+                mss = max(int.from_bytes(options[i + 2 : i + 4], "big"), MIN_MSS)
             elif kind == OPT_WSCALE and length == 3:
                 wscale = min(options[i + 2], MAX_WSCALE)
             elif kind == OPT_SACK_PERMITTED and length == 2:
