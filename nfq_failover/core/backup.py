@@ -36,6 +36,7 @@ LINGER_S = 60.0
 RESET_PATIENCE_S = 1.0
 QUERY_EVERY_S = 5.0
 MAX_FORGOTTEN = 4096
+OLD_ACK_BYTES = 65536  # the primary's TCP may be so far behind ours: it may have lost what the tap has seen
 TELL_FIRST_S = 0.01
 TELL_MAX_S = 10.0
 
@@ -101,6 +102,9 @@ class BackupSide:
             return
         if connection.map is None:
             out.drop(event.queue, event.packet_id, "replica-opening")
+            return
+        if offset + seg.seg_len < connection.k_ack - OLD_ACK_BYTES:
+            self._refuse(connection, event, seg, "outdated")  # TCP would not look at what it acknowledges
             return
         before = connection.c_ack
         connection.note_client(seg, now)

@@ -11,6 +11,7 @@ from nfq_failover.wire.segment import Segment
 
 HOLE_FIRST_S = 0.002
 HOLE_MAX_S = 0.05
+HOLE_IDLE_MAX_S = 1.0  # of a hole that the primary has, too, for all that we know: the client's, and perhaps for ever
 HOLES_AT_ONCE = 16
 LAG_FIRST_S = 0.06
 LAG_MAX_S = 1.0
@@ -35,6 +36,8 @@ class Repair:
     def primary_is_at(self, connection: BackupConnection, now: float) -> None:
         """The primary has told how far its TCP is."""
         if connection.upto > connection.cum:
+            if connection.hole_retry_s > HOLE_MAX_S:
+                connection.hole_retry_s = 0.0
             self._watch_hole(connection, now)  # the tap may just be a little later than the primary
 
     def _watch_hole(self, connection: BackupConnection, now: float) -> None:
@@ -92,7 +95,8 @@ class Repair:
 
     def _ask(self, connection: BackupConnection, now: float) -> None:
         """Ask for what is missing: the first holes, and the tail that the primary has."""
-        connection.hole_retry_s = min(max(connection.hole_retry_s * 2, HOLE_FIRST_S), HOLE_MAX_S)
+        most = HOLE_MAX_S if connection.upto > connection.cum else HOLE_IDLE_MAX_S
+        connection.hole_retry_s = min(max(connection.hole_retry_s * 2, HOLE_FIRST_S), most)
         seq = connection.client.seq
         at = connection.cum
         for left, right in [*connection.journal.ranges(HOLES_AT_ONCE), (connection.upto, connection.upto)]:

@@ -32,7 +32,7 @@ from test_primary_gate import HELD, Gated, ack
 from nfq_failover.core.backup_connection import Shadow
 from nfq_failover.core.primary import NOT_READY
 from nfq_failover.core.primary_connection import Gate
-from nfq_failover.wire.records import BytesAsked, BytesSent, Digest, Missing, Opened, Unprotected
+from nfq_failover.wire.records import BytesAsked, BytesSent, Digest, Missing, Opened, Progress, Unprotected
 
 DAYS_25 = 25 * 86400
 
@@ -82,7 +82,53 @@ def test_client_with_a_tiny_mss_stops_nobody(mss: int) -> None:
         t.effects.clear()
 
 
+def test_acknowledgement_far_below_the_window_is_not_believed() -> None:
+    """TCP refuses it (RFC 9293 section 3.10.7.4, first); a blind attacker would have to guess less."""
+    with Shadowing() as t:
+        size = 30_000
+        for at in range(0, 120_000, size):
+            t >> from_client(at, size)
+            t.effects.clear()
+            t >> replica(0, 0, ack=at + size, edge=at + size + EDGE)
+            t.effects.clear()
+        t >> replica(0, 1000, ack=120_000, edge=160_000) << SILENT
+        t >> from_client(100, 0, ack=1000) << "drop outdated"
+        t >> from_client(100, 50, ack=1000) << "drop outdated" << confirmed(120_000, 160_000)
+        assert (t.shadow.c_ack, t.shadow.k_una) == (0, 0)
+        t >> "takeover"
+        assert str(t.effects[0]).startswith("client [P.] 0:1000 ")
+        t.effects.clear()
+        t >> from_client(100, 0, ack=1000)  # our TCP answers it, and does not take it
+        assert [str(effect)[:4] for effect in t.effects] == ["pass"]
+        assert t.shadow.c_ack == 0
+        t.effects.clear()
+        t >> from_client(119_999, 0, ack=500)
+        assert t.shadow.c_ack == 500
+        t.effects.clear()
+
+
 # ------------------------------------------------------------------------------------ bounds
+
+
+def test_hole_that_a_client_leaves_is_asked_for_less_and_less() -> None:
+    """A thousand connections with one each must not keep both daemons busy."""
+
+    def asked(seconds: float) -> int:
+        count = 0
+        for _ in range(round(seconds / 0.005)):
+            t >> After(0.005)
+            count += sum(isinstance(effect, Missing) for effect in t.effects)
+            t.effects.clear()
+        return count
+
+    with Shadowing() as t:
+        t >> from_client(1000, 500)
+        t.effects.clear()
+        assert asked(2.0) <= 12
+        assert 8 <= asked(10.0) <= 12
+        t >> Progress(1, client_seq(1000), True)  # the primary has it: the tap has lost it
+        t.effects.clear()
+        assert asked(0.02) >= 1 and asked(1.0) >= 15
 
 
 def test_bytes_of_a_connection_that_is_not_protected_are_not_kept() -> None:
