@@ -37,6 +37,7 @@ RESET_PATIENCE_S = 1.0
 QUERY_EVERY_S = 5.0
 MAX_FORGOTTEN = 4096
 OLD_ACK_BYTES = 65536  # the primary's TCP may be so far behind ours: it may have lost what the tap has seen
+LATE = "the replica was late, and had not caught up"
 TELL_FIRST_S = 0.01
 TELL_MAX_S = 10.0
 
@@ -101,6 +102,8 @@ class BackupSide:
             out.drop(event.queue, event.packet_id, "contradiction")
             return
         if connection.map is None:
+            # The client has its SYN-ACK: the primary has not waited for us.
+            connection.late_until = max(connection.late_until, offset + seg.seg_len)
             out.drop(event.queue, event.packet_id, "replica-opening")
             return
         if offset + seg.seg_len < connection.k_ack - OLD_ACK_BYTES:
@@ -336,6 +339,8 @@ class BackupSide:
                 connection.inject_ack(self.out)
         if connection.map is None:
             return
+        if connection.upto <= connection.cum:
+            connection.late_until = -1  # the primary learns it by our answer, and protects the connection
         self._dirty[connection.conn] = connection
         self.repair.primary_is_at(connection, now)
 
@@ -388,7 +393,7 @@ class BackupSide:
         for connection in list(self.flows.values()):
             over = connection.closed_at is not None or connection.reset_by_client
             goes_on = connection.state is Shadow.SHADOW and not over and not connection.ended
-            if goes_on and (reason := self.divergence.at_takeover(connection, now)):
+            if goes_on and (reason := LATE if connection.late else self.divergence.at_takeover(connection, now)):
                 self._bury(connection, reason)
             if over and not connection.ended:
                 self.forget(connection)  # the client has been told the end, or has told it

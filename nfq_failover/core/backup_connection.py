@@ -85,6 +85,7 @@ class BackupConnection:
         self.produced = 0
         self.c_ack = -1  # -1: the client has not completed the handshake
         self.k_una = -1
+        self.late_until = -1  # what a client has sent that was let in before our TCP had answered
         self.primary_sent = 0  # so much the primary's server has sent, as it last said
         self.sent_asked_at = 0.0
         # the client's newest header fields
@@ -356,6 +357,11 @@ class BackupConnection:
         if self.map is None:
             raise InternalError("no map before the replica's SYN-ACK")
         return self.map
+
+    @property
+    def late(self) -> bool:
+        """The primary has not waited for us, and we can't have told it that we have caught up."""
+        return self.late_until > self.cum
 
     @property
     def ended(self) -> bool:

@@ -346,6 +346,7 @@ class PrimarySide:
         if self.protecting and connection.reason == NOT_READY:
             if connection.protect_late(now):
                 self.out.log("info", "connection protected", conn=connection.conn)
+                self._poll(connection)  # the backup, too, is to know
             elif connection.gated:
                 self.timers.set_earlier(connection.conn, now + POLL_MAX_S)
 

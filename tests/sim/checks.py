@@ -206,7 +206,7 @@ class Checks:
             shadow = backup.node.backup.flows.get(flow) if backup.running else None
             both = gate is not None and shadow is not None and gate.conn == shadow.conn
             alive = self.world.takes_over and able and both and gate is not None and gate.state is Gate.PROTECTED
-            seen.promised = bool(alive and shadow is not None and shadow.state is Shadow.SHADOW)
+            seen.promised = bool(alive and shadow is not None and shadow.state is Shadow.SHADOW and not shadow.late)
             seen.survivor = backup.name
             seen.promised_until = min(primary.heard, backup.awake) + self.world.time_to_act
             if not seen.promised:

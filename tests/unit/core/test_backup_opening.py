@@ -76,6 +76,27 @@ def test_acks_before_the_replica_has_answered_wait_and_are_told_later() -> None:
         t >> After(0.07) << "kernel [P.] 0:100 ack 0 wnd 501 ts 1000/7000000" << "query"
 
 
+def test_replica_that_was_late_and_lacks_bytes_is_not_continued() -> None:
+    with BackupTranscript() as t:
+        t >> opening() << "kernel [S] -1 wnd 64240"
+        t >> from_client(100, flags="F.") << "drop replica-opening"  # the tap has lost what was before
+        t >> answer() << SILENT << Opened(1, True, client_seq(5000))
+        assert t.side.numbers[1].late
+        t >> "takeover"
+        t << "kernel [R.] 0 ack 0 wnd 501 ts 1000/7000000" << "client [R.] 0 ack 0 wnd 0"
+
+
+def test_replica_that_was_late_is_continued_when_the_primary_has_no_more_either() -> None:
+    with BackupTranscript() as t:
+        t >> opening() << "kernel [S] -1 wnd 64240"
+        t >> from_client(100, flags="F.")
+        t.effects.clear()
+        t >> answer()
+        t.effects.clear()
+        t >> Progress(1, client_seq(0), False) << confirmed(0, 5000, established=False)
+        assert not t.side.numbers[1].late
+
+
 def test_handshake_that_the_tap_lost_is_completed_by_the_primary() -> None:
     with BackupTranscript() as t:
         t >> opening() << "kernel [S] -1 wnd 64240"
