@@ -13,12 +13,14 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final
 
 from nfq_failover.errors import CommandError
+from nfq_failover.lab.capture import Capture
+from nfq_failover.lab.driver import PROGRAM, Workload
 from nfq_failover.lab.netns import LabError
 
 MACHINES: Final = ("primary", "backup")  # of Vagrant; which of them serves is another matter
@@ -244,6 +246,14 @@ class Machines:
         done = subprocess.run(["ip", "neighbour", *words], capture_output=True, text=True)
         if done.returncode:
             raise LabError(f"`ip neighbour {' '.join(words)}`: {done.stderr.strip()} (it needs root)")
+
+    def capture(self, path: Path) -> Capture:
+        """A capture of what the client sees, to be entered."""
+        return Capture(path, self.service, interface=self.bridge())
+
+    def start_workload(self, arguments: Sequence[str]) -> Workload:
+        """Starts a workload's client on this host; returns when its connections are open. Raises LabError."""
+        return Workload([*PROGRAM, "client", *arguments, "--host", self.service])
 
     def bridge(self) -> str:
         """The host's interface in the service's network. Raises LabError if there is none."""

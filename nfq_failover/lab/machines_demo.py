@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Final
 
 from nfq_failover.errors import CommandError
-from nfq_failover.lab.capture import Capture
 from nfq_failover.lab.demo_screen import Screen
 from nfq_failover.lab.demo_verdict import Check, render
 from nfq_failover.lab.interrupt import EXIT_CODE, Interrupted, interruptible
@@ -132,7 +131,7 @@ def _download(machines: Machines, screen: Screen, scratch: Path, primary: str) -
     target = scratch / "download.bin"
     cut_at = None
     serves: str | None = None
-    with Capture(scratch / "client.pcap", machines.service, interface=machines.bridge()) as capture:
+    with machines.capture(scratch / "client.pcap") as capture:
         command = ["curl", "--silent", "--show-error", "--limit-rate", _SPEED_LIMIT, "--output", str(target)]
         # Gives up only when the slowest good fence would long be over.
         command += ["--speed-limit", "1", "--speed-time", str(deadline // 1000 + 30), url]

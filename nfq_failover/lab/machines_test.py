@@ -21,8 +21,6 @@ from typing import Any, Final
 
 from nfq_failover.errors import CommandError
 from nfq_failover.lab import machines_numbers
-from nfq_failover.lab.capture import Capture
-from nfq_failover.lab.driver import PROGRAM, Workload
 from nfq_failover.lab.interrupt import EXIT_CODE, Interrupted, interruptible
 from nfq_failover.lab.machines import MACHINES, TAPS, Machines, other, wait_until
 from nfq_failover.lab.machines_report import Run, report
@@ -79,7 +77,7 @@ def plans(options: Options) -> Iterator[Plan]:
                 )
 
 
-class Test:
+class Trials:
     """The runs, one after the other, on machines that may not yet be up."""
 
     def __init__(self, machines: Machines, options: Options) -> None:
@@ -118,11 +116,11 @@ class Test:
         machines_numbers.watch(machines, survivor)
         directory = self.options.output / f"run-{plan.number}"
         directory.mkdir(exist_ok=True)
-        arguments = [plan.workload, "--port", "7000", "--size", str(self.options.size), "--host", machines.service]
+        arguments = [plan.workload, "--port", "7000", "--size", str(self.options.size)]
         arguments += ["--seconds", str(self.options.seconds), "--rate", "20", "--stall-timeout", "120"]
         path = directory / "client.pcap"
-        with Capture(path, machines.service, interface=machines.bridge()) as capture:
-            with Workload([*PROGRAM, "client", *arguments]) as workload:
+        with machines.capture(path) as capture:
+            with machines.start_workload(arguments) as workload:
                 wait_until(lambda: machines.protected_connections(primary) > 0, 60, "The connection was not protected")
                 time.sleep(plan.wait_s)
                 moment = self._strike(plan.fault, primary)
@@ -240,7 +238,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = Options(**vars(parser.parse_args(argv)))
     try:
         with interruptible(), Machines() as machines:
-            runs = Test(machines, options).all()
+            runs = Trials(machines, options).all()
     except (CommandError, LabError) as error:
         print(f"The test could not go on: {error}", file=sys.stderr)
         return 2
