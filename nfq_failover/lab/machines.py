@@ -88,6 +88,10 @@ class Machines:
         self._hang_up(machine)
         return moment
 
+    def power_on(self, machine: str) -> None:
+        """Press its power button; returns before it has booted. Raises LabError."""
+        self._hypervisor("on", machine)
+
     def is_on(self, machine: str) -> bool:
         """Whether the hypervisor says that it is on. Raises LabError if it does not know."""
         return self._hypervisor("status", machine) == "on"

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+PREFIX = "no-real-machine-"  # and if it were found after all, it would not have machines of these names
 VAGRANT = Path(__file__).parents[3] / "vagrant"
 
 # Stand-ins: the state of each machine is a file; `stubborn` says how many orders it takes until one goes off.
@@ -25,6 +26,7 @@ VIRSH = (
 case $1 in
     dominfo) [ -e "state-$2" ] ;;
     domstate) cat "state-$2" && echo ;;
+    start) [ "$(cat "state-$2")" = 'shut off' ] && echo running >"state-$2" ;;
     destroy) [ "$(cat "state-$2")" != 'shut off' ] && turn_off "$2" 'shut off' ;;
     domiflist)
         echo ' Interface  Type     Source           Model    MAC'
@@ -45,6 +47,7 @@ case $1 in
         [ -e "state-$2" ] || exit 1
         [ $# = 2 ] || printf 'name="%s"\\nVMState="%s"\\nVMStateChangeTime="2026"\\n' "$2" "$(cat "state-$2")"
         ;;
+    startvm) [ "$(cat "state-$2")" = poweroff ] && echo running >"state-$2" ;;
     controlvm) [ "$3" != poweroff ] || turn_off "$2" poweroff ;;
     modifyvm) ;;
     *) exit 1 ;;
@@ -60,19 +63,25 @@ class Hypervisor:
         self.directory = directory
         self.on, self.off = ("running", "shut off") if kind == "virsh" else ("running", "poweroff")
         (directory / "bin").mkdir()
-        program = directory / "bin" / kind
-        program.write_text(VIRSH if kind == "virsh" else VBOXMANAGE)
-        program.chmod(0o755)
+        # The other one's stand-in knows nothing: this host's own must not be found, for it may have machines.
+        for program, text in (("virsh", VIRSH), ("VBoxManage", VBOXMANAGE)):
+            path = directory / "bin" / program
+            path.write_text(text if program == kind else "#!/bin/sh\nexit 1\n")
+            path.chmod(0o755)
         for machine in ("primary", "backup"):
             self.state(machine).write_text(self.on)
 
     def state(self, machine: str) -> Path:
-        return self.directory / f"state-nfqf-{machine}"
+        return self.directory / f"state-{PREFIX}{machine}"
 
     def run(self, *words: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [str(VAGRANT / "hypervisor"), *words],
-            env={"PATH": f"{self.directory}/bin:{os.defpath}", "NFQF_OFF_DEADLINE_S": "2"},
+            env={
+                "PATH": f"{self.directory}/bin:{os.defpath}",
+                "NFQF_OFF_DEADLINE_S": "2",
+                "NFQF_DOMAIN_PREFIX": PREFIX,
+            },
             capture_output=True,
             text=True,
             timeout=60,
@@ -114,6 +123,18 @@ def test_off_is_not_claimed_of_a_machine_that_stays_on(hypervisor: Hypervisor) -
     assert "still not off" in done.stderr
 
 
+def test_on_turns_on_that_machine_and_no_other(hypervisor: Hypervisor) -> None:
+    for machine in ("primary", "backup"):
+        hypervisor.state(machine).write_text(hypervisor.off)
+    assert hypervisor.run("on", "backup").returncode == 0
+    assert hypervisor.run("status", "backup").stdout == "on\n"
+    assert hypervisor.run("status", "primary").stdout == "off\n"
+
+
+def test_on_is_no_failure_when_it_is_on_already(hypervisor: Hypervisor) -> None:
+    assert hypervisor.run("on", "backup").returncode == 0
+
+
 @pytest.mark.parametrize("state", ["", "no state", "unknown"])
 def test_an_unknown_state_is_neither_on_nor_off(hypervisor: Hypervisor, state: str) -> None:
     hypervisor.state("primary").write_text(state)
@@ -145,8 +166,8 @@ def test_the_cable_is_the_service_network_s(hypervisor: Hypervisor) -> None:
     assert hypervisor.run("mend", "primary").returncode == 0
     orders = [line for line in hypervisor.asked() if "setlink" in line]
     assert [order.split()[1:] for order in orders] in (
-        [["nfqf-primary", "52:54:00:00:00:02", "down"], ["nfqf-primary", "52:54:00:00:00:02", "up"]],
-        [["nfqf-primary", "setlinkstate2", "off"], ["nfqf-primary", "setlinkstate2", "on"]],
+        [[f"{PREFIX}primary", "52:54:00:00:00:02", "down"], [f"{PREFIX}primary", "52:54:00:00:00:02", "up"]],
+        [[f"{PREFIX}primary", "setlinkstate2", "off"], [f"{PREFIX}primary", "setlinkstate2", "on"]],
     )
 
 
@@ -154,6 +175,6 @@ def test_the_cable_of_a_machine_that_is_off_is_plugged_in_for_its_next_boot(hype
     hypervisor.state("primary").write_text(hypervisor.off)
     assert hypervisor.run("mend", "primary").returncode == 0
     assert hypervisor.asked()[-1] in (
-        "domif-setlink nfqf-primary 52:54:00:00:00:02 up --config",
-        "modifyvm nfqf-primary --cableconnected2 on",
+        f"domif-setlink {PREFIX}primary 52:54:00:00:00:02 up --config",
+        f"modifyvm {PREFIX}primary --cableconnected2 on",
     )
