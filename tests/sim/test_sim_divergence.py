@@ -83,7 +83,7 @@ class Twisted(World):
         self.place = next(i for i in range(1000) if twist(0, bytes(1000))[i])
         self.checks = TwistedChecks(self)
         twisted = self.hosts["b"]
-        plain = twisted._accepted
+        plain = twisted.accepted
 
         def accepted(tcp: Tcp) -> None:
             write, at = tcp.write, [0]
@@ -98,7 +98,7 @@ class Twisted(World):
             tcp.write = twisted_write  # type: ignore[method-assign]
             plain(tcp)
 
-        twisted._accepted = accepted  # type: ignore[method-assign]
+        twisted.accepted = accepted  # type: ignore[method-assign]
 
     def judge(self) -> Counter[str]:
         """What each client has got; a mixture is an error, unless nobody could know."""
