@@ -73,7 +73,9 @@ class Checks:
         if seg.flags & RST:
             shadow = host.node.backup.flows.get(flow)
             late = shadow is not None and shadow.heard and shadow.state is Shadow.DEAD  # the takeover came too late
-            down = not host.kernel.listeners and (host.application.well or seen is None)
+            fresh = seen is None or seen.client is not self.world.clients.get(flow)
+            down = not host.kernel.listeners and (host.application.well or fresh)
+            down = down or (fresh and flow in host.application.broken)
             if late or down:
                 self.refused[flow] = host.name
         if seen is None:
