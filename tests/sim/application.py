@@ -109,7 +109,9 @@ class Application:
             return
         self.broken.add((*tcp.remote, *tcp.local))
         tcp.app = None
-        if tcp.state != "open" or tcp.received.end > tcp.read_at:
+        if tcp.state == "syn-received":
+            tcp.abandon()  # a request that is nobody's any more; what comes next is answered by RST
+        elif tcp.received.end > tcp.read_at:
             tcp.abort()
         else:
             tcp.orphan = True

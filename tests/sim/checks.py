@@ -274,7 +274,9 @@ class Checks:
                 shadow = other.node.backup.flows.get(flow)
             if gate is not None and shadow is not None and gate.conn == shadow.conn and not seen.excused:
                 lives = gate.state is Gate.PROTECTED and shadow.state is Shadow.SHADOW
-                if lives and flow not in other.application.broken:
+                tcp = host.kernel.flows.get(((flow[2], flow[3]), (flow[0], flow[1])))
+                known = tcp is not None and tcp.state != "syn-received"  # else it is a new one, which may be refused
+                if lives and known and flow not in other.application.broken:
                     seen.promised, seen.survivor, seen.promised_until = True, other.name, inf
                     continue
             if moves or how in ("die", "hang") or flow == alone:
