@@ -32,6 +32,7 @@ class Application:
         self.state, self.refuses, self.alone = "well", False, False
         self.broken: set[FlowKey] = set()
         self.exit_at: int | None = None
+        self.failed_at = 0.0
 
     def boot(self) -> None:
         """The host has booted."""
@@ -60,12 +61,16 @@ class Application:
 
     # ------------------------------------------------------------------------------------ failures
 
+    def _fail(self, how: str) -> None:
+        self.failed_at = self.host.clock.now
+        self.host.world.checks.application_failed(self.host, how)
+
     def die(self) -> None:
         """kill -9."""
         if self.state == "dead":
             return
         kernel = self.host.kernel
-        self.host.world.checks.application_failed(self.host, "die")
+        self._fail("die")
         self.state, self.exit_at = "dead", None
         kernel.listeners.clear()
         for tcp in list(kernel.flows.values()):
@@ -75,7 +80,7 @@ class Application:
         """kill -STOP; the kernel goes on to acknowledge. It is continued after `seconds`, if they are not 0."""
         if not self.well:
             return
-        self.host.world.checks.application_failed(self.host, "hang")
+        self._fail("hang")
         self.state = "hung"
         if seconds:
             self.host.later(seconds, self._continue)
@@ -90,7 +95,7 @@ class Application:
     def refuse(self) -> None:
         """It listens no more, and goes on with what it has."""
         if self.well:
-            self.host.world.checks.application_failed(self.host, "refuse")
+            self._fail("refuse")
             self.refuses = True
             self.host.kernel.listeners.clear()
 

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from .host import Host
     from .world import World
 
+KNOWN_S = 2.0  # three failed checks, and a heartbeat that says so
+
 
 @dataclass
 class Seen:
@@ -281,6 +283,12 @@ class Checks:
                     continue
             if moves or how in ("die", "hang") or flow == alone:
                 seen.promised, seen.excused = False, f"its application has failed ({how}), and nobody can go on"
+
+    def yielded(self, host: Host) -> None:
+        """The service of `host` moves: not to one whose application is known to have failed."""
+        since = self.world.clock.now - self.world.other(host).application.failed_at
+        known = self.world.scenario.health and not self.world.other(host).application.well and since > KNOWN_S
+        assert not known, f"{host.name} moves to a host whose application has failed {since:.1f} s ago"
 
     def _moved(self, host: Host) -> None:
         """`host` serves from now on, though the other one lives: what was not protected is lost."""

@@ -377,6 +377,8 @@ class Host:
             self.tell(0.001, FlowsListed(self.kernel.established()))
         elif isinstance(effect, Log):
             self.logs.append((self.clock.now, effect))
+            if effect.fields.get("after") == "yielded":
+                self.world.checks.yielded(self)
         else:
             raise AssertionError(f"an effect that nobody carries out: {effect}")
 
