@@ -8,9 +8,7 @@ from nfq_failover.core.membership import Membership
 from nfq_failover.core.primary import PrimarySide
 
 
-def note_check(
-    event: HealthChecked, members: Membership, primary: PrimarySide, backup: BackupSide, now: float
-) -> None:
+def note_check(event: HealthChecked, members: Membership, primary: PrimarySide, backup: BackupSide, now: float) -> None:
     """A check has come to an end. What follows from it comes with the next tick."""
     if event.ok:
         primary.ends.well_at = backup.ends.well_at = now - event.took_s

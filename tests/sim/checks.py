@@ -154,7 +154,7 @@ class Checks:
             self.world.clients[flow],
         )
         self.flows[flow].excused = self.excuse
-        if not host.application.well:
+        if not host.application.well or flow in host.application.broken:
             self.flows[flow].excused = "opened while the application failed"
         if flow[1] >= PROBE_PORT and not self.excuse and not self.world.scenario.limits.max_connections:
             gate = host.node.primary.flows.get(flow)
@@ -289,6 +289,12 @@ class Checks:
         since = self.world.clock.now - self.world.other(host).application.failed_at
         known = self.world.scenario.health and not self.world.other(host).application.well and since > KNOWN_S
         assert not known, f"{host.name} moves to a host whose application has failed {since:.1f} s ago"
+
+    def denied(self, host: Host) -> None:
+        """The witness has let the other one act alone. If its fence fails, nobody goes on."""
+        if not self.world.takes_over:
+            for seen in self.flows.values():
+                seen.promised, seen.excused = False, f"{host.name} was denied, and the other's fence may have failed"
 
     def _moved(self, host: Host) -> None:
         """`host` serves from now on, though the other one lives: what was not protected is lost."""

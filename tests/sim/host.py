@@ -379,6 +379,8 @@ class Host:
             self.logs.append((self.clock.now, effect))
             if effect.fields.get("after") == "yielded":
                 self.world.checks.yielded(self)
+            if str(effect.fields.get("reason")).startswith("the witness has let the peer act"):
+                self.world.checks.denied(self)
         else:
             raise AssertionError(f"an effect that nobody carries out: {effect}")
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from nfq_failover.core import node, witness
-from nfq_failover.core.backup import BackupSide
 from nfq_failover.core.end_gate import EndGate, Judgement
 from nfq_failover.core.membership import Membership
 from nfq_failover.core.pact import Pact
@@ -44,16 +43,6 @@ def _retry_unfenced(self: Membership) -> None:
 _act_alone = Membership._act_alone
 
 
-def _enter(self: Membership, before: State, after: State) -> None:
-    """A refusal does not give the shadows up, and an attempt that succeeds later continues them."""
-    invalid = self.invalid
-    _entered(self, before, after)
-    if after is State.REFUSED:
-        self.invalid = invalid
-
-
-_entered = Membership._enter
-
 APP = ("app-primary", "app-crash")
 PARTED = ("witness-partition", "witness-trouble")
 FENCED = ("fence-cut", "fence-crash")
@@ -66,7 +55,7 @@ MORE_MUTANTS = (
         APP,
     ),
     Mutant("let the end of a failed application go", "FIN at the wrong place", ((EndGate, "judge", _no_mover),), APP),
-    Mutant("never move", "did not end well", ((Membership, "application_failed", lambda *_: False),), APP),
+    Mutant("never move", "", ((Membership, "application_failed", lambda *_: False),), APP),
     Mutant(
         "take a server that hangs for one that goes on",
         "resets a living, promised connection",
@@ -94,7 +83,9 @@ MORE_MUTANTS = (
         ((Pact, "outlasted", lambda self, now: now >= self._outlast_at),),
         PARTED,
     ),
-    Mutant("act before the lease has ended", "two owners", ((Pact, "outlasted", lambda self, now: self.granted),), PARTED),
+    Mutant(
+        "act before the lease has ended", "two owners", ((Pact, "outlasted", lambda self, now: self.granted),), PARTED
+    ),
     Mutant("a lease without an end", "two owners", ((Pact, "renew", lambda self: None),), PARTED),
     Mutant(
         "a witness that grants a pact twice",
@@ -103,16 +94,16 @@ MORE_MUTANTS = (
         PARTED,
     ),
     Mutant("retry without a fence", "two owners", ((Membership, "_act_alone", _retry_unfenced),), FENCED),
-    Mutant(
-        "continue connections after a failed fence",
-        "goes on: acknowledged",
-        (
-            (Membership, "_enter", _enter),
-            (Membership, "may_continue", lambda self, now: not self.invalid),
-            (BackupSide, "invalidate", lambda *_: None),
-        ),
-        FENCED,
-    ),
 )
 
-MORE_HINTS: dict[str, tuple[int, str]] = {}
+MORE_HINTS = {
+    "release the held end without asking": (2, "app-primary"),
+    "let the end of a failed application go": (2, "app-primary"),
+    "take a server that hangs for one that goes on": (7, "app-crash"),
+    "speak after having yielded": (2, "app-primary"),
+    "act without the witness": (2, "witness-partition"),
+    "act before the lease has ended": (10, "witness-partition"),
+    "a lease without an end": (7, "witness-trouble"),
+    "a witness that grants a pact twice": (1, "witness-partition"),
+    "retry without a fence": (10, "fence-cut"),
+}

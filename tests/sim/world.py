@@ -233,7 +233,7 @@ class World:
         quiet = start + max(ends, default=0.0)
         clock.run(quiet + 0.3)
         self._heal()
-        if any(incident.what.startswith("app_") for incident in scenario.incidents):
+        if scenario.fence == "timeout" or any(incident.what.startswith("app_") for incident in scenario.incidents):
             clock.run(clock.now + SETTLE_S)
         clock.run(clock.now + END_S, self._protected)
         assert self._protected(), f"not protected again: {self._states()}"
