@@ -46,10 +46,9 @@ def main() -> int:
         return 0
     if arguments.boundaries:
         return boundaries.main(scenario, arguments.boundaries)
-    return _one_by_one(
-        [scenario] if arguments.name else (from_seed(s, arguments.kind) for s in range(seed, seed + arguments.count)),
-        arguments,
-    )
+    seeds = range(seed, seed + arguments.count)
+    made = [scenario] if arguments.name else (from_seed(s, arguments.kind) for s in seeds)
+    return _one_by_one(made, arguments)
 
 
 def _named(name: str) -> Scenario:

@@ -1,7 +1,7 @@
-"""The server application of one host as a process: it dies, exits in mid-response, hangs, refuses, and is started again.
+"""The server application of one host as a process: it dies, exits in mid-response, hangs, refuses, is started again.
 
-What its kernel makes of its end is Linux's: a socket with unread data is reset, any other one is closed after what is in
-its buffer, and what the client sends after that is answered by RST (tcp_close, tcp_rcv_state_process).
+What its kernel makes of its end is Linux's: a socket with unread data is reset, any other one is closed after what is
+in its buffer, and what the client sends after that is answered by RST (tcp_close, tcp_rcv_state_process).
 """
 
 from __future__ import annotations

@@ -39,7 +39,7 @@ def extend(scenario: Scenario, length: float, detection_s: float) -> Scenario:
             incidents=_failures(random, scenario.kind, at),
         )
     if scenario.kind.startswith("fence"):
-        cut = Incident(at, "cut", random.choice(LINKS[:2] + ("sync",)), random.choice((0.3, 1.0, 3.0)))
+        cut = Incident(at, "cut", random.choice((*LINKS[:2], "sync")), random.choice((0.3, 1.0, 3.0)))
         crash = (Incident(at, "crash", "primary"), *_boot(random, at))
         return replace(
             scenario,
@@ -99,8 +99,8 @@ def _witnessed(random: Random, kind: str, at: float, detection_s: float) -> tupl
             Incident(at + random.choice((0.0, random.uniform(-0.3, 0.6))), "cut", link, random.choice((0.2, 0.7, 3.0)))
             for link in shape
         ]
-        crash = (Incident(at + random.uniform(0, 1), "crash", "primary"),)
-        return (*cuts, *random.choice(((), (), crash)))
+        dies = Incident(at + random.uniform(0, 1), "crash", "primary")
+        return (*cuts, *random.choice(((), (), (dies,))))
     host = random.choice(("primary", "primary", "backup"))
     seconds = detection_s * random.uniform(0.5, 6)
     trouble = random.choice(("pause", "hang", "unplug", "kill", "flap"))

@@ -97,6 +97,8 @@ MORE_MUTANTS = (
 )
 
 MORE_HINTS = {
+    "never move": (2, "app-primary"),
+    "move although the backup's application is unwell": (451, "app-both"),
     "release the held end without asking": (2, "app-primary"),
     "let the end of a failed application go": (2, "app-primary"),
     "take a server that hangs for one that goes on": (7, "app-crash"),

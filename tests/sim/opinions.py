@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 class Fences:
     """What becomes of each attempt to fence, by the scenario's `fence`.
 
-    works, fails: always. late: it works, and says so just before its deadline. flaky: some attempts fail, then it works.
-    timeout: the first attempt is given up at the deadline, and works after that. lies: the first attempts work, and are
-    said to have failed.
+    works, fails: always. late: it works, and says so just before its deadline. flaky: some attempts fail, then it
+    works. timeout: the first attempt is given up at the deadline, and works after that. lies: the first attempts work,
+    and are said to have failed.
     """
 
     def __init__(self, plan: str, deadline_s: float) -> None:
