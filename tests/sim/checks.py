@@ -241,7 +241,9 @@ class Checks:
             return world.scenario.fence != "none"
         # A primary that has asked may have the right: if it dies, that is the second failure.
         asked = primary.running and primary.node.members.pact.asked
-        return not asked and world.witness.reaches(backup)
+        last = world.witness.last
+        granted = last is not None and last.holder == backup.name and last.number >= backup.node.members.pact.high
+        return (granted or not asked) and world.witness.reaches(backup)
 
     def witness_cut(self) -> None:
         """A path was cut: who needs the witness, and has not served yet, may not be able to ask it."""

@@ -173,7 +173,8 @@ class World:
     def power_off(self, host: Host) -> None:
         """Power loss."""
         if host.up:
-            if host is self.owner and host.owns and (host.running or host.resumable):
+            heard = host.owns or self.scenario.witness  # one whose lease has ended may yet be reassured
+            if host is self.owner and heard and (host.running or host.resumable):
                 self.checks.promise(host)
             self.checks.died(host)
             host.crash()
