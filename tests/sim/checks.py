@@ -170,7 +170,8 @@ class Checks:
         assert payload == client.expected[start : start + len(payload)], f"wrong bytes: {where}"
         if seg.flags & FIN:
             whole = start + len(payload) == len(client.expected)
-            broken = host.application.broken and bool(seen.excused) and not seen.promised
+            unpromised = client.aborted or (bool(seen.excused) and not seen.promised)
+            broken = host.application.broken and unpromised
             assert whole or broken, f"FIN at the wrong place: {where}"
         ack = seen.client_space.offset(seg.ack)
         assert 0 <= ack <= len(client.out) + 1, f"acknowledges what was never sent: {where}"

@@ -196,7 +196,8 @@ class Host:
             return True
         if not self.running:  # it may still answer for the address, but its rules let nothing out
             return self.profile is Profile.ALONE
-        return self.ticks.now <= self.node.members.lease_until
+        members = self.node.members
+        return members.state is not State.DOUBT and self.ticks.now <= members.lease_until
 
     @property
     def unplugged(self) -> bool:
