@@ -284,7 +284,8 @@ class Membership:
 
     def _asking(self, monitor: PeerMonitor, now: float) -> None:
         pact = self.pact
-        if not pact.granted and not monitor.lost(now):
+        heard = now - self._heard_at <= self.settings.detection_ms / 1000  # a new session alone says nothing yet
+        if not pact.granted and heard and not monitor.lost(now):
             self._go(Input.PEER_BACK, "the primary is back, and the witness may have been asked")
         elif pact.ask(now):
             self.actions.append(Do.ASK)

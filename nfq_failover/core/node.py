@@ -328,7 +328,7 @@ class Node:
             if self.hunt.listed(event.flows) and self.members.role is Role.PRIMARY:
                 self._apply(self._rules[0])
         elif isinstance(event, HealthChecked):
-            application.note_check(event, members, self.backup, now)
+            application.note_check(event, members, self.primary, self.backup, now)
         elif isinstance(event, CopiesLost):
             self.out.counters["copies-lost"] += event.count
             self.out.log("warning", "inbound copies lost", count=event.count)

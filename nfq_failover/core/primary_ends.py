@@ -38,6 +38,8 @@ class PrimaryEnds:
         self._deadline_s = settings.end_deadline_ms / 1000
         # What the backup told unasked was before it had our digests: streams that differ are nobody's failure.
         self._failures = 1 if settings.divergence == "off" else 2
+        self._checked = settings.health_checked
+        self.well_at: float | None = None  # when a check of our application has last begun that ended well
         self._unprotect = unprotect
         self._close = close
         self.questions = EndQuestions(out, self._question)
@@ -116,7 +118,8 @@ class PrimaryEnds:
             return
         first = gate.replica is None
         gate.answered(record, now)
-        judgement = gate.judge(connection.snd_nxt, self._taken(connection), self._deadline_s)
+        alive = self._alive(gate)
+        judgement = gate.judge(connection.snd_nxt, self._taken(connection), self._deadline_s, alive)
         if judgement is Judgement.SAME:
             self.questions.stop(connection.conn)
             self._release(connection, gate, now)
@@ -128,6 +131,12 @@ class PrimaryEnds:
                 self._failed(connection, gate, now)
         elif first and not gate.held:
             self.questions.start(connection.conn, now)
+
+    def _alive(self, gate: EndGate) -> bool:
+        """Our application has passed a check that began after the replica's end. Without checks it is assumed."""
+        if not self._checked or gate.ended_at is None:
+            return True
+        return self.well_at is not None and self.well_at > gate.ended_at
 
     @staticmethod
     def _replica_fault(connection: PrimaryConnection, gate: EndGate) -> str:

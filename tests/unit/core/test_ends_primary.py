@@ -268,3 +268,18 @@ def test_end_of_an_unprotected_connection_is_not_held() -> None:
         t >> Unprotected(1, "whatever") << "log warning: connection unprotected"
         t >> server(100, flags="F.", wnd=10000, ts=TS) << "pass"
         t >> server(101, flags="R.", wnd=0) << "pass"
+
+
+def test_server_that_hangs_is_not_what_goes_on() -> None:
+    """The replica ends first; our application has passed no check since, so nobody can say that it goes on."""
+    with Ending() as t:
+        t.side.ends._checked = True
+        t >> replica_end(100) << asked(100, EndKind.OPEN)
+        t.side.ends.well_at = t.now  # began before
+        t.still(8.0, 100, kind=EndKind.FIN)
+        assert not t.effects
+        t.side.ends.well_at = t.now
+        t >> After(0.1)
+        t.effects.clear()
+        t >> replica_end(100) << "log warning: connection unprotected"
+        t << Unprotected(1, "the replica has closed the connection, the server has not")
