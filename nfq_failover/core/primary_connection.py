@@ -50,6 +50,7 @@ class Gate(Enum):
     PROTECTED = "protected"
     UNPROTECTED = "unprotected"
     CLOSED = "closed"
+    HANDED = "handed-over"  # see core/handover.py: nothing is ever sent for it
 
 
 _GATED = (Gate.PROTECTED, Gate.CATCHING_UP)
