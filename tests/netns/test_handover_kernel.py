@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from connection_world import CALM, SERVER_PROGRAM, Case, Talk, World, pause
+from connection_world import CALM, SERVER_PROGRAM, Case, Steps, Talk, World, pause
 from lab_world import PORT, eventually
 from scripted_server import content
 
@@ -140,7 +140,14 @@ def reusable(connection: socket.socket, port: int = 0) -> None:
 def open_failing(case: Case, primary: str, name: str) -> Talk:
     """A connection whose server will be killed on the primary when its gate opens, in mid-response."""
     gate = str(case.gate(name))
-    steps = [["send", HALF, 1], ["gate", gate], ["send", HALF, 2], ["kill", primary], ["send", HALF, 3], ["echo_all"]]
+    steps: Steps = [
+        ["send", HALF, 1],
+        ["gate", gate],
+        ["send", HALF, 2],
+        ["kill", primary],
+        ["send", HALF, 3],
+        ["echo_all"],
+    ]
     return case.open(steps, prepare=reusable)
 
 
@@ -199,9 +206,9 @@ def test_it_goes_on_without_protection_and_in_the_next_one(world: Forking, tmp_p
         backup = other(primary)
         world.kill_listener(backup)
         world.states(**{primary: "unprotected", backup: "shadowing"})
-        for seed in range(3):
+        for seed in range(2):
             failing.echo(seed, 50_000)
-            pause(1.5)  # it would be given up after 3 s
+            pause(1.7)  # it would be given up after 3 s
         world.becomes(failing, **{primary: "handed over to the backup", backup: "handed over by the primary"})
         world.start_again(backup)
         world.states(**{primary: "protected", backup: "shadowing"})
