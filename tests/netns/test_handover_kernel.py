@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from client_capture import senders
 from connection_world import CALM, SERVER_PROGRAM, Case, Steps, Talk, World, pause
 from lab_world import PORT, eventually
 from scripted_server import content
@@ -186,6 +187,10 @@ def one_moves_and_then_all(world: Forking, tmp_path: Path) -> None:
         for number, talk in enumerate([failing, *others]):
             talk.echo(30 + number, 20_000)
         world.becomes(failing, **{backup: "taken over"})
+        case.finish()
+    heard = senders(tmp_path / "client.pcap")
+    both = [HARDWARE[primary], HARDWARE[backup]]
+    assert all(heard[talk.port] == both for talk in (failing, *others)), heard  # never one of them between the other
 
 
 def test_one_connection_moves_and_then_all(world: Forking, tmp_path: Path) -> None:

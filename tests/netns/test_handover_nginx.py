@@ -10,17 +10,19 @@ import signal
 import subprocess
 from pathlib import Path
 
+from client_capture import senders
 from connection_world import CALM
 from lab_world import eventually, fresh_name
 from test_divergence_kernel import NGINX, NGINX_CONFIG, Client
 
+from nfq_failover.constants import RST
 from nfq_failover.errors import CommandError
 from nfq_failover.lab.capture import Capture
 from nfq_failover.lab.lab import Lab
 from nfq_failover.lab.measure import read_capture
 from nfq_failover.lab.nodes import ask_daemon, other
 from nfq_failover.lab.state import Options
-from nfq_failover.lab.topology import CLIENT, SERVICE_ADDRESS, namespace
+from nfq_failover.lab.topology import CLIENT, HARDWARE, SERVICE_ADDRESS, namespace
 
 SIZE = 30_000_000  # more than the two kernels' buffers take: the worker has not sent all of it when it is killed
 BEGUN = 100_000
@@ -92,4 +94,8 @@ def test_worker_is_killed_in_mid_response(tmp_path: Path) -> None:
 
         assert capture.stop().missing == 0
         packets = read_capture(tmp_path / "client.pcap", SERVICE_ADDRESS)
-        assert not [packet for packet in packets if packet.flags & 4]  # RST
+        assert not [packet for packet in packets if packet.flags & RST]
+        heard = senders(tmp_path / "client.pcap")
+        both = [HARDWARE[primary], HARDWARE[other(primary)]]
+        ports = [client.socket.getsockname()[1] for client in (*clients, new)]
+        assert [heard[port] for port in ports] == [both, both, both, both[:1]]
