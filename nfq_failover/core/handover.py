@@ -34,7 +34,7 @@ ASK_FIRST_S = 0.01
 ASK_MAX_S = 0.2  # until the backup has it
 WATCH_S = 5.0
 WATCH_UNPROTECTED_S = 0.5
-LOST_AFTER_S = 3.0  # without protection, and without an answer
+LOST_AFTER_S = 5.0  # without protection, and without an answer
 POKES = 4
 POKE_S = 0.6  # Linux answers at most twice a second (tcp_invalid_ratelimit)
 

@@ -213,7 +213,7 @@ def test_it_goes_on_without_protection_and_in_the_next_one(world: Forking, tmp_p
         world.states(**{primary: "unprotected", backup: "shadowing"})
         for seed in range(2):
             failing.echo(seed, 50_000)
-            pause(1.7)  # it would be given up after 3 s
+            pause(2.7)  # it would be given up after 5 s
         world.becomes(failing, **{primary: "handed over to the backup", backup: "handed over by the primary"})
         world.start_again(backup)
         world.states(**{primary: "protected", backup: "shadowing"})
