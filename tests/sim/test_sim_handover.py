@@ -48,7 +48,7 @@ class HandoverChecks(Checks):
         super().__init__(world)
         self.speaks: dict[Client, list[str]] = {}
         self.lost: set[Client] = set()
-        self.confirmed = 0  # of those that were lost: the replica has ended, too
+        self.confirmed = 0  # of those that were lost: the replica has ended, too, or the client
 
     def emitted(self, host: Host, packet: bytes) -> None:
         seg = Segment(bytearray(packet))
@@ -63,10 +63,11 @@ class HandoverChecks(Checks):
             assert len(speakers) <= most or self.excuse, f"port {seg.dport} hears {speakers}: {seg}"
         if client in self.lost:
             return
-        if client in self.world.struck and self._unprotected(host, seg):  # type: ignore[attr-defined]
+        if client is not None and client in self.world.struck and self._unprotected(host, seg):  # type: ignore[attr-defined]
             flow = (seg.dst, seg.dport, seg.src, seg.sport)
             shadow = self.world.other(host).node.backup.flows.get(flow)
-            if shadow is not None and shadow.fin_out is not None:  # a reset where the replica closes is confirmed
+            # A reset where the replica closes is confirmed; what the client has aborted can't go on anywhere.
+            if client.aborted or (shadow is not None and shadow.fin_out is not None):
                 self.confirmed += 1
             self.lose(flow, "two failures: its server, and its backup")
             return
