@@ -96,13 +96,13 @@ class Handovers:
         self._timers: TimerQueue[int] = TimerQueue()
         self._unprotected_since: float | None = None
 
-    def start(self, connection: PrimaryConnection, reason: str, now: float) -> None:
-        """Be silent about the connection from now on, and give it to the backup."""
+    def start(self, connection: PrimaryConnection, reason: str, now: float) -> bool:
+        """Be silent about the connection from now on, and give it to the backup. True: it is not held any more."""
         flow, conn = connection.flow, connection.conn
         if len(self.flows) >= self._limit:
             self.out.counters["hand-over-full"] += 1
             self._give_back(connection, "too many connections were handed over", now)
-            return
+            return True
         connection.state, connection.reason = Gate.HANDED, reason
         connection.held.clear()
         connection.owed_since = None
@@ -114,6 +114,7 @@ class Handovers:
         self.out.counters["handed-over"] += 1
         self.out.log("warning", "connection handed over to the backup", conn=conn, reason=reason)
         self._ask(handed, now)
+        return True
 
     # ------------------------------------------------------------------------------------ packets
 

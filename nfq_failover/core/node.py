@@ -50,7 +50,7 @@ from nfq_failover.core.membership import Do, Membership
 from nfq_failover.core.memory import Memory, Recollection
 from nfq_failover.core.outbox import Outbox
 from nfq_failover.core.primary import PrimarySide
-from nfq_failover.core.primary_connection import Gate, PrimaryConnection
+from nfq_failover.core.primary_connection import Gate
 from nfq_failover.core.roles import Role, State
 from nfq_failover.core.session import Session
 from nfq_failover.core.settings import Settings
@@ -90,7 +90,9 @@ class Node:
         self.primary = PrimarySide(settings, self.out)
         self.primary.strangers = served or stored_epoch == 0
         self.primary.ends.on_failure = lambda reason, now: self.members.application_failed(reason, self.monitor, now)
-        self.primary.ends.hand_over = self._hand_over
+        self.primary.ends.hand_over = lambda connection, reason, now: (
+            self.members.backup_can_go_on(self.monitor, now) and self.primary.handovers.start(connection, reason, now)
+        )
         self.backup = BackupSide(settings, self.out)
         self.hunt = StrangerHunt(self.out, self.primary, self.backup)
         self._published: bytes = b""
@@ -290,13 +292,6 @@ class Node:
         if template != self._published:
             self._published = template
             self.out.effects.append(PublishHeartbeat(self.peer.name, (self.peer.address, self.peer.port), template))
-
-    def _hand_over(self, connection: PrimaryConnection, reason: str, now: float) -> bool:
-        """The application has failed on this connection alone: from here on it is silent, if the backup can go on."""
-        if not self.members.backup_can_go_on(self.monitor, now):
-            return False
-        self.primary.handovers.start(connection, reason, now)
-        return True
 
     def republish(self) -> None:
         """The heartbeat sender has forgotten what to say."""
