@@ -20,7 +20,8 @@ class PrimaryEnds:
 
     `unprotect(connection, reason, now)` gives a connection up; `close(connection, reason, now)` forgets it after an
     RST. `on_failure(reason)` is called when the application has failed; it returns whether the service moves: then
-    nothing more is to leave this host.
+    nothing more is to leave this host. `hand_over(connection, reason, now)` is called instead if only the connection
+    is to move; it returns whether it does.
     """
 
     def __init__(
@@ -34,7 +35,9 @@ class PrimaryEnds:
         self.out = out
         self.numbers = numbers
         self.on_failure: Callable[[str, float], bool] = lambda reason, now: False
-        self._moves = settings.on_app_failure == "service"
+        self.hand_over: Callable[[PrimaryConnection, str, float], bool] = lambda connection, reason, now: False
+        self._moves = settings.on_app_failure != "off"
+        self._alone = settings.on_app_failure == "connection"
         self._deadline_s = settings.end_deadline_ms / 1000
         # What the backup told unasked was before it had our digests: streams that differ are nobody's failure.
         self._failures = 1 if settings.divergence == "off" else 2
@@ -155,6 +158,10 @@ class PrimaryEnds:
             self._give_up(connection, f"the server has {ended} the connection, its replica has not", now)
             return
         port = connection.flow[1]
+        if self._alone:
+            if self.hand_over(connection, f"the server has {ended} it, its replica has not", now):
+                self.questions.stop(connection.conn)
+            return
         reason = f"the application has failed: it has {ended} connection {connection.conn} (client port {port}), "
         self.on_failure(reason + "its replica has not", now)  # if it can't move now, the next answer asks again
 
