@@ -133,7 +133,7 @@ def _keeps_all(self: BackupSide, connection: BackupConnection) -> None:
         del self.flows[connection.flow]
 
 
-def _nothing(*_: object) -> None:
+def _nothing(*_: object, **__: object) -> None:
     return None
 
 

@@ -25,7 +25,7 @@ from .host import Host
 from .scenario import Incident, Scenario
 from .world import World
 
-SEEDS = range(1, 110)
+SEEDS = range(1, 7)
 KINDS = ("none", "crash-primary", "crash-backup", "cut", "pause", "hang", "rejoin", "kill-backup")
 FAILURES = 6
 MEAN_S = 0.02  # between two failures
@@ -122,7 +122,7 @@ class Failing(World):
         self.struck: set[Client] = set()
         for host in self.hosts.values():
             host.settings = replace(host.settings, on_app_failure="connection", end_deadline_ms=200)
-        self.dice = self._dice("failures")
+        self.chance = self.dice("failures")
         self.struck_down = scenario.kind != "crash-primary"
         self.clock.after(0.2, self._strike)
 
@@ -130,11 +130,11 @@ class Failing(World):
         """A connection is heard from the other host: the first one may not be there for long."""
         if not self.struck_down and not self.healed and self.owner is not None:
             self.struck_down = True
-            self.clock.after(self.dice.random() * 0.1, self.incidents.strike, Incident(0.0, "crash", "primary"))
+            self.clock.after(self.chance.random() * 0.1, self.incidents.strike, Incident(0.0, "crash", "primary"))
 
     def _strike(self) -> None:
         if self.failed < FAILURES and not self.healed:
-            self.clock.after(self.dice.expovariate(1 / MEAN_S), self._strike)
+            self.clock.after(self.chance.expovariate(1 / MEAN_S), self._strike)
         owner = self.owner
         if owner is None or not owner.running or owner.node.members.state is not State.PROTECTED:
             return
@@ -146,18 +146,18 @@ class Failing(World):
         if not able:
             return
         self.failed += 1
-        flow, app = self.dice.choice(able)
+        flow, app = self.chance.choice(able)
         self.struck.add(self.clients[flow])
         app.tcp.app = Gone()
-        if app.tcp.received.end > app.tcp.read_at or self.dice.random() < 0.2:
+        if app.tcp.received.end > app.tcp.read_at or self.chance.random() < 0.2:
             app.tcp.abort()
         else:
             app.tcp.close()
 
 
-def run(seed: int) -> tuple[int, int, int]:
+def run(seed: int, kind: str) -> tuple[int, int, int]:
     """One run; how many servers have died, how many connections have moved, and how many were lost."""
-    world = Failing(from_seed(seed))
+    world = Failing(from_seed(seed, kind))
     try:
         world.run()
     except AssertionError as error:
@@ -168,14 +168,9 @@ def run(seed: int) -> tuple[int, int, int]:
     return world.failed, sum(found["handed-over-to-us"] for found in counters), len(checks.lost) - checks.confirmed
 
 
-def seeds(*kinds: str) -> list[int]:
-    """Those of some kinds."""
-    return [seed for seed in SEEDS if from_seed(seed).kind in kinds]
-
-
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_connection_ends_well_with_one_sender_after_the_other(kind: str) -> None:
-    found = [run(seed) for seed in seeds(kind)]
+    found = [run(seed, kind) for seed in SEEDS]
     failed, moved, lost = (sum(column) for column in zip(*found, strict=True))
     assert failed and moved
     assert not lost or kind not in ("none", "crash-primary"), found
@@ -214,12 +209,12 @@ def test_check_finds_a_core_that(sabotage: str, monkeypatch: pytest.MonkeyPatch)
         monkeypatch.setattr(Handovers, "on_handed", _resumes)
     else:
         monkeypatch.setattr(BackupSide, "take_over", _forgets)
-    assert any(_finds(seed) for seed in range(1, 250) if from_seed(seed).kind == "crash-primary")
+    assert any(_finds(seed) for seed in range(1, 30))
 
 
 def _finds(seed: int) -> bool:
     try:
-        run(seed)
+        run(seed, "crash-primary")
     except AssertionError:
         return True
     return False
