@@ -5,12 +5,13 @@ from __future__ import annotations
 from nfq_failover.core.backup import BackupSide
 from nfq_failover.core.events import HealthChecked
 from nfq_failover.core.membership import Membership
+from nfq_failover.core.primary import PrimarySide
 
 
-def note_check(event: HealthChecked, members: Membership, backup: BackupSide, now: float) -> None:
+def note_check(event: HealthChecked, members: Membership, primary: PrimarySide, backup: BackupSide, now: float) -> None:
     """A check has come to an end. What follows from it comes with the next tick."""
     if event.ok:
-        backup.ends.well_at = now - event.took_s
+        primary.ends.well_at = backup.ends.well_at = now - event.took_s
     else:
         backup.out.counters["health-check-failed"] += 1
     health = members.health

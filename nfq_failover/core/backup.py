@@ -7,6 +7,7 @@ from nfq_failover.core import acceptance, resync, takeover
 from nfq_failover.core.backup_connection import BackupConnection, Shadow
 from nfq_failover.core.divergence import Divergence
 from nfq_failover.core.events import PacketQueued, QueryFlows
+from nfq_failover.core.handed import HandedConnections
 from nfq_failover.core.memory import Memory
 from nfq_failover.core.outbox import Outbox
 from nfq_failover.core.repair import Repair
@@ -55,6 +56,7 @@ class BackupSide:
         self.memory: Memory | None = None
         self.divergence = Divergence(settings, out, self.numbers, self._die)
         self.ends = ReplicaEnds(out, self.numbers, settings.health_checked)
+        self.handed = HandedConnections(self, out)
         self._dirty: dict[int, BackupConnection] = {}
         self.forgotten: dict[int, None] = {}  # the latest, oldest first
         self._next_query = 0.0
@@ -126,12 +128,16 @@ class BackupSide:
             connection.refer(event, seg, self.out)
             return
         self.out.drop(event.queue, event.packet_id, why)
-        if connection.state is Shadow.ACTIVE and seg.flags & ACK:
-            connection.answer_rst(self.out, seg)
+        if connection.state is Shadow.ACTIVE and seg.flags & ACK and not connection.handed:
+            connection.answer_rst(self.out, seg)  # where all is ours; else a later one is the primary's affair
 
     def _inbound_syn(self, event: PacketQueued, seg: Segment, connection: BackupConnection) -> None:
         if connection.state is not Shadow.ACTIVE or seg.flags & ACK:
             self.out.drop(event.queue, event.packet_id, "syn-of-shadow")  # the primary describes it by `Open`
+            return
+        if connection.handed and connection.ended:
+            self.out.drop(event.queue, event.packet_id, "ended")  # the port is used again: that is the primary's affair
+            self.forget(connection)
             return
         self.out.accept(event.queue, event.packet_id, seg.buf if strip(seg, NEGOTIABLE) else None)
 
@@ -269,17 +275,17 @@ class BackupSide:
             self._die(connection, self.divergence.why_reset(connection), now)
             return
         self.ends.ended(connection, now)
-        self._bury(connection, "the server has reset the connection")
+        self.bury(connection, "the server has reset the connection")
 
     def _die(self, connection: BackupConnection, reason: str, now: float) -> None:
         """The connection can't be continued: the primary is told until it answers."""
         self.out.log("error", "connection lost its replica", conn=connection.conn, reason=reason)
-        self._bury(connection, reason)
+        self.bury(connection, reason)
         if not connection.heard:
             connection.tell_s = TELL_FIRST_S
             self._tell(connection, now)
 
-    def _bury(self, connection: BackupConnection, reason: str) -> None:
+    def bury(self, connection: BackupConnection, reason: str) -> None:
         """Nobody is at the other end of our TCP any more: it is reset, now and when it sends anything yet."""
         connection.state, connection.reason = Shadow.DEAD, reason
         if connection.map is not None:
@@ -382,7 +388,7 @@ class BackupSide:
         self.out.record(UnprotectedSeen(record.conn))
         connection = self.numbers.get(record.conn)
         if connection is not None and connection.state is not Shadow.DEAD:
-            self._bury(connection, record.reason)
+            self.bury(connection, record.reason)
 
     # ------------------------------------------------------------------------------------ takeover, end, timers
 
@@ -391,10 +397,13 @@ class BackupSide:
         going, reset = 0, 0
         self._dirty.clear()
         for connection in list(self.flows.values()):
+            if connection.state is Shadow.ACTIVE:
+                going += 1  # it was handed over before
+                continue
             over = connection.closed_at is not None or connection.reset_by_client
             goes_on = connection.state is Shadow.SHADOW and not over and not connection.ended
             if goes_on and (reason := LATE if connection.late else self.divergence.at_takeover(connection, now)):
-                self._bury(connection, reason)
+                self.bury(connection, reason)
             if over and not connection.ended:
                 self.forget(connection)  # the client has been told the end, or has told it
             elif connection.state is Shadow.SHADOW:
@@ -412,7 +421,10 @@ class BackupSide:
     def restore(self, connections: list[BackupConnection], now: float) -> None:
         """After a restart of the daemon: what was taken over in its earlier life (ACTIVE, or DEAD: to be cut)."""
         for connection in connections:
-            self.flows[connection.flow] = self.numbers[connection.conn] = connection
+            self.flows[connection.flow] = connection
+            if connection.handed:
+                self.handed.keep(connection, now)
+            self.numbers[connection.conn] = connection
             if connection.resync or (connection.state is Shadow.DEAD and not connection.ended):
                 resync.ask(connection, self.out, self.timers, now)  # one that is dead shows itself, and is reset
             if connection.state is Shadow.DEAD and connection.heard and not connection.ended:
@@ -431,12 +443,18 @@ class BackupSide:
             del self.flows[connection.flow]
             if self.memory is not None:
                 self.memory.forget(connection.flow)
+        self.release_number(connection)
+        self.handed.forgotten(connection)
+
+    def release_number(self, connection: BackupConnection) -> None:
+        """Nothing is due any more for a connection's number."""
         self.numbers.pop(connection.conn, None)
         self.forgotten[connection.conn] = None
         if len(self.forgotten) > MAX_FORGOTTEN:
             del self.forgotten[next(iter(self.forgotten))]
         self.timers.cancel(connection.conn)
         self._dirty.pop(connection.conn, None)
+        self.divergence.forget(connection.conn)
 
     def flows_gone(self, flows: list[FlowKey], now: float) -> None:
         """Our TCP no longer has these connections."""
@@ -455,9 +473,11 @@ class BackupSide:
                     continue  # if the primary's TCP was reset by it, too, we are told so
                 self._die(connection, "the replica has closed the connection", now)
 
-    def clear(self, reason: str) -> None:
-        """Forget everything; our TCP is told to do the same."""
+    def clear(self, reason: str, keep_handed: bool = False) -> None:
+        """Forget everything (but for what was handed over to us); our TCP is told to do the same."""
         for connection in list(self.flows.values()):
+            if keep_handed and connection.handed and connection.heard:
+                continue
             if connection.map is not None and connection.state is Shadow.SHADOW:
                 connection.inject(self.out, connection.k_ack, flags=RST | ACK)
             self.forget(connection)
@@ -470,7 +490,7 @@ class BackupSide:
         """The primary may have acknowledged what we lack: none of the connections can be continued."""
         for connection in self.flows.values():
             if connection.state is Shadow.SHADOW:
-                self._bury(connection, reason)
+                self.bury(connection, reason)
 
     def flush(self) -> None:
         """Confirm what has come in since the last flush."""

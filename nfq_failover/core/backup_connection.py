@@ -104,6 +104,7 @@ class BackupConnection:
         self.tell_s = 0.0  # how long to wait before the primary is told again that we can't continue; 0: no more
         # after the takeover
         self.heard = False
+        self.handed = 0  # the primary's number, if it alone was handed over (core/handed.py)
         self.floor = 0
         self.left_behind = LEFT_BEHIND_BYTES  # 0 as soon as the client has said what it has
         self.resend_next: int | None = None

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from nfq_failover.core.backup import MAX_FORGOTTEN, BackupSide
+from nfq_failover.core.handed import MAX_OVER
 from nfq_failover.core.journal import BYTES_PER_PIECE, MAX_ISLANDS, MIN_PIECES
 from nfq_failover.core.primary import MAX_DIALLED, MAX_LATE_BYTES, MAX_SYNS, MAX_TELLING, PrimarySide
 from nfq_failover.core.primary_connection import MAX_HELD, MAX_RETAINED
@@ -33,6 +34,8 @@ def limits(settings: Settings) -> dict[str, int]:
         "dialled": MAX_DIALLED,
         "telling": MAX_TELLING,
         "late_bytes": MAX_LATE_BYTES,
+        "handed_over": settings.max_connections,
+        "handed_over_ended": MAX_OVER,
         "forgotten": MAX_FORGOTTEN,
         "session_window": WINDOW,
         "session_retired": MAX_RETIRED,
@@ -53,6 +56,7 @@ COUNTERS: Final = {
     "dialled": "dialled-forgotten",
     "telling": "tell-dropped",
     "late_bytes": "late-full",
+    "handed_over": "hand-over-full",
     "session_window": "datagram-too-old",
 }
 """The counter that grows when the store is full. Those without one forget their oldest entry, which costs nothing."""
@@ -71,6 +75,8 @@ def gauges(primary: PrimarySide, backup: BackupSide, session: Session, counters:
         "retained_bytes": max((c.retained.size for c in gated), default=0),
         "held_acks": max((len(c.held) for c in gated), default=0),
         **primary.tables(),
+        "handed_over": len(primary.handovers.flows),
+        "handed_over_ended": len(backup.handed.over),
         "forgotten": len(backup.forgotten),
         **session.tables(),
     }

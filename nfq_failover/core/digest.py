@@ -198,6 +198,12 @@ class PrimaryDigests:
                 self._release(stream, stream.at)
             self.forget(conn)
 
+    def hand_over(self, conn: int) -> None:
+        """The connection moves to the backup: digests until it has it, but nothing more for the client."""
+        stream = self._streams.get(conn)
+        if stream is not None:
+            stream.released = stream.at
+
     def let_all_go(self) -> None:
         """No connection is protected any more."""
         for conn in list(self._streams):

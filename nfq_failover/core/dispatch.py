@@ -18,6 +18,8 @@ from nfq_failover.wire.records import (
     DigestSeen,
     End,
     EndAsked,
+    HandedOver,
+    HandOver,
     Missing,
     Open,
     Opened,
@@ -51,6 +53,8 @@ def to_primary(record: Record, primary: PrimarySide, out: Outbox, now: float) ->
         primary.digests.on_asked(record)
     elif isinstance(record, SentAsked):
         primary.on_sent_asked(record)
+    elif isinstance(record, HandedOver):
+        primary.handovers.on_handed(record, now)
 
 
 def to_backup(record: Record, backup: BackupSide, now: float) -> None:
@@ -73,5 +77,7 @@ def to_backup(record: Record, backup: BackupSide, now: float) -> None:
         backup.divergence.on_digest(record, now)
     elif isinstance(record, BytesSent):
         backup.divergence.on_bytes(record, now)
+    elif isinstance(record, HandOver):
+        backup.handed.on_hand_over(record, now)
     elif isinstance(record, SentUpTo) and record.conn in backup.numbers:
         on_sent(backup.numbers[record.conn], record)

@@ -357,6 +357,17 @@ class Divergence:
         self.out.counters["diverged"] += 1
         return f"diverged: {_goes_on(compare)}; it has reset the connection"
 
+    def compared_to(self, connection: BackupConnection, at: int) -> bool:
+        """Whether everything before an offset was compared, as far as both servers have sent it."""
+        compare = connection.compare
+        if compare is None or not compare.started:
+            return True
+        return compare.asked is None and compare.compared >= min(at, sent_by_replica(connection))
+
+    def forget(self, conn: int) -> None:
+        """No more deadline for this number."""
+        self._timers.cancel(conn)
+
     def at_takeover(self, connection: BackupConnection, now: float) -> str:
         """Why a connection can't be taken over; empty if it can. From here on the primary can't be asked."""
         compare = connection.compare

@@ -43,10 +43,10 @@ class EndGate:
 
     `kind`, `at`: our server's end that is held, and its sequence number (as the client sees it). `passed`: the end is
     confirmed, nothing is held any more. `still_s`, `waited_s`: for how long the backup has answered the same, and at
-    all.
+    all. `ended_at`: when we learnt that the replica has ended.
     """
 
-    __slots__ = ("answered_at", "at", "failures", "kind", "passed", "replica", "still_s", "waited_s")
+    __slots__ = ("answered_at", "at", "ended_at", "failures", "kind", "passed", "replica", "still_s", "waited_s")
 
     def __init__(self, now: float) -> None:
         self.kind = EndKind.OPEN
@@ -55,6 +55,7 @@ class EndGate:
         self.failures = 0
         self.replica: End | None = None
         self.answered_at = now
+        self.ended_at: float | None = None
         self.still_s = self.waited_s = 0.0
 
     @property
@@ -82,10 +83,13 @@ class EndGate:
             before.kind,
         )
         self.still_s = self.still_s + gap if still else 0.0
+        if self.ended_at is None and record.kind is not EndKind.OPEN:
+            self.ended_at = now
         self.replica = record
 
-    def judge(self, next_seq: int, taken_seq: int, deadline_s: float) -> Judgement:
-        """Compare. `next_seq`: what our server sends next; `taken_seq`: the client's byte that our TCP takes next."""
+    def judge(self, next_seq: int, taken_seq: int, deadline_s: float, alive: bool = True) -> Judgement:
+        """Compare. `next_seq`: what our server sends next; `taken_seq`: the client's byte that our TCP takes next;
+        `alive`: our application has shown that it is, since the replica has ended."""
         replica = self.replica
         if replica is None or self.passed:
             return Judgement.WAIT
@@ -95,7 +99,7 @@ class EndGate:
             if not ended:
                 return Judgement.WAIT
             limit = deadline_s if ahead == 0 else SLOW_FACTOR * deadline_s
-            late = self.waited_s >= limit
+            late = self.waited_s >= limit and alive  # one that hangs does not go on: it is our server that has failed
             return Judgement.REPLICA_FAILED if ahead < 0 or late else Judgement.WAIT
         if ended:
             if ahead == 0 or replica.kind is self.kind is EndKind.RST:

@@ -254,20 +254,21 @@ class Membership:
         elif self.health.well:
             return
         elif self.state is State.PROTECTED:
-            if self.settings.on_app_failure == "service":
+            if self.settings.on_app_failure != "off":
                 self.application_failed(self.health.reason, monitor, now)
         elif self.state is State.SHADOWING and not self.invalid:
             self.invalid, self.generation = True, 0  # the primary sees it, and knows that nothing is kept here
             self.pact.void()
             self.actions.append(Do.INVALIDATE)
 
-    def application_failed(self, reason: str, monitor: PeerMonitor, now: float) -> bool:
-        """Our application has failed: yield, if the backup can go on. Returns whether this host is silent now.
+    def backup_can_go_on(self, monitor: PeerMonitor, now: float) -> bool:
+        """Whether the backup follows us lately, holds this generation of connections, and is well."""
+        return self.state is State.PROTECTED and self._peer_well and self._follows(monitor, now)
 
-        The one that follows us lately and holds this generation of connections takes over as soon as it hears us.
-        """
-        follows = self._peer_well and self._follows(monitor, now)
-        if self.state is not State.PROTECTED or not follows:
+    def application_failed(self, reason: str, monitor: PeerMonitor, now: float) -> bool:
+        """Our application has failed: yield, if the backup can go on: it takes over as soon as it hears us. Returns
+        whether this host is silent now."""
+        if not self.backup_can_go_on(monitor, now):
             return False
         self.health.yielded(now)
         self._go(Input.APP_FAILED, reason)
@@ -284,7 +285,8 @@ class Membership:
 
     def _asking(self, monitor: PeerMonitor, now: float) -> None:
         pact = self.pact
-        if not pact.granted and not monitor.lost(now):
+        heard = now - self._heard_at <= self.settings.detection_ms / 1000  # a new session alone says nothing yet
+        if not pact.granted and heard and not monitor.lost(now):
             self._go(Input.PEER_BACK, "the primary is back, and the witness may have been asked")
         elif pact.ask(now):
             self.actions.append(Do.ASK)

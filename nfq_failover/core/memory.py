@@ -36,7 +36,7 @@ _HEADER = Struct("!8s32sQQBBI")
 # fields of the client.
 _SLOT = Struct("!BB4sH4sHIIIIHHBBB40sIIIId7qIII")
 _CRC = Struct("!I")
-_SACK, _TSVAL, _WSCALE, _MAP, _LAGGING = 1, 2, 4, 8, 16
+_SACK, _TSVAL, _WSCALE, _MAP, _LAGGING, _HANDED = 1, 2, 4, 8, 16, 32
 _STATES = {1: Shadow.ACTIVE, 2: Shadow.DEAD}
 _CODES = {state: code for code, state in _STATES.items()}
 _NEVER = -2  # no FIN yet
@@ -107,6 +107,7 @@ def pack(connection: BackupConnection) -> bytes:
         _SACK * opening.sack_permitted | _TSVAL * (opening.tsval is not None) | _WSCALE * (opening.wscale is not None)
     )
     flags |= _MAP * (mapping is not None) | _LAGGING * (connection.k_ack < connection.floor)
+    flags |= _HANDED * bool(connection.handed)
     client, client_port, server, server_port = opening.flow
     own_seq, own_wscale, clock = 0, 0, (0, 0, 0, 0.0)
     if mapping is not None:
@@ -149,6 +150,7 @@ def unpack(slot: bytes, settings: Settings, now: float) -> BackupConnection:
     made = BackupConnection(opening, settings, now)
     made.state = _STATES.get(code, Shadow.DEAD)
     made.heard = True
+    made.handed = conn if flags & _HANDED else 0
     made.compare = None
     made.k_ack, made.c_ack, made.produced, made.floor = k_ack, c_ack, produced, floor
     made.k_edge = made.edge_confirmed = k_edge
@@ -192,17 +194,28 @@ class Memory:
     writes: list[Write] = field(default_factory=list)
     _slots: dict[FlowKey, tuple[int, tuple[object, ...]]] = field(default_factory=dict)
     _used: int = 0
+    _free: list[int] = field(default_factory=list)
     _header: tuple[bool, int, bool] = (False, -1, False)
     _previous: int = 0
 
     def begin(self, connections: list[BackupConnection]) -> None:
         """These, and no others, have been taken over."""
         self._slots.clear()
+        self._free.clear()
         for index, connection in enumerate(connections):
             self._slots[connection.flow] = (index, _marks(connection))
             self.writes.append((HEADER_BYTES + index * SLOT_BYTES, pack(connection)))
         self._used = len(connections)
         self._header = (False, -1, False)
+
+    def add(self, connection: BackupConnection) -> None:
+        """This one, too."""
+        index = self._free.pop() if self._free else self._used
+        self._slots[connection.flow] = (index, _marks(connection))
+        self.writes.append((HEADER_BYTES + index * SLOT_BYTES, pack(connection)))
+        if index == self._used:
+            self._used += 1
+            self._header = (False, -1, False)  # it says how many there are
 
     def review(self, connection: BackupConnection) -> None:
         """A packet of the connection was handled: write it down again if something that matters has changed."""
@@ -218,6 +231,7 @@ class Memory:
         """The connection is over."""
         known = self._slots.pop(flow, None)
         if known is not None:
+            self._free.append(known[0])
             self.writes.append((HEADER_BYTES + known[0] * SLOT_BYTES, _FREE))
 
     def note(self, serving: bool, epoch: int, strangers: bool) -> None:

@@ -90,12 +90,16 @@ class Node:
         self.primary = PrimarySide(settings, self.out)
         self.primary.strangers = served or stored_epoch == 0
         self.primary.ends.on_failure = lambda reason, now: self.members.application_failed(reason, self.monitor, now)
+        self.primary.ends.hand_over = lambda connection, reason, now: (
+            self.members.backup_can_go_on(self.monitor, now) and self.primary.handovers.start(connection, reason, now)
+        )
         self.backup = BackupSide(settings, self.out)
         self.hunt = StrangerHunt(self.out, self.primary, self.backup)
         self._published: bytes = b""
         self._peer_sent_ms = 0
         self._echo_ms = 0
         self._inherited = 0
+        self._taps_on = False
         self._rules: tuple[Profile, int] = (Profile.BACKUP, 0)
         self._next_tick = self._last_tick = now
         self._pause_s = settings.detection_ms / 1000
@@ -214,6 +218,7 @@ class Node:
         if received.session_started:
             self.out.log("info", "session established", peer=self.peer.name)
             self.members.session_started(self.monitor)
+            self.backup.handed.over.clear()  # a daemon that has restarted counts from the beginning
             self.monitor.reset(now)
             self._peer_sent_ms = self._echo_ms = 0
             self._publish()
@@ -306,6 +311,7 @@ class Node:
         if self.members.state is not State.DOUBT:
             self.primary.on_timer(now)
         self.backup.on_timer(now)
+        self.backup.handed.on_timer(self.members.state is State.SHADOWING and not self.monitor.lost(now), now)
         self.hunt.on_timer(self.memory is not None and self.members.state in _SERVING, now)
         self._watch_inherited()
 
@@ -328,7 +334,7 @@ class Node:
             if self.hunt.listed(event.flows) and self.members.role is Role.PRIMARY:
                 self._apply(self._rules[0])
         elif isinstance(event, HealthChecked):
-            application.note_check(event, members, self.backup, now)
+            application.note_check(event, members, self.primary, self.backup, now)
         elif isinstance(event, CopiesLost):
             self.out.counters["copies-lost"] += event.count
             self.out.log("warning", "inbound copies lost", count=event.count)
@@ -348,6 +354,8 @@ class Node:
         if event.name == "claim":
             self.out.log("warning", "operator", command="claim", result=self.members.claim())
         elif event.name == "shutdown" and self.members.state is not State.LEAVING:
+            if self.members.role is not Role.PRIMARY:
+                self.backup.handed.cut("this host leaves")
             self.members.stop()
 
     def _rules_applied(self, event: RulesApplied) -> None:
@@ -394,6 +402,7 @@ class Node:
         elif action is Do.TAKE_OVER:
             self._take_over(now)
         elif action in (Do.SERVE, Do.RESUME):
+            self.backup.handed.adopt()
             self.backup.cut_dead()
             emit(OwnAddress(True, self.settings.announce_count))
             self._apply(Profile.ALONE)
@@ -406,7 +415,7 @@ class Node:
             self._apply(Profile.ALONE)
         elif action is Do.SHADOW:
             self.primary.strangers = False
-            self.backup.clear("a new generation of connections begins")
+            self.backup.clear("a new generation of connections begins", keep_handed=True)
         elif action is Do.INVALIDATE:
             refused = members.state is State.REFUSED
             self.backup.invalidate("this host refused to take over" if refused else "the primary went on unprotected")
@@ -422,6 +431,7 @@ class Node:
         if not self.members.may_continue(now):
             self.backup.invalidate("the primary's protection had ended before the takeover")
         self.out.effects.append(OwnAddress(True, self.settings.announce_count))
+        self.backup.handed.adopt()
         going, reset = self.backup.take_over(now)
         self.primary.reason = "taken over: no backup"
         self.out.log("warning", "takeover", epoch=self.members.epoch, connections=going, reset=reset)
@@ -447,7 +457,10 @@ class Node:
         flows = self._inherited_flows()
         self._inherited = len(flows)
         self._rules = (profile, len(flows))
-        if profile is Profile.ALONE and self.memory is not None and not self.primary.strangers:
+        self._taps_on = profile is Profile.ALONE and bool(self.primary.handovers.flows)
+        if self._taps_on:
+            profile = Profile.PRIMARY  # the backup must go on hearing the clients of the connections that it was given
+        elif profile is Profile.ALONE and self.memory is not None and not self.primary.strangers:
             profile = Profile.BACKUP  # what a connection of another time says must not find a bypass, if we die now
         self.out.effects.append(ApplyRules(profile, flows))
 
@@ -457,7 +470,9 @@ class Node:
         return tuple(f for f, c in self.backup.flows.items() if c.state in (Shadow.ACTIVE, Shadow.DEAD))
 
     def _watch_inherited(self) -> None:
-        """When the last connection that was taken over has ended, its diversion can go."""
+        """When the last connection that was taken over, or handed over, has ended, its diversion can go."""
+        if self._taps_on and not self.primary.handovers.flows:
+            self._apply(self._rules[0])
         if self._inherited and not self.backup.flows and self.members.role is Role.PRIMARY:
             self._apply(self._rules[0])
 

@@ -11,6 +11,7 @@ from nfq_failover.constants import ACK, FIN, RST, SYN
 from nfq_failover.core import acceptance
 from nfq_failover.core.digest import PrimaryDigests
 from nfq_failover.core.events import FrameCopied, PacketQueued, QueryFlows
+from nfq_failover.core.handover import Handovers
 from nfq_failover.core.outbox import Outbox
 from nfq_failover.core.primary_connection import Gate, PrimaryConnection
 from nfq_failover.core.primary_ends import PrimaryEnds
@@ -82,6 +83,7 @@ class PrimarySide:
         self._next_query = self._next_full_log = 0.0
         self.digests = PrimaryDigests(settings, out, self._unprotect)
         self.ends = PrimaryEnds(settings, out, self.numbers, self._unprotect, self._close)
+        self.handovers = Handovers(settings, out, self.numbers, self.flows, self.digests, self._unprotect)
 
     # ------------------------------------------------------------------------------------ packets
 
@@ -89,6 +91,8 @@ class PrimarySide:
         """Take out of a client's SYN what a takeover couldn't continue, and remember the rest for `Open`."""
         if not event.checksum_pending and not seg.checksum_ok():
             self.out.drop(event.queue, event.packet_id, "bad-checksum")
+            return
+        if self.handovers.inbound_syn(event, seg):
             return
         flow: FlowKey = (seg.src, seg.sport, seg.dst, seg.dport)
         signed = SynOptions.parse(seg.options()).signed
@@ -104,6 +108,8 @@ class PrimarySide:
 
     def outbound(self, event: PacketQueued, seg: Segment, now: float) -> None:
         """Judge a segment that our TCP sends from the service."""
+        if self.handovers.flows and self.handovers.outbound(event, seg):
+            return
         if seg.flags & SYN:
             if seg.flags & ACK:
                 self._syn_ack(event, seg, now)
@@ -152,7 +158,7 @@ class PrimarySide:
 
     def knows(self, flow: FlowKey) -> bool:
         """Whether the connection was opened before our eyes."""
-        return flow in self.flows or flow in self._dialled
+        return flow in self.flows or flow in self._dialled or flow in self.handovers.flows
 
     def _of_unknown(self, event: PacketQueued, seg: Segment, flow: FlowKey, now: float) -> None:
         """A segment of a connection that no client has opened before our eyes."""
@@ -420,7 +426,7 @@ class PrimarySide:
             self._unprotect(connection, record.reason, now, tell=False)
 
     def _unprotect(self, connection: PrimaryConnection, reason: str, now: float, tell: bool = True) -> None:
-        if connection.state in (Gate.UNPROTECTED, Gate.CLOSED):
+        if connection.state in (Gate.UNPROTECTED, Gate.CLOSED, Gate.HANDED):
             if connection.reason == NOT_READY:
                 connection.reason = reason  # it will never be: stop asking
                 connection.forget_bytes()
@@ -476,6 +482,7 @@ class PrimarySide:
         self.timers = TimerQueue()
         self._telling.clear()
         self.ends.clear()
+        self.handovers.clear()
         self.digests.clear()
         self._syns.clear()
         self._dialled.clear()
@@ -508,6 +515,7 @@ class PrimarySide:
                 self.timers.set(conn, now + connection.retry_s)
         self.ends.questions.on_timer(now)
         self.digests.on_timer(now)
+        self.handovers.on_timer(self.protecting, now)
         if self.flows and now >= self._next_query:
             self._next_query = now + QUERY_EVERY_S
             self._late_bytes = 0
@@ -531,8 +539,8 @@ class PrimarySide:
 
     def poll_timeout(self) -> float | None:
         """The earliest deadline."""
-        timers = (self.timers.next(), self.ends.questions.poll_timeout(), self.digests.poll_timeout())
-        deadlines = [d for d in timers if d is not None]
+        parts = (self.ends.questions, self.digests, self.handovers)
+        deadlines = [d for d in (self.timers.next(), *(part.poll_timeout() for part in parts)) if d is not None]
         if self.flows:
             deadlines.append(self._next_query)
         return min(deadlines, default=None)

@@ -50,6 +50,7 @@ class Gate(Enum):
     PROTECTED = "protected"
     UNPROTECTED = "unprotected"
     CLOSED = "closed"
+    HANDED = "handed-over"  # see core/handover.py: nothing is ever sent for it
 
 
 _GATED = (Gate.PROTECTED, Gate.CATCHING_UP)
@@ -181,8 +182,8 @@ class PrimaryConnection:
     def refuses(self, seg: Segment) -> bool:
         """Whether a segment of our TCP is no end of the stream but refuses what came instead of the handshake's last
         ACK. It passes as it is: it has to say what it refuses (RFC 9293 section 3.10.7.1), and proves no failure."""
-        if not seg.flags & RST or self.established:
-            return False
+        if not seg.flags & RST or self.established or (self.end is not None and self.end.held):
+            return False  # after an end that is held, our TCP answers whatever comes like that
         return not seg.flags & ACK or seg.seq != self.snd_nxt
 
     def note_ack(self, seg: Segment, now: float) -> None:

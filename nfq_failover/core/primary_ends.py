@@ -20,7 +20,8 @@ class PrimaryEnds:
 
     `unprotect(connection, reason, now)` gives a connection up; `close(connection, reason, now)` forgets it after an
     RST. `on_failure(reason)` is called when the application has failed; it returns whether the service moves: then
-    nothing more is to leave this host.
+    nothing more is to leave this host. `hand_over(connection, reason, now)` is called instead if only the connection
+    is to move; it returns whether it does.
     """
 
     def __init__(
@@ -34,10 +35,14 @@ class PrimaryEnds:
         self.out = out
         self.numbers = numbers
         self.on_failure: Callable[[str, float], bool] = lambda reason, now: False
-        self._moves = settings.on_app_failure == "service"
+        self.hand_over: Callable[[PrimaryConnection, str, float], bool] = lambda connection, reason, now: False
+        self._moves = settings.on_app_failure != "off"
+        self._alone = settings.on_app_failure == "connection"
         self._deadline_s = settings.end_deadline_ms / 1000
         # What the backup told unasked was before it had our digests: streams that differ are nobody's failure.
         self._failures = 1 if settings.divergence == "off" else 2
+        self._checked = settings.health_checked
+        self.well_at: float | None = None  # when a check of our application has last begun that ended well
         self._unprotect = unprotect
         self._close = close
         self.questions = EndQuestions(out, self._question)
@@ -116,7 +121,8 @@ class PrimaryEnds:
             return
         first = gate.replica is None
         gate.answered(record, now)
-        judgement = gate.judge(connection.snd_nxt, self._taken(connection), self._deadline_s)
+        alive = self._alive(gate)
+        judgement = gate.judge(connection.snd_nxt, self._taken(connection), self._deadline_s, alive)
         if judgement is Judgement.SAME:
             self.questions.stop(connection.conn)
             self._release(connection, gate, now)
@@ -128,6 +134,12 @@ class PrimaryEnds:
                 self._failed(connection, gate, now)
         elif first and not gate.held:
             self.questions.start(connection.conn, now)
+
+    def _alive(self, gate: EndGate) -> bool:
+        """Our application has passed a check that began after the replica's end. Without checks it is assumed."""
+        if not self._checked or gate.ended_at is None:
+            return True
+        return self.well_at is not None and self.well_at > gate.ended_at
 
     @staticmethod
     def _replica_fault(connection: PrimaryConnection, gate: EndGate) -> str:
@@ -146,6 +158,10 @@ class PrimaryEnds:
             self._give_up(connection, f"the server has {ended} the connection, its replica has not", now)
             return
         port = connection.flow[1]
+        if self._alone:
+            if self.hand_over(connection, f"the server has {ended} it, its replica has not", now):
+                self.questions.stop(connection.conn)
+            return
         reason = f"the application has failed: it has {ended} connection {connection.conn} (client port {port}), "
         self.on_failure(reason + "its replica has not", now)  # if it can't move now, the next answer asks again
 

@@ -38,9 +38,12 @@ def recollect(
     if recollection.allows(members.stored_epoch, served):
         members.resume(recollection.epoch)
         primary.reason = "the daemon was restarted: no backup yet"
+        for connection in connections:
+            connection.handed = 0
     else:
         for connection in connections:
-            connection.end_with_host()
+            if not connection.handed:  # such a one is ours though we do not serve
+                connection.end_with_host()
     if backup.memory is not None:
         backup.memory.begin(connections)
     backup.restore(connections, now)

@@ -47,7 +47,7 @@ class Settings:
     max_unacked_bytes: int = 16 << 20  # per connection, replica output the client has not acknowledged
     hole_deadline_ms: int = 3000  # after a takeover
     end_deadline_ms: int = 1000  # how long an end of the server's stream waits for the replica's
-    on_app_failure: str = "service"  # the whole service moves; or "off"
+    on_app_failure: str = "service"  # the whole service moves; or "connection" (only that one), or "off"
     divergence: str = "default"  # the two servers' output is compared; or "strict", or "off"
     divergence_run_bytes: int = 1024  # a difference of that length ends the protection
     out_of_step_ms: int = 10_000  # how long the two outputs may differ in length while nobody goes on

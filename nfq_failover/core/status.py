@@ -38,11 +38,16 @@ def connection_rows(primary: PrimarySide, backup: BackupSide) -> list[dict[str, 
                 "differences": primary.digests.differences(gated.conn),
             }
         )
+    for flow, handed in primary.handovers.flows.items():
+        client, server = end_names(flow)
+        row = dict.fromkeys(("logged_bytes", "confirmed_bytes", "lag_bytes", "differences"), 0)
+        rows.append({"client": client, "server": server, "protected": False, "reason": handed.reason, **row})
     for shadow in backup.flows.values():
         client, server = end_names(shadow.flow)
         reason = shadow.reason
         if shadow.state is Shadow.ACTIVE:
-            reason = "taken over: an open connection survives one failure"
+            how = "handed over by the primary" if shadow.handed else "taken over"
+            reason = f"{how}: an open connection survives one failure"
         elif shadow.state is Shadow.OPENING:
             reason = "opening"
         rows.append(

@@ -220,6 +220,39 @@ class SentUpTo:
     seq: int
 
 
+@dataclass(frozen=True, slots=True)
+class HandOver:
+    """Primary -> backup: my server's end of this one connection has failed, and I am silent about it for good: go on
+    with it. Repeated until `HandedOver`, and then slowly, to see that it still goes on.
+
+    `irs` and `iss`, as in `Open`, tell it from others of the same addresses; `at`: the first byte that my server has
+    not sent.
+    """
+
+    conn: int
+    flow: FlowKey
+    irs: int
+    iss: int
+    at: int
+
+
+class Handed(IntEnum):
+    """What became of a connection that was handed over."""
+
+    ACTIVE = 0  # the backup's server has it
+    REFUSED = 1  # the backup never had it, and never will
+    OVER = 2  # it has ended
+
+
+@dataclass(frozen=True, slots=True)
+class HandedOver:
+    """Backup -> primary: answer to `HandOver`; `OVER` is told unasked, too."""
+
+    conn: int
+    state: Handed
+    reason: str = ""
+
+
 Record = (
     Open
     | Opened
@@ -239,4 +272,6 @@ Record = (
     | BytesSent
     | SentAsked
     | SentUpTo
+    | HandOver
+    | HandedOver
 )

@@ -35,6 +35,9 @@ from nfq_failover.wire.records import (
     End,
     EndAsked,
     EndKind,
+    Handed,
+    HandedOver,
+    HandOver,
     Missing,
     Open,
     Opened,
@@ -185,11 +188,14 @@ _END = Struct("!IIIBB")
 _DIGEST = Struct("!III")
 _BYTES = Struct("!II")
 _SENT = Struct("!II")
+_HAND_OVER = Struct("!IIIIB")
+_HANDED = Struct("!IB")
 _RANGE = Struct("!II")
 _PORTS = Struct("!HH")
 _NONE = 0xFF
 _MAX_RANGES = 4
 _ADDRESS_BYTES = (4, 16)
+_HANDED_STATES = frozenset(Handed)
 
 
 def _text(reason: str) -> bytes:
@@ -341,6 +347,31 @@ def _decode_bytes_sent(v: bytes) -> BytesSent:
     return BytesSent(conn, seq, v[_BYTES.size :])
 
 
+def _encode_hand_over(r: HandOver) -> bytes:
+    client, client_port, server, server_port = r.flow
+    if len(client) not in _ADDRESS_BYTES or len(server) != len(client):
+        raise InternalError(f"a flow that has no encoding: {r}")
+    head = _HAND_OVER.pack(r.conn, r.irs, r.iss, r.at, len(client))
+    return head + client + server + _PORTS.pack(client_port, server_port)
+
+
+def _decode_hand_over(v: bytes) -> HandOver:
+    conn, irs, iss, at, length = _HAND_OVER.unpack_from(v)
+    if length not in _ADDRESS_BYTES or len(v) != _HAND_OVER.size + 2 * length + _PORTS.size:
+        raise MalformedDatagram("bad-hand-over")
+    start = _HAND_OVER.size
+    client, server = v[start : start + length], v[start + length : start + 2 * length]
+    client_port, server_port = _PORTS.unpack_from(v, start + 2 * length)
+    return HandOver(conn, (client, client_port, server, server_port), irs, iss, at)
+
+
+def _decode_handed(v: bytes) -> HandedOver:
+    conn, state = _HANDED.unpack_from(v)
+    if state not in _HANDED_STATES:
+        raise MalformedDatagram("bad-handed-over")
+    return HandedOver(conn, Handed(state), _read_text(v[_HANDED.size :]))
+
+
 def _decode_conn_text(cls: Callable[[int, str], Any]) -> Callable[[bytes], Any]:
     return lambda v: cls(_CONN.unpack_from(v)[0], _read_text(v[_CONN.size :]))
 
@@ -364,6 +395,8 @@ _ENCODERS: dict[type, tuple[int, Callable[[Any], bytes]]] = {
     BytesSent: (33, _encode_bytes_sent),
     SentAsked: (40, lambda r: _CONN.pack(r.conn)),
     SentUpTo: (41, lambda r: _SENT.pack(r.conn, r.seq)),
+    HandOver: (50, _encode_hand_over),
+    HandedOver: (51, lambda r: _HANDED.pack(r.conn, r.state) + _text(r.reason)),
 }
 
 _DECODERS: dict[int, Callable[[bytes], Record]] = {
@@ -385,6 +418,8 @@ _DECODERS: dict[int, Callable[[bytes], Record]] = {
     33: _decode_bytes_sent,
     40: lambda v: SentAsked(*_CONN.unpack(v)),
     41: lambda v: SentUpTo(*_SENT.unpack(v)),
+    50: _decode_hand_over,
+    51: _decode_handed,
 }
 
 

@@ -177,7 +177,24 @@ def read_streams(path: Path) -> list[Stream]:
     return opened
 
 
+def senders(path: Path) -> dict[int, list[str]]:
+    """By client port: the hardware addresses that its segments of the service came from, one for each change."""
+    turns: dict[int, list[str]] = {}
+    for _, frame in _frames(path):
+        raw = Segment(frame[_ETHERNET:])
+        if raw.src == _SERVICE:
+            heard, mac = turns.setdefault(raw.dport, []), frame[6:12].hex(":")
+            if heard[-1:] != [mac]:
+                heard.append(mac)
+    return turns
+
+
 def _segments(path: Path) -> Iterator[tuple[float, Segment]]:
+    for time, frame in _frames(path):
+        yield time, Segment(frame[_ETHERNET:])
+
+
+def _frames(path: Path) -> Iterator[tuple[float, bytearray]]:
     data = path.read_bytes()
     if data[:4] != b"\xd4\xc3\xb2\xa1":
         raise ValueError(f"{path} is not a little-endian pcap file in microseconds")
@@ -187,4 +204,4 @@ def _segments(path: Path) -> Iterator[tuple[float, Segment]]:
         at += _RECORD.size
         frame = bytearray(data[at : at + held]) + bytes(length - held)  # only headers matter
         at += held
-        yield seconds + microseconds / 1e6, Segment(frame[_ETHERNET:])
+        yield seconds + microseconds / 1e6, frame

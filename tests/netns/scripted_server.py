@@ -1,6 +1,6 @@
 """A server that does what each client's first line tells it: the same on both hosts, so both streams are the same.
 
-    python scripted_server.py --port 7000 --port 7001/fastopen ...
+    python scripted_server.py [--fork] --port 7000 --port 7001/fastopen ...
 
 The line is JSON: {"id": TEXT, "steps": [[NAME, ARGUMENT...], ...]}; the steps are the `_do_` methods. When it ends, a
 line of JSON on standard output says how: {"node", "id", "end", "sha256" of all that was taken, "notes"}. `end` is
@@ -14,6 +14,7 @@ import contextlib
 import hashlib
 import json
 import os
+import signal
 import socket
 import struct
 import threading
@@ -142,6 +143,11 @@ class Conversation:
         if node == self._node:
             os._exit(9)
 
+    def _do_kill(self, node: str) -> None:
+        """On that server, this process is killed: with --fork that is this connection's."""
+        if node == self._node:
+            os.kill(os.getpid(), signal.SIGKILL)
+
     def _do_refuse(self, node: str) -> None:
         """On that server, no more connections are accepted."""
         for listener in listeners if node == self._node else ():
@@ -201,25 +207,37 @@ def listen(port: int, kind: str) -> socket.socket:
     return listener
 
 
-def serve(listener: socket.socket, node: str) -> None:
-    """Accept for ever, a thread for each connection."""
+def serve(listener: socket.socket, node: str, fork: bool) -> None:
+    """Accept for ever, a thread or a process for each connection."""
     while True:
         try:
             connection, _ = listener.accept()
         except OSError:  # it has been told to refuse
             listener.close()
             return
-        threading.Thread(target=Conversation(connection, node).run, daemon=True).start()
+        if not fork:
+            threading.Thread(target=Conversation(connection, node).run, daemon=True).start()
+        elif os.fork():
+            connection.close()
+        else:
+            for inherited in listeners:
+                inherited.close()
+            Conversation(connection, node).run()
+            os._exit(0)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--port", action="append", required=True, metavar="PORT[/KIND]")
+    parser.add_argument("--fork", action="store_true", help="a process for each connection")
+    options = parser.parse_args()
     node = which_node()
-    for text in parser.parse_args().port:
+    if options.fork:
+        signal.signal(signal.SIGCHLD, signal.SIG_IGN)
+    for text in options.port:
         port, _, kind = text.partition("/")
         listeners.append(listen(int(port), kind or "tcp"))
-    threads = [threading.Thread(target=serve, args=(listener, node)) for listener in listeners]
+    threads = [threading.Thread(target=serve, args=(listener, node, options.fork)) for listener in listeners]
     for thread in threads:
         thread.start()
     threading.Event().wait()  # a server that refuses goes on with what it has

@@ -19,6 +19,9 @@ from nfq_failover.wire.records import (
     End,
     EndAsked,
     EndKind,
+    Handed,
+    HandedOver,
+    HandOver,
     Missing,
     Open,
     Opened,
@@ -120,6 +123,8 @@ records: st.SearchStrategy[Record] = st.one_of(
     st.builds(BytesSent, u32, u32, st.binary(max_size=MAX_DATA)),
     st.builds(SentAsked, u32),
     st.builds(SentUpTo, u32, u32),
+    st.builds(HandOver, u32, flows(), u32, u32, u32),
+    st.builds(HandedOver, u32, st.sampled_from(Handed), text),
 )
 headers = st.builds(Header, st.sampled_from(list(Kind)), st.booleans(), u64, u32, u64)
 heartbeats = st.builds(HeartbeatBody, u8, u8, u8, u32, u32, u16, u64, u64, u32)

@@ -18,6 +18,7 @@ from nfq_failover.wire.build import ack_options, build_segment
 from nfq_failover.wire.segment import Segment
 from nfq_failover.wire.tcp_options import (
     DEFAULT_MSS,
+    MIN_MSS,
     NEGOTIABLE,
     SIGNED,
     SynOptions,
@@ -45,7 +46,7 @@ def last(options: list[Option], wanted: str) -> Any:
 def test_what_a_syn_offers(options: list[Option]) -> None:
     offered = SynOptions.parse(encoded(options))
     mss, wscale, timestamps = last(options, "MSS"), last(options, "WScale"), last(options, "Timestamp")
-    assert offered.mss == (DEFAULT_MSS if mss is None else mss)
+    assert offered.mss == (DEFAULT_MSS if mss is None else max(mss, MIN_MSS))
     assert offered.wscale == (None if wscale is None else min(wscale, MAX_WSCALE))
     assert offered.sack_permitted is (first(options, "SAckOK") is not None)
     assert offered.tsval == (None if timestamps is None else timestamps[0])

@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from . import boundaries
-from .generate import from_seed
+from .generate import KINDS, from_seed
 from .runner import commit, reproduce, run, sweep
 from .scenario import Scenario, from_json, named, to_json
 
@@ -22,6 +22,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.sim", description="Seeded simulation of a pair of servers.")
     parser.add_argument("--seed", type=int, help="the first seed (default: one at random)")
     parser.add_argument("--count", type=int, default=1, help="how many seeds, one after the other")
+    parser.add_argument("--kind", default="", choices=KINDS, metavar="KIND", help="of this kind, not of the seeds' own")
     parser.add_argument("--jobs", type=int, default=0, help="on so many cores, with a progress bar (script/sim: all)")
     parser.add_argument("--verbose", action="store_true", help="print the scenario, the log and the traceback")
     parser.add_argument("--name", help="run the scenario of this name, or file, instead of a seed's")
@@ -37,7 +38,7 @@ def main() -> int:
     if arguments.jobs:
         print(f"seeds {seed} to {seed + arguments.count - 1}, commit {commit()}", flush=True)
         return 1 if sweep(range(seed, seed + arguments.count), arguments.jobs) else 0
-    scenario = _named(arguments.name) if arguments.name else from_seed(seed)
+    scenario = _named(arguments.name) if arguments.name else from_seed(seed, arguments.kind)
     if arguments.save:
         path = Path(__file__).parent / "scenarios" / f"{arguments.save}.json"
         path.write_text(to_json(scenario, arguments.about))
@@ -45,7 +46,9 @@ def main() -> int:
         return 0
     if arguments.boundaries:
         return boundaries.main(scenario, arguments.boundaries)
-    return _one_by_one([scenario] if arguments.name else map(from_seed, range(seed, seed + arguments.count)), arguments)
+    seeds = range(seed, seed + arguments.count)
+    made = [scenario] if arguments.name else (from_seed(s, arguments.kind) for s in seeds)
+    return _one_by_one(made, arguments)
 
 
 def _named(name: str) -> Scenario:

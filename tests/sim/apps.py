@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from hashlib import blake2s
 from random import Random
+from typing import TYPE_CHECKING
 
 from .clock import Clock
 from .scenario import DOWNLOAD, ECHO, Connection, HostPlan
 from .tcp import Tcp
+
+if TYPE_CHECKING:
+    from .application import Application
 
 HEADER = 8
 
@@ -22,7 +26,8 @@ class Server:
     """One connection of the server application. It answers the same on every host, only not at the same time, nor in
     pieces of the same size."""
 
-    def __init__(self, clock: Clock, tcp: Tcp, plan: HostPlan, random: Random) -> None:
+    def __init__(self, clock: Clock, tcp: Tcp, plan: HostPlan, random: Random, process: Application) -> None:
+        self.process, self.written = process, 0
         self.clock, self.tcp, self.random, self.delay = clock, tcp, random, plan.app_delay
         self.read_size, self.write_size = plan.read_size or 1 << 30, plan.write_size or 1 << 30
         self.port = tcp.local[1]
@@ -43,7 +48,7 @@ class Server:
 
     def _run(self) -> None:
         self._scheduled = False
-        if self.tcp.app is not self:
+        if self.tcp.app is not self or self.process.state == "hung":
             return
         data = self.tcp.read(self.read_size)
         self.read += data
@@ -51,8 +56,15 @@ class Server:
             self.pending += data
         elif len(self.read) >= HEADER and not self._answered:
             self._answer(int.from_bytes(self.read[:HEADER], "big"))
-        taken = self.tcp.write(bytes(self.pending[: self.write_size]))
+        size, exit_at = self.write_size, self.process.exit_at
+        if exit_at is not None:
+            size = min(size, max(exit_at - self.written, 0))
+        taken = self.tcp.write(bytes(self.pending[:size]))
+        self.written += taken
         del self.pending[:taken]
+        if exit_at is not None and self.written >= exit_at:
+            self.process.exits(self.tcp)
+            return
         if (self.pending and taken == self.write_size) or len(data) == self.read_size:
             self.readable()  # there is more to do, later
         if not self.pending and (self.tcp.at_end or (self._answered and self.port == DOWNLOAD)):
@@ -116,6 +128,9 @@ class Client:
             self.clock.after(0.003, self.readable)  # a slow reader: the window closes
         if self.tcp.state == "closed" and self.tcp.at_end:
             self._end()
+            return
+        if self.tcp.at_end and len(self.got) < len(self.expected):
+            self.tcp.close()  # too early; there is nothing to wait for
             return
         if self.abort_at is not None and len(self.got) >= self.abort_at:
             self.aborted = True

@@ -33,7 +33,9 @@ def check(host: Host, carried: int) -> None:
         return
     _within(host, "counters", len(out.counters), COUNTERS)
     _within(host, "primary's table", len(primary.flows), limit)
-    _within(host, "primary's numbers", len(primary.numbers), len(primary.flows))
+    handed = len(primary.handovers.flows)
+    _within(host, "connections handed over", handed, limit)
+    _within(host, "primary's numbers", len(primary.numbers), len(primary.flows) + handed)
     _within(host, "backup's table", len(backup.flows), limit)
     _within(host, "backup's numbers", len(backup.numbers), len(backup.flows))
     _within(host, "forgotten connections", len(backup.forgotten), MAX_FORGOTTEN)
@@ -46,10 +48,10 @@ def check(host: Host, carried: int) -> None:
     _timers(host, "primary's timers", primary.timers, len(primary.flows) + len(primary._telling))
     _timers(host, "backup's timers", backup.timers, len(backup.flows))
     digests = primary.digests
-    _within(host, "digested streams", len(digests._streams), len(primary.flows))
+    _within(host, "digested streams", len(digests._streams), len(primary.flows) + handed)
     _within(host, "bytes kept for comparing", digests._kept_total, KEEP_TOTAL)
     _within(host, "count of kept bytes", digests._kept_total, sum(s.kept_bytes for s in digests._streams.values()))
-    _timers(host, "digests' timers", digests._timers, 1 + len(primary.flows))
+    _timers(host, "digests' timers", digests._timers, 1 + len(primary.flows) + handed)
     _timers(host, "comparisons' timers", backup.divergence._timers, len(backup.flows))
     for stream in digests._streams.values():
         _within(host, "bytes kept of a stream", stream.kept_bytes, KEEP_BYTES + FLUSH_BYTES)

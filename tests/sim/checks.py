@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from math import inf
 from typing import TYPE_CHECKING
 
 from nfq_failover.constants import FIN, RST, SYN
 from nfq_failover.core.backup_connection import Shadow
 from nfq_failover.core.primary_connection import Gate
-from nfq_failover.core.roles import State
+from nfq_failover.core.roles import Role, State
 from nfq_failover.core.seqspace import SeqSpace
 from nfq_failover.core.window import ROUNDING_BYTES
 from nfq_failover.wire.segment import FlowKey, Segment
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
     from .host import Host
     from .world import World
+
+KNOWN_S = 2.0  # three failed checks, and a heartbeat that says so
 
 
 @dataclass
@@ -44,6 +47,7 @@ class Seen:
     excused: str = ""
     survivor: str = ""
     promised_until: float = 0.0  # its survivor must have taken over by then
+    protected: bool = False  # by the primary, when it was last heard
     let_go: bool = False  # its server had let this one connection go, and may not have been able to say so
 
 
@@ -71,12 +75,17 @@ class Checks:
         if seg.flags & RST:
             shadow = host.node.backup.flows.get(flow)
             late = shadow is not None and shadow.heard and shadow.state is Shadow.DEAD  # the takeover came too late
-            if late or not host.kernel.listeners:
+            fresh = seen is None or seen.client is not self.world.clients.get(flow)
+            down = not host.kernel.listeners and (host.application.well or fresh)
+            down = down or (fresh and flow in host.application.broken)
+            if late or down:
                 self.refused[flow] = host.name
         if seen is None:
             assert seg.flags & RST, f"{host.name} sends {seg} before any SYN-ACK"
             return
         client = seen.client
+        gate = host.node.primary.flows.get(flow)
+        seen.protected = gate is not None and gate.state is Gate.PROTECTED
         if seg.flags & RST:
             seen.resets += 1
             alone = client.aborted or client.tcp.state in ("time-wait", "closed")
@@ -84,7 +93,6 @@ class Checks:
             return
         if self.excuse:
             return  # which of two hosts' numbers are the client's, is its own choice; what it has read is checked
-        gate = host.node.primary.flows.get(flow)
         if gate is not None and gate.state is Gate.SYN_HELD and client is not self.world.clients[flow]:
             # Of a connection whose SYN-ACK is held, about some stray segment of the last one from this port: a client
             # in SYN_SENT takes no notice of it (RFC 9293 section 3.10.7.3).
@@ -107,11 +115,13 @@ class Checks:
         """`host` is to be heard from now on: nobody else that has power may be, and nobody's client may have been told
         more than `host` has."""
         other = self.world.other(host)
-        assert self.world.split_brain or not (other.up and other.owns), (
+        assert self.world.split_brain or not other.audible, (
             f"two owners: {host.name} in epoch {host.node.members.epoch}, {other.name} in {other.node.members.epoch}"
         )
         if self.world.split_brain:
             return
+        if other.up:
+            self._moved(host)
         for promised in self.flows.values():
             in_time = self.world.clock.now + host.jumped <= promised.promised_until  # it believes its clock
             if promised.promised and promised.survivor == host.name and not in_time:
@@ -144,6 +154,8 @@ class Checks:
             self.world.clients[flow],
         )
         self.flows[flow].excused = self.excuse
+        if not host.application.well or flow in host.application.broken:
+            self.flows[flow].excused = "opened while the application failed"
         if flow[1] >= PROBE_PORT and not self.excuse and not self.world.scenario.limits.max_connections:
             gate = host.node.primary.flows.get(flow)
             assert gate is not None and gate.state is Gate.PROTECTED, f"{flow} is not protected, though all is well"
@@ -157,7 +169,10 @@ class Checks:
         payload = seg.payload()
         assert payload == client.expected[start : start + len(payload)], f"wrong bytes: {where}"
         if seg.flags & FIN:
-            assert start + len(payload) == len(client.expected), f"FIN at the wrong place: {where}"
+            whole = start + len(payload) == len(client.expected)
+            unpromised = client.aborted or (bool(seen.excused) and not seen.promised)
+            broken = host.application.broken and unpromised
+            assert whole or broken, f"FIN at the wrong place: {where}"
         ack = seen.client_space.offset(seg.ack)
         assert 0 <= ack <= len(client.out) + 1, f"acknowledges what was never sent: {where}"
         if seen.excused:
@@ -201,19 +216,96 @@ class Checks:
         every byte of theirs that was acknowledged."""
         backup = self.world.other(primary)
         able = backup.running and backup.node.members.state is not State.REFUSED and not backup.unplugged
+        able = able and self._may_act(primary, backup)
         for flow, seen in self.flows.items():
             gate = primary.node.primary.flows.get(flow)
             shadow = backup.node.backup.flows.get(flow) if backup.running else None
             both = gate is not None and shadow is not None and gate.conn == shadow.conn
-            alive = self.world.takes_over and able and both and gate is not None and gate.state is Gate.PROTECTED
+            both = both and backup.application.well and flow not in backup.application.broken
+            alive = able and both and gate is not None and gate.state is Gate.PROTECTED
             seen.promised = bool(alive and shadow is not None and shadow.state is Shadow.SHADOW and not shadow.late)
             seen.survivor = backup.name
-            seen.promised_until = min(primary.heard, backup.awake) + self.world.time_to_act
+            decided = self.world.scenario.witness and able and backup.node.members.pact.held
+            seen.promised_until = inf if decided else min(primary.heard, backup.awake) + self.world.time_to_act
             if not seen.promised:
                 seen.excused = "not protected when its server died"
             seen.let_go = gate is not None and gate.state is not Gate.PROTECTED and primary.node.primary.protecting
             if seen.promised and shadow is not None and not self.excuse:
                 assert seen.ack <= shadow.cum, f"{flow}: acknowledged {seen.ack}, the backup has {shadow.cum}"
+
+    def _may_act(self, primary: Host, backup: Host) -> bool:
+        """Whether `backup` is to take over when `primary` is silent from now on."""
+        world = self.world
+        if not world.takes_over or not world.scenario.witness:
+            return world.takes_over
+        if not backup.node.members.pact.held:
+            return world.scenario.fence != "none"
+        # A primary that has asked may have the right: if it dies, that is the second failure.
+        asked = primary.running and primary.node.members.pact.asked
+        last = world.witness.last
+        granted = last is not None and last.holder == backup.name and last.number >= backup.node.members.pact.high
+        return (granted or not asked) and world.witness.reaches(backup)
+
+    def witness_cut(self) -> None:
+        """A path was cut: who needs the witness, and has not served yet, may not be able to ask it."""
+        for seen in self.flows.values():
+            if self.world.scenario.witness and seen.promised and seen.promised_until == inf:
+                survivor = self.world.hosts[seen.survivor]
+                serves = survivor.running and survivor.node.members.role is Role.PRIMARY
+                if not serves and not self.world.witness.reaches(survivor):
+                    seen.promised, seen.excused = False, "its survivor can't ask the witness"
+
+    def application_failed(self, host: Host, how: str, alone: FlowKey | None = None) -> None:
+        """The application of `host` fails now (die, hang, refuse; exit: only the process of the connection `alone`).
+
+        If the contract says that it is found, the protected connections must live. Others of this host are lost when
+        the service moves, or at once.
+        """
+        settings = host.settings
+        found = how in ("die", "exit") or settings.health_checked
+        moves = found and settings.on_app_failure == "service"
+        other = self.world.other(host)
+        serves = host.running and host.node.members.role is Role.PRIMARY
+        able = moves and serves and host.node.members.state is State.PROTECTED and other.running
+        able = able and other.node.members.state is State.SHADOWING and not other.node.members.invalid
+        able = able and other.application.well and not other.unplugged
+        for flow, seen in self.flows.items():
+            if not serves:
+                if seen.survivor == host.name and (alone in (None, flow)) and how != "refuse":
+                    seen.promised, seen.excused = False, "its survivor's application has failed, too"
+                continue
+            gate, shadow = host.node.primary.flows.get(flow), None
+            if able:
+                shadow = other.node.backup.flows.get(flow)
+            if gate is not None and shadow is not None and gate.conn == shadow.conn and not seen.excused:
+                lives = gate.state is Gate.PROTECTED and shadow.state is Shadow.SHADOW
+                tcp = host.kernel.flows.get(((flow[2], flow[3]), (flow[0], flow[1])))
+                known = tcp is not None and tcp.state != "syn-received"  # else it is a new one, which may be refused
+                if lives and known and flow not in other.application.broken:
+                    seen.promised, seen.survivor, seen.promised_until = True, other.name, inf
+                    continue
+            if moves or how in ("die", "hang") or flow == alone:
+                seen.promised, seen.excused = False, f"its application has failed ({how}), and nobody can go on"
+
+    def yielded(self, host: Host) -> None:
+        """The service of `host` moves: not to one whose application is known to have failed."""
+        since = self.world.clock.now - self.world.other(host).application.failed_at
+        known = self.world.scenario.health and not self.world.other(host).application.well and since > KNOWN_S
+        assert not known, f"{host.name} moves to a host whose application has failed {since:.1f} s ago"
+
+    def denied(self, host: Host) -> None:
+        """The witness has let the other one act alone. If its fence fails, nobody goes on."""
+        if not self.world.takes_over:
+            for seen in self.flows.values():
+                seen.promised, seen.excused = False, f"{host.name} was denied, and the other's fence may have failed"
+
+    def _moved(self, host: Host) -> None:
+        """`host` serves from now on, though the other one lives: what was not protected is lost."""
+        for flow, seen in self.flows.items():
+            shadow = host.node.backup.flows.get(flow)
+            going = shadow is not None and shadow.state is Shadow.ACTIVE
+            if not going and not seen.promised and not seen.protected:
+                seen.excused = "not protected when the service moved"
 
     def died(self, host: Host) -> None:
         """What `host` alone could continue is lost: one failure is promised to be survived, not two."""

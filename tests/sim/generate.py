@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from random import Random
 
+from .generate_more import MORE_KINDS, extend
 from .network import Quality
 from .scenario import DOWNLOAD, ECHO, UPLOAD, Connection, HostPlan, Incident, Limits, Scenario
 
@@ -28,6 +29,7 @@ KINDS = (
     "flapping",
     "unplug",
     "clock",
+    *MORE_KINDS,
 )
 # What a host may die at: "any" often hits the packets, the others what happens once in a takeover.
 EFFECTS = ("any", "Inject", "SendDatagram", "Verdict", "PublishHeartbeat", "QueryFlows")
@@ -35,16 +37,16 @@ EFFECTS_OF_TAKEOVER = ("any", "CheckLink", "Fence", "StoreEpoch", "OwnAddress", 
 PATHS = ("sync>a", "sync>b", "sync", "client>service", "service>client", "client", "tap>a", "tap>b", "tap")
 
 
-def from_seed(seed: int) -> Scenario:
-    """The scenario of a seed."""
+def from_seed(seed: int, kind: str = "") -> Scenario:
+    """The scenario of a seed, of the kind that is asked for, or of the seed's own."""
     random = Random(seed)
-    kind = KINDS[seed % len(KINDS)]
+    kind = kind or KINDS[seed % len(KINDS)]
     lossy = random.choice(("nothing", "nothing", "client", "tap", "sync", "all"))
     length = random.choice((0.2, 1.0, 2.0))
     heartbeat_ms = random.choice((10, 50))
     detection_s = 3 * heartbeat_ms / 1000
     fences = {"cut": ("works", "fails", "none"), "flapping": ("works", "works", "fails", "none")}
-    return Scenario(
+    scenario = Scenario(
         seed=seed,
         kind=kind,
         tap=random.choice(("clone", "multicast")),
@@ -67,6 +69,7 @@ def from_seed(seed: int) -> Scenario:
         connections=tuple(_connection(random, number, length) for number in range(random.choice((1, 3, 6)))),
         incidents=_incidents(random, kind, length, detection_s),
     )
+    return extend(scenario, length, detection_s) if kind in MORE_KINDS else scenario
 
 
 def most_rate(detection_s: float) -> float:

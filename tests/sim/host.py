@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from nfq_failover.constants import ACK, FIN, RST, SYN
 from nfq_failover.core.events import (
     ApplyRules,
+    AskWitness,
     CheckLink,
     DatagramReceived,
     Effect,
@@ -47,11 +48,12 @@ from nfq_failover.core.roles import State
 from nfq_failover.core.settings import Settings
 from nfq_failover.wire.segment import FlowKey, Segment
 
-from . import bounds
+from . import bounds, opinions
+from .application import Application
 from .apps import Server
 from .clock import HostClock
 from .kernel import Kernel, cut_super_segment
-from .scenario import DOWNLOAD, ECHO, UPLOAD, HostPlan
+from .scenario import HostPlan
 from .tcp import MTU, Personality, Tcp
 
 if TYPE_CHECKING:
@@ -97,6 +99,7 @@ class Host:
         self.awake = self.heard = 0.0  # when the daemon last did anything, and last heard the other one
         self.paused_until = self.hung_until = self.unplugged_until = 0.0
         self.apps: dict[FlowKey, list[Server]] = {}
+        self.application = Application(self)
         self.logs: list[tuple[float, Log]] = []
         self.deaths: list[Death] = []
         self.node: Node
@@ -108,6 +111,7 @@ class Host:
         self.up = True
         self.life += 1
         self.apps = {}
+        self.application.boot()
         origin = self.plan.uptime if self.life == 1 else self.random.uniform(1, 60)
         self.ticks = HostClock(self.clock, self.plan.rate, origin)
         self.paper, self.boot_id = bytearray(), self.random.randbytes(LIFE_BYTES)
@@ -143,14 +147,17 @@ class Host:
         self._timer_at = self._rules_at = 0.0
         self.feed(TimerFired())
         self._beat(self.run)
+        if self.settings.health_checked:
+            self.application.watch(self.run)
 
     def _listen(self, life: int) -> None:
         if life == self.life:
-            for port in (ECHO, DOWNLOAD, UPLOAD):
-                self.kernel.listeners[port] = self._accepted
+            self.application.listen()
 
-    def _accepted(self, tcp: Tcp) -> None:
-        app = Server(self.clock, tcp, self.plan, self.random)
+    def accepted(self, tcp: Tcp) -> None:
+        """A connection for the application."""
+        app = Server(self.clock, tcp, self.plan, self.random, self.application)
+        self.application.broken.discard((*tcp.remote, *tcp.local))
         self.apps.setdefault((*tcp.remote, *tcp.local), []).append(app)
 
     def crash(self) -> None:
@@ -179,6 +186,18 @@ class Host:
     def resumable(self) -> bool:
         """Whether a daemon that is killed now may go on after its restart."""
         return self.node.members.state in (State.UNPROTECTED, State.ARMING)
+
+    @property
+    def audible(self) -> bool:
+        """Whether it may be heard: it has power and the address, and its lease has not ended."""
+        if not self.up or not self.owns:
+            return False
+        if not self.world.scenario.witness:
+            return True
+        if not self.running:  # it may still answer for the address, but its rules let nothing out
+            return self.profile is Profile.ALONE
+        members = self.node.members
+        return members.state is not State.DOUBT and self.ticks.now <= members.lease_until
 
     @property
     def unplugged(self) -> bool:
@@ -334,6 +353,8 @@ class Host:
             self.tell(0.0002, LinkChecked(not self.unplugged, "down" if self.unplugged else "up"))
         elif isinstance(effect, Fence):
             self.world.fence(self, effect)
+        elif isinstance(effect, AskWitness):
+            self.world.witness.ask(self, effect)
         elif isinstance(effect, StoreEpoch):
             self.later(random.choice((0.0003, 0.002)), self._stored, effect, self.run)
         elif isinstance(effect, ApplyRules):
@@ -357,6 +378,10 @@ class Host:
             self.tell(0.001, FlowsListed(self.kernel.established()))
         elif isinstance(effect, Log):
             self.logs.append((self.clock.now, effect))
+            if effect.fields.get("after") == "yielded":
+                self.world.checks.yielded(self)
+            if str(effect.fields.get("reason")).startswith("the witness has let the peer act"):
+                self.world.checks.denied(self)
         else:
             raise AssertionError(f"an effect that nobody carries out: {effect}")
 
@@ -394,6 +419,12 @@ class Host:
         """A datagram has come in."""
         if self._hears() and self.running:
             self.tell(0.0, DatagramReceived(("peer", 7766), data))
+
+    def answered(self, data: bytes) -> None:
+        """The witness has answered."""
+        run, event = opinions.answer(data)
+        if self.up and not self.unplugged and run == self.run:
+            self.tell(0.0, event)
 
     def _publish(self, template: HeartbeatTemplate) -> None:
         old, self._template = self._template, template

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from .host import Death, Host
@@ -27,6 +28,11 @@ class Incidents:
         """The directions that a name stands for: "sync>a" towards a, "sync" both; "tap" likewise; "client>service",
         "service>client", "client" both."""
         world = self.world
+        third = world.witness.paths
+        if target.startswith("witness-"):
+            return [path for name, path in third.items() if target[-1] in (name[0], name[-1])]
+        if target == "witness" or target in third:
+            return list(third.values()) if target == "witness" else [third[target]]
         named = {f"sync>{name}": path for name, path in world.syncs.items()}
         named |= {f"tap>{name}": path for name, path in world.taps.items()}
         if target == "client":
@@ -96,3 +102,31 @@ class Incidents:
     def _cut(self, incident: Incident) -> None:
         for path in self.paths(incident.target):
             path.cut(incident.seconds)
+        self.world.checks.witness_cut()
+
+    def _app_die(self, incident: Incident) -> None:
+        self._process(incident, lambda host: host.application.die())
+
+    def _app_hang(self, incident: Incident) -> None:
+        self._process(incident, lambda host: host.application.hang(incident.seconds))
+
+    def _app_refuse(self, incident: Incident) -> None:
+        self._process(incident, lambda host: host.application.refuse())
+
+    def _app_exit(self, incident: Incident) -> None:
+        self._process(incident, None, True)
+
+    def _process(self, incident: Incident, strike: Callable[[Host], None] | None, alone: bool = False) -> None:
+        host = self.host(incident.target)
+        if not host.up or not host.application.well:
+            return
+        if strike is None or incident.effect:
+            host.application.exit_at, host.application.alone = incident.count, alone
+        else:
+            strike(host)
+
+    def _app_start(self, incident: Incident) -> None:
+        del incident
+        for host in self.world.hosts.values():
+            if host.up:
+                host.application.start()

@@ -59,6 +59,10 @@ class Kernel:
         if tcp is not None and (tcp.state == "closed" or (tcp.state == "time-wait" and seg.flags & SYN)):
             del self.flows[local, remote]
             tcp = None
+        if tcp is not None and tcp.orphan and tcp.is_news(seg):
+            tcp.abandon()  # nobody will ever read it (RFC 1122 section 4.2.2.13)
+            del self.flows[local, remote]
+            tcp = None
         if tcp is not None:
             tcp.input(seg)
         elif seg.flags & (SYN | ACK | RST) == SYN and (application := self.listeners.get(seg.dport)):

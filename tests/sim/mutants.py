@@ -133,7 +133,7 @@ def _keeps_all(self: BackupSide, connection: BackupConnection) -> None:
         del self.flows[connection.flow]
 
 
-def _nothing(*_: object) -> None:
+def _nothing(*_: object, **__: object) -> None:
     return None
 
 
@@ -227,26 +227,26 @@ MUTANTS = (
     Mutant("a table that only grows", "beyond the bound", ((BackupSide, "forget", _keeps_all),)),
 )
 
-# A seed that has caught it, to be tried first: it saves time, and is no more than that.
-HINTS = {
-    "skip the clamp": 45,
-    "forget the SACK edge": 199,
-    "forget the window clamp": 134,
-    "wrong window after a takeover": 67,
-    "skip the TSval translation": 199,
-    "confirm before it is logged": 112,
-    "log wrong bytes": 89,
-    "never deliver again": 53,
-    "never resend at a takeover": 331,
-    "take over before the fence": 27,
-    "believe a failed fence": 115,
-    "take over without storing": 12,
-    "keep the records of an old generation": 19,
-    "continue too late": 1348,
-    "believe the record's offsets": 126,
-    "forget the clock at a restart": 632,
-    "release before the fence": 1033,
-    "a daemon that goes on whatever its record says": 39,
-    "a log without a limit": 133,
-    "let strangers speak at once": 3603,
+# A seed and kind that have caught it, to be tried first: it saves time, and is no more than that.
+HINTS: dict[str, tuple[int, str]] = {
+    "skip the clamp": (45, "crash-primary"),
+    "forget the SACK edge": (199, "crash-primary"),
+    "forget the window clamp": (134, "crash-primary"),
+    "wrong window after a takeover": (67, "crash-primary"),
+    "skip the TSval translation": (199, "crash-primary"),
+    "confirm before it is logged": (112, "crash-primary"),
+    "log wrong bytes": (89, "crash-primary"),
+    "never deliver again": (53, "effect-primary"),
+    "never resend at a takeover": (331, "crash-primary"),
+    "take over before the fence": (27, "cut"),
+    "believe a failed fence": (115, "cut"),
+    "take over without storing": (12, "effect-takeover"),
+    "keep the records of an old generation": (19, "flapping"),
+    "continue too late": (1348, "pause"),
+    "believe the record's offsets": (126, "kill-survivor"),
+    "forget the clock at a restart": (632, "kill-survivor"),
+    "release before the fence": (1033, "clock"),
+    "a daemon that goes on whatever its record says": (39, "kill-any"),
+    "a log without a limit": (133, "crash-primary"),
+    "let strangers speak at once": (3603, "kill-any"),
 }

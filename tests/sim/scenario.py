@@ -40,8 +40,11 @@ class Incident:
     """What happens to whom, when (seconds after the connections' start), and for how long.
 
     `what`: crash (power loss), kill (of the daemon), boot, restart, pause (of the host), hang (of the packet loop), cut
-    (of a path, see `World.cut`), unplug, jump (of the clock). A crash or kill with an `effect` waits from `at` on for
-    the `count`th effect of that name ("any": of any) and strikes right before or after it is carried out.
+    (of a path, see
+    `Incidents.paths`), unplug, jump (of the clock), app_die, app_hang, app_refuse, app_exit (of the process of one
+    connection), app_start. A crash or kill with an `effect` waits from `at` on for
+    the `count`th effect of that name ("any": of any) and strikes right before or after it is carried out. An app_exit,
+    and an app_die with the effect "written", waits until a connection has written `count` bytes.
     """
 
     at: float
@@ -84,7 +87,8 @@ class Limits:
 
 @dataclass(frozen=True)
 class Scenario:
-    """Everything that a run needs. `drain`: at the end wait until all tables must be empty again."""
+    """Everything that a run needs. `drain`: at the end wait until all tables must be empty again. `fence`: none, or
+    what becomes of it (`Fences`). `health`: the applications are checked. `on_failure`: as in the configuration."""
 
     seed: int
     kind: str
@@ -100,6 +104,10 @@ class Scenario:
     hosts: dict[str, HostPlan] = field(default_factory=lambda: {"a": HostPlan(), "b": HostPlan(boot=0.1)})
     client: HostPlan = field(default_factory=HostPlan)
     limits: Limits = field(default_factory=Limits)
+    fence_retry_ms: int = 5000
+    witness: bool = False
+    health: bool = False
+    on_failure: str = "service"
     connections: tuple[Connection, ...] = ()
     incidents: tuple[Incident, ...] = ()
 

@@ -107,6 +107,10 @@ class Tcp(Sender):
         self._output()
         self._maybe_finished()
 
+    def is_news(self, seg: Segment) -> bool:
+        """Whether it brings data that were not there yet."""
+        return bool(seg.payload_len) and self.theirs.offset(seg.seq) + seg.payload_len > self.rcv_nxt
+
     def _timestamps_good(self, seg: Segment, offset: int) -> bool:
         if not seg.ts_off:
             self.counters["timestamp-missing"] += 1

@@ -97,6 +97,7 @@ class Sender:
         self.unacked = 0
         self.next_challenge = 0.0
         self.timers: dict[str, float] = {}
+        self.orphan = False  # the process is gone, and has closed it
 
     # ------------------------------------------------------------------------------------ opening
 
@@ -261,6 +262,10 @@ class Sender:
                 self._retransmit_first()  # the other end has shrunk its window: probe with the first segment
             self._arm("rto", min(self.rto * 2**self.backoff, RTO_MAX_S))
             self._output()
+
+    def abandon(self) -> None:
+        """Forget it, without a word."""
+        self._gone(False)
 
     def _gone(self, reset: bool) -> None:
         over = self.state == "closed"

@@ -11,7 +11,7 @@ from .generate import KINDS, from_seed
 from .runner import reproduce, run
 from .scenario import Scenario, from_json, named, to_json
 
-SEEDS = 250
+SEEDS = 200
 BATCH = 50
 
 

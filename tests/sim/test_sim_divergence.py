@@ -15,7 +15,7 @@ from nfq_failover.wire.segment import FlowKey, Segment
 
 from .apps import Client
 from .checks import Checks
-from .generate import from_seed
+from .generate import KINDS, from_seed
 from .host import Host
 from .network import Quality
 from .scenario import Scenario
@@ -24,7 +24,7 @@ from .tcp_send import SEND_BUFFER
 from .world import World
 
 Twist = Callable[[int, bytes], bytes]
-CRASHES = range(1, 200)
+CRASHES = range(1, 11)
 KNOWN_S = 0.05  # a digest, the question about it and the answer have crossed the sync channel by then
 DATE = range(2, 8)
 
@@ -83,7 +83,7 @@ class Twisted(World):
         self.place = next(i for i in range(1000) if twist(0, bytes(1000))[i])
         self.checks = TwistedChecks(self)
         twisted = self.hosts["b"]
-        plain = twisted._accepted
+        plain = twisted.accepted
 
         def accepted(tcp: Tcp) -> None:
             write, at = tcp.write, [0]
@@ -98,7 +98,7 @@ class Twisted(World):
             tcp.write = twisted_write  # type: ignore[method-assign]
             plain(tcp)
 
-        twisted._accepted = accepted  # type: ignore[method-assign]
+        twisted.accepted = accepted  # type: ignore[method-assign]
 
     def judge(self) -> Counter[str]:
         """What each client has got; a mixture is an error, unless nobody could know."""
@@ -133,12 +133,10 @@ def with_policy(world: World, policy: str) -> World:
 
 
 def runs(twist: Twist, seeds: range, kinds: tuple[str, ...], policy: str = "default") -> Counter[str]:
-    """All seeds of some kinds, with paths that lose nothing."""
+    """Seeds of some kinds, with paths that lose nothing."""
     found: Counter[str] = Counter()
-    for seed in seeds:
-        scenario = from_seed(seed)
-        if scenario.kind not in kinds:
-            continue
+    for scenario in (from_seed(seed, kind) for kind in kinds for seed in seeds):
+        seed = scenario.seed
         calm = replace(
             scenario,
             quality={path: Quality(quality.delay, quality.jitter) for path, quality in scenario.quality.items()}
@@ -168,7 +166,7 @@ def test_no_mixture_after_a_crash(twist: Twist) -> None:
 
 @pytest.mark.parametrize("twist", [date, noise, longer])
 def test_without_a_crash_every_client_gets_all_of_one_stream(twist: Twist) -> None:
-    found = runs(twist, range(22, 260), ("none",))
+    found = runs(twist, range(22, 30), ("none",))
     assert not found["mixture"] and not found["cut"], found
     assert found["count difference"]
     assert bool(found["count diverged"]) is (twist is not date), found
@@ -176,40 +174,36 @@ def test_without_a_crash_every_client_gets_all_of_one_stream(twist: Twist) -> No
 
 @pytest.mark.parametrize("twist", [date, noise, late_noise, longer])
 def test_strict_leaves_no_gap(twist: Twist) -> None:
-    found = runs(twist, range(1, 150), ("crash-primary", "none"), "strict")
+    found = runs(twist, range(1, 6), ("crash-primary", "none"), "strict")
     assert not found["mixture"] and found["whole"], found
     assert found["count difference"]
 
 
-@pytest.mark.parametrize("policy", ["strict", "off"])
-def test_servers_that_agree_lose_nothing(policy: str) -> None:
-    for seed in range(1, 25):
+@pytest.mark.parametrize("policy", ["default", "strict", "off"])
+def test_servers_that_agree_lose_nothing_and_never_differ(policy: str) -> None:
+    """Each policy has a third of the kinds; the other tests of the simulator have all of them with the default."""
+    compared = 0
+    for seed in range(("default", "strict", "off").index(policy), len(KINDS), 3):
+        world = with_policy(World(from_seed(seed)), policy)
         try:
-            with_policy(World(from_seed(seed)), policy).run()
+            world.run()
         except AssertionError as error:
             raise AssertionError(f"seed {seed}: {error}") from error
-
-
-def test_strict_does_not_stop_at_a_part_of_a_block() -> None:
-    """In these runs a replica's congestion window has stopped it there: then only the client can make it go on."""
-    for seed in (117, 132, 133):
-        world = with_policy(World(from_seed(seed)), "strict")
-        world.run()
-        for host in world.hosts.values():
-            assert not host.up or not host.node.out.counters["strict-given-up"], seed
-
-
-def test_servers_that_agree_are_compared_and_never_differ() -> None:
-    compared = 0
-    for seed in range(1, 25):
-        world = World(from_seed(seed))
-        world.run()
         for host in world.hosts.values():
             counters = host.node.out.counters if host.up else Counter[str]()
             assert not counters["difference"] and not counters["diverged"], seed
             shadows = host.node.backup.flows.values() if host.up else ()
             compared += sum(c.compare.compared for c in shadows if c.compare is not None)
-    assert compared > 100_000
+    assert (compared > 30_000) is (policy != "off")
+
+
+def test_strict_does_not_stop_at_a_part_of_a_block() -> None:
+    """In these runs a replica's congestion window has stopped it there: then only the client can make it go on."""
+    for seed, kind in ((117, "hang"), (132, "none"), (133, "crash-primary")):
+        world = with_policy(World(from_seed(seed, kind)), "strict")
+        world.run()
+        for host in world.hosts.values():
+            assert not host.up or not host.node.out.counters["strict-given-up"], seed
 
 
 def _blind(self: Comparison, start: int, end: int, hashes: tuple[int, ...]) -> bool:
@@ -228,7 +222,7 @@ def test_check_finds_a_core_that_does_not_compare(sabotage: str, monkeypatch: py
     else:
         monkeypatch.setattr(Divergence, "at_takeover", _careless)
         monkeypatch.setattr(Divergence, "_diverged", lambda *_: None)
-    assert any(_finds(seed) for seed in range(300, 430))
+    assert any(_finds(seed) for seed in range(300, 340))
 
 
 def _finds(seed: int) -> bool:

@@ -8,19 +8,22 @@ import pytest
 
 from .generate import from_seed
 from .mutants import HINTS, MUTANTS, Mutant
+from .mutants_more import MORE_HINTS, MORE_MUTANTS
 from .runner import run
 
 RUNS = 400
+ALL = (*MUTANTS, *MORE_MUTANTS)
+ALL_HINTS = HINTS | MORE_HINTS
 
 
-@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
+@pytest.mark.parametrize("mutant", ALL, ids=lambda mutant: mutant.name)
 def test_planted_bug_is_caught(monkeypatch: pytest.MonkeyPatch, mutant: Mutant) -> None:
     """A seed that has caught it is tried first, to save time; then the seeds of its kinds in order."""
     for where, name, instead in mutant.patches:
         monkeypatch.setattr(where, name, instead, raising=False)
-    seeds = (seed for seed in count() if from_seed(seed).kind in mutant.kinds)
-    for seed in (HINTS.get(mutant.name, 1), *islice(seeds, RUNS)):
-        failure = run(from_seed(seed)).failure
+    seeds = ((seed, kind) for seed in count() for kind in mutant.kinds)
+    for seed, kind in (ALL_HINTS.get(mutant.name, (1, "crash-primary")), *islice(seeds, RUNS)):
+        failure = run(from_seed(seed, kind)).failure
         assert not failure.startswith("TypeError"), f"the planted bug no longer fits the code: {failure}"
         if failure.startswith("AssertionError") and mutant.complaint in failure:
             return
@@ -28,4 +31,4 @@ def test_planted_bug_is_caught(monkeypatch: pytest.MonkeyPatch, mutant: Mutant) 
 
 
 def test_hints_are_of_mutants() -> None:
-    assert set(HINTS) <= {mutant.name for mutant in MUTANTS}
+    assert set(ALL_HINTS) <= {mutant.name for mutant in ALL}

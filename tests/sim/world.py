@@ -21,6 +21,7 @@ from .host import Host
 from .incidents import Incidents
 from .kernel import Kernel
 from .network import Path
+from .opinions import Fences, Witness
 from .scenario import DOWNLOAD, ECHO, PROBE_PORT, UPLOAD, Connection, HostPlan, Scenario
 from .tcp import Personality
 
@@ -28,6 +29,7 @@ CLIENT = bytes((10, 77, 0, 1))
 SERVICE = bytes((10, 77, 0, 100))
 MAX_PACKETS = 40_000  # no scenario needs a tenth of it
 END_S = 40.0  # after the healing everything is over by then
+SETTLE_S = 3.0  # until what is known of an application is up to date
 DRAIN_S = 90.0  # longer than what an ended connection is remembered
 
 
@@ -41,7 +43,10 @@ class World:
         self.split_brain = scenario.split_brain
         detection_s = 3 * scenario.heartbeat_ms / 1000
         self.time_to_act = release(detection_s) - 2 * detection_s
-        self.takes_over = scenario.split_brain or scenario.fence == "works"  # else a backup stays silent, loudly
+        # Else a backup stays silent, loudly; or has its fence tried again, and the old connections are lost.
+        alone = scenario.witness and scenario.fence == "none"
+        self.takes_over = scenario.split_brain or scenario.fence in ("works", "late") or alone
+        self.fences = Fences(scenario.fence, FENCE_DEADLINE_MS / 1000)
         self.trace = blake2s(digest_size=8)
         self.packets = 0
         self.healed = False
@@ -52,21 +57,23 @@ class World:
         self.owner: Host | None = None
         self.crashes: dict[str, float] = {}
         self.hosts = hosts = {name: self._host(name, other) for name, other in (("a", "b"), ("b", "a"))}
+        self.witness = Witness(self)
         ticks = HostClock(self.clock, 1.0, scenario.client.uptime)
         who = self._personality(scenario.client, client=True)
-        self.client = Kernel(self.clock, who, self._client_output, self._dice("client"), ticks)
+        self.client = Kernel(self.clock, who, self._client_output, self.dice("client"), ticks)
         quality = {name: q.healed() for name, q in scenario.quality.items()}
-        self.client_out = Path(self.clock, quality["client"], self._to_service, self._dice("client>service"))
-        self.client_in = Path(self.clock, quality["client"], self._to_client, self._dice("service>client"))
-        self.taps = {n: Path(self.clock, quality["tap"], hosts[n].wire_input, self._dice(f"tap>{n}")) for n in hosts}
-        self.syncs = {n: Path(self.clock, quality["sync"], hosts[n].datagram, self._dice(f"sync>{n}")) for n in hosts}
+        self.client_out = Path(self.clock, quality["client"], self._to_service, self.dice("client>service"))
+        self.client_in = Path(self.clock, quality["client"], self._to_client, self.dice("service>client"))
+        self.taps = {n: Path(self.clock, quality["tap"], hosts[n].wire_input, self.dice(f"tap>{n}")) for n in hosts}
+        self.syncs = {n: Path(self.clock, quality["sync"], hosts[n].datagram, self.dice(f"sync>{n}")) for n in hosts}
         self.paths = {
             "client": [self.client_out, self.client_in],
             "tap": list(self.taps.values()),
             "sync": list(self.syncs.values()),
         }
 
-    def _dice(self, what: str) -> Random:
+    def dice(self, what: str) -> Random:
+        """The generator of one part."""
         return Random(f"{self.scenario.seed}/{what}")
 
     def _personality(self, plan: HostPlan, client: bool = False) -> Personality:
@@ -96,9 +103,13 @@ class World:
             split_brain_accepted=scenario.split_brain,
             heartbeat_interval_ms=scenario.heartbeat_ms,
             fence_deadline_ms=FENCE_DEADLINE_MS,
+            fence_retry_ms=scenario.fence_retry_ms,
+            has_witness=scenario.witness,
+            health_checked=scenario.health,
+            on_app_failure=scenario.on_failure,
             **limits,
         )
-        return Host(self, settings, partial(self._personality, plan), plan, self._dice(f"host {name}"))
+        return Host(self, settings, partial(self._personality, plan), plan, self.dice(f"host {name}"))
 
     def other(self, host: Host) -> Host:
         """The other server."""
@@ -154,16 +165,16 @@ class World:
 
     def fence(self, host: Host, effect: Fence) -> None:
         """The fence agent: takes its time, and works or not."""
-        works = self.scenario.fence == "works"
-        takes = host.random.choice((0.005, 0.05, 0.3))
-        if works:
-            self.clock.after(takes * 0.9, self.power_off, self.other(host))
-        host.tell(takes, FenceFinished(effect.peer, works, "" if works else "no answer"))
+        strikes, takes, ok = self.fences.attempt(host)
+        if strikes is not None:
+            self.clock.after(strikes, self.power_off, self.other(host))
+        host.tell(takes, FenceFinished(effect.peer, ok, "" if ok else "no answer"))
 
     def power_off(self, host: Host) -> None:
         """Power loss."""
         if host.up:
-            if host is self.owner and host.owns and (host.running or host.resumable):
+            heard = host.owns or self.scenario.witness  # one whose lease has ended may yet be reassured
+            if host is self.owner and heard and (host.running or host.resumable):
                 self.checks.promise(host)
             self.checks.died(host)
             host.crash()
@@ -223,6 +234,8 @@ class World:
         quiet = start + max(ends, default=0.0)
         clock.run(quiet + 0.3)
         self._heal()
+        if scenario.fence == "timeout" or any(incident.what.startswith("app_") for incident in scenario.incidents):
+            clock.run(clock.now + SETTLE_S)
         clock.run(clock.now + END_S, self._protected)
         assert self._protected(), f"not protected again: {self._states()}"
         self._probe()
@@ -255,12 +268,15 @@ class World:
         self.healed = True
         for path in [path for paths in self.paths.values() for path in paths]:
             path.quality = path.quality.healed()
+        self.witness.heal()
         for host in self.hosts.values():
             host.deaths.clear()
             self.power_on(host)
             if not host.running:
                 host.start()
             host.kernel.drop = 0.0
+            host.application.exit_at = None
+            host.application.start()
 
     def _probe(self) -> None:
         """New connections: they must be protected from the start."""

@@ -279,7 +279,7 @@ def test_health_and_application(table: dict[str, Any]) -> None:
         ({"health": {"comand": ["x"]}}, "did you mean 'command'?"),
         ({"health": {"command": []}}, "must be a list of words"),
         ({"health": 1}, "'health' must be a [table]"),
-        ({"application": {"on_failure": "panic"}}, "must be one of service, off"),
+        ({"application": {"on_failure": "panic"}}, "must be one of service, connection, off"),
         ({"application": {"end_deadline_ms": 1}}, "must be between 50 and 60000"),
     ],
 )

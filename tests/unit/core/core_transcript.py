@@ -26,9 +26,12 @@ from nfq_failover.wire.records import (
     Closed,
     Confirm,
     Data,
+    DigestSeen,
     End,
     EndAsked,
     EndKind,
+    HandedOver,
+    HandOver,
     Missing,
     Open,
     Opened,
@@ -322,6 +325,10 @@ class PrimaryTranscript(Transcript):
             side.ends.on_end(given, now)
         elif isinstance(given, SentAsked):
             side.on_sent_asked(given)
+        elif isinstance(given, DigestSeen):
+            side.digests.on_seen(given, now)
+        elif isinstance(given, HandedOver):
+            side.handovers.on_handed(given, now)
         else:
             raise AssertionError(f"the primary takes no {given}")
 
@@ -366,7 +373,10 @@ class BackupTranscript(Transcript):
             side.on_end_asked(given, now)
         elif isinstance(given, SentUpTo):
             on_sent(side.numbers[given.conn], given)
+        elif isinstance(given, HandOver):
+            side.handed.on_hand_over(given, now)
         elif given == "takeover":
+            side.handed.adopt()
             side.take_over(now)
         else:
             raise AssertionError(f"the backup takes no {given}")

@@ -5,12 +5,26 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from core_transcript import FLOW, After, Copy, asked, client, confirmed, replica_end, server
+from core_transcript import (
+    FLOW,
+    After,
+    Copy,
+    PrimaryTranscript,
+    asked,
+    client,
+    client_seq,
+    confirmed,
+    opening,
+    replica_end,
+    server,
+    syn,
+    syn_ack,
+)
 from test_primary_gate import TS, Gated
 
 from nfq_failover.core.events import FlowsGone
 from nfq_failover.core.primary_connection import Gate
-from nfq_failover.wire.records import Close, EndAsked, EndKind, Unprotected
+from nfq_failover.wire.records import Close, EndAsked, EndKind, Opened, Unprotected
 
 HELD = "drop end-held"
 GONE = "client [F.] 100 ack 0 wnd 10000 ts 2000010/1010"
@@ -268,3 +282,27 @@ def test_end_of_an_unprotected_connection_is_not_held() -> None:
         t >> Unprotected(1, "whatever") << "log warning: connection unprotected"
         t >> server(100, flags="F.", wnd=10000, ts=TS) << "pass"
         t >> server(101, flags="R.", wnd=0) << "pass"
+
+
+def test_server_that_hangs_is_not_what_goes_on() -> None:
+    """The replica ends first; our application has passed no check since, so nobody can say that it goes on."""
+    with Ending() as t:
+        t.side.ends._checked = True
+        t >> replica_end(100) << asked(100, EndKind.OPEN)
+        t.side.ends.well_at = t.now  # began before
+        t.still(8.0, 100, kind=EndKind.FIN)
+        assert not t.effects
+        t.side.ends.well_at = t.now
+        t >> After(0.1)
+        t.effects.clear()
+        t >> replica_end(100) << "log warning: connection unprotected"
+        t << Unprotected(1, "the replica has closed the connection, the server has not")
+
+
+def test_server_that_dies_before_it_has_said_anything_resets_nobody() -> None:
+    with PrimaryTranscript() as t:
+        t >> syn() << "pass"
+        t >> syn_ack() << "drop syn-ack-held" << opening()
+        t >> Opened(1, True, client_seq(40000)) << "client [S.] -1 ack 0 wnd 8000"
+        t >> server(0, flags="R.", wnd=0, ts=TS) << HELD << asked(0, EndKind.RST)
+        t >> server(0, flags="R", ack=None, wnd=0) << HELD  # its answer to the client's first data

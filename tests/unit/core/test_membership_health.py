@@ -110,6 +110,14 @@ def service_is_not_yielded_while_unprotected() -> Host:
 
 
 @scenario
+def failed_checks_move_the_service_though_single_connections_move_alone() -> Host:
+    h = Host(health_checked=True, on_app_failure="connection").protect()
+    h.check_health(False, False, False)
+    assert Do.SILENCE in h.tick() and h.at(S.YIELDED)
+    return h
+
+
+@scenario
 def service_is_not_yielded_if_the_configuration_says_so() -> Host:
     h = Host(health_checked=True, on_app_failure="off").protect()
     h.check_health(False, False, False)

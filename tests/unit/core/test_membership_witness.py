@@ -92,6 +92,19 @@ def is_denied_and_stays_silent() -> Host:
 
 
 @scenario
+def takes_over_from_a_primary_that_has_restarted_while_it_asked() -> Host:
+    """A new session counts as a sign of life, but says nothing of who serves."""
+    h = asking()
+    h.members.session_started(h.monitor)
+    h.monitor.reset(h.now)
+    h.tick()
+    assert h.at(S.ASKING)
+    h.hear(S.WAITING, 7, 0)
+    assert h.at(S.STORING)
+    return h
+
+
+@scenario
 def fences_only_with_a_grant() -> Host:
     h = asking(has_fence=True)
     assert h.tick() == [Do.ASK]

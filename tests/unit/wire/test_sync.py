@@ -23,6 +23,9 @@ from nfq_failover.wire.records import (
     End,
     EndAsked,
     EndKind,
+    Handed,
+    HandedOver,
+    HandOver,
     Missing,
     Open,
     Opened,
@@ -82,6 +85,11 @@ PINNED: list[tuple[Record, str]] = [
     (BytesSent(1, 2, b"ab"), "21 000a 00000001 00000002 6162"),
     (SentAsked(1), "28 0004 00000001"),
     (SentUpTo(1, 2), "29 0008 00000001 00000002"),
+    (
+        HandOver(1, (b"\x0a\0\0\1", 40000, b"\x0a\0\0\2", 80), 2, 3, 4),
+        "32 001d 00000001 00000002 00000003 00000004 04 0a000001 0a000002 9c40 0050",
+    ),
+    (HandedOver(1, Handed.REFUSED, "no"), "33 0007 00000001 01 6e6f"),
 ]
 
 
@@ -159,6 +167,16 @@ def test_records_byte_by_byte(record: Record, pinned: str) -> None:
 
 def test_every_record_type_is_pinned() -> None:
     assert {type(record) for record, _ in PINNED} == set(Record.__args__)
+
+
+@pytest.mark.parametrize("value", ["", "00" * 20, "00" * 16 + "04" + "00" * 11, "00" * 16 + "05" + "00" * 14])
+def test_hand_overs_without_a_whole_flow_are_refused(value: str) -> None:
+    body = bytes.fromhex(value)
+    assert reason_of(b"\x32" + len(body).to_bytes(2, "big") + body) in ("bad-record", "bad-hand-over")
+
+
+def test_unknown_outcome_of_a_hand_over_is_refused() -> None:
+    assert reason_of(b"\x33\0\5" + bytes(4) + b"\3") == "bad-handed-over"
 
 
 @pytest.mark.parametrize("value", ["", "00" * 11, "00" * 16, "00" * 12 + "00" * 8, "00" * 8 + "00000501" + "00" * 8])

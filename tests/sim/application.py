@@ -1,0 +1,143 @@
+"""The server application of one host as a process: it dies, exits in mid-response, hangs, refuses, is started again.
+
+What its kernel makes of its end is Linux's: a socket with unread data is reset, any other one is closed after what is
+in its buffer, and what the client sends after that is answered by RST (tcp_close, tcp_rcv_state_process).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from nfq_failover.core.events import HealthChecked
+from nfq_failover.wire.segment import FlowKey
+
+from .scenario import DOWNLOAD, ECHO, UPLOAD
+from .tcp import Tcp
+
+if TYPE_CHECKING:
+    from .host import Host
+
+CHECK_INTERVAL_S, CHECK_TIMEOUT_S = 0.2, 0.2
+ORPHAN_S = 60.0  # tcp_fin_timeout
+
+
+class Application:
+    """`state`: well, dead or hung. `refuses`: it goes on, but its listeners are gone. `broken`: the connections whose
+    process has failed on this host, in this life. `exit_at`: it exits when one connection has written so many bytes,
+    the whole application or (`alone`) the one process that serves it."""
+
+    def __init__(self, host: Host) -> None:
+        self.host = host
+        self.state, self.refuses, self.alone = "well", False, False
+        self.broken: set[FlowKey] = set()
+        self.exit_at: int | None = None
+        self.failed_at = 0.0
+
+    def boot(self) -> None:
+        """The host has booted."""
+        self.state, self.refuses, self.exit_at = "well", False, None
+        self.broken = set()
+
+    @property
+    def well(self) -> bool:
+        """Whether it serves everybody who comes."""
+        return self.state == "well" and not self.refuses
+
+    def listen(self) -> None:
+        """Take new connections, or don't."""
+        if self.state != "dead" and not self.refuses:
+            for port in (ECHO, DOWNLOAD, UPLOAD):
+                self.host.kernel.listeners[port] = self.host.accepted
+
+    def start(self) -> None:
+        """Start it (again). One that hangs is killed before."""
+        if self.well:
+            return
+        if self.state == "hung":
+            self.die()
+        self.state, self.refuses, self.exit_at = "well", False, None
+        self.listen()
+
+    # ------------------------------------------------------------------------------------ failures
+
+    def _fail(self, how: str) -> None:
+        self.failed_at = self.host.clock.now
+        self.host.world.checks.application_failed(self.host, how)
+
+    def die(self) -> None:
+        """kill -9."""
+        if self.state == "dead":
+            return
+        kernel = self.host.kernel
+        self._fail("die")
+        self.state, self.exit_at = "dead", None
+        kernel.listeners.clear()
+        for tcp in list(kernel.flows.values()):
+            self._close(tcp)
+
+    def hang(self, seconds: float) -> None:
+        """kill -STOP; the kernel goes on to acknowledge. It is continued after `seconds`, if they are not 0."""
+        if not self.well:
+            return
+        self._fail("hang")
+        self.state = "hung"
+        if seconds:
+            self.host.later(seconds, self._continue)
+
+    def _continue(self) -> None:
+        if self.state == "hung":
+            self.state = "well"
+            for tcp in self.host.kernel.flows.values():
+                if tcp.app is not None:
+                    tcp.app.readable()
+
+    def refuse(self) -> None:
+        """It listens no more, and goes on with what it has."""
+        if self.well:
+            self._fail("refuse")
+            self.refuses = True
+            self.host.kernel.listeners.clear()
+
+    def exits(self, tcp: Tcp) -> None:
+        """A connection has written what was waited for."""
+        self.exit_at = None
+        if not self.alone:
+            self.die()
+        elif tcp.fin_at is None:
+            self.host.world.checks.application_failed(self.host, "exit", (*tcp.remote, *tcp.local))
+            self._close(tcp)
+
+    def _close(self, tcp: Tcp) -> None:
+        """The kernel closes what a process has left open."""
+        if tcp.state in ("closed", "time-wait") or tcp.fin_at is not None:
+            return
+        self.broken.add((*tcp.remote, *tcp.local))
+        tcp.app = None
+        if tcp.state == "syn-received":
+            tcp.abandon()  # a request that is nobody's any more; what comes next is answered by RST
+        elif tcp.received.end > tcp.read_at:
+            tcp.abort()
+        else:
+            tcp.orphan = True
+            tcp.close()
+            self.host.clock.after(ORPHAN_S, tcp.abandon)
+
+    # ------------------------------------------------------------------------------------ health checks
+
+    def watch(self, run: int) -> None:
+        """Check the health as long as this daemon runs."""
+        self._again(run, self._check, CHECK_INTERVAL_S)
+
+    def _again(self, run: int, call: Callable[..., None], seconds: float, *arguments: object) -> None:
+        if run == self.host.run and self.host.running:
+            self.host.later(seconds, call, run, *arguments)
+
+    def _check(self, run: int) -> None:
+        ok = self.well and bool(self.host.kernel.listeners)
+        self._again(run, self._checked, CHECK_TIMEOUT_S if self.state == "hung" else 0.002, ok, self.host.ticks.now)
+
+    def _checked(self, run: int, ok: bool, began: float) -> None:
+        if run == self.host.run:
+            self.host.feed(HealthChecked(ok, "" if ok else "does not accept", self.host.ticks.now - began))
+            self._again(run, self._check, CHECK_INTERVAL_S)
