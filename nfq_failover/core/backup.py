@@ -154,7 +154,7 @@ class BackupSide:
         before = connection.cum
         connection.store(offset, seg.payload(), bool(seg.flags & FIN), self.out)
         self._dirty[connection.conn] = connection
-        self.repair.logged(connection, before, now)
+        self.repair.logged(connection, offset, before, now)
         return True
 
     def _watch_hole(self, connection: BackupConnection, offset: int, seg: Segment, now: float) -> None:

@@ -97,6 +97,11 @@ class BackupConnection:
         self.c_ts_at = now
         # repeated work
         self.hole_retry_s = 0.0
+        self.late_since: float | None = None  # our tap has not brought what the primary had then
+        self.late_to = 0
+        self.asked_at: float | None = None  # bytes were asked for that have not all come yet
+        self.asked_to = self.asked_left = 0
+        self.asked_once = False  # and nothing was repeated, nor answered, since
         self.lag_since: float | None = None
         self.lag_retry_s = 0.0
         self.closed_at: float | None = None

@@ -1,7 +1,8 @@
 """The primary's part in comparing the two servers' output: hashes of what its own server has sent.
 
-Every segment's payload is remembered as it is (no copy: the packet's own buffer), and hashed a few milliseconds later,
-in blocks, so that a busy host pays for one datagram per `FLUSH_S` and not for one per response. The bytes are kept
+Every segment's payload is remembered as it is (no copy: the packet's own buffer), and hashed a few milliseconds later
+(many connections: up to `FLUSH_MAX_S`), in blocks, so that a busy host pays for a bounded number of digests in a second
+and not for one per response. The bytes are kept
 until the backup has compared them, as far as the limits allow: where the hashes differ, the backup asks for them. What
 follows from differences is in divergence.py.
 
@@ -29,6 +30,8 @@ from nfq_failover.wire.segment import Segment
 from nfq_failover.wire.tcp_options import SynOptions
 
 FLUSH_S = 0.003
+FLUSH_MAX_S = 0.1
+FLUSH_AT_ONCE = 8  # so many connections every FLUSH_S; with more of them each has to wait longer
 FLUSH_BYTES = MAX_HASHES * DIGEST_BLOCK
 KEEP_BYTES = 1 << 20  # per connection, of what the backup has not compared yet
 KEEP_TOTAL = 64 << 20  # of all connections
@@ -227,7 +230,8 @@ class PrimaryDigests:
 
     def _soon(self, stream: SentStream, now: float) -> None:
         if not self._dirty:
-            self._timers.set_earlier(_FLUSH, now + FLUSH_S)
+            crowd = len(self._streams) // FLUSH_AT_ONCE
+            self._timers.set_earlier(_FLUSH, now + min(FLUSH_S * max(crowd, 1), FLUSH_MAX_S))
         self._dirty[stream.connection.conn] = stream
 
     def _skip(self, stream: SentStream, offset: int, now: float) -> None:
@@ -259,8 +263,7 @@ class PrimaryDigests:
             start += length
             size -= length
         self._bound(stream)
-        stream.repeat_s = REPEAT_FIRST_S
-        self._timers.set_earlier(conn, now + REPEAT_FIRST_S)
+        self._timers.set_earlier(conn, now + stream.repeat_s)  # a replica that is behind is not told all the time
 
     def _say(self, stream: SentStream, record: Digest) -> None:
         stream.said = True
@@ -290,11 +293,11 @@ class PrimaryDigests:
         stream = self._streams.get(record.conn)
         if stream is None:
             return
-        compared = min(stream.space.offset(record.compared), stream.mark)
+        before, compared = stream.compared, min(stream.space.offset(record.compared), stream.mark)
         stream.differences = max(stream.differences, record.differences)
         if compared > stream.compared:
             stream.compared = compared
-            stream.repeat_s = REPEAT_FIRST_S
+            stream.repeat_s = max(stream.repeat_s / 2, REPEAT_FIRST_S)
             if self._strict:
                 self._release(stream, compared)
                 stream.waits_since = now
@@ -303,7 +306,10 @@ class PrimaryDigests:
         while unseen and stream.space.offset(unseen[0].seq) + unseen[0].length <= stream.compared:
             unseen.popleft()
         if not unseen:
+            stream.repeat_s = REPEAT_FIRST_S
             self._timers.cancel(record.conn)
+        elif stream.compared > before:
+            self._timers.set(record.conn, now + stream.repeat_s)
 
     def on_asked(self, record: BytesAsked) -> None:
         """The hashes of a block differ: tell the bytes."""

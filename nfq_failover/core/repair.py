@@ -5,14 +5,16 @@ from __future__ import annotations
 from nfq_failover.constants import ACK, FIN
 from nfq_failover.core.backup_connection import BackupConnection, Shadow
 from nfq_failover.core.outbox import Outbox
+from nfq_failover.core.pace import Pace
 from nfq_failover.core.timers import TimerQueue
 from nfq_failover.wire.records import Data, Missing
 from nfq_failover.wire.segment import Segment
 
 HOLE_FIRST_S = 0.002
-HOLE_MAX_S = 0.05
+HOLE_MAX_S = 0.05  # or the time that an answer takes
 HOLE_IDLE_MAX_S = 1.0  # of a hole that the primary has, too, for all that we know: the client's, and perhaps for ever
 HOLES_AT_ONCE = 16
+REQUEST_BYTES = 40_000  # one request's; the primary answers no more at once, either
 LAG_FIRST_S = 0.06
 LAG_MAX_S = 1.0
 COMPLAINT_S = 0.005
@@ -24,26 +26,35 @@ class Repair:
     def __init__(self, out: Outbox, timers: TimerQueue[int]) -> None:
         self.out = out
         self.timers = timers
+        self.pace = Pace()
 
-    def logged(self, connection: BackupConnection, before: int, now: float) -> None:
-        """A segment was put into the log, whose contiguous part ended at `before`."""
+    def logged(self, connection: BackupConnection, offset: int, before: int, now: float) -> None:
+        """A segment from `offset` on was put into the log, whose contiguous part ended at `before`."""
         if connection.cum > before:
             connection.hole_retry_s = 0.0
+            if connection.cum >= connection.asked_to:
+                connection.asked_at = None
+        if connection.late_since is not None and connection.cum >= connection.late_to:
+            if offset < connection.late_to:
+                self.pace.tap_was_late(now - connection.late_since)
+            connection.late_since = None
         if connection.journal.has_islands:
-            self._watch_hole(connection, now)
+            self._watch_hole(connection, HOLE_FIRST_S, now)
         self.watch_lag(connection, now)
 
     def primary_is_at(self, connection: BackupConnection, now: float) -> None:
         """The primary has told how far its TCP is."""
         if connection.upto > connection.cum:
-            if connection.hole_retry_s > HOLE_MAX_S:
-                connection.hole_retry_s = 0.0
-            self._watch_hole(connection, now)  # the tap may just be a little later than the primary
+            if connection.hole_retry_s > max(HOLE_MAX_S, self.pace.timeout_s):  # it was the client's
+                connection.hole_retry_s, connection.asked_at = 0.0, None
+            if connection.late_since is None:
+                connection.late_since, connection.late_to = now, connection.upto
+            self._watch_hole(connection, self.pace.patience_s, now)  # the tap may just be a little later
 
-    def _watch_hole(self, connection: BackupConnection, now: float) -> None:
-        if not connection.hole_retry_s:
-            connection.hole_retry_s = HOLE_FIRST_S
-            self.timers.set_earlier(connection.conn, now + HOLE_FIRST_S)
+    def _watch_hole(self, connection: BackupConnection, patience_s: float, now: float) -> None:
+        if not connection.hole_retry_s and connection.asked_at is None:
+            connection.hole_retry_s = patience_s
+            self.timers.set_earlier(connection.conn, now + patience_s)
 
     def watch_lag(self, connection: BackupConnection, now: float) -> None:
         """Deliver again later, if our TCP is behind the log."""
@@ -65,6 +76,13 @@ class Repair:
     def fill(self, connection: BackupConnection, record: Data, now: float) -> None:
         """The primary has sent bytes that our tap had lost."""
         offset = connection.client.offset(record.seq)
+        size = len(record.data) + record.fin
+        if connection.asked_at is not None:
+            if connection.asked_once:
+                self.pace.answered(now - connection.asked_at)
+                connection.asked_once = False
+            connection.asked_left -= size
+        self.pace.arrived(size)
         before = connection.cum, connection.journal.size
         connection.store(offset, record.data, record.fin, self.out)
         if (connection.cum, connection.journal.size) == before:
@@ -72,18 +90,25 @@ class Repair:
         self.out.counters["bytes-fetched"] += len(record.data)
         connection.inject(self.out, offset, record.data, ACK | (FIN if record.fin else 0))
         connection.hole_retry_s = 0.0
-        if connection.journal.has_islands or connection.upto > connection.cum:
+        if self._incomplete(connection):
             connection.hole_retry_s = HOLE_FIRST_S
-            self.timers.set(connection.conn, now + HOLE_FIRST_S)
+            # The rest of the answer is on its way, or the rest of what is missing is asked for.
+            wait = self.pace.timeout_s if connection.asked_left > 0 else 0.0
+            self.timers.set(connection.conn, now + wait)
         self.watch_lag(connection, now)
+
+    @staticmethod
+    def _incomplete(connection: BackupConnection) -> bool:
+        return connection.journal.has_islands or connection.upto > connection.cum
 
     def repeat(self, connection: BackupConnection, now: float) -> None:
         """The connection's timer: ask again, deliver again."""
         if connection.state is Shadow.SHADOW:
-            if connection.hole_retry_s and (connection.journal.has_islands or connection.upto > connection.cum):
+            if connection.hole_retry_s and self._incomplete(connection):
                 self._ask(connection, now)
             else:
                 connection.hole_retry_s = 0.0
+                connection.asked_at = None
         if not connection.lagging:
             connection.lag_since = None
         elif connection.lag_since is not None:
@@ -95,13 +120,21 @@ class Repair:
 
     def _ask(self, connection: BackupConnection, now: float) -> None:
         """Ask for what is missing: the first holes, and the tail that the primary has."""
-        most = HOLE_MAX_S if connection.upto > connection.cum else HOLE_IDLE_MAX_S
-        connection.hole_retry_s = min(max(connection.hole_retry_s * 2, HOLE_FIRST_S), most)
+        pace, most = self.pace, HOLE_MAX_S if connection.upto > connection.cum else HOLE_IDLE_MAX_S
+        again = connection.asked_at is not None and connection.asked_left > 0
+        connection.hole_retry_s = max(min(connection.hole_retry_s * 2, most), pace.timeout_s)
+        room = min(pace.room(now), REQUEST_BYTES)
         seq = connection.client.seq
-        at = connection.cum
+        at, asked = connection.cum, 0
         for left, right in [*connection.journal.ranges(HOLES_AT_ONCE), (connection.upto, connection.upto)]:
-            if left > at:
-                self.out.counters["bytes-asked"] += left - at
-                self.out.record(Missing(connection.conn, seq(at), seq(left)))
+            stop = min(left, at + room - asked)
+            if stop > at:
+                self.out.record(Missing(connection.conn, seq(at), seq(stop)))
+                asked += stop - at
+                connection.asked_to = stop
             at = max(at, right)
+        if asked:
+            self.out.counters["bytes-asked"] += asked
+            pace.asked(asked, now)
+            connection.asked_at, connection.asked_left, connection.asked_once = now, asked, not again
         self.timers.set_earlier(connection.conn, now + connection.hole_retry_s)

@@ -17,7 +17,8 @@ from typing import Final
 
 from nfq_failover.constants import FIN, IPPROTO_TCP, RST
 
-_SO_ATTACH_FILTER: Final = 26  # asm-generic/socket.h; not in Python's socket
+SO_ATTACH_FILTER: Final = 26  # asm-generic/socket.h; not in Python's socket
+SO_ATTACH_REUSEPORT_CBPF: Final = 51  # Linux 4.5
 _INSTRUCTION = Struct("=HBBI")  # code, jump if true, jump if false, k
 _MAX_INSTRUCTIONS: Final = 4096  # BPF_MAXINSNS
 _PROGRAM = Struct("HP")  # struct sock_fprog, native alignment
@@ -98,11 +99,11 @@ def assemble(program: Sequence[Line]) -> bytes:
     return bytes(raw)
 
 
-def attach(sock: socket.socket, filter_: bytes) -> None:
-    """Give a socket its filter. Raises OSError if the kernel refuses it."""
+def attach(sock: socket.socket, filter_: bytes, option: int = SO_ATTACH_FILTER) -> None:
+    """Give a socket its filter, or its group the program that picks a socket. Raises OSError if the kernel refuses."""
     buffer = ctypes.create_string_buffer(filter_, len(filter_))
     program = _PROGRAM.pack(len(filter_) // _INSTRUCTION.size, ctypes.addressof(buffer))
-    sock.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, program)
+    sock.setsockopt(socket.SOL_SOCKET, option, program)
 
 
 def inbound_data_filter(service: bytes, ports: Sequence[tuple[int, int]]) -> bytes:

@@ -66,8 +66,9 @@ from nfq_failover.shell.opinions import Opinions
 from nfq_failover.shell.privileged_client import RemoteFences, RemoteRules
 from nfq_failover.shell.privileges import describe
 from nfq_failover.shell.rules_keeper import RulesKeeper
-from nfq_failover.shell.start import Ground, sync_socket
+from nfq_failover.shell.start import Ground
 from nfq_failover.shell.sync_reader import SyncReader
+from nfq_failover.shell.sync_socket import open_sync
 
 BATCH = 64
 MAX_WAIT_S = 0.05
@@ -175,8 +176,9 @@ class Daemon:
         if config.manage_address:
             self._undo.append(self._remove_address)
             self.host.add_address()
-        self.udp = ground.udp or sync_socket(config.listen, config.limits.sync_buffer_bytes)
-        self._undo.append(self.udp.close)
+        sockets = ground.sync or open_sync(config.listen, config.limits.sync_buffer_bytes)
+        self.udp = sockets.records
+        self._undo.append(sockets.close)
         self.heartbeats = HeartbeatProcess(config.settings.heartbeat_interval_ms, self.udp, ground.helper.start_sender)
         self._undo.append(self.heartbeats.close)
         self.fences = RemoteFences(ground.helper, config.settings.peers, self._watch, self._unwatch, self._answer)
@@ -188,9 +190,10 @@ class Daemon:
         self._undo.append(self.control.close)
         memory = Memory(self.store.life)
         self.node = Node(config.settings, os.urandom, epoch, served, time.monotonic(), memory, recollection)
-        self.sync = SyncReader(self.udp, self.node, self._feed)
+        self.sync = SyncReader(sockets, self.node, self._feed)
         self._stay = False
-        self._watch(self.udp.fileno(), lambda: None)
+        for each in sockets.both:
+            self._watch(each.fileno(), lambda: None)
         for bound in self.queues.values():
             self._watch(bound.fileno(), lambda: None)
         self._watch(ground.helper.fileno(), ground.helped)

@@ -15,7 +15,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from nfq_failover.config import Config
-from nfq_failover.constants import DEFAULT_SYNC_BUFFER
 from nfq_failover.errors import CommandError
 from nfq_failover.shell import privileges
 from nfq_failover.shell.host import Host
@@ -23,6 +22,7 @@ from nfq_failover.shell.nfqueue import open_counters
 from nfq_failover.shell.notify import ServiceManager
 from nfq_failover.shell.privileged_client import Helper, helper_settings
 from nfq_failover.shell.rules import find_script
+from nfq_failover.shell.sync_socket import SyncSockets, open_sync
 from nfq_failover.shell.translation_store import TranslationStore
 
 PRIORITY = -10
@@ -30,7 +30,6 @@ _UNIX_PATH = 107  # bytes in a socket's address, unix(7)
 _RESERVED_PORTS = 1024
 EXIT_NO_HELPER = 70  # EX_SOFTWARE of sysexits.h
 _NO_HELPER = b"nfq-failover: the privileged helper has ended: so does the daemon, as if it had been killed\n"
-_SO_RCVBUFFORCE = 33
 
 
 def take_locks(directory: Path, instance: str, undo: list[Callable[[], object]]) -> None:
@@ -56,20 +55,6 @@ def take_locks(directory: Path, instance: str, undo: list[Callable[[], object]])
         ) from None
 
 
-def sync_socket(listen: tuple[str, int], buffer_bytes: int = DEFAULT_SYNC_BUFFER) -> socket.socket:
-    """The socket of the sync channel. Raises `CommandError`."""
-    udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-    try:
-        udp.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, buffer_bytes)
-        udp.setblocking(False)
-        udp.bind(listen)
-    except OSError as error:
-        udp.close()
-        host, port = listen
-        raise CommandError(f"can't listen on {host}:{port} ({error.strerror}): check 'listen'") from None
-    return udp
-
-
 @dataclass(slots=True)
 class Ground:
     """What the daemon stands on; `undo` gives all of it back, last things first."""
@@ -81,7 +66,7 @@ class Ground:
     store: TranslationStore = field(init=False)
     manager: ServiceManager = field(init=False)
     counters: int | None = None
-    udp: socket.socket | None = None  # only if root alone can bind it
+    sync: SyncSockets | None = None  # only if root alone can bind it
     threads: int = 0  # that were there before rights were given up
 
     def file(self, name: str) -> Path:
@@ -149,8 +134,8 @@ def _stand(config: Config, ground: Ground) -> None:
         raise CommandError(f"the kernel has no netfilter queues ({error}): load the module nfnetlink_queue") from None
     ground.undo.append(lambda: os.close(counters))
     if config.listen[1] < _RESERVED_PORTS:
-        ground.udp = sync_socket(config.listen, config.limits.sync_buffer_bytes)
-        ground.undo.append(ground.udp.close)
+        ground.sync = open_sync(config.listen, config.limits.sync_buffer_bytes)
+        ground.undo.append(ground.sync.close)
     try:
         privileges.hand_over(ground.state, ground.who)
     except OSError as error:

@@ -10,6 +10,7 @@ from typing import Final
 
 from nfq_failover.core.events import DatagramReceived, DatagramsLost
 from nfq_failover.core.node import Node
+from nfq_failover.shell.sync_socket import SyncSockets
 
 BATCH: Final = 64
 BUDGET_S: Final = 0.02  # for the sync socket in one turn of the loop: records must not keep packets waiting
@@ -29,8 +30,8 @@ class SyncReader:
     datagrams, without waiting for another datagram to bring it).
     """
 
-    def __init__(self, udp: socket.socket, node: Node, feed: Callable[[DatagramReceived, float], None]) -> None:
-        self._udp = udp
+    def __init__(self, sockets: SyncSockets, node: Node, feed: Callable[[DatagramReceived, float], None]) -> None:
+        self._sockets = sockets
         self._node = node
         self._feed = feed
         self._peer = (node.peer.address, node.peer.port)
@@ -39,52 +40,57 @@ class SyncReader:
         self.patience_s = min(PATIENCE_S, node.settings.detection_ms / 2000)
 
     def read(self, carry_out: Callable[[], None]) -> bool:
-        """Read what is there; False if the turn was over before the end."""
-        receive, clock, session = self._udp.recvfrom, time.monotonic, self._node.session
+        """Read what is there, heartbeats first; False if the turn was over before the end."""
+        session, clock = self._node.session, time.monotonic
         now = clock()
-        limit = now + BUDGET_S
+        limit, refused = now + BUDGET_S, session.refused
         count = foreign = 0
-        refused = session.refused
-        while now < limit and session.refused - refused + foreign < MAX_REFUSED:
-            try:
-                data, source = receive(RECEIVE_BYTES)
-            except BlockingIOError:
-                if count:
-                    carry_out()
-                self._last_empty = now
-                return True
-            except OSError:  # an ICMP error of an earlier datagram
+        for each in self._sockets.both:
+            receive = each.recvfrom
+            while now < limit and session.refused - refused + foreign < MAX_REFUSED:
+                try:
+                    data, source = receive(RECEIVE_BYTES)
+                except BlockingIOError:
+                    break
+                except OSError:  # an ICMP error of an earlier datagram
+                    now = clock()
+                    continue
                 now = clock()
-                continue
-            now = clock()
-            if source != self._peer:
-                foreign += 1
-                self._node.out.counters["datagram-wrong-source"] += 1
-                continue
-            self._feed(DatagramReceived(source, data), now)
-            count += 1
-            if count % BATCH == 0:
+                if source != self._peer:
+                    foreign += 1
+                    self._node.out.counters["datagram-wrong-source"] += 1
+                    continue
+                self._feed(DatagramReceived(source, data), now)
+                count += 1
+                if count % BATCH == 0:
+                    carry_out()
+            else:  # the turn is over
                 carry_out()
-        carry_out()
-        return False
+                return False
+        if count:
+            carry_out()
+        self._last_empty = now
+        return True
 
     def overdue(self, now: float) -> bool:
         """Whether timers have waited long enough for the socket to become empty. They must not wait so long that the
         node takes it for a pause of its host."""
         return now - self._last_empty > self.patience_s
 
-    def _memory(self) -> tuple[int, ...]:
-        return _MEMINFO.unpack(self._udp.getsockopt(socket.SOL_SOCKET, _SO_MEMINFO, _MEMINFO.size))
+    def _memory(self) -> list[tuple[int, ...]]:
+        raw = (each.getsockopt(socket.SOL_SOCKET, _SO_MEMINFO, _MEMINFO.size) for each in self._sockets.both)
+        return [_MEMINFO.unpack(each) for each in raw]
 
     def lost(self) -> DatagramsLost | None:
         """What the kernel has dropped since the last report, None if nothing."""
-        dropped = self._memory()[_DROPS]
+        dropped = sum(memory[_DROPS] for memory in self._memory())
         if dropped == self._reported:
             return None
         count, self._reported = (dropped - self._reported) & 0xFFFFFFFF, dropped
         return DatagramsLost(count)
 
     def gauge(self) -> dict[str, int]:
-        """How full the socket's buffer is, and what was dropped."""
+        """How full the buffers are, how much the one for records holds, and what was dropped."""
         memory = self._memory()
-        return {"now": memory[_QUEUED], "limit": memory[_LIMIT], "full": memory[_DROPS]}
+        queued, dropped = sum(each[_QUEUED] for each in memory), sum(each[_DROPS] for each in memory)
+        return {"now": queued, "limit": memory[-1][_LIMIT], "full": dropped}

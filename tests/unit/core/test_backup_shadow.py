@@ -15,7 +15,15 @@ from core_transcript import (
 )
 
 from nfq_failover.core.acceptance import TWO_VERSIONS
+from nfq_failover.core.repair import REQUEST_BYTES
 from nfq_failover.wire.records import Data, Missing, Progress, SentAsked, SentUpTo, Unprotected
+
+
+def quietly(t: Shadowing, *given: object) -> None:
+    """What comes of it is not the point."""
+    for event in given:
+        t >> event
+        t.effects.clear()
 
 
 def test_data_is_logged_translated_delivered_and_confirmed_at_once() -> None:
@@ -62,6 +70,56 @@ def test_lost_tail_shows_by_the_primarys_progress() -> None:
         t >> After(0.003) << Missing(1, client_seq(0), client_seq(700))  # the tap may just be late
         t >> Data(1, client_seq(0), client_bytes(0, 700)) << "kernel [.] 0:700 ack 0 wnd 500 ts 1001/7000000"
         t << confirmed(700, EDGE)
+
+
+def test_answer_that_is_on_its_way_is_not_asked_for_again() -> None:
+    with Shadowing() as t:
+        t >> Progress(1, client_seq(3000), True) << confirmed(0, EDGE)
+        t >> After(0.003) << Missing(1, client_seq(0), client_seq(3000))
+        t >> Data(1, client_seq(0), client_bytes(0, 1000)) << "kernel [.] 0:1000 ack 0 wnd 500 ts 1001/7000000"
+        t << confirmed(1000, EDGE)
+        t >> After(0.003)  # the answer has taken its time, so the rest of it may, too
+        t >> Data(1, client_seq(1000), client_bytes(1000, 1000))
+        t << "kernel [.] 1000:2000 ack 0 wnd 500 ts 1001/7000000" << confirmed(2000, EDGE)
+        t >> After(0.02) << Missing(1, client_seq(2000), client_seq(3000))
+        t >> Data(1, client_seq(2000), client_bytes(2000, 1000))
+        t << "kernel [.] 2000:3000 ack 0 wnd 500 ts 1001/7000000" << confirmed(3000, EDGE)
+        t >> replica(ack=3000) << SILENT
+        t >> After(0.3)
+
+
+def test_one_request_is_for_no_more_than_one_answer_brings() -> None:
+    with Shadowing() as t:
+        t >> Progress(1, client_seq(100_000), True) << confirmed(0, EDGE)
+        t >> After(0.003) << Missing(1, client_seq(0), client_seq(REQUEST_BYTES))
+        for at in range(0, REQUEST_BYTES, 1000):
+            quietly(t, Data(1, client_seq(at), client_bytes(at, 1000)))
+        t >> After(0.0) << Missing(1, client_seq(REQUEST_BYTES), client_seq(2 * REQUEST_BYTES))
+
+
+def test_tap_that_is_late_is_given_time() -> None:
+    with Shadowing() as t:
+        for at in range(0, 10_000, 1000):
+            late = from_client(at, 1000), replica(ack=at + 1000)
+            quietly(t, Progress(1, client_seq(at + 1000), True), After(0.02), *late)
+        t >> Progress(1, client_seq(11_000), True) << confirmed(10_000, EDGE)
+        t >> After(0.015)
+        (
+            t
+            >> from_client(10_000, 1000)
+            << "pass [.] 10000:11000 ack 0 wnd 500 ts 1001/7000000"
+            << confirmed(11_000, EDGE)
+        )
+        t >> replica(ack=11_000) << SILENT
+        t >> After(0.1)
+
+
+def test_bytes_that_the_tap_has_lost_say_nothing_of_how_late_it_is() -> None:
+    with Shadowing() as t:
+        for at in range(0, 10_000, 1000):
+            fetched = Data(1, client_seq(at), client_bytes(at, 1000)), replica(ack=at + 1000)
+            quietly(t, Progress(1, client_seq(at + 1000), True), After(0.003), *fetched, After(1.0))
+        assert t.side.repair.pace.patience_s < 0.003
 
 
 def test_fin_counts_as_a_byte_and_is_fetched_when_lost() -> None:

@@ -23,7 +23,16 @@ from core_transcript import (
 
 from nfq_failover.core.backup_connection import Shadow
 from nfq_failover.core.comparison import AGREE_BYTES, Comparison, differing_runs
-from nfq_failover.core.digest import FLUSH_S, KEEP_BYTES, REPEAT_FIRST_S, block_hashes, hash_seed
+from nfq_failover.core.digest import (
+    FLUSH_AT_ONCE,
+    FLUSH_S,
+    KEEP_BYTES,
+    REPEAT_AT_ONCE,
+    REPEAT_FIRST_S,
+    SentStream,
+    block_hashes,
+    hash_seed,
+)
 from nfq_failover.wire.records import DIGEST_BLOCK, BytesAsked, BytesSent, Digest, DigestSeen, Opened, Unprotected
 
 SEED = hash_seed(settings().key)
@@ -379,6 +388,33 @@ def test_digest_is_repeated_until_it_is_seen() -> None:
         t >> seen(100, 2)
         t >> After(1.0)
         assert t.side.digests.differences(1) == 2
+
+
+def test_replica_that_is_behind_is_not_told_all_the_time() -> None:
+    """New digests do not begin the repeating of the old ones again; what the backup has seen does."""
+    with Digesting() as t:
+        told = 0
+        for i in range(200):  # one second
+            for given in (server(100 * i, 100, wnd=30000, ts=TS), After(0.005)):
+                t >> given
+                told += sum(isinstance(effect, Digest) for effect in t.effects)
+                t.effects.clear()
+        assert 200 <= told <= 200 + 6 * REPEAT_AT_ONCE
+        for upto in range(1, 8):
+            t >> seen(20_000 - 1000 + 100 * upto)
+        t >> After(REPEAT_FIRST_S) << digest(20_000 - 300, 100) << digest(20_000 - 200, 100)
+        t << digest(20_000 - 100, 100)
+
+
+def test_many_connections_are_digested_less_often() -> None:
+    with Digesting() as t:
+        digests = t.side.digests
+        for conn in range(2, 2 + 10 * FLUSH_AT_ONCE):
+            digests._streams[conn] = SentStream(t.side.numbers[1])
+        t >> server(0, 100, wnd=10000, ts=TS) << "pass"
+        t >> After(5 * FLUSH_S) << "query"
+        t >> After(5 * FLUSH_S + 0.001) << digest(0, 100)
+        t >> seen(100)
 
 
 def test_bytes_are_told_while_they_are_kept() -> None:

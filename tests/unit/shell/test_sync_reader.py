@@ -11,24 +11,24 @@ import pytest
 from nfq_failover.core.events import DatagramReceived, DatagramsLost
 from nfq_failover.core.node import Node
 from nfq_failover.core.settings import Peer, Settings
-from nfq_failover.shell import sync_reader
-from nfq_failover.shell.start import sync_socket
+from nfq_failover.errors import CommandError
+from nfq_failover.shell import sync_reader, sync_socket
 from nfq_failover.shell.sync_reader import MAX_REFUSED, SyncReader
+from nfq_failover.shell.sync_socket import open_sync
 
 
 class Reading:
     """A reader on loopback, its node, and a peer that sends."""
 
     def __init__(self) -> None:
-        self.udp = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        self.udp.setblocking(False)
-        self.udp.bind(("127.0.0.1", 0))
+        self.sockets = open_sync(("127.0.0.1", 0))
+        self.udp = self.sockets.records
         self.peer = self._sender("127.0.0.2")
         self.stranger = self._sender("127.0.0.3")
         settings = Settings("a", bytes(4), ((80, 80),), (Peer("b", *self.peer.getsockname()),), b"k" * 16)
         self.node = Node(settings, lambda n: bytes(n), 0, False, time.monotonic())
         self.fed = 0
-        self.reader = SyncReader(self.udp, self.node, self._feed)
+        self.reader = SyncReader(self.sockets, self.node, self._feed)
 
     def _sender(self, address: str) -> socket.socket:
         made = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
@@ -50,7 +50,7 @@ class Reading:
         return self.node.out.counters[name]
 
     def close(self) -> None:
-        for each in (self.udp, self.peer, self.stranger):
+        for each in (self.sockets, self.peer, self.stranger):
             each.close()
 
 
@@ -116,5 +116,40 @@ def test_what_the_kernel_drops_is_reported_once(reading: Reading) -> None:
 
 
 def test_buffer_is_as_long_as_configured() -> None:
-    with sync_socket(("127.0.0.1", 0), 1 << 16) as udp:
-        assert udp.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) in (1 << 16, 1 << 17)
+    sockets = open_sync(("127.0.0.1", 0), 1 << 16)
+    assert sockets.records.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) in (1 << 16, 1 << 17)
+    sockets.close()
+
+
+def test_heartbeats_do_not_wait_behind_records(reading: Reading) -> None:
+    assert reading.sockets.heartbeats is not None, "this kernel can part them"
+    order: list[int] = []
+    reading.reader._feed = lambda event, now: order.append(event.data[1])
+    for kind in (3, 1, 3, 4, 3, 4 | 0x80, 0x83, 2):
+        reading.send(1, data=bytes([1, kind]) + bytes(60))
+    reading.send(1, data=b"x")  # too short to have a kind
+    reading.reader._feed = lambda event, now: order.append(event.data[1] if len(event.data) > 1 else -1)
+    assert reading.read()
+    assert order == [4, 0x84, 3, 1, 3, 3, 0x83, 2, -1]
+
+
+def test_kernel_that_can_not_part_them_is_served_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuses(*_: object) -> None:
+        raise OSError("not here")
+
+    monkeypatch.setattr(sync_socket, "attach", refuses)
+    sockets = open_sync(("127.0.0.1", 0))
+    assert sockets.heartbeats is None and sockets.both == (sockets.records,)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+        for _ in range(20):
+            sender.sendto(b"\1\4", sockets.records.getsockname())
+        for _ in range(20):
+            assert sockets.records.recv(10) == b"\1\4"
+    sockets.close()
+
+
+def test_port_is_nobody_elses() -> None:
+    sockets = open_sync(("127.0.0.1", 0))
+    with pytest.raises(CommandError, match="check 'listen'"):
+        open_sync(sockets.records.getsockname())
+    sockets.close()
