@@ -14,7 +14,7 @@ class Run:
 
     `silence_ms` is what the client's application sat through, `stall_ms` what its capture shows. `fenced`: the old
     primary was off afterwards. `survivor`: who serves then. `back_after_s`: from its power-on until it protects.
-    `in_time`: the fault came before the transfer had ended.
+    `kernels`: releases, the lost one's first. `in_time`: the fault came before the transfer had ended.
     """
 
     number: int
@@ -39,6 +39,7 @@ class Run:
     back_after_s: float
     seq_difference: list[int] = field(default_factory=list)
     tsval_difference: list[int | None] = field(default_factory=list)
+    kernels: str = ""
 
     def faults_found(self) -> list[str]:
         """Everything that is not as it must be, in words."""
@@ -83,14 +84,15 @@ class Run:
 def report(runs: Sequence[Run]) -> str:
     """The table, in Markdown. `runs` is not empty."""
     lines = [
-        "| # | fault | transfer | tap | lost | MB, all checked | SHA-256 | silence (application) | stall (capture) "
-        "| SEQ: replica's less client's | TSval: the same | back and protecting after | |",
-        "|---:|---|---|---|---|---:|---|---:|---:|---:|---:|---:|---|",
+        "| # | fault | transfer | tap | lost | kernels: lost, survivor | MB, all checked | SHA-256 "
+        "| silence (application) | stall (capture) | SEQ: replica's less client's | TSval: the same "
+        "| back and protecting after | |",
+        "|---:|---|---|---|---|---|---:|---|---:|---:|---:|---:|---:|---|",
     ]
     for run in runs:
         lines.append(
-            f"| {run.number} | {run.fault} | {run.workload} | {run.tap} | {run.primary} | {run.bytes / 1e6:.1f} "
-            f"| {(run.sha256 or '-')[:12]} | {_ms(run.silence_ms)} | {_ms(run.stall_ms)} "
+            f"| {run.number} | {run.fault} | {run.workload} | {run.tap} | {run.primary} | {run.kernels or '-'} "
+            f"| {run.bytes / 1e6:.1f} | {(run.sha256 or '-')[:12]} | {_ms(run.silence_ms)} | {_ms(run.stall_ms)} "
             f"| {_numbers(run.seq_difference)} | {_numbers(run.tsval_difference)} | {run.back_after_s:.0f} s "
             f"| {'good' if run.good else '; '.join(run.faults_found())} |"
         )

@@ -114,6 +114,7 @@ class Trials:
         primary = machines.wait_protected(_BOOT_S)
         survivor = other(primary)
         machines_numbers.watch(machines, survivor)
+        kernels = ", ".join(machines.run(machine, "uname -r").strip() for machine in (primary, survivor))
         directory = self.options.output / f"run-{plan.number}"
         directory.mkdir(exist_ok=True)
         arguments = [plan.workload, "--port", "7000", "--size", str(self.options.size)]
@@ -154,6 +155,7 @@ class Trials:
             fenced=fenced,
             seq_difference=[numbers[port].seq for port in sorted(numbers)],
             tsval_difference=[numbers[port].tsval for port in sorted(numbers)],
+            kernels=kernels,
             struck_at=moment,
             in_time=moment < float(result.get("started", 0)) + float(result.get("duration_s", 0)) or not result["ok"],
             transfer_after_s=round(taken_over - moment, 1),
