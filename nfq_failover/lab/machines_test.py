@@ -37,7 +37,8 @@ _EARLIEST_S, _LATEST_S = 0.5, 4.0
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """`size`: bytes of one exchange of bulk and upload; `seconds`: how long a transfer lasts without the pause."""
+    """`size`: bytes of one exchange of bulk and upload, `rate`: exchanges per second at most; `seconds`: how long a
+    transfer lasts without the pause."""
 
     count: int
     faults: tuple[str, ...]
@@ -45,6 +46,7 @@ class Options:
     taps: tuple[str, ...]
     size: int
     seconds: float
+    rate: float
     seed: int
     output: Path
 
@@ -118,7 +120,14 @@ class Trials:
         directory = self.options.output / f"run-{plan.number}"
         directory.mkdir(exist_ok=True)
         arguments = [plan.workload, "--port", "7000", "--size", str(self.options.size)]
-        arguments += ["--seconds", str(self.options.seconds), "--rate", "20", "--stall-timeout", "120"]
+        arguments += [
+            "--seconds",
+            str(self.options.seconds),
+            "--rate",
+            str(self.options.rate),
+            "--stall-timeout",
+            "120",
+        ]
         path = directory / "client.pcap"
         with machines.capture(path) as capture:
             with machines.start_workload(arguments) as workload:
@@ -236,6 +245,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--taps", type=_words(TAPS), default=TAPS, help=f"of {','.join(TAPS)}")
     parser.add_argument("--size", type=parse_size, default=1_000_000, help="of one exchange of bulk and upload (1M)")
     parser.add_argument("--seconds", type=float, default=20.0, help="how long a transfer lasts (20)")
+    parser.add_argument("--rate", type=float, default=20.0, help="exchanges per second, at most (20)")
     parser.add_argument("--seed", type=int, default=1, help="decides the moments of the faults")
     parser.add_argument("--output", type=Path, default=Path("vagrant-output"))
     options = Options(**vars(parser.parse_args(argv)))

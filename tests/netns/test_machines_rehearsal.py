@@ -128,7 +128,7 @@ def machines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rehearsal]:
 
 def options(output: Path, **changes: Any) -> Options:
     given: dict[str, Any] = {"count": 1, "faults": ("off",), "workloads": ("bulk",), "taps": ("clone",)}
-    given |= {"size": 100_000, "seconds": 5.0, "seed": 1, "output": output}
+    given |= {"size": 100_000, "seconds": 5.0, "rate": 20.0, "seed": 1, "output": output}
     return Options(**(given | changes))
 
 

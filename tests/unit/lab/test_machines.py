@@ -16,7 +16,7 @@ from nfq_failover.lab.machines_numbers import Difference, Opening, differences, 
 from nfq_failover.lab.machines_report import Run, report
 from nfq_failover.lab.machines_test import FAULTS, WORKLOADS, Options, plans
 
-OPTIONS = Options(24, FAULTS, WORKLOADS, ("clone", "multicast"), 1_000_000, 20.0, 1, Path("unused"))
+OPTIONS = Options(24, FAULTS, WORKLOADS, ("clone", "multicast"), 1_000_000, 20.0, 20.0, 1, Path("unused"))
 RUN = Run(
     number=1,
     fault="off",
