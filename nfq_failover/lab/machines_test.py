@@ -131,7 +131,7 @@ class Trials:
         path = directory / "client.pcap"
         with machines.capture(path) as capture:
             with machines.start_workload(arguments) as workload:
-                wait_until(lambda: machines.protected_connections(primary) > 0, 60, "The connection was not protected")
+                wait_until(lambda: machines.protected_connections(primary) > 0, 150, "The connection was not protected")
                 time.sleep(plan.wait_s)
                 moment = self._strike(plan.fault, primary)
                 result = workload.result(self.options.seconds + 300)
