@@ -23,6 +23,7 @@ TIME_IS_OVER = "the backup is silent, and its time to take over has passed"
 BACKUP_UNHEALTHY = "the backup's application has failed"
 TARGET_RETRY_S = 1.0
 _FOLLOWING = (State.SHADOWING, State.CHECKING)  # may still find that the primary is alive
+_SILENT = (Role.JOINING, Role.LEAVING)
 _PROTECTING = (State.PROTECTED, State.BACKUP_LOST, State.DOUBT)
 _CLAIMABLE = (State.WAITING, State.REFUSED, State.RETRYING, State.ASKING, State.YIELDED)
 
@@ -56,6 +57,7 @@ class Membership:
         self._resumed = now
         self._valid_until = 0.0
         self._act_at: float | None = None  # the end of the fence delay
+        self._wait_until: float | None = None  # for the witness's word on what a primary that yields has let go
         self._retries = Retries(settings)
         self._next_check = 0.0
         self._checking = False  # before a release
@@ -108,8 +110,10 @@ class Membership:
         self.peer, self.peer_epoch = body, epoch
         self._heard_at = now
         role = Role(body.role)
+        if role not in _SILENT:
+            self._wait_until = None
         if role is Role.PRIMARY:
-            self._peer_serves(body, epoch)
+            self._peer_serves(body, epoch, monitor)
         elif self.role is Role.PRIMARY:
             if self._votes() and body.echo_ms:
                 self.pact.vote(body.echo_ms / 1000, now)
@@ -118,9 +122,8 @@ class Membership:
                 self.pact.said_back(body.pact)
                 self.pact.renew()
         elif self.state in (State.SHADOWING, State.CHECKING, State.ASKING):
-            if role in (Role.JOINING, Role.LEAVING):
-                self._note_validity(monitor)
-                self._go(Input.PEER_YIELDED, "the primary has restarted or leaves")
+            if role in _SILENT:
+                self._peer_yields(now)
         elif self.state in (State.WAITING, State.REFUSED) and self.answers(monitor, now):
             self._elect(body)
         if self.state is State.DOUBT:
@@ -133,7 +136,21 @@ class Membership:
         peer = self.peer
         return peer is not None and State(peer.state) in _FOLLOWING and peer.generation == self.generation
 
-    def _peer_serves(self, body: HeartbeatBody, epoch: int) -> None:
+    def _peer_yields(self, now: float) -> None:
+        """The primary does not serve any more, so it lets nothing go from now on. Whether it has before, because it had
+        not heard us for long, the witness knows: with a grant we go on however late it is (see core/pact.py)."""
+        if self.may_continue(now):
+            self._valid_until = inf
+        elif self.pact.held and not self.invalid:
+            if self.state is not State.ASKING:
+                self._go(Input.UNSURE, "the primary has restarted or leaves: asking the witness what it has let go")
+            if self._wait_until is None:
+                self._wait_until = now + self.settings.lease_ms / 1000
+            if now < self._wait_until:
+                return
+        self._go(Input.PEER_YIELDED, "the primary has restarted or leaves")
+
+    def _peer_serves(self, body: HeartbeatBody, epoch: int, monitor: PeerMonitor) -> None:
         if self.role is Role.PRIMARY:
             if epoch > self.epoch or (epoch == self.epoch and self._peer_name() < self.settings.name):
                 self._go(Input.OUTDATED, f"the peer serves in epoch {epoch}, ours was {self.epoch}")
@@ -157,8 +174,11 @@ class Membership:
             self.invalid = True
             self.pact.void()
             self.actions.append(Do.INVALIDATE)
-        if State(body.state) in _PROTECTING and body.generation == self.generation and not self.invalid:
+        if body.generation != self.generation or self.invalid:
+            return
+        if State(body.state) in _PROTECTING:
             self.pact.adopt(body.pact, body.lease_ms)
+        self._note_validity(monitor)
 
     def _peer_follows(self, body: HeartbeatBody, role: Role, answers: bool) -> None:
         """We serve, the peer doesn't."""
@@ -197,13 +217,11 @@ class Membership:
     def _peer_name(self) -> str:
         return self.settings.peers[0].name
 
-    def session_started(self, monitor: PeerMonitor) -> None:
-        """A new session: the peer's daemon has restarted, and has nothing of ours. `monitor` is still the old one's."""
-        self._note_validity(monitor)
+    def session_started(self) -> None:
+        """A new session: the peer's daemon has restarted, and has nothing of ours. A pact is kept: what the witness has
+        decided of it tells what the old daemon may have let go."""
         if self.role is Role.BACKUP:
             self.generation = 0  # the peer counts from the beginning again
-            if self.state in _FOLLOWING:
-                self.pact.void()
         if self.state is State.ARMING or self.state in _PROTECTING:
             self._go(Input.BACKUP_HARMLESS, "the backup has restarted")
 
@@ -225,7 +243,6 @@ class Membership:
             self._wait_alone(monitor, now)
         elif state is State.SHADOWING:
             if monitor.lost(now):
-                self._note_validity(monitor)
                 self._go(Input.PEER_SILENT, "no heartbeat from the primary")
         elif state in (State.CHECKING, State.RETRYING):
             if not monitor.lost(now):
@@ -285,6 +302,12 @@ class Membership:
 
     def _asking(self, monitor: PeerMonitor, now: float) -> None:
         pact = self.pact
+        if self._wait_until is not None:
+            if now >= self._wait_until:
+                self._go(Input.PEER_YIELDED, "the primary has yielded, and the witness does not answer")
+            elif pact.ask(now):
+                self.actions.append(Do.ASK)
+            return
         heard = now - self._heard_at <= self.settings.detection_ms / 1000  # a new session alone says nothing yet
         if not pact.granted and heard and not monitor.lost(now):
             self._go(Input.PEER_BACK, "the primary is back, and the witness may have been asked")
@@ -329,7 +352,8 @@ class Membership:
         return max(self.settings.release_after_ms, theirs) / 1000
 
     def _note_validity(self, monitor: PeerMonitor) -> None:
-        """Note until when the shadows may be continued: the primary releases after that."""
+        """Note until when the shadows may be continued: the primary, which protects, releases after that. What it says
+        of us later proves nothing: it may have let everything go in between."""
         heard = monitor.heard_by_peer_at
         if heard is not None and self.peer is not None:
             self._valid_until = heard + self._release_after_s() - self.settings.detection_ms / 2000
@@ -397,6 +421,8 @@ class Membership:
             pact.granted = granted
             if not granted:
                 self._go(Input.DENIED, f"the witness has let the primary act alone: {detail}")
+            elif self._wait_until is not None:
+                self._go(Input.PEER_YIELDED, "the primary has yielded; granted by the witness")
             elif self.settings.has_fence:
                 self._go(Input.GRANTED, "granted by the witness: fencing the primary")
 
@@ -440,7 +466,7 @@ class Membership:
         self.state = after
         self.reason = reason
         self.changes.append(Change(before, after, given, reason))
-        self._act_at, self._checking = None, False
+        self._act_at, self._wait_until, self._checking = None, None, False
         if after is State.REFUSED:
             # Not where the witness may have let the primary act alone.
             undecided = not self.pact.held or self.pact.granted
@@ -485,7 +511,7 @@ class Membership:
                 self.pact.reunited()
             self.pact.renew()
         elif after is State.SHADOWING and before is not State.CHECKING:
-            self.generation, self.invalid = 0, True
+            self.generation, self.invalid, self._valid_until = 0, True, 0.0
             self._retries.begin_anew()
             self.pact.void()
         elif after is State.YIELDED or (after is State.WAITING and before.role is Role.PRIMARY):
