@@ -505,7 +505,7 @@ class Membership:
             act(Do.ARM)
         elif after is State.PROTECTED:
             if before is State.ARMING:
-                self.pact.propose(self.epoch)
+                self.pact.propose(self.epoch, self._last)
                 act(Do.PROTECT)
             else:
                 self.pact.reunited()

@@ -291,6 +291,25 @@ def releases_as_soon_as_the_witness_has_granted() -> Host:
     return h
 
 
+def test_daemon_that_goes_on_after_a_grant_proposes_a_pact_of_which_nothing_is_decided() -> None:
+    """Else its next backup would be denied, though the witness had granted the primary another protection."""
+    h = primary()
+    decided = h.members.pact.high
+    h.silence(ASKS_S)
+    h.witness(True)
+    h.tick()
+    assert h.at(S.UNPROTECTED)
+    restarted = Host(h.members.epoch, True, has_witness=True, has_fence=False)
+    restarted.now = h.now
+    restarted.members.resume(h.members.epoch)
+    restarted.tick(0.3)
+    restarted.hear(S.SHADOWING, h.members.epoch)
+    restarted.members.rules_applied()
+    restarted.hear(S.SHADOWING, h.members.epoch, 1)
+    assert restarted.at(S.PROTECTED)
+    assert decided < restarted.members.pact.high < (h.members.epoch + 1) << 32
+
+
 @scenario
 def is_silent_for_good_when_the_witness_has_decided_for_the_backup() -> Host:
     h = primary()
