@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from nfq_failover.core.backup import MAX_FORGOTTEN, BackupSide
+from nfq_failover.core.backup import BackupSide
+from nfq_failover.core.backup_table import MAX_FORGOTTEN
 from nfq_failover.core.handed import MAX_OVER
 from nfq_failover.core.journal import BYTES_PER_PIECE, MAX_ISLANDS, MIN_PIECES
 from nfq_failover.core.primary import MAX_DIALLED, MAX_LATE_BYTES, MAX_SYNS, MAX_TELLING, PrimarySide

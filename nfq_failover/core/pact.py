@@ -73,7 +73,7 @@ class Pact:
     # ------------------------------------------------------------------------------------ primary
 
     def propose(self, epoch: int, now: float) -> None:
-        """A new generation is protected: nobody holds an earlier pact. The clock, which goes on while a daemon restarts,
+        """A new generation is protected: nobody holds an earlier pact. The clock, which goes on while a daemon is away,
         tells the pacts of its lives in one epoch apart: the witness may have decided an earlier one."""
         if self.settings.has_witness:
             self._last = self.low = self.high = max(self._last + 1, (epoch << _EPOCH_SHIFT) + int(now * _PER_S))

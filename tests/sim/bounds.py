@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from nfq_failover.core.backup import MAX_FORGOTTEN
+from nfq_failover.core.backup_table import MAX_FORGOTTEN
 from nfq_failover.core.comparison import MAX_PENDING
 from nfq_failover.core.digest import FLUSH_BYTES, KEEP_BYTES, KEEP_TOTAL, MAX_UNSEEN
 from nfq_failover.core.primary import MAX_DIALLED, MAX_SYNS
