@@ -202,6 +202,8 @@ class BackupSide(BackupTable):
                 connection.reset_by_client = True
             connection.rst_in = None
         self.repair.heard_our_tcp(connection, seg, before, now)
+        if seg.seg_len and offset <= connection.c_ack and connection.state is Shadow.SHADOW:
+            self.repair.sent_first(connection, now)
         if connection.state is Shadow.SHADOW and connection.k_edge > connection.edge_confirmed:
             if connection.edge_confirmed - connection.cum < 16384:
                 self._dirty[connection.conn] = connection

@@ -13,6 +13,7 @@ from nfq_failover.core.primary_table import NOT_READY, POLL_FIRST_S, PrimaryTabl
 from nfq_failover.core.syn import strip
 from nfq_failover.errors import MalformedSegment
 from nfq_failover.wire.records import (
+    AckAsked,
     Confirm,
     Data,
     Missing,
@@ -322,6 +323,12 @@ class PrimarySide(PrimaryTable):
             self.wants_copies = True
         elif now - first[1] > UNSERVED_S:
             self._unprotect(connection, "bytes that the backup misses were not retained", now)
+
+    def on_ack_asked(self, record: AckAsked) -> None:
+        """The backup's tap may have lost the client's last word."""
+        connection = self.numbers.get(record.conn)
+        if connection is not None and connection.established and connection.state is Gate.PROTECTED:
+            connection.probe(self.out, record.seq)
 
     def on_sent_asked(self, record: SentAsked) -> None:
         """The client acknowledges more than the backup knows of."""

@@ -387,6 +387,14 @@ class PrimaryConnection(ClientStream):
         out.counters["released" if data else "ack-sent"] += 1
         out.outward(packet)
 
+    def probe(self, out: Outbox, seq: int) -> None:
+        """Make the client repeat its acknowledgement, by a segment that is no news to it: the byte before `seq`, which
+        it has acknowledged already (a keep-alive probe, RFC 9293 section 3.8.4)."""
+        if lt(self.snd_nxt, seq):
+            return  # our server has not sent it: nobody has acknowledged it
+        out.counters["client-probed"] += 1
+        self.send_ack(out, self.sent_ack, [], seq=(seq - 1) & MASK)
+
     # ------------------------------------------------------------------------------------ protection ends or begins
 
     def unprotect(self, reason: str, out: Outbox) -> None:
