@@ -5,17 +5,12 @@ from __future__ import annotations
 from nfq_failover.constants import ACK, FIN, RST, SYN
 from nfq_failover.core import acceptance, resync, takeover
 from nfq_failover.core.backup_connection import BackupConnection, Shadow
-from nfq_failover.core.divergence import Divergence
+from nfq_failover.core.backup_table import BackupTable
 from nfq_failover.core.events import PacketQueued, QueryFlows
-from nfq_failover.core.handed import HandedConnections
-from nfq_failover.core.memory import Memory
 from nfq_failover.core.outbox import Outbox
-from nfq_failover.core.repair import Repair
-from nfq_failover.core.replica_end import ReplicaEnds
 from nfq_failover.core.replica_map import ReplicaMap
 from nfq_failover.core.settings import Settings
 from nfq_failover.core.syn import strip
-from nfq_failover.core.timers import TimerQueue
 from nfq_failover.wire.records import (
     Close,
     Closed,
@@ -26,7 +21,6 @@ from nfq_failover.wire.records import (
     Opened,
     Progress,
     Unprotected,
-    UnprotectedSeen,
 )
 from nfq_failover.wire.segment import FlowKey, Segment
 from nfq_failover.wire.tcp_options import NEGOTIABLE, SynOptions
@@ -36,29 +30,15 @@ EDGE_CONFIRM_S = 0.004
 LINGER_S = 60.0
 RESET_PATIENCE_S = 1.0
 QUERY_EVERY_S = 5.0
-MAX_FORGOTTEN = 4096
 OLD_ACK_BYTES = 65536  # the primary's TCP may be so far behind ours: it may have lost what the tap has seen
 LATE = "the replica was late, and had not caught up"
-TELL_FIRST_S = 0.01
-TELL_MAX_S = 10.0
 
 
-class BackupSide:
+class BackupSide(BackupTable):
     """All connections that the backup shadows or, after a takeover, continues."""
 
     def __init__(self, settings: Settings, out: Outbox) -> None:
-        self.settings = settings
-        self.out = out
-        self.flows: dict[FlowKey, BackupConnection] = {}
-        self.numbers: dict[int, BackupConnection] = {}
-        self.timers: TimerQueue[int] = TimerQueue()
-        self.repair = Repair(out, self.timers)
-        self.memory: Memory | None = None
-        self.divergence = Divergence(settings, out, self.numbers, self._die)
-        self.ends = ReplicaEnds(out, self.numbers, settings.health_checked)
-        self.handed = HandedConnections(self, out)
-        self._dirty: dict[int, BackupConnection] = {}
-        self.forgotten: dict[int, None] = {}  # the latest, oldest first
+        super().__init__(settings, out)
         self._next_query = 0.0
 
     # ------------------------------------------------------------------------------------ packets
@@ -222,6 +202,8 @@ class BackupSide:
                 connection.reset_by_client = True
             connection.rst_in = None
         self.repair.heard_our_tcp(connection, seg, before, now)
+        if seg.seg_len and offset <= connection.c_ack and connection.state is Shadow.SHADOW:
+            self.repair.sent_first(connection, now)
         if connection.state is Shadow.SHADOW and connection.k_edge > connection.edge_confirmed:
             if connection.edge_confirmed - connection.cum < 16384:
                 self._dirty[connection.conn] = connection
@@ -276,33 +258,6 @@ class BackupSide:
             return
         self.ends.ended(connection, now)
         self.bury(connection, "the server has reset the connection")
-
-    def _die(self, connection: BackupConnection, reason: str, now: float) -> None:
-        """The connection can't be continued: the primary is told until it answers."""
-        self.out.log("error", "connection lost its replica", conn=connection.conn, reason=reason)
-        self.bury(connection, reason)
-        if not connection.heard:
-            connection.tell_s = TELL_FIRST_S
-            self._tell(connection, now)
-
-    def bury(self, connection: BackupConnection, reason: str) -> None:
-        """Nobody is at the other end of our TCP any more: it is reset, now and when it sends anything yet."""
-        connection.state, connection.reason = Shadow.DEAD, reason
-        if connection.map is not None:
-            connection.inject(self.out, connection.k_ack, flags=RST | ACK)
-
-    def _tell(self, connection: BackupConnection, now: float) -> None:
-        if not 0 < connection.tell_s <= TELL_MAX_S:
-            connection.tell_s = 0.0
-            return
-        self.out.record(Unprotected(connection.conn, connection.reason))
-        self.timers.set(connection.conn, now + connection.tell_s)
-        connection.tell_s *= 2
-
-    def on_told(self, record: UnprotectedSeen) -> None:
-        """The primary knows that we can't continue the connection."""
-        if record.conn in self.numbers:
-            self.numbers[record.conn].tell_s = 0.0
 
     # ------------------------------------------------------------------------------------ the primary's records
 
@@ -383,13 +338,6 @@ class BackupSide:
             connection.inject(self.out, connection.k_ack, flags=RST | ACK)
         self.timers.set(connection.conn, now + (LINGER_S if connection.ended else 1.0))
 
-    def on_unprotected(self, record: Unprotected) -> None:
-        """The primary has released bytes that we may lack."""
-        self.out.record(UnprotectedSeen(record.conn))
-        connection = self.numbers.get(record.conn)
-        if connection is not None and connection.state is not Shadow.DEAD:
-            self.bury(connection, record.reason)
-
     # ------------------------------------------------------------------------------------ takeover, end, timers
 
     def take_over(self, now: float) -> tuple[int, int]:
@@ -437,25 +385,6 @@ class BackupSide:
                 connection.heard = True
                 connection.answer_rst(self.out, None)
 
-    def forget(self, connection: BackupConnection) -> None:
-        """Drop all state of a connection."""
-        if self.flows.get(connection.flow) is connection:
-            del self.flows[connection.flow]
-            if self.memory is not None:
-                self.memory.forget(connection.flow)
-        self.release_number(connection)
-        self.handed.forgotten(connection)
-
-    def release_number(self, connection: BackupConnection) -> None:
-        """Nothing is due any more for a connection's number."""
-        self.numbers.pop(connection.conn, None)
-        self.forgotten[connection.conn] = None
-        if len(self.forgotten) > MAX_FORGOTTEN:
-            del self.forgotten[next(iter(self.forgotten))]
-        self.timers.cancel(connection.conn)
-        self._dirty.pop(connection.conn, None)
-        self.divergence.forget(connection.conn)
-
     def flows_gone(self, flows: list[FlowKey], now: float) -> None:
         """Our TCP no longer has these connections."""
         for flow in flows:
@@ -472,25 +401,6 @@ class BackupSide:
                     self._next_query = min(self._next_query, now + RESET_PATIENCE_S)
                     continue  # if the primary's TCP was reset by it, too, we are told so
                 self._die(connection, "the replica has closed the connection", now)
-
-    def clear(self, reason: str, keep_handed: bool = False) -> None:
-        """Forget everything (but for what was handed over to us); our TCP is told to do the same."""
-        for connection in list(self.flows.values()):
-            if keep_handed and connection.handed and connection.heard:
-                continue
-            if connection.map is not None and connection.state is Shadow.SHADOW:
-                connection.inject(self.out, connection.k_ack, flags=RST | ACK)
-            self.forget(connection)
-        self.ends.clear()
-        self.divergence.clear()
-        self.forgotten.clear()  # a primary that has restarted counts from the beginning
-        self.out.log("info", "shadow connections dropped", reason=reason)
-
-    def invalidate(self, reason: str) -> None:
-        """The primary may have acknowledged what we lack: none of the connections can be continued."""
-        for connection in self.flows.values():
-            if connection.state is Shadow.SHADOW:
-                self.bury(connection, reason)
 
     def flush(self) -> None:
         """Confirm what has come in since the last flush."""

@@ -102,6 +102,7 @@ class BackupConnection:
         self.asked_at: float | None = None  # bytes were asked for that have not all come yet
         self.asked_to = self.asked_left = 0
         self.asked_once = False  # and nothing was repeated, nor answered, since
+        self.unheard: tuple[int, float] | None = None  # the client's last ACK, when our TCP sent what follows it
         self.lag_since: float | None = None
         self.lag_retry_s = 0.0
         self.closed_at: float | None = None

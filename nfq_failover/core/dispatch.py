@@ -8,6 +8,7 @@ from nfq_failover.core.backup import BackupSide
 from nfq_failover.core.outbox import Outbox
 from nfq_failover.core.primary import PrimarySide
 from nfq_failover.wire.records import (
+    AckAsked,
     BytesAsked,
     BytesSent,
     Close,
@@ -53,6 +54,8 @@ def to_primary(record: Record, primary: PrimarySide, out: Outbox, now: float) ->
         primary.digests.on_asked(record)
     elif isinstance(record, SentAsked):
         primary.on_sent_asked(record)
+    elif isinstance(record, AckAsked):
+        primary.on_ack_asked(record)
     elif isinstance(record, HandedOver):
         primary.handovers.on_handed(record, now)
 

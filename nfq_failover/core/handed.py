@@ -17,7 +17,7 @@ from nfq_failover.core.outbox import Outbox
 from nfq_failover.wire.records import Handed, HandedOver, HandOver
 
 if TYPE_CHECKING:
-    from nfq_failover.core.backup import BackupSide
+    from nfq_failover.core.backup_table import BackupTable
 
 FIRST_NUMBER = 1 << 32
 COMPARE_PATIENCE_S = 1.0
@@ -29,7 +29,7 @@ MAX_OVER = 4096
 class HandedConnections:
     """Those that this host has, in the tables of `side`; `BackupConnection.handed` is the primary's number."""
 
-    def __init__(self, side: BackupSide, out: Outbox) -> None:
+    def __init__(self, side: BackupTable, out: Outbox) -> None:
         self._side = side
         self.out = out
         self._next_number = FIRST_NUMBER

@@ -5,16 +5,12 @@ Pure bookkeeping over the table in roles.py. The node carries the actions out.
 
 from __future__ import annotations
 
-from collections import deque
 from math import inf
 
 from nfq_failover.core.actions import Change, Do
-from nfq_failover.core.health import Health
 from nfq_failover.core.heartbeat import HeartbeatBody, PeerMonitor
-from nfq_failover.core.pact import Pact
-from nfq_failover.core.retry import Retries
-from nfq_failover.core.roles import UNHEALTHY, Candidate, Input, Role, State, next_state
-from nfq_failover.core.settings import Settings
+from nfq_failover.core.roles import Candidate, Input, Role, State
+from nfq_failover.core.standing import Standing
 
 __all__ = ["Change", "Do", "Membership"]
 
@@ -22,84 +18,13 @@ ALONE_RETRY_FACTOR = 10
 TIME_IS_OVER = "the backup is silent, and its time to take over has passed"
 BACKUP_UNHEALTHY = "the backup's application has failed"
 TARGET_RETRY_S = 1.0
-_FOLLOWING = (State.SHADOWING, State.CHECKING)  # may still find that the primary is alive
+_SILENT = (Role.JOINING, Role.LEAVING)
 _PROTECTING = (State.PROTECTED, State.BACKUP_LOST, State.DOUBT)
 _CLAIMABLE = (State.WAITING, State.REFUSED, State.RETRYING, State.ASKING, State.YIELDED)
 
 
-class Membership:
-    """State, epoch and generation of this host; `actions` and `changes` are drained by the node.
-
-    `generation` numbers the times that a primary began to protect: the backup drops what it has from an earlier one and
-    says the number back before anything is protected.
-    """
-
-    def __init__(self, settings: Settings, epoch: int, served: bool, now: float) -> None:
-        self.settings = settings
-        self.state = State.WAITING
-        self.reason = "waiting for the peer"
-        self.epoch = epoch
-        self.stored_epoch = epoch
-        self.served = served
-        self.generation = 0
-        self.peer: HeartbeatBody | None = None
-        self.peer_epoch = 0
-        self.actions: deque[Do] = deque()
-        self.changes: deque[Change] = deque()
-        self.rules_ready = False
-        self.invalid = True
-        self.health = Health(settings)
-        self.pact = Pact(settings)
-        self._boot = now
-        self._next_alone = now + (settings.boot_wait_ms + settings.fence_delay_ms) / 1000
-        self._last = now
-        self._resumed = now
-        self._valid_until = 0.0
-        self._act_at: float | None = None  # the end of the fence delay
-        self._retries = Retries(settings)
-        self._next_check = 0.0
-        self._checking = False  # before a release
-        self._hushed = False
-        self._heard_at = now
-
-    # ------------------------------------------------------------------------------------ views
-
-    @property
-    def lease_until(self) -> float:
-        """When we have to fall silent."""
-        return self.pact.lease_until
-
-    @property
-    def role(self) -> Role:
-        """The role that goes with the state."""
-        return self.state.role
-
-    @property
-    def candidate(self) -> Candidate:
-        """What we bring into an election."""
-        settings = self.settings
-        shadowing = self.state.role is Role.BACKUP and not self.invalid
-        return Candidate(shadowing, self.stored_epoch, self.served, settings.prefer_primary, settings.name)
-
-    @property
-    def flags(self) -> int:
-        """The heartbeat's flags."""
-        return self.candidate.flags() | (0 if self.health.well else UNHEALTHY)
-
-    @property
-    def _peer_well(self) -> bool:
-        return self.peer is not None and not self.peer.flags & UNHEALTHY
-
-    def answers(self, monitor: PeerMonitor, now: float) -> bool:
-        """The peer hears us and we hear it."""
-        heard = monitor.heard_by_peer_at
-        limit = (self.settings.detection_ms + 2 * self.settings.heartbeat_interval_ms) / 1000
-        return not monitor.lost(now) and heard is not None and now - heard <= limit
-
-    def _follows(self, monitor: PeerMonitor, now: float) -> bool:
-        """The backup has heard us lately, and is not about to take over."""
-        shadowing = self.peer is not None and State(self.peer.state) is State.SHADOWING
-        return shadowing and self.answers(monitor, now)
+class Membership(Standing):
+    """What the peer says and does not say, how time passes, and what is answered: each may change the state."""
 
     # ------------------------------------------------------------------------------------ inputs
 
@@ -108,8 +33,10 @@ class Membership:
         self.peer, self.peer_epoch = body, epoch
         self._heard_at = now
         role = Role(body.role)
+        if role not in _SILENT:
+            self._wait_until = None
         if role is Role.PRIMARY:
-            self._peer_serves(body, epoch)
+            self._peer_serves(body, epoch, monitor)
         elif self.role is Role.PRIMARY:
             if self._votes() and body.echo_ms:
                 self.pact.vote(body.echo_ms / 1000, now)
@@ -118,9 +45,8 @@ class Membership:
                 self.pact.said_back(body.pact)
                 self.pact.renew()
         elif self.state in (State.SHADOWING, State.CHECKING, State.ASKING):
-            if role in (Role.JOINING, Role.LEAVING):
-                self._note_validity(monitor)
-                self._go(Input.PEER_YIELDED, "the primary has restarted or leaves")
+            if role in _SILENT:
+                self._peer_yields(now)
         elif self.state in (State.WAITING, State.REFUSED) and self.answers(monitor, now):
             self._elect(body)
         if self.state is State.DOUBT:
@@ -128,12 +54,21 @@ class Membership:
             if heard is not None and heard >= self._resumed and self._follows(monitor, now):
                 self._go(Input.REASSURED, "the peer has answered after our pause")
 
-    def _votes(self) -> bool:
-        """The peer's latest heartbeat is that of a backup that follows us in this generation."""
-        peer = self.peer
-        return peer is not None and State(peer.state) in _FOLLOWING and peer.generation == self.generation
+    def _peer_yields(self, now: float) -> None:
+        """The primary does not serve any more, so it lets nothing go from now on. Whether it has before, because it had
+        not heard us for long, the witness knows: with a grant we go on however late it is (see core/pact.py)."""
+        if self.may_continue(now):
+            self._valid_until = inf
+        elif self.pact.held and not self.invalid:
+            if self.state is not State.ASKING:
+                self._go(Input.UNSURE, "the primary has restarted or leaves: asking the witness what it has let go")
+            if self._wait_until is None:
+                self._wait_until = now + self.settings.lease_ms / 1000
+            if now < self._wait_until:
+                return
+        self._go(Input.PEER_YIELDED, "the primary has restarted or leaves")
 
-    def _peer_serves(self, body: HeartbeatBody, epoch: int) -> None:
+    def _peer_serves(self, body: HeartbeatBody, epoch: int, monitor: PeerMonitor) -> None:
         if self.role is Role.PRIMARY:
             if epoch > self.epoch or (epoch == self.epoch and self._peer_name() < self.settings.name):
                 self._go(Input.OUTDATED, f"the peer serves in epoch {epoch}, ours was {self.epoch}")
@@ -157,8 +92,11 @@ class Membership:
             self.invalid = True
             self.pact.void()
             self.actions.append(Do.INVALIDATE)
-        if State(body.state) in _PROTECTING and body.generation == self.generation and not self.invalid:
+        if body.generation != self.generation or self.invalid:
+            return
+        if State(body.state) in _PROTECTING:
             self.pact.adopt(body.pact, body.lease_ms)
+        self._note_validity(monitor)
 
     def _peer_follows(self, body: HeartbeatBody, role: Role, answers: bool) -> None:
         """We serve, the peer doesn't."""
@@ -197,13 +135,11 @@ class Membership:
     def _peer_name(self) -> str:
         return self.settings.peers[0].name
 
-    def session_started(self, monitor: PeerMonitor) -> None:
-        """A new session: the peer's daemon has restarted, and has nothing of ours. `monitor` is still the old one's."""
-        self._note_validity(monitor)
+    def session_started(self) -> None:
+        """A new session: the peer's daemon has restarted, and has nothing of ours. A pact is kept: what the witness has
+        decided of it tells what the old daemon may have let go."""
         if self.role is Role.BACKUP:
             self.generation = 0  # the peer counts from the beginning again
-            if self.state in _FOLLOWING:
-                self.pact.void()
         if self.state is State.ARMING or self.state in _PROTECTING:
             self._go(Input.BACKUP_HARMLESS, "the backup has restarted")
 
@@ -225,7 +161,6 @@ class Membership:
             self._wait_alone(monitor, now)
         elif state is State.SHADOWING:
             if monitor.lost(now):
-                self._note_validity(monitor)
                 self._go(Input.PEER_SILENT, "no heartbeat from the primary")
         elif state in (State.CHECKING, State.RETRYING):
             if not monitor.lost(now):
@@ -285,6 +220,12 @@ class Membership:
 
     def _asking(self, monitor: PeerMonitor, now: float) -> None:
         pact = self.pact
+        if self._wait_until is not None:
+            if now >= self._wait_until:
+                self._go(Input.PEER_YIELDED, "the primary has yielded, and the witness does not answer")
+            elif pact.ask(now):
+                self.actions.append(Do.ASK)
+            return
         heard = now - self._heard_at <= self.settings.detection_ms / 1000  # a new session alone says nothing yet
         if not pact.granted and heard and not monitor.lost(now):
             self._go(Input.PEER_BACK, "the primary is back, and the witness may have been asked")
@@ -323,21 +264,12 @@ class Membership:
         elif over:
             self._go(Input.BACKUP_HARMLESS, TIME_IS_OVER)
 
-    def _release_after_s(self) -> float:
-        """The greater of both hosts' settings: their fences may differ."""
-        theirs = self.peer.release_after_ms if self.peer is not None else 0
-        return max(self.settings.release_after_ms, theirs) / 1000
-
     def _note_validity(self, monitor: PeerMonitor) -> None:
-        """Note until when the shadows may be continued: the primary releases after that."""
+        """Note until when the shadows may be continued: the primary, which protects, releases after that. What it says
+        of us later proves nothing: it may have let everything go in between."""
         heard = monitor.heard_by_peer_at
         if heard is not None and self.peer is not None:
             self._valid_until = heard + self._release_after_s() - self.settings.detection_ms / 2000
-
-    def may_continue(self, now: float) -> bool:
-        """Whether the primary can't have acknowledged anything that we lack."""
-        sure = self.settings.split_brain_accepted or self.pact.granted
-        return not self.invalid and (sure or now <= self._valid_until)
 
     # ------------------------------------------------------------------------------------ answers
 
@@ -397,6 +329,8 @@ class Membership:
             pact.granted = granted
             if not granted:
                 self._go(Input.DENIED, f"the witness has let the primary act alone: {detail}")
+            elif self._wait_until is not None:
+                self._go(Input.PEER_YIELDED, "the primary has yielded; granted by the witness")
             elif self.settings.has_fence:
                 self._go(Input.GRANTED, "granted by the witness: fencing the primary")
 
@@ -432,71 +366,3 @@ class Membership:
     def stop(self) -> None:
         """Clean stop."""
         self._go(Input.STOP, "stopped")
-
-    # ------------------------------------------------------------------------------------ transitions
-
-    def _go(self, given: Input, reason: str) -> None:
-        before, after = self.state, next_state(self.state, given)
-        self.state = after
-        self.reason = reason
-        self.changes.append(Change(before, after, given, reason))
-        self._act_at, self._checking = None, False
-        if after is State.REFUSED:
-            # Not where the witness may have let the primary act alone.
-            undecided = not self.pact.held or self.pact.granted
-            useful = undecided and given is not Input.NO_FENCE
-            self._retries.refused(self._last, useful, given is not Input.PEER_BACK)
-        self._enter(before, after)
-        if after in (State.UNPROTECTED, State.PROTECTED) and self._hushed:
-            self.actions.append(Do.SPEAK)
-        if after is not State.DOUBT:
-            self._hushed = False
-        if self.state not in (State.PROTECTED, State.BACKUP_LOST):
-            self.pact.lease_until = inf
-
-    def _enter(self, before: State, after: State) -> None:
-        act = self.actions.append
-        if after in (State.CHECKING, State.RETRYING):
-            act(Do.CHECK_LINK)
-        elif after is State.ASKING:
-            self.pact.outlast(self._heard_at)
-        elif after in (State.FENCING, State.BOOT_FENCING):
-            act(Do.FENCE)
-        elif after in (State.STORING, State.CLAIMING):
-            self.epoch += 1
-            act(Do.STORE)
-        elif after is State.UNPROTECTED:
-            if before is State.STORING:
-                act(Do.TAKE_OVER)
-            elif before is State.CLAIMING:
-                act(Do.SERVE)
-            elif before is State.WAITING:
-                act(Do.RESUME)
-            else:
-                act(Do.RELEASE)
-            self.pact.end()
-        elif after is State.ARMING:
-            act(Do.ARM)
-        elif after is State.PROTECTED:
-            if before is State.ARMING:
-                self.pact.propose(self.epoch)
-                act(Do.PROTECT)
-            else:
-                self.pact.reunited()
-            self.pact.renew()
-        elif after is State.SHADOWING and before is not State.CHECKING:
-            self.generation, self.invalid = 0, True
-            self._retries.begin_anew()
-            self.pact.void()
-        elif after is State.YIELDED or (after is State.WAITING and before.role is Role.PRIMARY):
-            act(Do.SILENCE)
-            self.generation, self.invalid = 0, True
-            self.pact.void()
-        elif after is State.LEAVING and before.role is Role.PRIMARY:
-            act(Do.SILENCE)
-        elif after is State.REFUSED:
-            self.generation = 0  # a primary that hears of it acknowledges what we lack
-            self.pact.end()
-            if not self.invalid:
-                self.invalid = True
-                act(Do.INVALIDATE)

@@ -217,7 +217,7 @@ class Node:
             return
         if received.session_started:
             self.out.log("info", "session established", peer=self.peer.name)
-            self.members.session_started(self.monitor)
+            self.members.session_started()
             self.backup.handed.over.clear()  # a daemon that has restarted counts from the beginning
             self.monitor.reset(now)
             self._peer_sent_ms = self._echo_ms = 0

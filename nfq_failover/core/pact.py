@@ -27,6 +27,7 @@ ASK_EVERY_S = 0.05
 ASK_AFTER = 2 / 3  # of the lease: a shorter silence of the backup is no cause to decide anything
 HEAD_START_S = 0.1  # a backup that can't act before the lease has ended asks no earlier than this before
 _EPOCH_SHIFT = 32
+_PER_S = 10  # 13 years of uptime have room in an epoch; a daemon takes longer than that to come back and be joined
 
 
 class Pact:
@@ -71,10 +72,11 @@ class Pact:
 
     # ------------------------------------------------------------------------------------ primary
 
-    def propose(self, epoch: int) -> None:
-        """A new generation is protected: nobody holds an earlier pact."""
+    def propose(self, epoch: int, now: float) -> None:
+        """A new generation is protected: nobody holds an earlier pact. The clock, which goes on while a daemon is away,
+        tells the pacts of its lives in one epoch apart: the witness may have decided an earlier one."""
         if self.settings.has_witness:
-            self._last = self.low = self.high = max(self._last + 1, epoch << _EPOCH_SHIFT)
+            self._last = self.low = self.high = max(self._last + 1, (epoch << _EPOCH_SHIFT) + int(now * _PER_S))
             self.confirmed = self.asked = self.granted = False
 
     def reunited(self) -> None:

@@ -5,23 +5,15 @@ One table of connections by flow; the backup's records come in by connection num
 
 from __future__ import annotations
 
-from collections import OrderedDict
-
 from nfq_failover.constants import ACK, FIN, RST, SYN
 from nfq_failover.core import acceptance
-from nfq_failover.core.digest import PrimaryDigests
 from nfq_failover.core.events import FrameCopied, PacketQueued, QueryFlows
-from nfq_failover.core.handover import Handovers
-from nfq_failover.core.outbox import Outbox
 from nfq_failover.core.primary_connection import Gate, PrimaryConnection
-from nfq_failover.core.primary_ends import PrimaryEnds
-from nfq_failover.core.settings import Settings
+from nfq_failover.core.primary_table import NOT_READY, POLL_FIRST_S, PrimaryTable
 from nfq_failover.core.syn import strip
-from nfq_failover.core.timers import TimerQueue
 from nfq_failover.errors import MalformedSegment
 from nfq_failover.wire.records import (
-    Close,
-    Closed,
+    AckAsked,
     Confirm,
     Data,
     Missing,
@@ -30,19 +22,15 @@ from nfq_failover.wire.records import (
     Progress,
     SentAsked,
     SentUpTo,
-    Unprotected,
-    UnprotectedSeen,
 )
 from nfq_failover.wire.segment import FlowKey, Segment
 from nfq_failover.wire.tcp_options import NEGOTIABLE, SIGNED, SynOptions
 
 MAX_SYNS = 8192
 MAX_DIALLED = 8192
-MAX_TELLING = 8192
 MAX_LATE_BYTES = 256 << 20  # of all connections, for replicas that are not ready
 DATA_BYTES = 1300
 DATA_PER_REQUEST = 32
-POLL_FIRST_S = 0.003
 POLL_MAX_S = 0.05
 OPEN_RETRY_FIRST_S = 0.005
 QUERY_EVERY_S = 5.0
@@ -51,39 +39,10 @@ QUERY_FULL_S = 0.5
 FULL_LOG_EVERY_S = 1.0
 UNSERVED_S = 1.0
 LATE_POLL_MAX_S = 1.0
-TELL_MAX_S = 10.0
-
-NOT_READY = "replica not ready"
 
 
-class PrimarySide:
-    """All connections of a primary. `protecting`: a backup is there and new connections are opened towards it.
-
-    `strangers`: connections may be there that clients know by our TCP's own numbers, though nobody saw them open: from
-    before the daemon's start. Not on a host that has been a backup or has stepped down: what its TCP has from then
-    is a replica's, or of a service period that another host has taken over, and is kept from the clients.
-    """
-
-    def __init__(self, settings: Settings, out: Outbox) -> None:
-        self.settings = settings
-        self.out = out
-        self.protecting = False
-        self.reason = "no backup"
-        self.strangers = True
-        self.poked: frozenset[FlowKey] = frozenset()  # see core/strangers.py
-        self.wants_copies = False
-        self.flows: dict[FlowKey, PrimaryConnection] = {}
-        self.numbers: dict[int, PrimaryConnection] = {}
-        self.timers: TimerQueue[int] = TimerQueue()
-        self._telling: dict[int, tuple[Close | Unprotected, float]] = {}
-        self._syns: OrderedDict[FlowKey, tuple[int, int, bytes, bool]] = OrderedDict()
-        self._dialled: OrderedDict[FlowKey, None] = OrderedDict()  # left alone: opened by the server, or no room
-        self._next_conn = 1
-        self._late_bytes = 0  # retained for replicas that are not ready; what they have got by now counts, for a while
-        self._next_query = self._next_full_log = 0.0
-        self.digests = PrimaryDigests(settings, out, self._unprotect)
-        self.ends = PrimaryEnds(settings, out, self.numbers, self._unprotect, self._close)
-        self.handovers = Handovers(settings, out, self.numbers, self.flows, self.digests, self._unprotect)
+class PrimarySide(PrimaryTable):
+    """What comes in for the connections of a primary: packets, copies, records of the backup, time."""
 
     # ------------------------------------------------------------------------------------ packets
 
@@ -156,10 +115,6 @@ class PrimarySide:
             self._dialled.popitem(last=False)
             self.out.counters["dialled-forgotten"] += 1
 
-    def knows(self, flow: FlowKey) -> bool:
-        """Whether the connection was opened before our eyes."""
-        return flow in self.flows or flow in self._dialled or flow in self.handovers.flows
-
     def _of_unknown(self, event: PacketQueued, seg: Segment, flow: FlowKey, now: float) -> None:
         """A segment of a connection that no client has opened before our eyes."""
         if flow in self._dialled:
@@ -193,11 +148,6 @@ class PrimarySide:
         connection.state, connection.reason = Gate.UNPROTECTED, "opened while no daemon was there"
         connection.established = True
         self.flows[flow] = self.numbers[opening.conn] = connection
-
-    def _take_number(self) -> int:
-        conn = self._next_conn
-        self._next_conn = self._next_conn % 0xFFFFFFFF + 1
-        return conn
 
     def copied(self, event: FrameCopied, now: float) -> None:
         """A copy of an inbound segment that our TCP may take."""
@@ -306,17 +256,6 @@ class PrimarySide:
             syn_options=options,
         )
 
-    def _close(self, connection: PrimaryConnection, reason: str, now: float) -> None:
-        """Forget a connection, and make the backup forget it."""
-        known = connection.state in (Gate.PROTECTED, Gate.SYN_HELD) or connection.reason == NOT_READY
-        connection.state = Gate.CLOSED
-        if self.flows.get(connection.flow) is connection:
-            del self.flows[connection.flow]
-        self.numbers.pop(connection.conn, None)
-        self.digests.forget(connection.conn)
-        if self.protecting and known:
-            self._tell(Close(connection.conn, reason), POLL_FIRST_S, now)
-
     def flows_gone(self, flows: list[FlowKey], now: float) -> None:
         """Our TCP no longer has these connections."""
         for flow in flows:
@@ -385,107 +324,19 @@ class PrimarySide:
         elif now - first[1] > UNSERVED_S:
             self._unprotect(connection, "bytes that the backup misses were not retained", now)
 
+    def on_ack_asked(self, record: AckAsked) -> None:
+        """The backup's tap may have lost the client's last word."""
+        connection = self.numbers.get(record.conn)
+        if connection is not None and connection.established and connection.state is Gate.PROTECTED:
+            connection.probe(self.out, record.seq)
+
     def on_sent_asked(self, record: SentAsked) -> None:
         """The client acknowledges more than the backup knows of."""
         connection = self.numbers.get(record.conn)
         if connection is not None and connection.established:
             self.out.record(SentUpTo(connection.conn, connection.snd_nxt))
 
-    def on_told(self, record: Closed | UnprotectedSeen) -> None:
-        """The backup has seen what it was told."""
-        telling = self._telling.get(record.conn)
-        wanted = Close if isinstance(record, Closed) else Unprotected
-        if telling is not None and isinstance(telling[0], wanted):
-            del self._telling[record.conn]
-            self.timers.cancel(record.conn)
-
-    def _tell(self, record: Close | Unprotected, wait: float, now: float) -> None:
-        """Tell the backup, again and again until it answers or this has no point any more."""
-        if wait > TELL_MAX_S or not self.protecting:
-            self._telling.pop(record.conn, None)
-            return
-        if len(self._telling) >= MAX_TELLING and record.conn not in self._telling:
-            self._tell_less()
-        self._telling[record.conn] = (record, wait * 2)
-        self.out.record(record)
-        self.timers.set(record.conn, now + wait)
-
-    def _tell_less(self) -> None:
-        """The backup does not answer, and much has ended: the oldest `Close` is no longer repeated. The backup finds
-        out from its own TCP. An `Unprotected` is never left out; there are no more of them than connections."""
-        for conn, (record, _) in self._telling.items():
-            if isinstance(record, Close):
-                del self._telling[conn]
-                self.timers.cancel(conn)
-                self.out.counters["tell-dropped"] += 1
-                return
-
-    def on_unprotected(self, record: Unprotected, now: float) -> None:
-        connection = self.numbers.get(record.conn)
-        if connection is not None:
-            self._unprotect(connection, record.reason, now, tell=False)
-
-    def _unprotect(self, connection: PrimaryConnection, reason: str, now: float, tell: bool = True) -> None:
-        if connection.state in (Gate.UNPROTECTED, Gate.CLOSED, Gate.HANDED):
-            if connection.reason == NOT_READY:
-                connection.reason = reason  # it will never be: stop asking
-                connection.forget_bytes()
-                if tell:
-                    self._tell(Unprotected(connection.conn, reason), POLL_FIRST_S, now)
-            return
-        connection.unprotect(reason, self.out)
-        self.digests.let_go(connection.conn)
-        if reason != NOT_READY:
-            connection.forget_bytes()
-        self.out.log("warning", "connection unprotected", conn=connection.conn, reason=reason)
-        if tell:
-            self._tell(Unprotected(connection.conn, reason), POLL_FIRST_S, now)
-
     # ------------------------------------------------------------------------------------ protection as a whole
-
-    def start_protecting(self) -> None:
-        """A backup is there: connections opened from now on are protected, those that are open stay unprotected."""
-        self.protecting = True
-        self.reason = ""
-        for connection in self.flows.values():
-            if connection.state is Gate.UNPROTECTED:
-                connection.reason = "opened before the backup joined"
-
-    def stop_protecting(self, reason: str) -> None:
-        """The backup is gone for good: let everything go."""
-        self.protecting = False
-        self.digests.let_all_go()
-        self.reason = reason
-        self._telling.clear()
-        for connection in list(self.flows.values()):
-            if connection.gated or connection.state is Gate.SYN_HELD:
-                connection.unprotect(reason, self.out)
-            elif connection.reason == NOT_READY:
-                connection.reason = reason  # what its replica has got by now is not kept
-            connection.forget_bytes()
-
-    def tables(self) -> dict[str, int]:
-        """How many entries the smaller tables have."""
-        return {
-            "syns": len(self._syns),
-            "dialled": len(self._dialled),
-            "telling": len(self._telling),
-            "late_bytes": self._late_bytes,
-        }
-
-    def clear(self) -> None:
-        """Forget everything (this host is no longer the primary)."""
-        self.protecting = False
-        self.reason = "no backup"
-        self.flows.clear()
-        self.numbers.clear()
-        self.timers = TimerQueue()
-        self._telling.clear()
-        self.ends.clear()
-        self.handovers.clear()
-        self.digests.clear()
-        self._syns.clear()
-        self._dialled.clear()
 
     def on_timer(self, now: float) -> None:
         """Repeat what was not answered."""

@@ -17,12 +17,12 @@ from __future__ import annotations
 from collections import deque
 from enum import Enum
 
-from nfq_failover.constants import ACK, FIN, PSH, RST, SYN
+from nfq_failover.constants import ACK, FIN, PSH, RST
+from nfq_failover.core.client_stream import SETTLE_S, ClientStream
 from nfq_failover.core.end_gate import EndGate
 from nfq_failover.core.events import PacketQueued
-from nfq_failover.core.journal import Journal
 from nfq_failover.core.outbox import Outbox
-from nfq_failover.core.seqspace import PAWS_IDLE_S, SeqSpace
+from nfq_failover.core.seqspace import PAWS_IDLE_S
 from nfq_failover.core.window import window_field
 from nfq_failover.wire.build import ack_options, build_segment
 from nfq_failover.wire.records import Confirm, EndKind, Open, Opened
@@ -33,8 +33,6 @@ MAX_HELD = 64
 END_LINGER_S = 2.0  # three repeats of the client's FIN: 0.2, 0.6 and 1.4 s after the first
 OWED_HOLD_S = 0.0025  # the timer comes at POLL_FIRST_S = 3 ms
 SACK_HOLD_S = 0.002  # how long an ACK waits for the confirmation of its SACK blocks alone
-MAX_RETAINED = 64 << 20
-SETTLE_S = 0.2  # copies are read at every tick, 25 ms at most; a loop that is later than this is in trouble
 CATCH_UP_S = 0.5  # how long acknowledgements are held for a backup that is behind
 CATCH_UP_FIRST_S = 2.0  # how long they are not, after that; doubled each time
 CATCH_UP_MAX_S = 60.0
@@ -56,76 +54,62 @@ class Gate(Enum):
 _GATED = (Gate.PROTECTED, Gate.CATCHING_UP)
 
 
-class PrimaryConnection:
+class PrimaryConnection(ClientStream):
     """State of one connection on the primary. Offsets are of the client's stream unless said otherwise.
 
-    `confirmed`: first byte the backup has not confirmed; `kernel_ack`: first byte our TCP has not taken;
     `sent_ack`: the acknowledgement that the client has seen, `sent_sack` the end of the selective ones that were not
     gated; the `edge_*` are right window edges likewise.
     """
 
     __slots__ = (
-        "acked_at",
         "b_established",
         "catch_up_at",
         "catch_up_s",
-        "client",
         "confirm_at",
-        "confirmed",
         "conn",
         "edge_backup",
-        "edge_kernel",
         "edge_sent",
         "end",
         "established",
         "fin_clamped",
-        "fin_in",
         "fin_out",
         "flow",
         "gone_at",
         "held",
-        "kernel_ack",
-        "mark",
-        "mark_at",
         "mss",
         "open",
         "opened_at",
         "owed_since",
         "ranges",
         "reason",
-        "retained",
         "retry_s",
         "sent_ack",
         "sent_sack",
-        "settled_ack",
         "snd_nxt",
         "state",
         "syn_ack",
         "ts_at",
         "tsecr",
         "tsval",
-        "unserved",
         "wscale",
     )
 
     def __init__(self, flow: FlowKey, opening: Open, now: float) -> None:
+        super().__init__(opening.irs, now)
         self.flow = flow
         self.open = opening
         self.conn = opening.conn
-        self.client = SeqSpace(opening.irs)
         self.state = Gate.SYN_HELD
         self.reason = "opening"
         self.wscale = opening.wscale or 0
         self.mss = opening.mss
         self.opened_at = now
-        self.acked_at = self.mark_at = now
-        self.mark = self.settled_ack = 0
         self.retry_s = 0.0
         self.syn_ack: bytearray | None = None
         self.established = False
         self.b_established = False
-        self.confirmed = self.kernel_ack = self.sent_ack = self.sent_sack = 0
-        self.edge_kernel = self.edge_backup = self.edge_sent = 0
+        self.sent_ack = self.sent_sack = 0
+        self.edge_backup = self.edge_sent = 0
         self.ranges: Blocks = []
         self.held: deque[tuple[int, Blocks, float]] = deque()
         self.owed_since: float | None = None
@@ -136,12 +120,9 @@ class PrimaryConnection:
         self.tsval = opening.tsval or 0
         self.tsecr = 0
         self.ts_at = now  # when our TCP has last taken a newer timestamp of the client
-        self.retained = Journal(MAX_RETAINED)
-        self.fin_in: int | None = None
         self.fin_out = self.fin_clamped = False
         self.end: EndGate | None = None
         self.gone_at: float | None = None
-        self.unserved: tuple[int, float] | None = None  # what the backup has asked for in vain, since when
 
     # ------------------------------------------------------------------------------------ what our TCP sends
 
@@ -373,11 +354,6 @@ class PrimaryConnection:
         return self.edge_sent < self.edge_kernel and not self.client_ended
 
     @property
-    def client_ended(self) -> bool:
-        """Our TCP has taken the client's FIN. A window update for a client that is done would only meet its RST."""
-        return self.fin_in is not None and self.kernel_ack > self.fin_in
-
-    @property
     def waiting(self) -> bool:
         """Whether something is held back until the backup says more."""
         starving = self.edge_backup - self.sent_ack < self.mss < self.edge_kernel - self.sent_ack
@@ -410,6 +386,14 @@ class PrimaryConnection:
         )
         out.counters["released" if data else "ack-sent"] += 1
         out.outward(packet)
+
+    def probe(self, out: Outbox, seq: int) -> None:
+        """Make the client repeat its acknowledgement, by a segment that is no news to it: the byte before `seq`, which
+        it has acknowledged already (a keep-alive probe, RFC 9293 section 3.8.4)."""
+        if lt(self.snd_nxt, seq):
+            return  # our server has not sent it: nobody has acknowledged it
+        out.counters["client-probed"] += 1
+        self.send_ack(out, self.sent_ack, [], seq=(seq - 1) & MASK)
 
     # ------------------------------------------------------------------------------------ protection ends or begins
 
@@ -450,40 +434,7 @@ class PrimaryConnection:
         self.catch_up_s = min(self.catch_up_s * 2, CATCH_UP_MAX_S)
         return True
 
-    # ------------------------------------------------------------------------------------ the client's bytes
-
-    def settled(self, now: float) -> int:
-        """Bytes before this one our TCP took so long ago that no copy of them can be unread: a later version of them
-        changes nothing."""
-        return self.kernel_ack if now - self.acked_at > SETTLE_S else self.settled_ack
-
-    def forget_settled(self, now: float) -> None:
-        """Drop the bytes that the backup has, and of which no other version matters."""
-        self.retained.trim(min(self.confirmed, self.settled(now)))
-
-    def forget_bytes(self) -> None:
-        """The backup will not ask for any."""
-        self.retained = Journal(MAX_RETAINED, self.retained.end)
-
-    def copied(self, seg: Segment, out: Outbox, now: float) -> None:
-        """Keep the client's bytes until the backup has them, and for as long as another version of them may matter."""
-        offset = self.client.offset(seg.seq)
-        stop = offset + seg.payload_len + bool(seg.flags & FIN)
-        # A merged packet may end beyond what the backup has confirmed, though it begins before. What lies beyond our
-        # window is not of this connection, or our TCP will not take it.
-        if seg.flags & SYN or stop < min(self.confirmed, self.settled(now)) or offset > self.edge_kernel:
-            return
-        if seg.payload_len and not self.retained.insert(offset, seg.payload()):
-            out.counters["retained-full"] += 1
-        if seg.flags & FIN:
-            self.fin_in = offset + seg.payload_len
-
-    def bytes_for_backup(self, start: int, count: int) -> tuple[bytes, bool]:
-        """Bytes from `start` that our TCP has taken (only those are authoritative); whether the FIN follows them."""
-        stop = min(self.kernel_ack, start + count)
-        data = self.retained.read(start, stop - start)
-        fin = self.fin_in is not None and start + len(data) == self.fin_in and self.kernel_ack > self.fin_in
-        return data, fin
+    # ------------------------------------------------------------------------------------ when both have ended
 
     @property
     def closing(self) -> bool:

@@ -1,4 +1,5 @@
-"""How a replica catches up: bytes lost by the tap are fetched, bytes that its TCP has not taken are delivered again."""
+"""How a replica catches up: bytes lost by the tap are fetched, acknowledgements asked for, bytes that its TCP has not
+taken are delivered again."""
 
 from __future__ import annotations
 
@@ -7,7 +8,7 @@ from nfq_failover.core.backup_connection import BackupConnection, Shadow
 from nfq_failover.core.outbox import Outbox
 from nfq_failover.core.pace import Pace
 from nfq_failover.core.timers import TimerQueue
-from nfq_failover.wire.records import Data, Missing
+from nfq_failover.wire.records import AckAsked, Data, Missing
 from nfq_failover.wire.segment import Segment
 
 HOLE_FIRST_S = 0.002
@@ -18,6 +19,7 @@ REQUEST_BYTES = 40_000  # one request's; the primary answers no more at once, ei
 LAG_FIRST_S = 0.06
 LAG_MAX_S = 1.0
 COMPLAINT_S = 0.005
+UNHEARD_S = 0.5
 
 
 class Repair:
@@ -72,6 +74,15 @@ class Repair:
             connection.lag_since = now
             connection.redeliver(self.out)  # our TCP complains of a gap, or its window has opened
         self.watch_lag(connection, now)
+
+    def sent_first(self, connection: BackupConnection, now: float) -> None:
+        """Our TCP has sent what the client has not acknowledged. If it has to repeat that, the tap may have lost an ACK
+        that the client has no reason to repeat; our TCP would wait for it, and give up after a quarter of an hour."""
+        if connection.unheard is None or connection.unheard[0] != connection.c_ack:
+            connection.unheard = connection.c_ack, now
+        elif now - connection.unheard[1] >= UNHEARD_S:
+            connection.unheard = connection.c_ack, now
+            self.out.record(AckAsked(connection.conn, connection.mapping.seen.seq(connection.c_ack)))
 
     def fill(self, connection: BackupConnection, record: Data, now: float) -> None:
         """The primary has sent bytes that our tap had lost."""

@@ -18,6 +18,7 @@ On the backup, silence of the primary leads through CHECKING (own link), FENCING
 serving; anything that fails on the way leads to REFUSED, loudly, where the shadows end. A host in REFUSED tries again
 now and then (RETRYING) as long as the primary is silent, and serves without the old connections if that succeeds. Where
 there is a witness, ASKING comes after CHECKING: see core/pact.py; without a fence it also outlasts the primary's lease.
+A primary that has yielded is asked about, too, if it may have let go what we lack; not for longer than a lease.
 On the primary, silence of the backup leads to
 BACKUP_LOST: nothing unconfirmed is acknowledged until the backup's time to act has passed, then UNPROTECTED. A primary
 that was paused for longer than the detection time is in DOUBT: nothing leaves until the peer has answered. So is one
@@ -97,6 +98,7 @@ class Input(Enum):
     STORE_FAILED = "the new epoch could not be stored"
     PEER_SILENT = "no heartbeat for the detection time"
     PEER_YIELDED = "the primary has restarted or leaves: it does not serve any more"
+    UNSURE = "the primary does not serve any more, and the witness knows whether it has let go what we lack"
     PEER_BACK = "heartbeats are there again"
     LINK_UP = "our own link is up"
     LINK_DOWN = "our own link is down"
@@ -140,6 +142,7 @@ TRANSITIONS: dict[tuple[State, Input], State] = {
     (S.CLAIMING, I.PEER_SERVES): S.SHADOWING,
     (S.SHADOWING, I.PEER_SILENT): S.CHECKING,
     (S.SHADOWING, I.PEER_YIELDED): S.STORING,
+    (S.SHADOWING, I.UNSURE): S.ASKING,
     (S.CHECKING, I.PEER_BACK): S.SHADOWING,
     (S.CHECKING, I.LINK_UP): S.FENCING,
     (S.CHECKING, I.LINK_DOWN): S.REFUSED,
@@ -152,6 +155,7 @@ TRANSITIONS: dict[tuple[State, Input], State] = {
     (S.STORING, I.STORED): S.UNPROTECTED,
     (S.STORING, I.STORE_FAILED): S.REFUSED,
     (S.CHECKING, I.ASK): S.ASKING,
+    (S.CHECKING, I.UNSURE): S.ASKING,
     (S.ASKING, I.PEER_BACK): S.REFUSED,
     (S.ASKING, I.PEER_YIELDED): S.STORING,
     (S.ASKING, I.DENIED): S.REFUSED,

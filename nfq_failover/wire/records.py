@@ -221,6 +221,16 @@ class SentUpTo:
 
 
 @dataclass(frozen=True, slots=True)
+class AckAsked:
+    """Backup -> primary: my server repeats what follows `seq`, so the client's acknowledgement of it may be lost: make
+    the client say it again (a keep-alive probe, RFC 9293 section 3.8.4). `seq`: the first number that the client has
+    not acknowledged, for all that I know."""
+
+    conn: int
+    seq: int
+
+
+@dataclass(frozen=True, slots=True)
 class HandOver:
     """Primary -> backup: my server's end of this one connection has failed, and I am silent about it for good: go on
     with it. Repeated until `HandedOver`, and then slowly, to see that it still goes on.
@@ -272,6 +282,7 @@ Record = (
     | BytesSent
     | SentAsked
     | SentUpTo
+    | AckAsked
     | HandOver
     | HandedOver
 )

@@ -24,6 +24,7 @@ from nfq_failover.errors import InternalError, MalformedDatagram
 from nfq_failover.wire.records import (
     DIGEST_BLOCK,
     MAX_HASHES,
+    AckAsked,
     BytesAsked,
     BytesSent,
     Close,
@@ -395,6 +396,7 @@ _ENCODERS: dict[type, tuple[int, Callable[[Any], bytes]]] = {
     BytesSent: (33, _encode_bytes_sent),
     SentAsked: (40, lambda r: _CONN.pack(r.conn)),
     SentUpTo: (41, lambda r: _SENT.pack(r.conn, r.seq)),
+    AckAsked: (42, lambda r: _SENT.pack(r.conn, r.seq)),
     HandOver: (50, _encode_hand_over),
     HandedOver: (51, lambda r: _HANDED.pack(r.conn, r.state) + _text(r.reason)),
 }
@@ -418,6 +420,7 @@ _DECODERS: dict[int, Callable[[bytes], Record]] = {
     33: _decode_bytes_sent,
     40: lambda v: SentAsked(*_CONN.unpack(v)),
     41: lambda v: SentUpTo(*_SENT.unpack(v)),
+    42: lambda v: AckAsked(*_SENT.unpack(v)),
     50: _decode_hand_over,
     51: _decode_handed,
 }

@@ -14,11 +14,12 @@ import pytest
 from client_capture import Stream
 from connection_world import CALM, Case, Steps, Talk, World
 from disorder import disorder
+from lab_world import PORT, eventually
 from scripted_server import content
 
 from nfq_failover.lab.nodes import scramble_plan
 from nfq_failover.lab.state import Options
-from nfq_failover.lab.topology import CLIENT, SERVERS
+from nfq_failover.lab.topology import ADDRESSES, CLIENT, SERVERS
 
 pytestmark = pytest.mark.netns
 
@@ -143,3 +144,33 @@ def test_a_host_with_cookies_and_bare_timestamps(world: World, tmp_path: Path, t
         talks[1].echo(turn + 10, 50_000)
         talks[1].socket.shutdown(socket.SHUT_WR)
         talks[1].expect_end()
+
+
+# ------------------------------------------------------------------------------------------------- a lost last word
+
+
+def test_last_acknowledgement_of_an_idle_client_that_the_tap_has_lost(world: World, tmp_path: Path) -> None:
+    """The client has no reason to repeat it; the replica would repeat its data until its kernel gives up."""
+    with world.case(tmp_path) as case:
+        backup = case.lab.resolve("backup")
+        talk = case.open([["echo_all"]])
+        case.assert_protected(talk)
+        talk.echo(1)
+
+        def unacknowledged() -> int:
+            row = case.lab.run(backup, ["ss", "-Htn", f"sport = :{PORT} and dport = :{talk.port}"]).stdout.split()
+            return int(row[2])
+
+        pure = ["-p", "tcp", "-s", ADDRESSES[CLIENT], "--tcp-flags", "ALL", "ACK", "-m", "length", "--length", "0:80"]
+        rule = ["PREROUTING", *pure, "-j", "DROP"]
+        assert case.lab.run(backup, ["iptables", "-t", "raw", "-I", *rule]).returncode == 0
+        talk.echo(2)
+        time.sleep(0.3)  # a delayed ACK has gone by now
+        assert unacknowledged() == 100
+        assert case.lab.run(backup, ["iptables", "-t", "raw", "-D", *rule]).returncode == 0
+        assert eventually(lambda: unacknowledged() == 0)
+        case.crash()
+        talk.echo(3)
+        talk.socket.shutdown(socket.SHUT_WR)
+        talk.expect_end()
+        case.finish()

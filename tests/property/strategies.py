@@ -8,6 +8,7 @@ from nfq_failover.constants import OPT_EOL, OPT_NOP
 from nfq_failover.wire.records import (
     DIGEST_BLOCK,
     MAX_HASHES,
+    AckAsked,
     BytesAsked,
     BytesSent,
     Close,
@@ -123,6 +124,7 @@ records: st.SearchStrategy[Record] = st.one_of(
     st.builds(BytesSent, u32, u32, st.binary(max_size=MAX_DATA)),
     st.builds(SentAsked, u32),
     st.builds(SentUpTo, u32, u32),
+    st.builds(AckAsked, u32, u32),
     st.builds(HandOver, u32, flows(), u32, u32, u32),
     st.builds(HandedOver, u32, st.sampled_from(Handed), text),
 )

@@ -132,7 +132,7 @@ class Pair:
         side.monitor.reset(self.local(side))
         side.echo_ms = 0
         self._publish(side)
-        other.members.session_started(other.monitor)
+        other.members.session_started()
         other.monitor.reset(self.local(other))
         other.echo_ms = 0
         self._carry_out(other)

@@ -223,3 +223,24 @@ def test_after_a_short_silence_in_which_the_witness_decided_the_survivor_of_a_cr
     pair.off.add(crashed)
     pair.run(when + 4.5)
     assert pair.sides["b" if crashed == "a" else "a"].members.state is State.UNPROTECTED
+
+
+@settings(max_examples=30, deadline=None)
+@given(seeds, moments, st.integers(0, 250).map(lambda ms: ms / 1000), st.booleans())
+def test_primary_that_was_granted_the_right_and_restarts_before_its_backup_has_asked(
+    seed: int, when: float, later: float, answers: bool
+) -> None:
+    """It hears its backup again at once. That says nothing of what it had let go before."""
+    back = when + 0.7 + later
+    pair = WitnessedPair(
+        seed, [Cut("a", when, back), Cut("b", when, back)], [], [], witness_lease_ms=1000, quick=True, delay=0.02
+    )
+    pair.run(back)
+    assert pair.sides["a"].released_at is not None
+    pair.answers = answers
+    pair.restart("a")
+    pair.run(when + 6)
+    pair.answers = True
+    pair.run(when + 12)
+    assert not any(valid for _, _, valid in pair.takeovers)
+    assert sum(pair.audible(side) for side in pair.sides.values()) == 1

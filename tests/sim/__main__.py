@@ -69,7 +69,7 @@ def _one_by_one(scenarios: Iterable[Scenario], arguments: argparse.Namespace) ->
             print(outcome.details)
         print(outcome.line, flush=True)
         if outcome.failure and not arguments.name:
-            print(f"  {reproduce(outcome.seed)}")
+            print(f"  {reproduce(outcome.seed, arguments.kind)}")
     print(f"{done - failed} of {done} good")
     return 1 if failed else 0
 

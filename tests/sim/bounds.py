@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from nfq_failover.core.backup import MAX_FORGOTTEN
+from nfq_failover.core.backup_table import MAX_FORGOTTEN
 from nfq_failover.core.comparison import MAX_PENDING
 from nfq_failover.core.digest import FLUSH_BYTES, KEEP_BYTES, KEEP_TOTAL, MAX_UNSEEN
 from nfq_failover.core.primary import MAX_DIALLED, MAX_SYNS
 from nfq_failover.core.primary_connection import MAX_HELD
 from nfq_failover.core.session import MAX_OUTGOING, MAX_RETIRED
 from nfq_failover.core.timers import TimerQueue
+from nfq_failover.wire.segment import FlowKey
 
 if TYPE_CHECKING:
     from .host import Host
@@ -67,17 +68,23 @@ def check(host: Host, carried: int) -> None:
 
 
 def empty(host: Host) -> None:
-    """All connections have ended long ago."""
+    """All connections have ended long ago, but for those of which our TCP does not know: the client's RST was lost."""
     node = host.node
+    known = {flow for flow in host.kernel.established() if _reset(host, flow)}
     for what, size in (
-        ("primary's table", len(node.primary.flows)),
-        ("primary's numbers", len(node.primary.numbers)),
+        ("primary's table", len(node.primary.flows.keys() - known)),
+        ("primary's numbers", sum(gate.flow not in known for gate in node.primary.numbers.values())),
         ("news for the backup", len(node.primary._telling)),
-        ("backup's table", len(node.backup.flows)),
-        ("backup's numbers", len(node.backup.numbers)),
+        ("backup's table", len(node.backup.flows.keys() - known)),
+        ("backup's numbers", sum(shadow.flow not in known for shadow in node.backup.numbers.values())),
         ("dirty connections", len(node.backup._dirty)),
     ):
         assert not size, f"{host.name}: {size} left in the {what}"
+
+
+def _reset(host: Host, flow: FlowKey) -> bool:
+    client = host.world.clients.get(flow)
+    return client is None or client.reset or client.aborted
 
 
 def _timers(host: Host, what: str, timers: TimerQueue[int], keys: int) -> None:

@@ -154,6 +154,8 @@ class Checks:
             self.world.clients[flow],
         )
         self.flows[flow].excused = self.excuse
+        if have is not None and have.client_space.base == client_space.base:
+            self.flows[flow].excused = self.excuse or have.excused  # the client may have taken the first answer
         if not host.application.well or flow in host.application.broken:
             self.flows[flow].excused = "opened while the application failed"
         if flow[1] >= PROBE_PORT and not self.excuse and not self.world.scenario.limits.max_connections:

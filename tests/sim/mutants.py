@@ -6,7 +6,15 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from nfq_failover.core import backup_connection, memory, primary_connection, replica_map, restart, takeover
+from nfq_failover.core import (
+    backup_connection,
+    client_stream,
+    memory,
+    primary_connection,
+    replica_map,
+    restart,
+    takeover,
+)
 from nfq_failover.core.backup import BackupSide
 from nfq_failover.core.backup_connection import BackupConnection
 from nfq_failover.core.events import PacketQueued, Verdict
@@ -170,7 +178,7 @@ MUTANTS = (
     Mutant(
         "wrap compared as int, on the primary",
         "",
-        ((primary_connection, "SeqSpace", _AsInts), (primary_connection, "lt", lambda a, b: a < b)),
+        ((client_stream, "SeqSpace", _AsInts), (primary_connection, "lt", lambda a, b: a < b)),
     ),
     Mutant(
         "wrap compared as int, on the backup",

@@ -69,9 +69,9 @@ def commit() -> str:
     return found.stdout.decode().strip() or "unknown"
 
 
-def reproduce(seed: int) -> str:
-    """The commit, and the command that shows a seed again."""
-    return f"at commit {commit()}: python -m tests.sim --seed {seed} --verbose"
+def reproduce(seed: int, kind: str = "") -> str:
+    """The commit, and the command that shows a seed (of a kind that is not its own) again."""
+    return f"at commit {commit()}: python -m tests.sim --seed {seed}{f' --kind {kind}' if kind else ''} --verbose"
 
 
 def sweep(seeds: range, jobs: int) -> int:

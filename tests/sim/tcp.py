@@ -85,6 +85,9 @@ class Tcp(Sender):
             return
         if not seg.flags & ACK:
             return
+        if self.state == "syn-received" and self.ours.offset(seg.ack) != 0:  # RFC 9293 section 3.10.7.4, fifth
+            self._emit(build_segment(self.local, self.remote, seg.ack, 0, RST, 0))
+            return
         if self.timestamps and not self._timestamps_good(seg, offset):
             return
         end = offset + seg.seg_len

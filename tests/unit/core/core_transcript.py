@@ -22,6 +22,7 @@ from nfq_failover.core.primary import PrimarySide
 from nfq_failover.core.settings import Peer, Settings
 from nfq_failover.wire.build import ack_options, build_segment
 from nfq_failover.wire.records import (
+    AckAsked,
     Close,
     Closed,
     Confirm,
@@ -325,6 +326,8 @@ class PrimaryTranscript(Transcript):
             side.ends.on_end(given, now)
         elif isinstance(given, SentAsked):
             side.on_sent_asked(given)
+        elif isinstance(given, AckAsked):
+            side.on_ack_asked(given)
         elif isinstance(given, DigestSeen):
             side.digests.on_seen(given, now)
         elif isinstance(given, HandedOver):

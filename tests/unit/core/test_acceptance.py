@@ -23,8 +23,9 @@ from nfq_failover.constants import URG
 from nfq_failover.core.acceptance import ASK_EVERY_S, PAWS_SLACK, TWO_VERSIONS, UNREAD_BYTES, UNREAD_WINDOW, URGENT
 from nfq_failover.core.backup import RESET_PATIENCE_S
 from nfq_failover.core.backup_connection import JOURNAL_AHEAD, LEFT_BEHIND_BYTES, Shadow
+from nfq_failover.core.client_stream import SETTLE_S
 from nfq_failover.core.events import FlowsGone
-from nfq_failover.core.primary_connection import SETTLE_S, Gate
+from nfq_failover.core.primary_connection import Gate
 from nfq_failover.wire.records import Data, Missing, SentAsked, SentUpTo, Unprotected
 
 OTHER = bytes(100)

@@ -16,7 +16,7 @@ from core_transcript import (
 
 from nfq_failover.core.acceptance import TWO_VERSIONS
 from nfq_failover.core.repair import REQUEST_BYTES
-from nfq_failover.wire.records import Data, Missing, Progress, SentAsked, SentUpTo, Unprotected
+from nfq_failover.wire.records import AckAsked, Data, Missing, Progress, SentAsked, SentUpTo, Unprotected
 
 
 def quietly(t: Shadowing, *given: object) -> None:
@@ -283,3 +283,22 @@ def test_segment_of_a_stream_without_ack_flag_is_dropped() -> None:
 def test_packet_that_is_not_whole_cannot_be_translated() -> None:
     with Shadowing() as t:
         t >> from_client(0, 0, ack=0, wnd=501, complete=False) << "drop incomplete-packet"
+
+
+def test_acknowledgement_that_the_tap_has_lost_is_asked_for() -> None:
+    """The client has no reason to repeat it, and our TCP would give up after some retransmissions."""
+    with Shadowing() as t:
+        t >> replica(0, 100) << SILENT
+        t >> After(0.2)
+        t >> replica(0, 100) << SILENT  # it may be the client's path that has lost it
+        t >> After(0.4)
+        t >> replica(0, 100) << SILENT << AckAsked(1, server_seq(0))
+        t >> from_client(0, 0, ack=100) << "pass [.] 0 ack 100 wnd 500 ts 1001/7000000"
+        t >> After(1.0)
+        t >> replica(100, 100) << SILENT
+        t >> replica(200, 100) << SILENT
+        t >> from_client(0, 0, ack=200) << "pass [.] 0 ack 200 wnd 500 ts 1001/7000000"
+        t >> After(1.0)
+        t >> replica(200, 100) << SILENT  # the first time that it is the first
+        t >> After(0.6)
+        t >> replica(200, 100) << SILENT << AckAsked(1, server_seq(200))

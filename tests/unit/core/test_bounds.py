@@ -7,7 +7,7 @@ from core_shadow import SILENT, Shadowing, from_client, replica
 from core_transcript import PrimaryTranscript, client_seq, opening, settings, syn, syn_ack
 from test_primary_gate import HELD, Gated, ack
 
-from nfq_failover.core import bounds, primary
+from nfq_failover.core import bounds, primary, primary_table
 from nfq_failover.core.journal import MAX_ISLANDS, MIN_PIECES, Journal
 from nfq_failover.core.primary_connection import MAX_HELD
 from nfq_failover.core.session import Session
@@ -124,7 +124,7 @@ def test_held_acknowledgements_are_the_newest() -> None:
 
 
 def test_what_ended_is_told_no_longer_but_what_is_unprotected_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(primary, "MAX_TELLING", 3)
+    monkeypatch.setattr(primary_table, "MAX_TELLING", 3)
     with PrimaryTranscript() as t:
         told: list[Close | Unprotected] = [Unprotected(1, "why"), Close(2, ""), Close(3, ""), Unprotected(4, "why")]
         for record in told:

@@ -193,7 +193,7 @@ def primary_that_restarts_while_the_link_is_checked_is_followed() -> Host:
 @scenario
 def primary_that_restarts_in_no_time_leaves_its_connections_valid() -> Host:
     h = Host().shadow()
-    h.members.session_started(h.monitor)
+    h.members.session_started()
     h.monitor.reset(h.now)
     h.hear(S.WAITING, 7, heard=False)
     assert h.at(S.STORING) and h.members.may_continue(h.now)

@@ -52,7 +52,7 @@ def test_backup_that_can_not_take_over_any_more_ends_the_protection_at_once(say:
     elif say == "lost":
         got = h.hear(S.SHADOWING, 1, generation=0)
     else:
-        h.members.session_started(h.monitor)
+        h.members.session_started()
         got = h.done()
     assert got == [Do.RELEASE] and h.at(S.UNPROTECTED)
 

@@ -95,12 +95,15 @@ def is_denied_and_stays_silent() -> Host:
 def takes_over_from_a_primary_that_has_restarted_while_it_asked() -> Host:
     """A new session counts as a sign of life, but says nothing of who serves."""
     h = asking()
-    h.members.session_started(h.monitor)
+    h.members.session_started()
     h.monitor.reset(h.now)
     h.tick()
     assert h.at(S.ASKING)
     h.hear(S.WAITING, 7, 0)
-    assert h.at(S.STORING)
+    assert h.at(S.ASKING), "it may have been granted the right, and have let go what we lack"
+    assert h.witness(True) == [Do.STORE]
+    h.now += 3600
+    assert h.stored() == [Do.TAKE_OVER] and h.members.may_continue(h.now)
     return h
 
 
@@ -161,8 +164,71 @@ def primary_that_is_back_after_the_grant_has_lost() -> Host:
 
 @scenario
 def primary_that_yields_while_the_witness_is_asked_is_followed() -> Host:
-    h = asking()
+    """With a fence there is time enough, whatever the witness says."""
+    h = asking(has_fence=True)
     assert h.hear(S.WAITING, 7) == [Do.STORE]
+    h.now += 3600
+    assert h.stored() == [Do.TAKE_OVER] and h.members.may_continue(h.now), "it lets nothing go any more"
+    return h
+
+
+def unheard() -> Host:
+    """We hear the primary, and it has not heard us for so long that it may let everything go, with a grant."""
+    h = backup()
+    for _ in range(6):
+        h.hear(S.BACKUP_LOST, 7, 3, pact=PACT, heard=False)
+        h.tick(0.05)
+    assert h.at(S.SHADOWING) and not h.members.may_continue(h.now)
+    return h
+
+
+@scenario
+def primary_that_yields_though_it_has_not_heard_us_for_long_is_followed_with_a_grant() -> Host:
+    h = unheard()
+    assert h.hear(S.WAITING, 7, heard=False) == []
+    assert h.at(S.ASKING)
+    assert h.tick() == [Do.ASK]
+    assert h.hear(S.WAITING, 7) == [], "that it hears us now says nothing of what it did before"
+    assert h.witness(True) == [Do.STORE]
+    assert h.stored() == [Do.TAKE_OVER] and h.members.may_continue(h.now)
+    return h
+
+
+@scenario
+def the_same_without_a_grant_loses_the_connections_and_not_the_service() -> Host:
+    h = unheard()
+    h.hear(S.LEAVING, 7)
+    h.tick()
+    assert h.witness(False) == [Do.INVALIDATE]
+    assert h.hear(S.LEAVING, 7, stored=7) == [Do.STORE]
+    assert h.stored() == [Do.TAKE_OVER] and not h.members.may_continue(h.now)
+    return h
+
+
+@scenario
+def the_same_without_an_answer_waits_for_one_lease() -> Host:
+    h = unheard()
+    h.hear(S.WAITING, 7)
+    actions = h.silence(LEASE_S - 0.03)
+    assert h.at(S.ASKING) and set(actions) == {Do.ASK}
+    assert h.silence(0.05) == [Do.STORE]
+    assert h.stored() == [Do.TAKE_OVER] and not h.members.may_continue(h.now)
+    return h
+
+
+@scenario
+def primary_that_restarts_while_the_link_is_checked_is_asked_about() -> Host:
+    h = backup()
+    while h.now < 1000 + 2 * DETECTION_S:
+        h.tick()
+    h.link(True)
+    assert h.at(S.CHECKING)
+    h.members.session_started()
+    h.monitor.reset(h.now)
+    assert h.hear(S.WAITING, 7) == [] and h.at(S.ASKING)
+    h.hear(S.UNPROTECTED, 8, 1)
+    h.tick()
+    assert h.at(S.REFUSED), "it serves again, by the operator's word"
     return h
 
 
@@ -223,6 +289,25 @@ def releases_as_soon_as_the_witness_has_granted() -> Host:
     assert Do.RELEASE in h.tick()
     assert h.at(S.UNPROTECTED) and h.members.lease_until > h.now + 10**6
     return h
+
+
+def test_daemon_that_goes_on_after_a_grant_proposes_a_pact_of_which_nothing_is_decided() -> None:
+    """Else its next backup would be denied, though the witness had granted the primary another protection."""
+    h = primary()
+    decided = h.members.pact.high
+    h.silence(ASKS_S)
+    h.witness(True)
+    h.tick()
+    assert h.at(S.UNPROTECTED)
+    restarted = Host(h.members.epoch, True, has_witness=True, has_fence=False)
+    restarted.now = h.now
+    restarted.members.resume(h.members.epoch)
+    restarted.tick(0.3)
+    restarted.hear(S.SHADOWING, h.members.epoch)
+    restarted.members.rules_applied()
+    restarted.hear(S.SHADOWING, h.members.epoch, 1)
+    assert restarted.at(S.PROTECTED)
+    assert decided < restarted.members.pact.high < (h.members.epoch + 1) << 32
 
 
 @scenario

@@ -14,13 +14,24 @@ from core_transcript import (
     confirmed,
     replica_end,
     server,
+    server_seq,
 )
 from test_primary_gate import HELD, TS, Gated, ack
 
 from nfq_failover.core.events import FlowsGone
 from nfq_failover.core.primary_connection import Gate
 from nfq_failover.core.window import ROUNDING_BYTES
-from nfq_failover.wire.records import Close, Closed, Data, EndKind, Missing, Progress, Unprotected, UnprotectedSeen
+from nfq_failover.wire.records import (
+    AckAsked,
+    Close,
+    Closed,
+    Data,
+    EndKind,
+    Missing,
+    Progress,
+    Unprotected,
+    UnprotectedSeen,
+)
 
 
 def test_window_stays_within_what_the_backup_takes() -> None:
@@ -336,3 +347,17 @@ def test_connection_that_the_server_opens_is_no_stranger() -> None:
         assert not t.side.flows
         t.side.clear()
         t >> server(0, 100, ack=5, wnd=1) << "drop stranger" << "kernel [R] 5 wnd 0"
+
+
+def test_client_is_made_to_repeat_its_acknowledgement() -> None:
+    """A keep-alive probe (RFC 9293 section 3.8.4): the last byte that it has acknowledged already, without the byte."""
+    with Gated() as t:
+        t >> server(0, 100, wnd=10000, ts=TS) << "pass"
+        t >> AckAsked(1, server_seq(100)) << "client [.] 99 ack 0 wnd 10000 ts 2000010/1010"
+        t >> AckAsked(1, server_seq(0)) << "client [.] -1 ack 0 wnd 10000 ts 2000010/1010"
+        t >> AckAsked(1, server_seq(101))  # never sent
+        t >> AckAsked(2, server_seq(100))  # of no connection
+        t.side.stop_protecting("no backup")
+        t.drain()
+        t.effects.clear()
+        t >> AckAsked(1, server_seq(100))

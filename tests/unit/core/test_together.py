@@ -30,8 +30,8 @@ from test_divergence import TS, Comparing, Digesting, changed, digest, lost, see
 from test_primary_gate import HELD, Gated, ack
 
 from nfq_failover.core.backup_connection import Shadow
-from nfq_failover.core.primary import NOT_READY
 from nfq_failover.core.primary_connection import Gate
+from nfq_failover.core.primary_table import NOT_READY
 from nfq_failover.wire.records import BytesAsked, BytesSent, Digest, Missing, Opened, Progress, Unprotected
 
 DAYS_25 = 25 * 86400

@@ -12,6 +12,7 @@ from nfq_failover.errors import InternalError, MalformedDatagram
 from nfq_failover.wire.records import (
     DIGEST_BLOCK,
     MAX_HASHES,
+    AckAsked,
     BytesAsked,
     BytesSent,
     Close,
@@ -84,6 +85,7 @@ PINNED: list[tuple[Record, str]] = [
     (BytesAsked(1, 2, 3), "20 000c 00000001 00000002 00000003"),
     (BytesSent(1, 2, b"ab"), "21 000a 00000001 00000002 6162"),
     (SentAsked(1), "28 0004 00000001"),
+    (AckAsked(1, 0x01020304), "2a 0008 00000001 01020304"),
     (SentUpTo(1, 2), "29 0008 00000001 00000002"),
     (
         HandOver(1, (b"\x0a\0\0\1", 40000, b"\x0a\0\0\2", 80), 2, 3, 4),
