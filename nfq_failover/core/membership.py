@@ -19,6 +19,7 @@ TIME_IS_OVER = "the backup is silent, and its time to take over has passed"
 BACKUP_UNHEALTHY = "the backup's application has failed"
 TARGET_RETRY_S = 1.0
 _SILENT = (Role.JOINING, Role.LEAVING)
+BOTH_ASK_S = 0.2  # so long the backup goes on asking though the primary is back: some questions and answers
 _PROTECTING = (State.PROTECTED, State.BACKUP_LOST, State.DOUBT)
 _CLAIMABLE = (State.WAITING, State.REFUSED, State.RETRYING, State.ASKING, State.YIELDED)
 
@@ -227,12 +228,21 @@ class Membership(Standing):
                 self.actions.append(Do.ASK)
             return
         heard = now - self._heard_at <= self.settings.detection_ms / 1000  # a new session alone says nothing yet
-        if not pact.granted and heard and not monitor.lost(now):
+        if not pact.granted and heard and not monitor.lost(now) and not self._both_ask(now):
             self._go(Input.PEER_BACK, "the primary is back, and the witness may have been asked")
         elif pact.ask(now):
             self.actions.append(Do.ASK)
         elif not self.settings.has_fence and pact.outlasted(now):
             self._go(Input.OUTLASTED, "granted by the witness; the primary's lease has ended")
+
+    def _both_ask(self, now: float) -> bool:
+        """The primary is back, but in doubt: it can't go on without the witness either, which may have decided for us.
+        If we gave up at once nobody could go on. That we are heard does not matter: in this state we don't vote."""
+        if self.peer is None or State(self.peer.state) is not State.DOUBT:
+            return False
+        if self._both_until is None:
+            self._both_until = now + max(self.settings.detection_ms / 1000, BOTH_ASK_S)
+        return now < self._both_until
 
     def expire(self, now: float) -> None:
         """Our lease has ended: nothing may leave before the witness, or the backup, has answered."""

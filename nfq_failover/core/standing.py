@@ -45,6 +45,7 @@ class Standing:
         self._resumed = now
         self._valid_until = 0.0
         self._act_at: float | None = None  # the end of the fence delay
+        self._both_until: float | None = None  # we ask the witness on, though the primary is back: it asks, too
         self._wait_until: float | None = None  # for the witness's word on what a primary that yields has let go
         self._retries = Retries(settings)
         self._next_check = 0.0
@@ -113,7 +114,8 @@ class Standing:
         self.state = after
         self.reason = reason
         self.changes.append(Change(before, after, given, reason))
-        self._act_at, self._wait_until, self._checking = None, None, False
+        self._act_at = self._wait_until = self._both_until = None
+        self._checking = False
         if after is State.REFUSED:
             # Not where the witness may have let the primary act alone.
             undecided = not self.pact.held or self.pact.granted

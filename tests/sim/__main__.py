@@ -37,7 +37,7 @@ def main() -> int:
     seed = random.SystemRandom().randrange(1 << 31) if arguments.seed is None else arguments.seed
     if arguments.jobs:
         print(f"seeds {seed} to {seed + arguments.count - 1}, commit {commit()}", flush=True)
-        return 1 if sweep(range(seed, seed + arguments.count), arguments.jobs) else 0
+        return 1 if sweep(range(seed, seed + arguments.count), arguments.jobs, arguments.kind) else 0
     scenario = _named(arguments.name) if arguments.name else from_seed(seed, arguments.kind)
     if arguments.save:
         path = Path(__file__).parent / "scenarios" / f"{arguments.save}.json"

@@ -11,6 +11,7 @@ import traceback
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -58,9 +59,9 @@ def run(scenario: Scenario, verbose: bool = False) -> Outcome:
     return Outcome(scenario.seed, scenario.kind, trace, world.packets, failure, details)
 
 
-def run_seed(seed: int) -> Outcome:
-    """Run one seed."""
-    return run(from_seed(seed))
+def run_seed(seed: int, kind: str = "") -> Outcome:
+    """Run one seed, of its own kind or of another."""
+    return run(from_seed(seed, kind))
 
 
 def commit() -> str:
@@ -74,7 +75,7 @@ def reproduce(seed: int, kind: str = "") -> str:
     return f"at commit {commit()}: python -m tests.sim --seed {seed}{f' --kind {kind}' if kind else ''} --verbose"
 
 
-def sweep(seeds: range, jobs: int) -> int:
+def sweep(seeds: range, jobs: int, kind: str = "") -> int:
     """Run many seeds on so many cores, with a progress bar. Ctrl-C ends it early. Returns the number of failures."""
     began = time.perf_counter()
     kinds: Counter[str] = Counter()
@@ -83,12 +84,12 @@ def sweep(seeds: range, jobs: int) -> int:
     bar = Bar(len(seeds))
     interrupted = False
     try:
-        for outcome in _outcomes(seeds, jobs):
+        for outcome in _outcomes(seeds, jobs, kind):
             kinds[outcome.kind] += 1
             packets += outcome.packets
             if outcome.failure:
                 failures.append(outcome)
-                bar.say(f"{outcome.line}\n  {reproduce(outcome.seed)}")
+                bar.say(f"{outcome.line}\n  {reproduce(outcome.seed, kind)}")
             bar.show(sum(kinds.values()), len(failures))
     except KeyboardInterrupt:
         interrupted = True
@@ -103,12 +104,13 @@ def sweep(seeds: range, jobs: int) -> int:
     return len(failures) + interrupted
 
 
-def _outcomes(seeds: Iterable[int], jobs: int) -> Iterator[Outcome]:
+def _outcomes(seeds: Iterable[int], jobs: int, kind: str) -> Iterator[Outcome]:
+    one = partial(run_seed, kind=kind)
     if jobs == 1:
-        yield from map(run_seed, seeds)
+        yield from map(one, seeds)
         return
     with get_context("fork").Pool(jobs, _leave_interrupts) as pool:
-        yield from pool.imap_unordered(run_seed, seeds, CHUNK)
+        yield from pool.imap_unordered(one, seeds, CHUNK)
 
 
 def _leave_interrupts() -> None:

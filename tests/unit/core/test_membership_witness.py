@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from core_hosts import DETECTION_S, Host, Scenario, collector
 
-from nfq_failover.core.membership import Do
+from nfq_failover.core.membership import BOTH_ASK_S, Do
 from nfq_failover.core.pact import CLOCK_MARGIN, OUTLAST_MARGIN_S
 from nfq_failover.core.roles import State
 
@@ -148,6 +148,37 @@ def primary_that_is_back_while_the_witness_is_asked_ends_the_pact() -> Host:
     assert h.done() == [] and h.at(S.REFUSED), "too late"
     h.hear(S.UNPROTECTED, 7, 3)
     assert h.at(S.SHADOWING)
+    return h
+
+
+@scenario
+def primary_that_is_back_in_doubt_can_not_go_on_either() -> Host:
+    """The witness may have decided for us, and its answer be lost: we ask on, for a moment."""
+    h = asking()
+    h.tick()
+    h.hear(S.DOUBT, 7, 3, pact=PACT)
+    h.tick()
+    assert h.at(S.ASKING)
+    h.witness(True)
+    h.hear(S.WAITING, 7, 0)
+    assert h.at(S.STORING) and not h.members.invalid
+    return h
+
+
+@scenario
+def primary_that_stays_in_doubt_is_not_waited_for_for_ever() -> Host:
+    """Nobody reaches the witness: we give the pact up, so that the primary can go on."""
+    h = asking()
+    h.hear(S.DOUBT, 7, 3, pact=PACT)
+    h.tick()
+    assert h.at(S.ASKING)
+    patience = max(BOTH_ASK_S, DETECTION_S)
+    h.silence(patience / 2)
+    h.hear(S.DOUBT, 7, 3, pact=PACT)
+    h.tick()
+    assert h.at(S.ASKING)
+    h.silence(patience / 2)
+    assert h.at(S.REFUSED) and not h.members.pact.held
     return h
 
 
