@@ -14,7 +14,8 @@ class Run:
 
     `silence_ms` is what the client's application sat through, `stall_ms` what its capture shows. `fenced`: the old
     primary was off afterwards. `survivor`: who serves then. `back_after_s`: from its power-on until it protects.
-    `kernels`: releases, the lost one's first. `in_time`: the fault came before the transfer had ended.
+    `kernels`: releases, the lost one's first. `in_time`: the fault came before the transfer had ended. `fence_ms`,
+    `switch_ms`, `heard_ms`: the survivor's `machines_timeline.Timeline`.
     """
 
     number: int
@@ -40,6 +41,9 @@ class Run:
     seq_difference: list[int] = field(default_factory=list)
     tsval_difference: list[int | None] = field(default_factory=list)
     kernels: str = ""
+    fence_ms: float | None = None
+    switch_ms: float | None = None
+    heard_ms: float | None = None
 
     def faults_found(self) -> list[str]:
         """Everything that is not as it must be, in words."""
@@ -85,14 +89,15 @@ def report(runs: Sequence[Run]) -> str:
     """The table, in Markdown. `runs` is not empty."""
     lines = [
         "| # | fault | transfer | tap | lost | kernels: lost, survivor | MB, all checked | SHA-256 "
-        "| silence (application) | stall (capture) | SEQ: replica's less client's | TSval: the same "
-        "| back and protecting after | |",
-        "|---:|---|---|---|---|---|---:|---|---:|---:|---:|---:|---:|---|",
+        "| silence (application) | stall (capture) | of it the fence | then clients heard after "
+        "| SEQ: replica's less client's | TSval: the same | back and protecting after | |",
+        "|---:|---|---|---|---|---|---:|---|---:|---:|---:|---:|---:|---:|---:|---|",
     ]
     for run in runs:
         lines.append(
             f"| {run.number} | {run.fault} | {run.workload} | {run.tap} | {run.primary} | {run.kernels or '-'} "
             f"| {run.bytes / 1e6:.1f} | {(run.sha256 or '-')[:12]} | {_ms(run.silence_ms)} | {_ms(run.stall_ms)} "
+            f"| {_ms(run.fence_ms)} | {_ms(run.heard_ms)} "
             f"| {_numbers(run.seq_difference)} | {_numbers(run.tsval_difference)} | {run.back_after_s:.0f} s "
             f"| {'good' if run.good else '; '.join(run.faults_found())} |"
         )

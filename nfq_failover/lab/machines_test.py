@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from nfq_failover.errors import CommandError
-from nfq_failover.lab import machines_numbers
+from nfq_failover.lab import machines_numbers, machines_timeline
 from nfq_failover.lab.interrupt import EXIT_CODE, Interrupted, interruptible
 from nfq_failover.lab.machines import MACHINES, TAPS, Machines, other, wait_until
 from nfq_failover.lab.machines_report import Run, report
@@ -141,7 +141,7 @@ class Trials:
         packets = read_capture(path, machines.service)
         measured = measure(packets, capture.counts.missing if capture.counts else None)
         numbers = self._numbers(survivor, path, directory)
-        self._keep(primary, survivor, directory)
+        timeline = self._timeline(survivor, directory)
         back_began = time.monotonic()
         self._bring_back(primary, plan.fault)
         protected_by = other(machines.wait_protected(_BOOT_S))
@@ -169,6 +169,9 @@ class Trials:
             in_time=moment < float(result.get("started", 0)) + float(result.get("duration_s", 0)) or not result["ok"],
             transfer_after_s=round(taken_over - moment, 1),
             back_after_s=round(time.monotonic() - back_began, 1),
+            fence_ms=timeline.fence_ms,
+            switch_ms=timeline.switch_ms,
+            heard_ms=timeline.heard_ms,
         )
         if run.good:
             for capture_file in directory.glob("*.pcap"):
@@ -208,11 +211,13 @@ class Trials:
         of_service = f"tcp.flags.syn == 1 and tcp.flags.ack == 1 and ip.src == {self.machines.service}"
         return machines_numbers.differences(machines_numbers.openings(client, of_service), own)
 
-    def _keep(self, primary: str, survivor: str, directory: Path) -> None:
-        """The survivor's log of this run."""
+    def _timeline(self, survivor: str, directory: Path) -> machines_timeline.Timeline:
+        """What the survivor's log says of the takeover; the log stays in `directory`."""
         with suppress(LabError):
             text = self.machines.run(survivor, "sudo journalctl --no-pager -u nfq-failover -n 200")
             (directory / f"{survivor}.log").write_text(text)
+            return machines_timeline.parse(text.splitlines())
+        return machines_timeline.Timeline()
 
     def _bring_back(self, machine: str, fault: str) -> None:
         if fault == "cut":

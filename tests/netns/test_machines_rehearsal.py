@@ -45,7 +45,7 @@ esac""",
     "systemd-run": """while [ "${1#--}" != "$1" ]; do shift; done
 "$@" >/dev/null 2>&1 </dev/null &
 echo $! >"$HERE/unit\"""",
-    "journalctl": "echo the log",
+    "journalctl": 'cat "$LOG"',
 }
 
 
@@ -98,7 +98,7 @@ class Rehearsal(Machines):
         env = {"PATH": f"{self.scratch}:{os.environ['PATH']}:/usr/sbin:/sbin", "HERE": str(self.scratch)}
         done = subprocess.run(
             ["ip", "netns", "exec", namespace(self.driver.name, node), "sh", "-c", command],
-            env=env | {"PID_FILE": str(disk / "daemon.pid")},
+            env=env | {"PID_FILE": str(disk / "daemon.pid"), "LOG": str(self.driver.lab.store.log(f"daemon-{node}"))},
             capture_output=True,
             text=True,
             timeout=60,
@@ -139,6 +139,7 @@ def test_faults_are_struck_survived_and_reported(machines: Rehearsal, tmp_path: 
     assert [run.fault for run in runs] == ["hang", "cut"]
     assert [run.primary for run in runs] == ["primary", "backup"]
     assert all(len(run.seq_difference) == 1 and run.fenced for run in runs)
+    assert all(run.fence_ms is not None and run.heard_ms is not None for run in runs)
     assert machines.ups == 2
     stored = [json.loads(line) for line in (tmp_path / "runs.jsonl").read_text().splitlines()]
     assert [line["silence_ms"] for line in stored] == [run.silence_ms for run in runs]

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from nfq_failover.lab import machines_timeline
 from nfq_failover.lab.machines import multicast_mac, other
 from nfq_failover.lab.machines_demo import Facts, judge
 from nfq_failover.lab.machines_numbers import Difference, Opening, differences, parse
@@ -155,3 +156,23 @@ def test_names() -> None:
     assert (other("primary"), other("backup")) == ("backup", "primary")
     assert multicast_mac("192.168.60.100") == "01:00:5e:28:3c:64"
     assert multicast_mac("10.200.1.2") == "01:00:5e:48:01:02"
+
+
+LOG = """\
+2026-11-21T12:14:24.464359Z [info     ] state     after=shadowing before=waiting reason='a, b'
+Nov 21 12:59:46 backup nfq-failover[336]: 2026-11-21T12:59:46.566463Z [warning  ] state  after=fencing before=checking
+Nov 21 12:59:53 backup nfq-failover[336]: 2026-11-21T12:59:53.684199Z [warning  ] state  after=storing before=fencing
+Nov 21 12:59:54 backup nfq-failover[336]: 2026-11-21T12:59:54.000199Z [warning  ] takeover  connections=1 epoch=4
+2026-11-21T13:00:01.206655Z [info     ] clients reach this host  announced=7 client_heard_after_ms=7386
+-- Boot dd8f5236914a47c1b18852ff12cebc0c --
+"""
+
+
+def test_the_log_tells_where_the_silence_went() -> None:
+    assert machines_timeline.parse(LOG.splitlines()) == machines_timeline.Timeline(7118, 316, 7386)
+
+
+def test_the_last_takeover_of_a_log_counts_and_what_it_lacks_is_unknown() -> None:
+    lines = [*LOG.splitlines(), *LOG.splitlines()[1:3]]
+    assert machines_timeline.parse(lines) == machines_timeline.Timeline(7118, None, None)
+    assert machines_timeline.parse(["nothing of the daemon's"]) == machines_timeline.Timeline()
