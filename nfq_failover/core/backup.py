@@ -343,6 +343,7 @@ class BackupSide(BackupTable):
     def take_over(self, now: float) -> tuple[int, int]:
         """Every connection is ours now. Returns how many go on, and how many are reset."""
         going, reset = 0, 0
+        taken: list[BackupConnection] = []
         self._dirty.clear()
         for connection in list(self.flows.values()):
             if connection.state is Shadow.ACTIVE:
@@ -356,7 +357,7 @@ class BackupSide(BackupTable):
                 self.forget(connection)  # the client has been told the end, or has told it
             elif connection.state is Shadow.SHADOW:
                 takeover.take_over(connection, self.out, now)
-                going += 1
+                taken.append(connection)
                 self.repair.watch_lag(connection, now)
             elif connection.state is Shadow.DEAD:
                 connection.heard = True
@@ -364,7 +365,9 @@ class BackupSide(BackupTable):
                 reset += 1
             else:
                 self.forget(connection)  # no client has seen its SYN-ACK: the next SYN is native
-        return going, reset
+        if self.settings.revert_backoff:
+            self.backoff.begin(taken, now)
+        return going + len(taken), reset
 
     def restore(self, connections: list[BackupConnection], now: float) -> None:
         """After a restart of the daemon: what was taken over in its earlier life (ACTIVE, or DEAD: to be cut)."""
@@ -429,6 +432,7 @@ class BackupSide(BackupTable):
                 self._repeat(connection, now)
         self.ends.on_timer(now)
         self.divergence.on_timer(now)
+        self.backoff.on_timer(now)
         if self.flows and now >= self._next_query:
             self._next_query = now + QUERY_EVERY_S
             self.out.effects.append(QueryFlows(list(self.flows)))
@@ -443,8 +447,8 @@ class BackupSide(BackupTable):
 
     def poll_timeout(self) -> float | None:
         """The earliest deadline."""
-        timers = self.timers.next(), self.ends.poll_timeout(), self.divergence.poll_timeout()
-        deadlines = [d for d in timers if d is not None]
+        parts = (self.ends, self.divergence, self.backoff)
+        deadlines = [d for d in (self.timers.next(), *(part.poll_timeout() for part in parts)) if d is not None]
         if self.flows:
             deadlines.append(self._next_query)
         return min(deadlines, default=None)

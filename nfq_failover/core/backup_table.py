@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from nfq_failover.constants import ACK, RST
+from nfq_failover.core.backoff import BackoffRevert
 from nfq_failover.core.backup_connection import BackupConnection, Shadow
 from nfq_failover.core.divergence import Divergence
 from nfq_failover.core.handed import HandedConnections
@@ -34,6 +35,7 @@ class BackupTable:
         self.divergence = Divergence(settings, out, self.numbers, self._die)
         self.ends = ReplicaEnds(out, self.numbers, settings.health_checked)
         self.handed = HandedConnections(self, out)
+        self.backoff = BackoffRevert(self.numbers, out)
         self._dirty: dict[int, BackupConnection] = {}
         self.forgotten: dict[int, None] = {}  # the latest, oldest first
 

@@ -42,6 +42,7 @@ class Settings:
     loop_stall_ms: int = 1000  # a peer whose packet loop has made no progress for this long is not alive
     open_deadline_ms: int = 1000  # how long a SYN-ACK waits for the replica
     announce_count: int = 5
+    revert_backoff: bool = True  # at a takeover clients are made to repeat at once what they have sent to nobody
     max_connections: int = 20000
     max_log_bytes: int = 16 << 20  # per connection, inbound journal
     max_unacked_bytes: int = 16 << 20  # per connection, replica output the client has not acknowledged

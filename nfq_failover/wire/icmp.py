@@ -6,11 +6,16 @@ from struct import Struct
 
 from nfq_failover.constants import IPPROTO_ICMP, IPPROTO_TCP
 from nfq_failover.errors import MalformedSegment
-from nfq_failover.wire.checksum import ones_sum
+from nfq_failover.wire.checksum import ipv4_header_checksum, ones_sum
 
 _U16 = Struct("!H")
 _PORTS_SEQ = Struct("!HHI")
+_IPV4 = Struct("!BBHHHBBH4s4s")
+_ICMP = Struct("!BBHI")
+_DONT_FRAGMENT = 0x4000
+_TTL = 64
 UNREACHABLE = 3  # RFC 792
+HOST_UNREACHABLE = 1  # its code
 FRAGMENTATION_NEEDED = 4  # its code; RFC 1191 section 4
 
 
@@ -63,3 +68,14 @@ class IcmpError:
         at = self._icmp_off + 2
         self.buf[at] = self.buf[at + 1] = 0
         _U16.pack_into(self.buf, at, ~ones_sum(self.buf[self._icmp_off : self.end]) & 0xFFFF)
+
+
+def build_host_unreachable(quoted: bytearray) -> bytearray:
+    """A "host unreachable" (RFC 792) about an IPv4 packet, from its destination to its source; sealed."""
+    body = bytearray(_ICMP.pack(UNREACHABLE, HOST_UNREACHABLE, 0, 0)) + quoted
+    _U16.pack_into(body, 2, ~ones_sum(body) & 0xFFFF)
+    packet = bytearray(20)
+    source, destination = bytes(quoted[16:20]), bytes(quoted[12:16])
+    _IPV4.pack_into(packet, 0, 0x45, 0, 20 + len(body), 0, _DONT_FRAGMENT, _TTL, IPPROTO_ICMP, 0, source, destination)
+    _U16.pack_into(packet, 10, ipv4_header_checksum(packet))
+    return packet + body

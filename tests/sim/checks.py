@@ -12,6 +12,7 @@ from nfq_failover.core.primary_connection import Gate
 from nfq_failover.core.roles import Role, State
 from nfq_failover.core.seqspace import SeqSpace
 from nfq_failover.core.window import ROUNDING_BYTES
+from nfq_failover.wire.icmp import IcmpError, is_icmp
 from nfq_failover.wire.segment import FlowKey, Segment
 from nfq_failover.wire.seqnum import diff
 from nfq_failover.wire.tcp_options import SynOptions
@@ -64,10 +65,13 @@ class Checks:
 
     def emitted(self, host: Host, packet: bytes) -> None:
         """A packet leaves a server's network card."""
+        if is_icmp(bytearray(packet)):
+            self._unreachable(host, IcmpError(bytearray(packet)))
+            return
         seg = Segment(bytearray(packet))
         assert seg.checksum_ok(), f"{host.name} sends a wrong checksum: {seg}"
-        self._one_host(host, seg)
         flow = (seg.dst, seg.dport, seg.src, seg.sport)
+        self._one_host(host, flow, seg)
         if seg.flags & SYN:
             self._syn_ack(host, flow, seg)
             return
@@ -101,15 +105,25 @@ class Checks:
         self._numbers(host, seen, seg, client)
         self._gated(host, flow, seen, seg)
 
-    def _one_host(self, host: Host, seg: Segment) -> None:
+    def _unreachable(self, host: Host, error: IcmpError) -> None:
+        """The quoted byte is the first one that the client has not been told to be here."""
+        flow = (error.src, error.sport, error.dst, error.dport)
+        self._one_host(host, flow, "an ICMP error")
+        seen = self.flows[flow]
+        if self.excuse or seen.excused:
+            return
+        quoted = seen.client_space.offset(error.seq)
+        assert quoted == seen.ack, f"{host.name} quotes {quoted}, the client has been told {seen.ack}"
+
+    def _one_host(self, host: Host, flow: FlowKey, what: object) -> None:
         """Invariant 2: in one epoch at most one host is heard, and after each boot in a new one (name, boot)."""
         epoch = host.node.members.epoch
         who = self.heard.setdefault(epoch, (host.name, host.life))
         now = (host.name, host.life)
-        assert who == now, f"epoch {epoch}: {who} was heard, now {now}: {seg}"
+        assert who == now, f"epoch {epoch}: {who} was heard, now {now}: {what}"
         if not self.world.split_brain:
             latest = max(self.heard)
-            assert epoch == latest, f"{host.name} sends {seg} in epoch {epoch}, but epoch {latest} has begun"
+            assert epoch == latest, f"{host.name} sends {what} in epoch {epoch}, but epoch {latest} has begun"
 
     def owns(self, host: Host) -> None:
         """`host` is to be heard from now on: nobody else that has power may be, and nobody's client may have been told

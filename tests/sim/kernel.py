@@ -10,6 +10,7 @@ from nfq_failover.constants import ACK, RST, SYN
 from nfq_failover.errors import MalformedSegment
 from nfq_failover.wire.build import build_segment
 from nfq_failover.wire.checksum import ipv4_header_checksum
+from nfq_failover.wire.icmp import IcmpError, is_icmp
 from nfq_failover.wire.segment import FlowKey, Segment
 from nfq_failover.wire.seqnum import add
 
@@ -46,6 +47,9 @@ class Kernel:
 
     def input(self, packet: bytes | bytearray) -> None:
         """A packet for this host."""
+        if is_icmp(bytearray(packet)):
+            self._unreachable(IcmpError(bytearray(packet)))
+            return
         try:
             seg = Segment(bytearray(packet))
         except MalformedSegment:
@@ -72,6 +76,11 @@ class Kernel:
         elif not seg.flags & RST:
             seq, ack = (seg.ack, 0) if seg.flags & ACK else (0, add(seg.seq, seg.seg_len))
             self._emit(build_segment(local, remote, seq, ack, RST | (0 if seg.flags & ACK else ACK), 0), False)
+
+    def _unreachable(self, error: IcmpError) -> None:
+        tcp = self.flows.get(((error.src, error.sport), (error.dst, error.dport)))
+        if self.alive and error.checksum_ok() and tcp is not None:
+            tcp.unreachable(error.seq)
 
     def knows(self, flow: FlowKey) -> bool:
         """Whether there is a socket for (client, client port, server, server port)."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from nfq_failover.core import node, witness
+from nfq_failover.core.backoff import BackoffRevert
+from nfq_failover.core.backup_connection import BackupConnection
 from nfq_failover.core.end_gate import EndGate, Judgement
 from nfq_failover.core.membership import Membership
 from nfq_failover.core.pact import Pact
@@ -41,6 +43,16 @@ def _retry_unfenced(self: Membership) -> None:
 
 
 _act_alone = Membership._act_alone
+
+
+def _quote_more(self: BackoffRevert, connections: list[BackupConnection], now: float) -> None:
+    """Quotes a byte that the client has not sent to nobody."""
+    for connection in connections:
+        connection.ack_sent += 1
+    _begin(self, connections, now)
+
+
+_begin = BackoffRevert.begin
 
 
 APP = ("app-primary", "app-crash")
@@ -93,6 +105,7 @@ MORE_MUTANTS = (
         ((witness, "decide", lambda last, host, low, high: witness.Grant(high, host)),),
         PARTED,
     ),
+    Mutant("quote another byte", "the client has been told", ((BackoffRevert, "begin", _quote_more),), FENCED),
     Mutant("retry without a fence", "two owners", ((Membership, "_act_alone", _retry_unfenced),), FENCED),
 )
 
@@ -107,5 +120,6 @@ MORE_HINTS = {
     "act before the lease has ended": (10, "witness-partition"),
     "a lease without an end": (7, "witness-trouble"),
     "a witness that grants a pact twice": (1, "witness-partition"),
+    "quote another byte": (1, "fence-crash"),
     "retry without a fence": (10, "fence-cut"),
 }

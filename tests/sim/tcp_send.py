@@ -263,6 +263,14 @@ class Sender:
             self._arm("rto", min(self.rto * 2**self.backoff, RTO_MAX_S))
             self._output()
 
+    def unreachable(self, seq: int) -> None:
+        """A router is said to have dropped what begins with `seq`: one doubling is taken back (RFC 6069)."""
+        if seq != self.ours.seq(self.una) or not self.backoff or "rto" not in self.timers:
+            return
+        armed = self.timers["rto"] - min(self.rto * 2**self.backoff, RTO_MAX_S)
+        self.backoff -= 1
+        self._arm("rto", max(armed + self.rto * 2**self.backoff - self.clock.now, 0.0))
+
     def abandon(self) -> None:
         """Forget it, without a word."""
         self._gone(False)

@@ -11,6 +11,7 @@ import pytest
 from nfq_failover.core.backup_connection import BackupConnection
 from nfq_failover.core.comparison import Comparison
 from nfq_failover.core.divergence import Divergence
+from nfq_failover.wire.icmp import is_icmp
 from nfq_failover.wire.segment import FlowKey, Segment
 
 from .apps import Client
@@ -58,10 +59,14 @@ class TwistedChecks(Checks):
         self.first: dict[Client, float] = {}
 
     def emitted(self, host: Host, packet: bytes) -> None:
+        if is_icmp(bytearray(packet)):
+            super().emitted(host, packet)
+            return
         seg = Segment(bytearray(packet))
         assert seg.checksum_ok()
-        self._one_host(host, seg)
-        client = self.world.clients.get((seg.dst, seg.dport, seg.src, seg.sport))
+        flow = (seg.dst, seg.dport, seg.src, seg.sport)
+        self._one_host(host, flow, seg)
+        client = self.world.clients.get(flow)
         if client is not None and seg.payload_len:
             offset = client.tcp.theirs.offset(seg.seq)
             if offset + seg.payload_len > self.world.place:  # type: ignore[attr-defined]

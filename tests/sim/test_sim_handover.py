@@ -15,6 +15,7 @@ from nfq_failover.core.events import PacketQueued
 from nfq_failover.core.handover import Handovers
 from nfq_failover.core.primary_connection import Gate
 from nfq_failover.core.roles import State
+from nfq_failover.wire.icmp import is_icmp
 from nfq_failover.wire.records import HandedOver
 from nfq_failover.wire.segment import FlowKey, Segment
 
@@ -51,6 +52,9 @@ class HandoverChecks(Checks):
         self.confirmed = 0  # of those that were lost: the replica has ended, too, or the client
 
     def emitted(self, host: Host, packet: bytes) -> None:
+        if is_icmp(bytearray(packet)):
+            super().emitted(host, packet)
+            return
         seg = Segment(bytearray(packet))
         client = self.world.clients.get((seg.dst, seg.dport, seg.src, seg.sport))
         if client is not None and not seg.flags & RST and client not in self.lost:
@@ -81,10 +85,10 @@ class HandoverChecks(Checks):
             return bool(seg.flags & RST) and flow not in host.node.backup.flows
         return gate.state is Gate.UNPROTECTED and gate.end is not None and gate.end.passed
 
-    def _one_host(self, host: Host, seg: Segment) -> None:
-        shadow = host.node.backup.flows.get((seg.dst, seg.dport, seg.src, seg.sport))
+    def _one_host(self, host: Host, flow: FlowKey, what: object) -> None:
+        shadow = host.node.backup.flows.get(flow)
         if shadow is None or not shadow.handed:
-            super()._one_host(host, seg)
+            super()._one_host(host, flow, what)
 
     def promise(self, primary: Host) -> None:
         super().promise(primary)

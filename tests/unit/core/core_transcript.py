@@ -21,6 +21,8 @@ from nfq_failover.core.outbox import Outbox
 from nfq_failover.core.primary import PrimarySide
 from nfq_failover.core.settings import Peer, Settings
 from nfq_failover.wire.build import ack_options, build_segment
+from nfq_failover.wire.checksum import ones_sum
+from nfq_failover.wire.icmp import IcmpError, is_icmp
 from nfq_failover.wire.records import (
     AckAsked,
     Close,
@@ -90,6 +92,7 @@ def settings(**changes: object) -> Settings:
         "peers": (Peer("b", "10.77.0.3"),),
         "key": b"k" * 32,
         "divergence": "off",
+        "revert_backoff": False,
     }
     return Settings(**{**values, **changes})  # type: ignore[arg-type]
 
@@ -245,6 +248,8 @@ class Transcript:
             if isinstance(effect, Verdict):
                 self._open_ids.remove((effect.queue, effect.packet_id))
                 self.effects.append(self._verdict(effect))
+            elif isinstance(effect, Inject) and is_icmp(bytearray(effect.packet)):
+                self.effects.append(self._icmp(effect))
             elif isinstance(effect, Inject):
                 seg = Segment(bytearray(effect.packet))
                 assert effect.inward == (seg.dst == SERVER[0])
@@ -259,6 +264,13 @@ class Transcript:
         out.effects.clear()
         self.effects.extend(out.records)
         out.records.clear()
+
+    def _icmp(self, effect: Inject) -> str:
+        error = IcmpError(bytearray(effect.packet))
+        assert not effect.inward and (error.src, error.sport, error.dst, error.dport) == FLOW
+        assert (bytes(error.buf[12:16]), bytes(error.buf[16:20])) == (SERVER[0], CLIENT[0])
+        assert error.checksum_ok() and ones_sum(error.buf[:20]) == 0xFFFF
+        return f"client icmp {error.code} about {diff(error.seq, add(IRS, 1))}"
 
     def _verdict(self, verdict: Verdict) -> str:
         if not verdict.accept:
