@@ -70,7 +70,7 @@ class Capture:
         self._log = _log_of(path)
         # Immediate mode, or the last second of packets would still be in the ring when tcpdump ends.
         self._command = [*enter, "tcpdump", "-i", interface, "-n", "-s", str(SNAPSHOT_BYTES), "-B", str(BUFFER_KIB)]
-        self._command += ["--immediate-mode", "-Z", "root", "-w", str(path), "tcp and host", service]
+        self._command += ["--immediate-mode", "-Z", "root", "-w", str(path), "(tcp or icmp) and host", service]
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Capture:

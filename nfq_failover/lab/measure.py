@@ -131,7 +131,9 @@ class Measurement:
 
 def read_capture(path: Path, service: str) -> list[Packet]:
     """The TCP packets of a capture, dissected by tshark. Raises CommandError if tshark can't read it."""
-    command = ["tshark", "-n", "-r", str(path), "-Y", "tcp", "-T", "fields", "-E", "separator=/t", "-E", "occurrence=f"]
+    # Not what an ICMP error quotes, either.
+    command = ["tshark", "-n", "-r", str(path), "-Y", "tcp && !icmp", "-T", "fields", "-E", "separator=/t"]
+    command += ["-E", "occurrence=f"]
     command += [part for name in _FIELDS for part in ("-e", name)]
     try:
         result = subprocess.run(command, capture_output=True, text=True, check=True)

@@ -234,15 +234,15 @@ class Heard:
 
 def heard(path: Path) -> list[Heard]:
     """Everything that the client's capture has from the service address, and who sent it, by the source MAC."""
-    fields = ("frame.time_epoch", "eth.src", "tcp.ack")
+    fields = ("frame.time_epoch", "eth.src", "icmp.type", "tcp.ack")
     argv = ["tshark", "-n", "-r", str(path), "-Y", f"ip.src == {SERVICE_ADDRESS}", "-T", "fields"]
     argv += [part for name in fields for part in ("-e", name)]
     text = subprocess.run(argv, capture_output=True, text=True, check=True).stdout
     owners = {HARDWARE[node]: node for node in SERVERS}
     rows = []
     for line in text.splitlines():
-        when, mac, ack = line.split("\t")
-        rows.append(Heard(float(when), owners[mac], int(ack or 0)))
+        when, mac, icmp, ack = line.split("\t")
+        rows.append(Heard(float(when), owners[mac], 0 if icmp else int(ack or 0)))
     return rows
 
 
