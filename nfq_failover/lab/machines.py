@@ -67,7 +67,7 @@ class Machines:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         for machine in MACHINES:
-            self._hang_up(machine)
+            self.hang_up(machine)
         shutil.rmtree(self._scratch, ignore_errors=True)
 
     # ------------------------------------------------------------------------------------ power and cables
@@ -75,7 +75,7 @@ class Machines:
     def up(self, *machines: str, log: Path | None = None) -> None:
         """`vagrant up`; makes and provisions those that do not exist. What it prints goes to `log`. Raises LabError."""
         for machine in machines:
-            self._hang_up(machine)
+            self.hang_up(machine)
         with (log or self._scratch / "up.log").open("ab") as out:
             command = ["vagrant", "up", "--no-parallel", *machines]
             done = subprocess.run(command, cwd=self.directory, stdin=subprocess.DEVNULL, stdout=out, stderr=out)
@@ -87,7 +87,7 @@ class Machines:
         """Pull its plug; the Unix time just before. It is seen to be off when this returns. Raises LabError."""
         moment = time.time()
         self._hypervisor("off", machine)
-        self._hang_up(machine)
+        self.hang_up(machine)
         return moment
 
     def power_on(self, machine: str) -> None:
@@ -168,7 +168,8 @@ class Machines:
         if done.returncode:
             raise LabError(f"{path} of {machine}: {done.stderr.decode(errors='replace').strip()}")
 
-    def _hang_up(self, machine: str) -> None:
+    def hang_up(self, machine: str) -> None:
+        """End the SSH connection to it; the next command makes another one."""
         control = self._scratch / machine
         if control.exists():
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -190,9 +191,9 @@ class Machines:
             return None
         return answer if isinstance(answer, dict) else None
 
-    def serving(self) -> str | None:
-        """The machine whose daemon says that it serves; None if none does."""
-        for machine in MACHINES:
+    def serving(self, first: str = MACHINES[0]) -> str | None:
+        """The machine whose daemon says that it serves, `first` being asked first; None if none does."""
+        for machine in (first, other(first)):
             status = self.status(machine)
             if status is not None and status["role"] == "primary":
                 self._served = machine

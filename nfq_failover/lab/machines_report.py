@@ -13,9 +13,9 @@ class Run:
     connection; None where there was nothing to measure.
 
     `silence_ms` is what the client's application sat through, `stall_ms` what its capture shows. `fenced`: the old
-    primary was off afterwards. `survivor`: who serves then. `back_after_s`: from its power-on until it protects.
-    `kernels`: releases, the lost one's first. `in_time`: the fault came before the transfer had ended. `fence_ms`,
-    `switch_ms`, `heard_ms`: the survivor's `machines_timeline.Timeline`.
+    primary was off afterwards (not asked of a reboot). `survivor`: who serves then. `back_after_s`: from its power-on,
+    or from the order to reboot, until it protects. `kernels`: releases, the lost one's first. `in_time`: the fault came
+    before the transfer had ended. `fence_ms`, `switch_ms`, `heard_ms`: the survivor's `machines_timeline.Timeline`.
     """
 
     number: int
@@ -59,7 +59,7 @@ class Run:
         found += self.problems
         if self.survivor is None or self.survivor == self.primary:
             found.append(f"the other machine does not serve (serving: {self.survivor or 'nobody'})")
-        if not self.fenced:
+        if not self.fenced and self.fault != "reboot":
             found.append(f"{self.primary} was not turned off")
         if self.backup_again != self.primary:
             found.append(f"{self.primary} is not the backup after its return")

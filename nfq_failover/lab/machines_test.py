@@ -1,4 +1,5 @@
-"""Fault after fault on two virtual machines, without a person: power-off, kernel panic, hung daemon, cut network.
+"""Fault after fault on two virtual machines, without a person: power-off, kernel panic, hung daemon, cut network, and
+an orderly reboot of the machine that serves.
 
 Run as `script/vagrant-test`. Each run: a transfer through the service address, the fault in its middle, the survivor
 goes on; then the other machine is brought back, and is the backup of the next run. So each is the primary in turn.
@@ -28,7 +29,7 @@ from nfq_failover.lab.measure import measure, read_capture
 from nfq_failover.lab.netns import LabError
 from nfq_failover.lab.workloads.__main__ import parse_size
 
-FAULTS: Final = ("off", "panic", "hang", "cut")
+FAULTS: Final = ("off", "panic", "hang", "cut", "reboot")
 WORKLOADS: Final = ("bulk", "upload", "echo")
 _BOOT_S: Final = 900.0
 # The fault comes this long after the connection is known to be protected.
@@ -73,7 +74,9 @@ def plans(options: Options) -> Iterator[Plan]:
                 yield Plan(
                     number,
                     options.faults[step % len(options.faults)],
-                    options.workloads[(step + step // len(options.faults)) % len(options.workloads)],
+                    options.workloads[
+                        (step % len(options.faults) + step // len(options.faults)) % len(options.workloads)
+                    ],
                     tap,
                     random.Random(f"{options.seed}/{number}").uniform(_EARLIEST_S, _LATEST_S),
                 )
@@ -136,13 +139,13 @@ class Trials:
                 moment = self._strike(plan.fault, primary)
                 result = workload.result(self.options.seconds + 300)
             taken_over = time.time()
-        fenced = self._fenced(primary)
-        serves = machines.serving()
+        fenced = plan.fault != "reboot" and self._fenced(primary)
+        serves = machines.serving(survivor)
         packets = read_capture(path, machines.service)
         measured = measure(packets, capture.counts.missing if capture.counts else None)
         numbers = self._numbers(survivor, path, directory)
         timeline = self._timeline(survivor, directory)
-        back_began = time.monotonic()
+        back_began = moment if plan.fault == "reboot" else time.time()
         self._bring_back(primary, plan.fault)
         protected_by = other(machines.wait_protected(_BOOT_S))
         run = Run(
@@ -168,7 +171,7 @@ class Trials:
             struck_at=moment,
             in_time=moment < float(result.get("started", 0)) + float(result.get("duration_s", 0)) or not result["ok"],
             transfer_after_s=round(taken_over - moment, 1),
-            back_after_s=round(time.monotonic() - back_began, 1),
+            back_after_s=round(time.time() - back_began, 1),
             fence_ms=timeline.fence_ms,
             switch_ms=timeline.switch_ms,
             heard_ms=timeline.heard_ms,
@@ -185,7 +188,11 @@ class Trials:
         if fault == "cut":
             return self.machines.cut(primary)
         moment = time.time()
-        if fault == "panic":
+        if fault == "reboot":
+            with suppress(LabError):  # the connection may be gone before the answer
+                self.machines.run(primary, "sudo systemctl reboot", timeout_s=60)
+            self.machines.hang_up(primary)
+        elif fault == "panic":
             # It must not reboot by itself: what lives after a panic is what this is about. The answer may never come.
             with suppress(LabError):
                 self.machines.run(
@@ -220,6 +227,8 @@ class Trials:
         return machines_timeline.Timeline()
 
     def _bring_back(self, machine: str, fault: str) -> None:
+        if fault == "reboot":
+            return  # it is on its way
         if fault == "cut":
             self.machines.mend(machine)
         if self.machines.is_on(machine):
@@ -243,7 +252,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Exit code: 0 all runs good, 1 some bad, 2 could not be run, 130 interrupted."""
     parser = argparse.ArgumentParser(prog="script/vagrant-test", description=__doc__)
     parser.add_argument(
-        "--count", type=int, default=len(FAULTS) * len(WORKLOADS) * len(TAPS), help="runs (24: each once)"
+        "--count", type=int, default=len(FAULTS) * len(WORKLOADS) * len(TAPS), help="runs (30: each once)"
     )
     parser.add_argument("--faults", type=_words(FAULTS), default=FAULTS, help=f"of {','.join(FAULTS)}")
     parser.add_argument("--workloads", type=_words(WORKLOADS), default=WORKLOADS, help=f"of {','.join(WORKLOADS)}")

@@ -17,7 +17,7 @@ from nfq_failover.lab.machines_numbers import Difference, Opening, differences, 
 from nfq_failover.lab.machines_report import Run, report
 from nfq_failover.lab.machines_test import FAULTS, WORKLOADS, Options, plans
 
-OPTIONS = Options(24, FAULTS, WORKLOADS, ("clone", "multicast"), 1_000_000, 20.0, 20.0, 1, Path("unused"))
+OPTIONS = Options(30, FAULTS, WORKLOADS, ("clone", "multicast"), 1_000_000, 20.0, 20.0, 1, Path("unused"))
 RUN = Run(
     number=1,
     fault="off",
@@ -62,11 +62,11 @@ FACTS = Facts(
 
 
 def test_every_fault_meets_every_transfer_under_every_tap() -> None:
-    first = list(islice(plans(OPTIONS), 24))
-    assert len({(plan.fault, plan.workload, plan.tap) for plan in first}) == 24
-    assert Counter(plan.tap for plan in first[:12]) == {"clone": 12}
-    assert {plan.fault for plan in first[:4]} == set(FAULTS)
-    assert {plan.workload for plan in first[:4]} == set(WORKLOADS)
+    first = list(islice(plans(OPTIONS), 30))
+    assert len({(plan.fault, plan.workload, plan.tap) for plan in first}) == 30
+    assert Counter(plan.tap for plan in first[:15]) == {"clone": 15}
+    assert {plan.fault for plan in first[:5]} == set(FAULTS)
+    assert {plan.workload for plan in first[:5]} == set(WORKLOADS)
 
 
 def test_the_seed_decides_the_moments() -> None:
@@ -106,6 +106,10 @@ def test_each_thing_that_is_not_as_it_must_be_is_told(change: dict[str, Any], wo
     assert words in bad.line()
     assert words in report([RUN, bad])
     assert "1 of 2 good" in report([RUN, bad])
+
+
+def test_a_machine_that_reboots_in_order_is_not_fenced() -> None:
+    assert replace(RUN, fault="reboot", fenced=False).good
 
 
 def test_the_table_has_the_numbers() -> None:
