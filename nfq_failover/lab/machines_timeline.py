@@ -16,9 +16,9 @@ _FIELD: Final = re.compile(r"(\w+)=('[^']*'|\S+)")
 class Timeline:
     """The last takeover of a log, in milliseconds; None for what is not in it.
 
-    `fence_ms`: from the order to the fence agent until its answer that the other one is off. `switch_ms`: from there
-    until the connections are taken over. `heard_ms`: from the takeover until a client's packet for the service came in;
-    only with the clone tap, where clients have to learn a new MAC address.
+    `fence_ms`: from the order to the fence agent until its answer that the other one is off; a primary that says that
+    it leaves needs none. `switch_ms`: from there until the connections are taken over. `heard_ms`: from the takeover
+    until a client's packet for the service came in; only with the clone tap, where clients have to learn a new MAC.
     """
 
     fence_ms: float | None = None
@@ -34,8 +34,10 @@ def parse(lines: Iterable[str]) -> Timeline:
             continue
         moment, text = datetime.fromisoformat(found[1]), found[2]
         fields = dict(_FIELD.findall(text))
-        if text.startswith("state ") and fields.get("after") == "fencing":
-            fencing, fenced, taken_over, heard = moment, None, None, None
+        if text.startswith("state ") and fields.get("before") == "shadowing":
+            fencing = fenced = taken_over = heard = None  # another takeover, and perhaps one without a fence
+        elif text.startswith("state ") and fields.get("after") == "fencing":
+            fencing = moment
         elif text.startswith("state ") and fields.get("before") == "fencing":
             fenced = moment
         elif text.startswith("takeover "):

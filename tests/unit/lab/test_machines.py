@@ -162,6 +162,10 @@ def test_names() -> None:
     assert multicast_mac("10.200.1.2") == "01:00:5e:48:01:02"
 
 
+CHECKING = (
+    "2026-11-21T13:05:46.000000Z [warning  ] state  after=checking before=shadowing epoch=1 reason='no heartbeat'"
+)
+LEAVES = "2026-11-21T13:10:00.000000Z [warning  ] state  after=storing before=shadowing reason='the primary leaves'"
 LOG = """\
 2026-11-21T12:14:24.464359Z [info     ] state     after=shadowing before=waiting reason='a, b'
 Nov 21 12:59:46 backup nfq-failover[336]: 2026-11-21T12:59:46.566463Z [warning  ] state  after=fencing before=checking
@@ -177,6 +181,7 @@ def test_the_log_tells_where_the_silence_went() -> None:
 
 
 def test_the_last_takeover_of_a_log_counts_and_what_it_lacks_is_unknown() -> None:
-    lines = [*LOG.splitlines(), *LOG.splitlines()[1:3]]
+    lines = [*LOG.splitlines(), CHECKING, *LOG.splitlines()[1:3]]
     assert machines_timeline.parse(lines) == machines_timeline.Timeline(7118, None, None)
+    assert machines_timeline.parse([*LOG.splitlines(), LEAVES]) == machines_timeline.Timeline()
     assert machines_timeline.parse(["nothing of the daemon's"]) == machines_timeline.Timeline()
