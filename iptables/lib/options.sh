@@ -21,6 +21,7 @@ parse_options() {
     command='' role='' service='' ports='' interface='' tap=clone conntrack=notrack guard=auto inherited=''
     flows='' buckets=''
     instance=default peers='' peer_macs='' queue_in=7760 queue_out=7761 mark=0x10000000 state_root=''
+    daemon_root=/var/lib/nfq-failover/rules # of the daemon, unless its configuration says otherwise
     iptables=${IPTABLES:-} dry_run='' force='' strict='' check=''
     while [ $# -gt 0 ]; do
         case $1 in
@@ -181,6 +182,12 @@ check_mark() {
     fi
 }
 
+# is_current DIR: what is on record there is of this boot and network namespace.
+is_current() {
+    [ -r "$1/state" ] || return 1
+    case $nl$(cat "$1/state")$nl in *"${nl}era=$era$nl"*) ;; *) return 1 ;; esac
+}
+
 # What every command needs.
 check_common() {
     case $instance in
@@ -200,6 +207,10 @@ check_common() {
         first=$(readlink /proc/1/ns/net 2>/dev/null)
         state_root=/run/nfq-failover
         [ "net:[$here]" = "$first" ] || state_root=$state_root${here:+/netns-$here}
+        # Whoever asks about a daemon's rules need not know where it keeps its own records.
+        if [ "$command" != install ] && is_current "$daemon_root/$instance" && ! is_current "$state_root/$instance"; then
+            state_root=$daemon_root
+        fi
     fi
     state_dir=$state_root/$instance
     [ -z "$service" ] || is_ipv4 "$service" || misuse "--service: '$service' is no IPv4 address."

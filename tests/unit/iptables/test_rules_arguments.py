@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
-from fake_iptables import PEER, REQUIRED, SCRIPT, plan, rules, script
+from fake_iptables import PEER, REQUIRED, SCRIPT, make_fake, plan, rules, script
 
 PARTS = sorted((SCRIPT.parent / "lib").glob("*.sh"))
 
@@ -25,6 +26,29 @@ def test_help_names_every_option(tmp_path: Path) -> None:
     options = set(re.findall(r"^ *(--[a-z-]+)\)", text, re.MULTILINE))
     assert {"--role", "--service", "--inherited", "--dry-run"} <= options
     assert not [option for option in options if not re.search(rf"{option}\b", done.stdout)]
+
+
+@pytest.mark.parametrize(("boot", "role"), [("this", "primary"), ("another", "unknown")])
+def test_a_daemons_record_is_found(tmp_path: Path, boot: str, role: str) -> None:
+    """By whoever asks without --state-dir; one of an earlier boot is not believed."""
+    parts = tmp_path / "iptables"
+    shutil.copytree(SCRIPT.parent, parts)
+    options = parts / "lib" / "options.sh"
+    place = "daemon_root=/var/lib/nfq-failover/rules"
+    assert place in options.read_text()
+    options.write_text(options.read_text().replace(place, f"daemon_root={tmp_path}/rules"))
+    record = tmp_path / "rules" / "daemons"
+    record.mkdir(parents=True)
+    boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip() if boot == "this" else "0"
+    namespace = str(Path("/proc/self/ns/net").readlink()).strip("net:[]")
+    (record / "state").write_text(f"role=primary\nera={boot_id}/{namespace}\n")
+    for name in ("list", "wanted", "guard"):
+        (record / name).write_text("")
+    fake = make_fake(tmp_path)
+    command = ["sh", str(parts / SCRIPT.name), "show", "--instance", "daemons", "--iptables", str(fake)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    shown = re.findall(r"^ *role +(\w+)", done.stdout, re.MULTILINE) or ["unknown"]
+    assert shown == [role], done.stdout + done.stderr
 
 
 @pytest.mark.parametrize(
