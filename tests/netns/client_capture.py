@@ -11,6 +11,7 @@ from socket import inet_aton
 from nfq_failover.constants import ACK, FIN, RST, SYN
 from nfq_failover.core.window import ROUNDING_BYTES
 from nfq_failover.lab.topology import SERVICE_ADDRESS
+from nfq_failover.wire.icmp import IcmpError, is_icmp
 from nfq_failover.wire.segment import Segment
 from nfq_failover.wire.seqnum import MASK, diff
 from nfq_failover.wire.tcp_options import SynOptions
@@ -181,9 +182,15 @@ def senders(path: Path) -> dict[int, list[str]]:
     """By client port: the hardware addresses that its segments of the service came from, one for each change."""
     turns: dict[int, list[str]] = {}
     for _, frame in _frames(path):
-        raw = Segment(frame[_ETHERNET:])
-        if raw.src == _SERVICE:
-            heard, mac = turns.setdefault(raw.dport, []), frame[6:12].hex(":")
+        packet = frame[_ETHERNET:]
+        if is_icmp(packet):
+            error = IcmpError(packet)
+            source, port = error.dst, error.sport
+        else:
+            raw = Segment(packet)
+            source, port = raw.src, raw.dport
+        if source == _SERVICE:
+            heard, mac = turns.setdefault(port, []), frame[6:12].hex(":")
             if heard[-1:] != [mac]:
                 heard.append(mac)
     return turns
@@ -191,7 +198,8 @@ def senders(path: Path) -> dict[int, list[str]]:
 
 def _segments(path: Path) -> Iterator[tuple[float, Segment]]:
     for time, frame in _frames(path):
-        yield time, Segment(frame[_ETHERNET:])
+        if not is_icmp(frame[_ETHERNET:]):
+            yield time, Segment(frame[_ETHERNET:])
 
 
 def _frames(path: Path) -> Iterator[tuple[float, bytearray]]:

@@ -11,7 +11,7 @@ import pytest
 from nfq_failover.core.backup_connection import BackupConnection
 from nfq_failover.core.comparison import Comparison
 from nfq_failover.core.divergence import Divergence
-from nfq_failover.wire.icmp import is_icmp
+from nfq_failover.wire.icmp import IcmpError, is_icmp
 from nfq_failover.wire.segment import FlowKey, Segment
 
 from .apps import Client
@@ -60,7 +60,8 @@ class TwistedChecks(Checks):
 
     def emitted(self, host: Host, packet: bytes) -> None:
         if is_icmp(bytearray(packet)):
-            super().emitted(host, packet)
+            error = IcmpError(bytearray(packet))
+            self._one_host(host, (error.src, error.sport, error.dst, error.dport), "an ICMP error")
             return
         seg = Segment(bytearray(packet))
         assert seg.checksum_ok()

@@ -16,11 +16,16 @@ from nfq_failover.wire.icmp import IcmpError, build_host_unreachable
 UNREACHABLE_AT_0 = "client icmp 1 about 0"
 
 
+def next_text(t: Shadowing) -> str:
+    """The next thing that comes out, which is a segment."""
+    return str(t.effects.popleft())
+
+
 def taken_over(**changes: object) -> Shadowing:
     """A client that may have sent something to the dead primary; three messages have gone out already."""
     t = Shadowing(revert_backoff=True, **changes)
     t >> "takeover"
-    assert t.effects.popleft().startswith("client [.] 0 ack 0 ")  # the SEQ that is quoted next
+    assert next_text(t).startswith("client [.] 0 ack 0 ")  # the SEQ that is quoted next
     t << UNREACHABLE_AT_0 << UNREACHABLE_AT_0 << UNREACHABLE_AT_0
     return t
 
@@ -39,7 +44,7 @@ def test_what_the_client_has_been_told_is_quoted() -> None:
         t >> from_client(0, 1000) << f"pass [.] 0:1000 ack 0 wnd 500 ts 1001/{OWN_TS}" << confirmed(1000, 40000)
         t >> replica(0, 0, ack=1000) << SILENT
         t >> "takeover"
-        assert " ack 1000 " in t.effects.popleft()
+        assert " ack 1000 " in next_text(t)
         for _ in range(3):
             t << "client icmp 1 about 1000"
 
@@ -47,9 +52,9 @@ def test_what_the_client_has_been_told_is_quoted() -> None:
 def test_a_client_that_goes_on_is_let_alone() -> None:
     with taken_over() as t:
         t >> from_client(0, 100)
-        assert t.effects.popleft().startswith("pass ")
+        assert next_text(t).startswith("pass ")
         t >> replica(0, 0, ack=100)
-        assert " ack 100 " in t.effects.popleft()
+        assert " ack 100 " in next_text(t)
         t >> After(2.0)
 
 
@@ -57,10 +62,10 @@ def test_an_acknowledgement_alone_may_come_from_one_that_still_waits() -> None:
     with Shadowing(revert_backoff=True) as t:
         t >> replica(0, 100) << SILENT
         t >> "takeover"
-        assert t.effects.popleft().startswith("client [P.] 0:100 ack 0 ")
+        assert next_text(t).startswith("client [P.] 0:100 ack 0 ")
         t << UNREACHABLE_AT_0 << UNREACHABLE_AT_0 << UNREACHABLE_AT_0
         t >> from_client(0, 0, ack=100)
-        assert t.effects.popleft().startswith("pass ")
+        assert next_text(t).startswith("pass ")
         t >> After(0.11) << UNREACHABLE_AT_0
 
 
@@ -86,7 +91,7 @@ def test_not_during_a_handshake() -> None:
 def test_can_be_switched_off() -> None:
     with Shadowing() as t:
         t >> "takeover"
-        assert t.effects.popleft().startswith("client [.] ")
+        assert next_text(t).startswith("client [.] ")
         t >> After(2.0)
 
 
