@@ -37,7 +37,6 @@ _KINDS: dict[type, str] = {
     dict: "a [table]",
 }
 
-
 DEFAULT_KEY_FILE = Path("/etc/nfq-failover/key")
 DEFAULT_STATE_DIR = Path("/var/lib/nfq-failover")
 DEFAULT_RUN_DIR = Path("/run/nfq-failover")
@@ -50,8 +49,7 @@ _SETTINGS = (
     *("witness", "check_targets", "check_deadline_ms", "announce_refresh_ms"),
     *("split_brain", "boot_alone", "boot_wait_ms", "prefer_primary"),
     *("heartbeat_interval_ms", "heartbeat_count", "loop_stall_ms", "open_deadline_ms"),
-    *("announce_count", "revert_backoff"),
-    "privileges",
+    *("announce_count", "revert_backoff", "privileges"),
     *("max_connections", "max_log_bytes", "max_unacked_bytes", "hole_deadline_ms"),
     *config_limits.SETTINGS,
     *("application", "health", "divergence"),

@@ -84,6 +84,7 @@ def test_every_setting_reaches_its_place(table: dict[str, Any]) -> None:
         "loop_stall_ms": 200,
         "open_deadline_ms": 800,
         "announce_count": 7,
+        "revert_backoff": False,
         "max_connections": 300,
         "max_log_bytes": 1 << 20,
         "max_unacked_bytes": 1 << 21,
