@@ -55,8 +55,9 @@ class PeerMonitor:
 
     `last_heard`: the latest heartbeat of any kind; `last_progress`: the latest whose packet loop was making progress;
     `last_alive`: the same, but silence during our own pauses is excused. `heard_by_peer_at`: when our latest heartbeat
-    that the peer has proved to have received was sent. Both ends only prove heartbeats of a loop in progress: what a
-    primary may release is reckoned from `last_progress`, what a backup may continue from `heard_by_peer_at`.
+    that the peer has proved to have received was sent; `began`: when the session did. Both ends only prove heartbeats
+    of a loop in progress: what a primary may release is reckoned from `last_progress`, what a backup may continue from
+    `heard_by_peer_at`.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -65,13 +66,14 @@ class PeerMonitor:
         self.last_heard: float | None = None
         self.last_progress: float | None = None
         self.heard_by_peer_at: float | None = None
+        self.began: float | None = None
         self.received = 0
         self.missed = 0
         self.largest_gap_s = 0.0
 
     def reset(self, now: float) -> None:
         """A new session begins: the peer counts as alive from now on, and has proved nothing yet."""
-        self.last_alive = self.last_heard = self.last_progress = now
+        self.last_alive = self.last_heard = self.last_progress = self.began = now
         self.heard_by_peer_at = None
 
     def heard(self, body: HeartbeatBody, now: float) -> None:

@@ -451,7 +451,7 @@ class Node:
 
     def serves_alone(self, now: float) -> bool:
         """Whether this host serves, unprotected, and nobody is there to hand the service over to."""
-        return self.members.state is State.UNPROTECTED and not self.members.answers(self.monitor, now)
+        return self.members.serves_alone(self.monitor, now)
 
     def _apply(self, profile: Profile) -> None:
         flows = self._inherited_flows()

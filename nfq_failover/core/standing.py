@@ -83,7 +83,15 @@ class Standing:
 
     def answers(self, monitor: PeerMonitor, now: float) -> bool:
         """The peer hears us and we hear it."""
-        heard = monitor.heard_by_peer_at
+        return self._lately(monitor, monitor.heard_by_peer_at, now)
+
+    def serves_alone(self, monitor: PeerMonitor, now: float) -> bool:
+        """This host serves, unprotected, and nobody is there to hand the service over to. A peer whose session has just
+        begun is there: it may have heard that we serve, and would fence us for our silence."""
+        latest = monitor.began if monitor.heard_by_peer_at is None else monitor.heard_by_peer_at
+        return self.state is State.UNPROTECTED and not self._lately(monitor, latest, now)
+
+    def _lately(self, monitor: PeerMonitor, heard: float | None, now: float) -> bool:
         limit = (self.settings.detection_ms + 2 * self.settings.heartbeat_interval_ms) / 1000
         return not monitor.lost(now) and heard is not None and now - heard <= limit
 

@@ -200,6 +200,29 @@ def test_primary_takes_a_later_epoch_than_its_peer_has_on_disk() -> None:
     assert h.members.epoch == 9 and h.at(S.UNPROTECTED)
 
 
+def test_backup_that_has_just_come_is_not_left_alone_with_a_silence() -> None:
+    """It may have heard that we serve already, and would fence us if our daemon ended without a word."""
+    h = Host().serve()
+    h.silence(DETECTION_S + 0.2)
+    assert h.members.serves_alone(h.monitor, h.now)
+    h.monitor.reset(began := h.now)  # a session
+    assert not h.members.serves_alone(h.monitor, h.now)
+    h.silence(DETECTION_S / 2)
+    h.hear(S.SHADOWING, 1, heard=False)
+    assert not h.members.serves_alone(h.monitor, h.now)
+    while h.now < began + 2 * DETECTION_S + 0.2:  # it never hears us
+        h.hear(S.WAITING, 1, heard=False)
+        h.silence(DETECTION_S / 2)
+    assert h.members.serves_alone(h.monitor, h.now)
+
+
+def test_peer_that_answers_is_handed_the_service() -> None:
+    h = Host().serve()
+    assert not h.members.serves_alone(h.monitor, h.now)
+    h.hear(S.SHADOWING, 1)
+    assert not h.members.serves_alone(h.monitor, h.now)  # arming: not unprotected for long
+
+
 @pytest.mark.parametrize("run", SCENARIOS, ids=lambda run: run.__name__)
 def test_scenario(run: Scenario) -> None:
     run()
