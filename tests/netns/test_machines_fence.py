@@ -69,11 +69,17 @@ class Lab:
             timeout=60,
         )
 
-    def fence_host(self, *words: str) -> subprocess.CompletedProcess[str]:
+    def fence_host(self, *words: str, ahead: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
         script = str(self.directory / "vagrant" / "fence-host")
-        return subprocess.run(
-            self.host.argv("sh", script, *words), capture_output=True, text=True, timeout=60, stdin=subprocess.DEVNULL
-        )
+        argv = self.host.argv(*ahead, "sh", script, *words)
+        return subprocess.run(argv, capture_output=True, text=True, timeout=60, stdin=subprocess.DEVNULL)
+
+    def start(self, *ahead: str) -> None:
+        started = self.fence_host("start", str(self.state), "192.168.60.1", PORT, ahead=ahead)
+        assert started.returncode == 0, started.stderr
+
+    def stop(self) -> None:
+        assert self.fence_host("stop", str(self.state)).returncode == 0
 
     def agent(self, action: str, plug: str, key_of: str = "backup") -> subprocess.CompletedProcess[str]:
         keys = self.state / key_of
@@ -98,8 +104,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
         one = Lab(tmp_path_factory.mktemp("fence"), host, guest)
         assert one.prepared.returncode == 0, one.prepared.stderr
         try:
-            started = one.fence_host("start", str(one.state), "192.168.60.1", PORT)
-            assert started.returncode == 0, started.stderr
+            one.start()
             yield one
         finally:
             one.fence_host("stop", str(one.state))
@@ -157,6 +162,22 @@ def test_nothing_runs_but_the_gate(lab: Lab) -> None:
     forward = lab.guest.argv(*words, "-N", "-o", "ExitOnForwardFailure=yes", "-R", "9998:127.0.0.1:9")
     assert subprocess.run([*forward, "root@192.168.60.1"], capture_output=True, timeout=30).returncode == 255
     assert lab.asked() == []
+
+
+def test_a_locked_password_of_root_is_no_hindrance(lab: Lab, tmp_path: Path) -> None:
+    """As on an installed Ubuntu. Only the server sees this file."""
+    shadow = tmp_path / "shadow"
+    others = [line for line in Path("/etc/shadow").read_text().splitlines() if not line.startswith("root:")]
+    shadow.write_text("\n".join(("root:!:19000:0:99999:7:::", *others, "")))
+    shadow.chmod(0o600)
+    lab.stop()
+    try:
+        lab.start("unshare", "--mount", "sh", "-c", f'mount --bind {shadow} /etc/shadow && exec "$@"', "sh")
+        done = lab.agent("status", "primary")
+        assert done.returncode == 0, done.stderr
+    finally:
+        lab.stop()
+        lab.start()
 
 
 def test_preparing_again_keeps_the_keys_and_what_is_private_stays_so(lab: Lab) -> None:
