@@ -99,6 +99,7 @@ class BackupSide(BackupTable):
         if connection.state is Shadow.ACTIVE:
             if connection.resend_next is not None:
                 takeover.on_client_ack(connection, connection.c_ack - max(before, 0), out, now)
+            self.recovery.heard(connection, before, now)
             self._watch_hole(connection, offset, seg, now)
 
     def _refuse(self, connection: BackupConnection, event: PacketQueued, seg: Segment, why: str) -> None:
@@ -356,9 +357,8 @@ class BackupSide(BackupTable):
             if over and not connection.ended:
                 self.forget(connection)  # the client has been told the end, or has told it
             elif connection.state is Shadow.SHADOW:
-                takeover.take_over(connection, self.out, now)
+                self.be_heard(connection, now)
                 taken.append(connection)
-                self.repair.watch_lag(connection, now)
             elif connection.state is Shadow.DEAD:
                 connection.heard = True
                 connection.answer_rst(self.out, None)
@@ -433,6 +433,7 @@ class BackupSide(BackupTable):
         self.ends.on_timer(now)
         self.divergence.on_timer(now)
         self.backoff.on_timer(now)
+        self.recovery.on_timer(now)
         if self.flows and now >= self._next_query:
             self._next_query = now + QUERY_EVERY_S
             self.out.effects.append(QueryFlows(list(self.flows)))
@@ -447,7 +448,7 @@ class BackupSide(BackupTable):
 
     def poll_timeout(self) -> float | None:
         """The earliest deadline."""
-        parts = (self.ends, self.divergence, self.backoff)
+        parts = (self.ends, self.divergence, self.backoff, self.recovery)
         deadlines = [d for d in (self.timers.next(), *(part.poll_timeout() for part in parts)) if d is not None]
         if self.flows:
             deadlines.append(self._next_query)

@@ -114,6 +114,7 @@ class BackupConnection:
         self.floor = 0
         self.left_behind = LEFT_BEHIND_BYTES  # 0 as soon as the client has said what it has
         self.resend_next: int | None = None
+        self.resent = 0  # the end of what was
         self.ack_sent = 0
         self.stuck: tuple[int, int, float] | None = None
         # after a restart of the daemon

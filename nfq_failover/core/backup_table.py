@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from nfq_failover.constants import ACK, RST
+from nfq_failover.core import takeover
 from nfq_failover.core.backoff import BackoffRevert
 from nfq_failover.core.backup_connection import BackupConnection, Shadow
 from nfq_failover.core.divergence import Divergence
 from nfq_failover.core.handed import HandedConnections
 from nfq_failover.core.memory import Memory
 from nfq_failover.core.outbox import Outbox
+from nfq_failover.core.recovery import Recovery
 from nfq_failover.core.repair import Repair
 from nfq_failover.core.replica_end import ReplicaEnds
 from nfq_failover.core.settings import Settings
@@ -36,8 +38,15 @@ class BackupTable:
         self.ends = ReplicaEnds(out, self.numbers, settings.health_checked)
         self.handed = HandedConnections(self, out)
         self.backoff = BackoffRevert(self.numbers, out)
+        self.recovery = Recovery(self.numbers, out)
         self._dirty: dict[int, BackupConnection] = {}
         self.forgotten: dict[int, None] = {}  # the latest, oldest first
+
+    def be_heard(self, connection: BackupConnection, now: float) -> None:
+        """The client of a shadow connection hears us from now on."""
+        takeover.take_over(connection, self.out, now)
+        self.repair.watch_lag(connection, now)
+        self.recovery.begin(connection, now)
 
     def _die(self, connection: BackupConnection, reason: str, now: float) -> None:
         """The connection can't be continued: the primary is told until it answers."""
@@ -95,6 +104,7 @@ class BackupTable:
         if len(self.forgotten) > MAX_FORGOTTEN:
             del self.forgotten[next(iter(self.forgotten))]
         self.timers.cancel(connection.conn)
+        self.recovery.forget(connection.conn)
         self._dirty.pop(connection.conn, None)
         self.divergence.forget(connection.conn)
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from nfq_failover.core import takeover
 from nfq_failover.core.backup_connection import BackupConnection, Shadow
 from nfq_failover.core.outbox import Outbox
 from nfq_failover.wire.records import Handed, HandedOver, HandOver
@@ -83,8 +82,7 @@ class HandedConnections:
             side.bury(connection, reason)
             return True
         connection.lag_since = None
-        takeover.take_over(connection, self.out, now)
-        side.repair.watch_lag(connection, now)
+        side.be_heard(connection, now)
         if side.memory is not None:
             side.memory.add(connection)
         self.out.counters["handed-over-to-us"] += 1

@@ -36,6 +36,14 @@ def take_over(connection: BackupConnection, out: Outbox, now: float) -> None:
     if not resend(connection, out, INITIAL_SEGMENTS, now):
         at = connection.resend_next  # not None: the client's window is closed, and nothing beyond it would be accepted
         send(connection, out, max(connection.produced, connection.c_ack) if at is None else at, b"", ACK, now)
+        probe(connection, out, now)
+
+
+def probe(connection: BackupConnection, out: Outbox, now: float) -> None:
+    """A client whose window is closed may have opened it meanwhile, and told nobody who is alive. Make it say so again:
+    its TCP answers a segment from before its window with an acknowledgement (RFC 9293 section 3.10.7.4, first)."""
+    if not connection.c_wnd:
+        send(connection, out, connection.c_ack - 1, b"", ACK, now)
 
 
 def resend(connection: BackupConnection, out: Outbox, segments: int, now: float) -> int:
@@ -59,6 +67,7 @@ def resend(connection: BackupConnection, out: Outbox, segments: int, now: float)
         last = after >= connection.output.end
         send(connection, out, at, data, ACK | (PSH if last else 0) | (FIN if fin else 0), now)
         sent += 1
+        connection.resent = max(connection.resent, after + fin)
         connection.resend_next = None if fin else after
     return sent
 

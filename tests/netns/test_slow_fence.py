@@ -1,27 +1,33 @@
-"""A fence that takes seconds, as real ones do: the pause ends with it, not with the client's doubled timer.
+"""A fence that takes seconds, as real ones do: the pause ends with it, not with somebody's doubled timer.
 
-What a client has sent to a dead primary it repeats 0.2, 0.6, 1.4, 3, 6.2 s ... later. Here the takeover comes about 4 s
-after it was sent, with two seconds of silence ahead.
+What a client has sent to a dead primary it repeats 0.2, 0.6, 1.4, 3, 6.2 s ... later; so does the replica's TCP with
+what it has sent to nobody, and with its probes of a closed window. Here the takeover comes about 4 s after the crash,
+with two seconds of silence ahead.
 """
 
 from __future__ import annotations
 
 import socket
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from fault_world import CALM_MS, World, adding, faultless, heard, speakers, talk
+from fault_world import CALM_MS, World, adding, ended_well, faultless, heard, speakers, talk, whole
 from fault_world import world as lab_world
+from namespaces import run
 
 from nfq_failover.lab.nodes import other
 from nfq_failover.lab.state import Options, write_private
+from nfq_failover.lab.topology import CLIENT, HARDWARE, namespace
+from nfq_failover.lab.workloads.content import Content, Kind, Request
 
 pytestmark = [pytest.mark.netns, pytest.mark.slow]
 
 FENCE_S = 3.3  # after the detection, 0.6 to 0.8 s
 PROMPT_S = 0.5
+REPEATED_S = 0.3 + PROMPT_S  # core/recovery.py's first timer
 
 
 def slowly(text: str) -> str:
@@ -73,3 +79,65 @@ def test_without_it_the_client_waits_as_long_again(tmp_path: Path) -> None:
     with lab_world(Options(heartbeat_ms=CALM_MS), lambda text: adding("revert_backoff = false")(slowly(text))) as world:
         seen = pause(world, tmp_path / "client.pcap")
         assert seen.answer_s > seen.first_word_s + 3 * PROMPT_S
+
+
+LOST = {
+    "the first segment": "-m statistic --mode nth --every 1000000 --packet 0",
+    "the first ten": "-m quota --quota 15000",
+}
+
+
+@pytest.mark.parametrize("lost", LOST)
+def test_losses_at_the_takeover_are_made_good_at_once(lost: str, tmp_path: Path) -> None:
+    """The first full segments of the survivor never reach the client. Our own TCP would repeat them 2 s later, and then
+    take the round trip for one of seconds."""
+    with lab_world(Options(heartbeat_ms=CALM_MS), slowly) as world:
+        crashed = world.lab.resolve("primary")
+        survivor = other(crashed)
+        drop = (
+            f"iptables -t raw -I PREROUTING -p tcp -m mac --mac-source {HARDWARE[survivor]} -m length --length 1400: "
+        )
+        client = namespace(world.lab.name, CLIENT)
+        run("ip", "netns", "exec", client, *drop.split(), *LOST[lost].split(), "-j", "DROP")
+        with world.capture(tmp_path / "client.pcap") as running, world.start("bulk", "--size", "40M") as workload:
+            time.sleep(0.3)
+            at = time.time()
+            world.lab.crash("primary")
+            report = ended_well(workload)
+        first = min(p.time for p in heard(running.path) if p.node == survivor) - at
+        assert first > FENCE_S
+        assert report["longest_silence_ms"] / 1000 < first + REPEATED_S
+        assert world.ask(survivor)["counters"]["recovery-timeouts"] >= 1
+        table = run("ip", "netns", "exec", client, "iptables", "-t", "raw", "-vnxL", "PREROUTING")
+        assert f" {1 if lost == 'the first segment' else 10} " in table.splitlines()[2][:12]
+        whole(running)
+
+
+def test_window_that_was_opened_during_the_fence_is_heard_of(tmp_path: Path) -> None:
+    size = 20_000_000
+    with lab_world(Options(heartbeat_ms=CALM_MS), slowly) as world:
+        crashed = world.lab.resolve("primary")
+        with world.capture(tmp_path / "client.pcap") as running, talk(world, 30.0) as reading:
+            assert world.protects(reading.connection)
+            reading.connection.sendall(Request(Kind.BULK, 7, 1, size, False).encode())
+            time.sleep(1.5)  # nothing is read: the window closes
+            waiting = reading.connection.recv(size, socket.MSG_PEEK)
+            assert 0 < len(waiting) < size
+            world.lab.crash("primary")
+            got = bytearray()
+            beyond = []  # when the client had got more than its buffer held at the crash
+
+            def read() -> None:
+                while len(got) < size:
+                    got.extend(reading.connection.recv(1 << 20))
+                    if len(got) > len(waiting):
+                        beyond.append(time.time())
+
+            reader = threading.Thread(target=read)
+            reader.start()  # now it is opened, and nobody hears that
+            reader.join(30)
+        assert bytes(got) == Content(7).read(size, size)
+        assert speakers(running.path) == [crashed, other(crashed)]
+        faultless(running)
+        first = min(p.time for p in heard(running.path) if p.node == other(crashed))
+        assert beyond[0] < first + PROMPT_S

@@ -119,7 +119,7 @@ def test_probe_of_the_replicas_tcp_stays_one() -> None:
     with Shadowing() as t:
         t >> replica(0, 900) << SILENT
         t >> from_client(0, 0, ack=900, wnd=0) << "pass [.] 0 ack 900 wnd 0 ts 1001/7000000"
-        t >> "takeover" << shown(900, 0, 0, 60)
+        t >> "takeover" << shown(900, 0, 0, 60) << shown(899, 0, 0, 60)
         # One below what the client expects, so that it must answer; so does a keepalive.
         t >> replica(899, 0) << f"pass [.] 899 ack 0 wnd {WND} ts {AT + 60}/1001"
 
@@ -138,7 +138,7 @@ def test_zero_window_does_not_stop_the_resending_for_ever() -> None:
     with Shadowing() as t:
         t >> replica(0, 5000) << SILENT
         t >> from_client(0, 0, wnd=0) << "pass [.] 0 ack 0 wnd 0 ts 1001/7000000"
-        t >> "takeover" << shown(0, 0, 0, 60)
+        t >> "takeover" << shown(0, 0, 0, 60) << shown(-1, 0, 0, 60)  # the second one is answered
         # The replica's TCP sends again; that must reach the client, since the client's own update may be lost.
         t >> replica(0, 1000, ts=(7_000_300, 1001)) << f"pass [.] 0:1000 ack 0 wnd {WND} ts {AT + 300}/1001"
         t >> from_client(0, 0, ack=1000, wnd=500) << "pass [.] 0 ack 1000 wnd 500 ts 1001/7000000"
