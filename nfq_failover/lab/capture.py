@@ -70,12 +70,13 @@ class Capture:
         self._log = _log_of(path)
         # Immediate mode, or the last second of packets would still be in the ring when tcpdump ends.
         self._command = [*enter, "tcpdump", "-i", interface, "-n", "-s", str(SNAPSHOT_BYTES), "-B", str(BUFFER_KIB)]
-        self._command += ["--immediate-mode", "-Z", "root", "-w", str(path), "(tcp or icmp) and host", service]
+        # We open the file: tcpdump gives up root, and of Ubuntu's 4.99.4 a `-Z root` with a file makes a crash.
+        self._command += ["--immediate-mode", "-w", "-", "(tcp or icmp) and host", service]
         self._process: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Capture:
-        with self._log.open("wb") as log:
-            self._process = subprocess.Popen(self._command, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
+        with self._log.open("wb") as log, self.path.open("wb") as file:
+            self._process = subprocess.Popen(self._command, stdout=file, stderr=log, stdin=subprocess.DEVNULL)
         deadline = time.monotonic() + _START_TIMEOUT_S
         while "listening on" not in self._log.read_text():
             if self._process.poll() is not None or time.monotonic() > deadline:

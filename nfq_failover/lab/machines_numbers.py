@@ -45,10 +45,12 @@ def watch(machines: Machines, machine: str) -> None:
     machines.run(
         machine,
         f"sudo sh -c 'rm -f {_FILE}; modprobe -q nfnetlink_log; "
+        # systemd opens the file: tcpdump gives up root, and of Ubuntu's 4.99.4 a `-Z root` with a file makes a crash.
         f"systemd-run --quiet --collect --unit={_UNIT} "
-        f"tcpdump -i nflog:{_GROUP} -U --immediate-mode -Z root -w {_FILE}; "
+        f"--property=StandardOutput=truncate:{_FILE} --property=StandardError=journal "
+        f"tcpdump -i nflog:{_GROUP} -U --immediate-mode -w -; "
         f"iptables -w -t raw -I OUTPUT 1 {_rule(machines)}; n=0; "
-        f"until [ -e {_FILE} ] || [ $n = 100 ]; do sleep 0.3; n=$((n + 1)); done; test -e {_FILE}'",
+        f"until [ -s {_FILE} ] || [ $n = 100 ]; do sleep 0.3; n=$((n + 1)); done; test -s {_FILE}'",
     )
 
 
