@@ -48,6 +48,8 @@ def check(host: Host, carried: int) -> None:
     _within(host, "retired sessions", len(session._retired), MAX_RETIRED)
     _timers(host, "primary's timers", primary.timers, len(primary.flows) + len(primary._telling))
     _timers(host, "backup's timers", backup.timers, len(backup.flows))
+    _within(host, "connections that recover", len(backup.recovery._waits), len(backup.numbers))
+    _timers(host, "recovery's timers", backup.recovery.timers, 0)
     digests = primary.digests
     _within(host, "digested streams", len(digests._streams), len(primary.flows) + handed)
     _within(host, "bytes kept for comparing", digests._kept_total, KEEP_TOTAL)
