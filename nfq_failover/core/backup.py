@@ -29,6 +29,7 @@ SYN_RETRY_MAX_S = 0.5
 EDGE_CONFIRM_S = 0.004
 LINGER_S = 60.0
 RESET_PATIENCE_S = 1.0
+DEAD_ASK_S = 30.0  # between two questions whether a connection without a replica still exists
 QUERY_EVERY_S = 5.0
 OLD_ACK_BYTES = 65536  # the primary's TCP may be so far behind ours: it may have lost what the tap has seen
 LATE = "the replica was late, and had not caught up"
@@ -396,6 +397,9 @@ class BackupSide(BackupTable):
                 continue
             if connection.ended and connection.closed_at is None and connection.linger(now) < LINGER_S:
                 continue  # the client may not know yet
+            if self._to_be_reset(connection):
+                self.timers.set_earlier(connection.conn, now + DEAD_ASK_S)
+                continue
             if connection.state in (Shadow.ACTIVE, Shadow.DEAD) or connection.ended or connection.closed_at is not None:
                 if not connection.tell_s:
                     self.forget(connection)
@@ -404,6 +408,13 @@ class BackupSide(BackupTable):
                     self._next_query = min(self._next_query, now + RESET_PATIENCE_S)
                     continue  # if the primary's TCP was reset by it, too, we are told so
                 self._die(connection, "the replica has closed the connection", now)
+
+    @staticmethod
+    def _to_be_reset(connection: BackupConnection) -> bool:
+        """The client's connection with the primary goes on, for all that we know: if the primary dies, the client must
+        hear that it is over. Nobody else will know of it."""
+        over = connection.ended or connection.closed_at is not None or connection.reset_by_client
+        return connection.state is Shadow.DEAD and not connection.heard and not over
 
     def flush(self) -> None:
         """Confirm what has come in since the last flush."""

@@ -127,6 +127,11 @@ class BackupConnection:
         self.state, self.heard, self.resync = Shadow.DEAD, False, False
         self.reason = "the host did not go on serving after the daemon's restart"
 
+    def forget_bytes(self) -> None:
+        """It is not continued, but remembered: nothing needs the two streams any more."""
+        self.journal = Journal(self.journal.limit, self.journal.end)
+        self.output = Journal(self.output.limit, self.output.end)
+
     # ------------------------------------------------------------------------------------ what we hold
 
     @property

@@ -59,21 +59,29 @@ class BackupTable:
     def bury(self, connection: BackupConnection, reason: str) -> None:
         """Nobody is at the other end of our TCP any more: it is reset, now and when it sends anything yet."""
         connection.state, connection.reason = Shadow.DEAD, reason
+        connection.forget_bytes()
         if connection.map is not None:
             connection.inject(self.out, connection.k_ack, flags=RST | ACK)
 
     def _tell(self, connection: BackupConnection, now: float) -> None:
-        if not 0 < connection.tell_s <= TELL_MAX_S:
+        """Tell the primary, or ask it: if it knows of no such connection, its answer is `Close`."""
+        if connection.heard:
             connection.tell_s = 0.0
             return
         self.out.record(Unprotected(connection.conn, connection.reason))
-        self.timers.set(connection.conn, now + connection.tell_s)
-        connection.tell_s *= 2
+        if 0 < connection.tell_s <= TELL_MAX_S:
+            self.timers.set(connection.conn, now + connection.tell_s)
+            connection.tell_s *= 2
+        else:
+            connection.tell_s = 0.0
 
     def on_told(self, record: UnprotectedSeen) -> None:
         """The primary knows that we can't continue the connection."""
-        if record.conn in self.numbers:
-            self.numbers[record.conn].tell_s = 0.0
+        connection = self.numbers.get(record.conn)
+        if connection is not None and connection.tell_s:
+            connection.tell_s = 0.0
+            if connection.closed_at is None:
+                self.timers.cancel(record.conn)
 
     def on_unprotected(self, record: Unprotected) -> None:
         """The primary has released bytes that we may lack."""

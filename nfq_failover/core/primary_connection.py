@@ -85,6 +85,7 @@ class PrimaryConnection(ClientStream):
         "retry_s",
         "sent_ack",
         "sent_sack",
+        "shadowed",
         "snd_nxt",
         "state",
         "syn_ack",
@@ -101,6 +102,7 @@ class PrimaryConnection(ClientStream):
         self.conn = opening.conn
         self.state = Gate.SYN_HELD
         self.reason = "opening"
+        self.shadowed = False  # the backup has an entry of it, though it can't continue it
         self.wscale = opening.wscale or 0
         self.mss = opening.mss
         self.opened_at = now

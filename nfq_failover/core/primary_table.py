@@ -63,6 +63,7 @@ class PrimaryTable:
     def _close(self, connection: PrimaryConnection, reason: str, now: float) -> None:
         """Forget a connection, and make the backup forget it."""
         known = connection.state in (Gate.PROTECTED, Gate.SYN_HELD) or connection.reason == NOT_READY
+        known = known or connection.shadowed
         connection.state = Gate.CLOSED
         if self.flows.get(connection.flow) is connection:
             del self.flows[connection.flow]
@@ -104,6 +105,8 @@ class PrimaryTable:
         connection = self.numbers.get(record.conn)
         if connection is not None:
             self._unprotect(connection, record.reason, now, tell=False)
+        else:
+            self.out.record(Close(record.conn, "over"))  # it has missed that
 
     def _unprotect(self, connection: PrimaryConnection, reason: str, now: float, tell: bool = True) -> None:
         if connection.state in (Gate.UNPROTECTED, Gate.CLOSED, Gate.HANDED):
@@ -114,6 +117,7 @@ class PrimaryTable:
                     self._tell(Unprotected(connection.conn, reason), POLL_FIRST_S, now)
             return
         connection.unprotect(reason, self.out)
+        connection.shadowed = True
         self.digests.let_go(connection.conn)
         if reason != NOT_READY:
             connection.forget_bytes()
@@ -128,6 +132,7 @@ class PrimaryTable:
         for connection in self.flows.values():
             if connection.state is Gate.UNPROTECTED:
                 connection.reason = "opened before the backup joined"
+                connection.shadowed = False
 
     def stop_protecting(self, reason: str) -> None:
         """The backup is gone for good: let everything go."""

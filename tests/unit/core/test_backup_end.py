@@ -15,6 +15,7 @@ from core_transcript import (
     server,
 )
 
+from nfq_failover.core.backup import DEAD_ASK_S
 from nfq_failover.core.backup_connection import Shadow
 from nfq_failover.core.events import FlowsGone
 from nfq_failover.wire.records import Close, Closed, Data, Opened, Progress, Unprotected, UnprotectedSeen
@@ -80,6 +81,39 @@ def test_replica_that_resets_loses_the_protection_and_says_so_until_heard() -> N
         t >> After(0.1) << Unprotected(1, reason)
         t >> UnprotectedSeen(1)
         t >> After(1.0)
+
+
+def test_connection_without_a_replica_is_kept_for_its_reset_until_the_primary_knows_it_no_more() -> None:
+    """A client that only listens would wait for ever, if the host that takes over knew nothing of it."""
+    reason = "the replica reset the connection"
+    with Shadowing() as t:
+        t >> replica(0, flags="R.")
+        t.effects.clear()
+        t >> UnprotectedSeen(1)
+        t.now += 5.0
+        t >> FlowsGone([FLOW])
+        assert t.shadow.journal.size == t.shadow.output.size == 0
+        t >> After(DEAD_ASK_S) << "query" << Unprotected(1, reason)
+        t >> UnprotectedSeen(1)
+        t >> from_client(0, 0, ack=0) << "drop connection-dead"
+        t >> FlowsGone([FLOW])
+        assert FLOW in t.side.flows
+        t >> Close(1, "over") << Closed(1)
+        t >> After(1.1)
+        assert FLOW not in t.side.flows
+
+
+def test_connection_that_lost_its_replica_long_ago_is_reset_at_the_takeover() -> None:
+    with Shadowing() as t:
+        t >> replica(0, flags="R.")
+        t.effects.clear()
+        t >> UnprotectedSeen(1)
+        t.now += 5.0
+        t >> FlowsGone([FLOW])
+        t >> "takeover"
+        assert str(t.effects.popleft()).startswith("client [R.] 0 ")
+        t >> FlowsGone([FLOW])
+        assert FLOW not in t.side.flows
 
 
 def test_socket_of_an_earlier_connection_is_reset_at_its_own_byte() -> None:

@@ -281,7 +281,12 @@ def test_end_of_an_unprotected_connection_is_not_held() -> None:
     with Ending() as t:
         t >> Unprotected(1, "whatever") << "log warning: connection unprotected"
         t >> server(100, flags="F.", wnd=10000, ts=TS) << "pass"
-        t >> server(101, flags="R.", wnd=0) << "pass"
+        t >> server(101, flags="R.", wnd=0) << "pass" << Close(1, "reset by the server")  # its client needs no reset
+
+
+def test_backup_that_asks_about_a_connection_that_is_over_is_told_so() -> None:
+    with Ending() as t:
+        t >> Unprotected(77, "the replica has closed the connection") << Close(77, "over")
 
 
 def test_server_that_hangs_is_not_what_goes_on() -> None:
