@@ -15,8 +15,10 @@ from typing import Any
 
 import pytest
 from lab_world import connect, eventually, fresh_name
+from namespaces import run
 
 from nfq_failover.cli import main
+from nfq_failover.core.backup import QUERY_EVERY_S
 from nfq_failover.errors import CommandError
 from nfq_failover.lab.lab import Lab
 from nfq_failover.lab.nodes import ask_daemon, other
@@ -251,6 +253,33 @@ def test_status_and_takeover_of_servers_that_differ(scratch: Path, capsys: pytes
                 stream.sendall(b"100\n")
                 assert not stream.recv(100)
                 raise AssertionError("the stream has ended in order")
+
+
+def test_client_that_only_listens_is_told_long_after_its_servers_fell_out_of_step(scratch: Path) -> None:
+    """It would never find out by itself that its connection is gone."""
+    with lab_of(scratch) as lab:
+        client, ended = Client(lab, NOISE), Client(lab, NOISE)
+        with contextlib.closing(client.socket):
+            for each in (client, ended):
+                each.becomes(lambda row: bool(row["protected"]))
+                assert len(each.get(5000)) == 5000
+                each.becomes(lambda row: not row["protected"])
+            ended.socket.close()
+            backup = other(lab.resolve("primary"))
+            time.sleep(QUERY_EVERY_S)
+            # Our own TCP has nothing of it left: only the daemon knows that there is such a client.
+            assert eventually(lambda: client.name not in lab_connections(lab, backup), 2 * QUERY_EVERY_S)
+            assert "diverged" in client.shadow()["reason"]
+            assert eventually(lambda: not ended.shadow(), 5)
+            lab.crash("primary")
+            client.socket.settimeout(20.0)
+            with pytest.raises(ConnectionResetError):
+                client.socket.recv(1)
+
+
+def lab_connections(lab: Lab, node: str) -> str:
+    """The connections that a server's own TCP has."""
+    return run("ip", "netns", "exec", namespace(lab.name, node), "ss", "-tnH", "state", "established")
 
 
 def test_strict_waits_for_the_replica(scratch: Path) -> None:
