@@ -22,7 +22,7 @@ from nfq_failover.lab.demo_screen import Screen
 from nfq_failover.lab.demo_verdict import Check, render
 from nfq_failover.lab.interrupt import EXIT_CODE, Interrupted, interruptible
 from nfq_failover.lab.machines import MACHINES, Machines, other, wait_until
-from nfq_failover.lab.measure import measure, read_capture
+from nfq_failover.lab.measure import Gap, Packet, measure, read_capture
 from nfq_failover.lab.netns import LabError
 
 FILE: Final = "data.bin"
@@ -103,7 +103,7 @@ def run_demo(machines: Machines, screen: Screen, scratch: Path, output: Path, ke
     screen.step("waiting until one machine serves, and the other one protects it")
     primary = machines.wait_protected(_BOOT_S)
     machines.teach_neighbour()
-    facts = _download(machines, screen, scratch, primary)
+    facts, pictures = _download(machines, screen, scratch, primary, output)
     good = all(check.ok for check in judge(facts))
     if not good:
         screen.say(f"The capture is {output / 'client.pcap'}.")
@@ -114,11 +114,13 @@ def run_demo(machines: Machines, screen: Screen, scratch: Path, output: Path, ke
         serving = machines.wait_protected(_BOOT_S)
         screen.step(f"{serving} serves, {other(serving)} protects it; new connections are protected again")
         good = good and _protected_again(machines, screen, serving)
-    screen.say(render(judge(facts), good, [], time.monotonic() - began))
+    screen.say(render(judge(facts), good, pictures, time.monotonic() - began))
     return good
 
 
-def _download(machines: Machines, screen: Screen, scratch: Path, primary: str) -> Facts:
+def _download(
+    machines: Machines, screen: Screen, scratch: Path, primary: str, output: Path
+) -> tuple[Facts, list[Path]]:
     url = f"http://{machines.service}/{FILE}"
     # From the disk, not from the service: what arrives is compared with what ought to.
     served = machines.run(primary, f"sha256sum /srv/nfq-failover/{FILE}").split()[0]
@@ -130,6 +132,7 @@ def _download(machines: Machines, screen: Screen, scratch: Path, primary: str) -
     screen.step(f"curl {url} ({size / 1e6:g} MB); {primary} serves, and will be powered off half way")
     target = scratch / "download.bin"
     cut_at = None
+    off_at = 0.0
     serves: str | None = None
     with machines.capture(scratch / "client.pcap") as capture:
         command = ["curl", "--silent", "--show-error", "--limit-rate", _SPEED_LIMIT, "--output", str(target)]
@@ -140,7 +143,7 @@ def _download(machines: Machines, screen: Screen, scratch: Path, primary: str) -
             while curl.poll() is None:
                 received = target.stat().st_size if target.exists() else 0
                 if cut_at is None and received >= size / 2:
-                    cut_at = received
+                    cut_at, off_at = received, time.time()
                     machines.power_off(primary)
                 screen.progress(received, size, f"{primary} is off" if cut_at else f"{primary} serves")
                 time.sleep(0.02 if cut_at is None else 0.1)
@@ -154,7 +157,7 @@ def _download(machines: Machines, screen: Screen, scratch: Path, primary: str) -
             serves = machines.serving()
     packets = read_capture(capture.path, machines.service)
     result = measure(packets, capture.counts.missing if capture.counts else None)
-    return Facts(
+    facts = Facts(
         size=size,
         sha256_served=served,
         sha256_received=hashlib.sha256(target.read_bytes()).hexdigest() if target.exists() else "",
@@ -170,6 +173,27 @@ def _download(machines: Machines, screen: Screen, scratch: Path, primary: str) -
         silence_ms=result.stall.ms if result.stall and curl.returncode == 0 else None,
         detection_ms=detection,
         fence_deadline_ms=deadline,
+    )
+    return facts, draw(packets, result.stall, off_at, facts, output) if facts.silence_ms is not None else []
+
+
+def draw(packets: Sequence[Packet], stall: Gap | None, off_at: float, facts: Facts, output: Path) -> list[Path]:
+    """The picture of the download, at the client; none if there is nothing to see. `off_at`: Unix time."""
+    from nfq_failover.lab.plots import Incident, biggest_stream, plot_time_sequence  # matplotlib takes a second
+
+    if stall is None:
+        return []
+    stream, after = biggest_stream(packets), other(facts.off)
+    return plot_time_sequence(
+        [packet for packet in packets if packet.stream == stream],
+        Incident(min(max(off_at, stall.begin), stall.end), stall, stall.end, facts.off, after),
+        output / "demo",
+        title=f"{facts.off} is powered off, {after} goes on: one download, one TCP connection",
+        caption=(
+            f"Two virtual machines, captured at the client. curl, {facts.size / 1e6:g} MB at {_SPEED_LIMIT}B/s. "
+            f"Detection {facts.detection_ms} ms, then the fence. Connections {facts.connections}, RST {facts.resets}, "
+            f"SHA-256 {'equal' if facts.sha256_received == facts.sha256_served else 'DIFFERENT'}."
+        ),
     )
 
 
@@ -192,7 +216,7 @@ def _protected_again(machines: Machines, screen: Screen, serving: str) -> bool:
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit code: 0 good verdict, 1 bad verdict, 2 could not be run, 130 interrupted."""
     parser = argparse.ArgumentParser(prog="script/vagrant-demo", description=__doc__)
-    parser.add_argument("--output", type=Path, default=Path("vagrant-output"), help="directory of logs")
+    parser.add_argument("--output", type=Path, default=Path("vagrant-output"), help="directory of logs and pictures")
     parser.add_argument("--keep-off", action="store_true", help="do not bring the old primary back at the end")
     arguments = parser.parse_args(argv)
     screen = Screen(sys.stdout)

@@ -9,13 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from test_plots import stream
 
 from nfq_failover.lab import machines_timeline
 from nfq_failover.lab.machines import multicast_mac, other
-from nfq_failover.lab.machines_demo import Facts, judge
+from nfq_failover.lab.machines_demo import Facts, draw, judge
 from nfq_failover.lab.machines_numbers import Difference, Opening, differences, parse
 from nfq_failover.lab.machines_report import Run, report
 from nfq_failover.lab.machines_test import FAULTS, WORKLOADS, Options, plans
+from nfq_failover.lab.measure import longest_stall
 
 OPTIONS = Options(30, FAULTS, WORKLOADS, ("clone", "multicast"), 1_000_000, 20.0, 20.0, 1, Path("unused"))
 RUN = Run(
@@ -141,6 +143,16 @@ def test_each_claim_of_the_demonstration_can_fail(change: dict[str, Any], claim:
     failed = [check for check in judge(replace(FACTS, **change)) if not check.ok]
     assert len(failed) == 1
     assert claim in failed[0].claim
+
+
+def test_the_demonstration_is_drawn(tmp_path: Path) -> None:
+    packets = stream(pause=4.0)
+    paths = draw(packets, longest_stall(packets), 100.12, FACTS, tmp_path)
+    assert [path.name for path in paths] == ["demo.png", "demo.svg"]
+    text = paths[1].read_text()
+    for words in (f"{FACTS.off} is powered off", f"{other(FACTS.off)} goes on", "silence 4002 ms", "Detection"):
+        assert words in text
+    assert draw(packets, None, 100.12, FACTS, tmp_path) == []
 
 
 def test_differences_are_signed_and_of_the_same_connection() -> None:
