@@ -29,7 +29,7 @@ SYN_RETRY_MAX_S = 0.5
 EDGE_CONFIRM_S = 0.004
 LINGER_S = 60.0
 RESET_PATIENCE_S = 1.0
-DEAD_ASK_S = 30.0  # between two questions whether a connection without a replica still exists
+DEAD_ASK_S = 30.0  # to twice that: between two questions whether a connection without a replica still exists
 QUERY_EVERY_S = 5.0
 OLD_ACK_BYTES = 65536  # the primary's TCP may be so far behind ours: it may have lost what the tap has seen
 LATE = "the replica was late, and had not caught up"
@@ -57,8 +57,11 @@ class BackupSide(BackupTable):
             out.drop(event.queue, event.packet_id, "connection-dead")
             if connection.heard:
                 connection.answer_rst(out, seg)
-            elif connection.map is not None and seg.flags & ACK:
-                connection.note_client(seg, now)  # where the client is: for the RST at a takeover
+            elif seg.flags & ACK:  # where the client is: for the RST at a takeover
+                if connection.map is not None:
+                    connection.note_client(seg, now)
+                elif (ack := connection.seen.offset(seg.ack)) > connection.c_ack:
+                    connection.c_ack = connection.seen.near = ack
             return
         if connection.resync:
             out.drop(event.queue, event.packet_id, "resyncing")
@@ -185,6 +188,8 @@ class BackupSide(BackupTable):
             self._dirty[connection.conn] = connection  # our TCP has taken what the log had no room for
         if active:
             takeover.outward(connection, event, seg, offset, out, now)
+            if seg.flags & RST:
+                self.recovery.forget(connection.conn)
         else:
             out.drop(event.queue, event.packet_id, "replica-silent")
             if new_end:
@@ -398,7 +403,8 @@ class BackupSide(BackupTable):
             if connection.ended and connection.closed_at is None and connection.linger(now) < LINGER_S:
                 continue  # the client may not know yet
             if self._to_be_reset(connection):
-                self.timers.set_earlier(connection.conn, now + DEAD_ASK_S)
+                spread = connection.conn % 1000 / 1000 * DEAD_ASK_S  # not all at once
+                self.timers.set_earlier(connection.conn, now + DEAD_ASK_S + spread)
                 continue
             if connection.state in (Shadow.ACTIVE, Shadow.DEAD) or connection.ended or connection.closed_at is not None:
                 if not connection.tell_s:
@@ -414,7 +420,9 @@ class BackupSide(BackupTable):
         """The client's connection with the primary goes on, for all that we know: if the primary dies, the client must
         hear that it is over. Nobody else will know of it."""
         over = connection.ended or connection.closed_at is not None or connection.reset_by_client
-        return connection.state is Shadow.DEAD and not connection.heard and not over
+        # By us, or by the primary, whose server has ended as well.
+        decided = connection.heard or connection.handed or connection.primary_ended_at is not None
+        return connection.state is Shadow.DEAD and not over and not decided
 
     def flush(self) -> None:
         """Confirm what has come in since the last flush."""

@@ -131,6 +131,8 @@ class BackupConnection:
         """It is not continued, but remembered: nothing needs the two streams any more."""
         self.journal = Journal(self.journal.limit, self.journal.end)
         self.output = Journal(self.output.limit, self.output.end)
+        if self.compare is not None:
+            self.compare.pending.clear()
 
     # ------------------------------------------------------------------------------------ what we hold
 

@@ -60,6 +60,8 @@ class BackupTable:
         """Nobody is at the other end of our TCP any more: it is reset, now and when it sends anything yet."""
         connection.state, connection.reason = Shadow.DEAD, reason
         connection.forget_bytes()
+        if connection.closed_at is None:
+            self.timers.cancel(connection.conn)
         if connection.map is not None:
             connection.inject(self.out, connection.k_ack, flags=RST | ACK)
 

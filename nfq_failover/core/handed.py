@@ -75,6 +75,7 @@ class HandedConnections:
         side.release_number(connection)
         self.keep(connection, now)
         connection.handed = record.conn
+        connection.tell_s = 0.0
         if connection.state is not Shadow.SHADOW:
             return True
         reason = "reset by the client" if connection.reset_by_client else side.divergence.at_takeover(connection, now)
@@ -122,7 +123,7 @@ class HandedConnections:
 
     def cut(self, reason: str) -> None:
         """None of them can go on."""
-        for connection in [c for c in self._side.flows.values() if c.handed]:
+        for connection in [c for c in self._side.flows.values() if c.handed and c.heard]:
             self._end(connection, reason)
             self._side.forget(connection)
 

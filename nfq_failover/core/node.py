@@ -310,7 +310,9 @@ class Node:
             self._carry_out(now)
         if self.members.state is not State.DOUBT:
             self.primary.on_timer(now)
+        self.out.hushed = self.members.state is State.DOUBT
         self.backup.on_timer(now)
+        self.out.hushed = False
         self.backup.handed.on_timer(self.members.state is State.SHADOWING and not self.monitor.lost(now), now)
         self.hunt.on_timer(self.memory is not None and self.members.state in _SERVING, now)
         self._watch_inherited()

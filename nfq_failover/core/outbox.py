@@ -18,6 +18,7 @@ class Outbox:
         self.effects: deque[Effect] = deque()
         self.records: list[Record] = []
         self.counters: Counter[str] = Counter()
+        self.hushed = False  # this host is in doubt whether it may be heard
 
     def accept(self, queue: Queue, packet_id: int, packet: bytearray | None = None) -> None:
         """Let a queued packet go on, rewritten if `packet` is given."""
@@ -29,7 +30,10 @@ class Outbox:
         self.effects.append(Verdict(queue, packet_id, False))
 
     def outward(self, packet: bytes | bytearray) -> None:
-        """Send a packet to the client."""
+        """Send a packet to the client, if it may be heard."""
+        if self.hushed:
+            self.counters["in-doubt"] += 1
+            return
         self.effects.append(Inject(packet, inward=False))
 
     def inward(self, packet: bytes | bytearray) -> None:

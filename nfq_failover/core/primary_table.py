@@ -93,7 +93,7 @@ class PrimaryTable:
 
     def _tell_less(self) -> None:
         """The backup does not answer, and much has ended: the oldest `Close` is no longer repeated. The backup finds
-        out from its own TCP. An `Unprotected` is never left out; there are no more of them than connections."""
+        out from its own TCP, or asks. An `Unprotected` is never left out; they are no more than the connections."""
         for conn, (record, _) in self._telling.items():
             if isinstance(record, Close):
                 del self._telling[conn]

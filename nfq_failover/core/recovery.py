@@ -21,15 +21,16 @@ from nfq_failover.core.backup_connection import BackupConnection, Shadow
 from nfq_failover.core.outbox import Outbox
 from nfq_failover.core.timers import TimerQueue
 
-FIRST_S = 0.3  # Linux' own least is 0.2 s; a round trip that takes longer costs one segment too many
+FIRST_S = 0.3  # Linux' own least is 0.2 s; a round trip that takes longer costs some segments too many
 LONGEST_S = 20.0  # then our TCP's own timer has come
 
 
 @dataclass(slots=True)
 class _Wait:
-    """`began`: the takeover; None once the client has acknowledged something, or was sent something twice."""
+    """`began`: the takeover, or None once the client has acknowledged something. `sent`: how far it was sent to."""
 
     began: float | None
+    sent: int
     timeout_s: float = FIRST_S
     next_s: float = FIRST_S
 
@@ -48,7 +49,7 @@ class Recovery:
         due = connection.produced > connection.c_ack or not connection.c_wnd
         if connection.c_ack < 0 or connection.ended or not due:
             return
-        self._waits[connection.conn] = _Wait(now)
+        self._waits[connection.conn] = _Wait(now, connection.resent)
         self.timers.set(connection.conn, now + FIRST_S)
 
     def heard(self, connection: BackupConnection, before: int, now: float) -> None:
@@ -59,10 +60,12 @@ class Recovery:
         if connection.resend_next is None and connection.c_ack >= connection.resent:
             self.forget(connection.conn)
             return
-        if connection.c_ack <= before:
+        more, wait.sent = connection.resent > wait.sent, connection.resent
+        if connection.c_ack <= before and not more:
             return
-        if wait.began is not None:
-            wait.timeout_s = max(FIRST_S, 2 * (now - wait.began))  # the only measure of the round trip that we have
+        if connection.c_ack > before and wait.began is not None:
+            # The only measure of the round trip that we have. Too long, if something had to be sent twice.
+            wait.timeout_s = max(FIRST_S, 2 * (now - wait.began))
             wait.began = None
         wait.next_s = wait.timeout_s
         self.timers.set(connection.conn, now + wait.next_s)
@@ -71,15 +74,13 @@ class Recovery:
         """Go back to the first byte that the client lacks."""
         for conn in self.timers.pop_due(now):
             connection, wait = self.numbers.get(conn), self._waits[conn]
-            gone = connection is None or connection.state is not Shadow.ACTIVE or connection.ended
-            if connection is None or gone or wait.next_s > LONGEST_S:
+            if connection is None or _over(connection) or wait.next_s > LONGEST_S:
                 self.forget(conn)
                 continue
             connection.resend_next = connection.c_ack
             self.out.counters["recovery-timeouts"] += 1
             if not takeover.resend(connection, self.out, 1, now):
                 takeover.probe(connection, self.out, now)
-            wait.began = None  # whatever is acknowledged now may be the answer to either (Karn's algorithm)
             wait.next_s *= 2
             self.timers.set(conn, now + wait.next_s)
 
@@ -91,3 +92,7 @@ class Recovery:
         """Nothing is to be repeated any more."""
         self.timers.cancel(conn)
         self._waits.pop(conn, None)
+
+
+def _over(connection: BackupConnection) -> bool:
+    return connection.state is not Shadow.ACTIVE or connection.ended or connection.reset_by_client

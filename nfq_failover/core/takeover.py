@@ -17,6 +17,7 @@ from nfq_failover.wire.segment import Segment
 from nfq_failover.wire.tcp_options import set_wscale
 
 INITIAL_SEGMENTS = 10
+BURST_SEGMENTS = 64  # upon one acknowledgement, however much it says
 STUCK_SIGHTINGS = 3
 
 
@@ -43,7 +44,9 @@ def probe(connection: BackupConnection, out: Outbox, now: float) -> None:
     """A client whose window is closed may have opened it meanwhile, and told nobody who is alive. Make it say so again:
     its TCP answers a segment from before its window with an acknowledgement (RFC 9293 section 3.10.7.4, first)."""
     if not connection.c_wnd:
+        told = connection.ack_sent
         send(connection, out, connection.c_ack - 1, b"", ACK, now)
+        connection.ack_sent = told  # of what is outside its window it takes no acknowledgement
 
 
 def resend(connection: BackupConnection, out: Outbox, segments: int, now: float) -> int:
@@ -102,7 +105,7 @@ def on_client_ack(connection: BackupConnection, newly: int, out: Outbox, now: fl
     if connection.resend_next is None:
         return
     idle = connection.resend_next <= connection.c_ack
-    segments = -(-2 * newly // connection.client_mss)
+    segments = min(-(-2 * newly // connection.client_mss), BURST_SEGMENTS)
     resend(connection, out, max(segments, INITIAL_SEGMENTS if idle else 0), now)
 
 

@@ -13,12 +13,23 @@ from core_transcript import (
     opening,
     replica_end,
     server,
+    server_seq,
 )
 
 from nfq_failover.core.backup import DEAD_ASK_S
 from nfq_failover.core.backup_connection import Shadow
 from nfq_failover.core.events import FlowsGone
-from nfq_failover.wire.records import Close, Closed, Data, Opened, Progress, Unprotected, UnprotectedSeen
+from nfq_failover.wire.records import (
+    Close,
+    Closed,
+    Data,
+    EndAsked,
+    EndKind,
+    Opened,
+    Progress,
+    Unprotected,
+    UnprotectedSeen,
+)
 
 
 def test_clients_reset_is_delivered_in_the_replicas_numbers() -> None:
@@ -93,7 +104,7 @@ def test_connection_without_a_replica_is_kept_for_its_reset_until_the_primary_kn
         t.now += 5.0
         t >> FlowsGone([FLOW])
         assert t.shadow.journal.size == t.shadow.output.size == 0
-        t >> After(DEAD_ASK_S) << "query" << Unprotected(1, reason)
+        t >> After(DEAD_ASK_S + 0.1) << "query" << Unprotected(1, reason)
         t >> UnprotectedSeen(1)
         t >> from_client(0, 0, ack=0) << "drop connection-dead"
         t >> FlowsGone([FLOW])
@@ -114,6 +125,32 @@ def test_connection_that_lost_its_replica_long_ago_is_reset_at_the_takeover() ->
         assert str(t.effects.popleft()).startswith("client [R.] 0 ")
         t >> FlowsGone([FLOW])
         assert FLOW not in t.side.flows
+
+
+def test_end_that_the_primary_has_to_judge_is_not_told_as_something_else() -> None:
+    with Shadowing() as t:
+        t >> from_client(0, 1000)  # our TCP has not taken it: a timer
+        t.effects.clear()
+        t >> EndAsked(1, server_seq(0), EndKind.RST)
+        t.effects.clear()
+        t >> replica(0, flags="R.")
+        t.effects.clear()
+        assert t.shadow.state is Shadow.DEAD
+        t >> After(1.0)
+        t.now += 5.0
+        t >> FlowsGone([FLOW])
+        assert FLOW not in t.side.flows
+
+
+def test_connection_whose_options_differ_is_reset_where_the_client_is() -> None:
+    with BackupTranscript() as t:
+        t >> opening() << "kernel [S] -1 wnd 64240"
+        t >> answer(wscale=None)
+        t.effects.clear()
+        t >> UnprotectedSeen(1)
+        t >> from_client(0, 0, ack=5000) << "drop connection-dead"
+        t >> "takeover"
+        assert str(t.effects.popleft()).startswith("client [R.] 5000 ")
 
 
 def test_socket_of_an_earlier_connection_is_reset_at_its_own_byte() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 from core_shadow import EDGE, SILENT, Shadowing, from_client, replica
-from core_transcript import FLOW, IRS, ISS, opening, server_seq, settings, syn
+from core_transcript import FLOW, IRS, ISS, After, opening, server_seq, settings, syn
 from test_takeover import AT, shown
 
 from nfq_failover.core.backup_connection import Shadow
@@ -218,3 +218,29 @@ def test_status_says_how_it_came_here(everything: bool) -> None:
             + ": an open connection survives one failure"
         )
         assert row["protected"] is False
+
+
+@pytest.mark.parametrize("why", ["dead", "differs"])
+def test_what_was_refused_stays_the_primarys_and_is_forgotten(why: str) -> None:
+    """It is not asked about, by a number that the primary does not know, and not reset when this host leaves."""
+    with Shadowing(divergence="default") as t:
+        if why == "dead":
+            t >> replica(0, flags="R.")
+        else:
+            t >> replica(0, 100)
+            assert t.shadow.compare is not None
+            t.shadow.compare.last = (50, 60)  # a date, not acknowledged yet
+        t.effects.clear()
+        t >> hand_over()
+        assert any(isinstance(e, HandedOver) and e.state is Handed.REFUSED for e in t.effects)
+        t.effects.clear()
+        t.side.handed.cut("this host leaves")
+        t.drain()
+        assert not t.effects
+        t.now += 5.0
+        t >> FlowsGone([FLOW])
+        t.effects.clear()
+        assert FLOW not in t.side.flows
+        t >> After(60.0)
+        assert not [e for e in t.effects if e != "query"]
+        t.effects.clear()

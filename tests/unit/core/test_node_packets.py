@@ -171,6 +171,31 @@ def test_connections_taken_over_earlier_are_silent_in_doubt_too() -> None:
     assert host.packet(client(0, 100, ts=(1002, SEEN_TS))) == "drop"
 
 
+def test_nothing_of_them_is_repeated_in_doubt_either() -> None:
+    host = Host(State.SHADOWING)
+    host.node.backup.on_open(opening(), host.now)
+    host.effects()
+    own: dict[str, Any] = {"iss": ISS_OWN}
+    assert host.packet(server(-1, ack=0, flags="S.", options=granted(3, OWN_TS), **own)) == "drop"
+    assert host.packet(client(0, ack=0, ts=(1001, SEEN_TS))) == "pass"
+    assert host.packet(server(0, 1000, ts=(OWN_TS + 1, 1001), **own)) == "drop"
+    host.node.members.state = State.PROTECTED  # took over, and has a new backup
+    host.node.backup.take_over(host.now)
+    host.now += 0.1
+    host.node.handle(TimerFired(), host.now)
+    assert outward(host) > 0
+    host.now += 1.0  # paused
+    host.node.handle(TimerFired(), host.now)
+    assert host.node.members.state is State.DOUBT
+    assert outward(host) == 0
+    assert host.node.out.counters["in-doubt"] == 1
+
+
+def outward(host: Host) -> int:
+    """How many packets of its own the host has sent to clients since the last look."""
+    return sum(isinstance(effect, Inject) and not effect.inward for effect in host.effects())
+
+
 def test_step_down_silences_and_forgets() -> None:
     host = Protected()
     host.node.members.state = State.WAITING

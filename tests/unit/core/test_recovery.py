@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import deque
+
 import pytest
 from core_shadow import SILENT, Shadowing, from_client, replica
 from core_transcript import FLOW, After
@@ -9,6 +11,7 @@ from test_takeover import shown
 
 from nfq_failover.core.backup_connection import Shadow
 from nfq_failover.core.recovery import FIRST_S, LONGEST_S
+from nfq_failover.core.takeover import BURST_SEGMENTS
 
 MSS = 1448
 MOMENT = 1e-6
@@ -76,13 +79,108 @@ def test_round_trip_is_measured_once_and_each_acknowledgement_begins_anew() -> N
         assert sent(t) == ["14480:15928"]
 
 
-def test_after_a_repetition_the_round_trip_is_not_known() -> None:
-    """The acknowledgement may be that of either (Karn's algorithm)."""
+def test_round_trip_is_not_taken_for_a_short_one_because_something_was_sent_twice() -> None:
+    """The acknowledgement may be that of either (Karn's algorithm): of the first, for all that we know."""
     with taken_over(20_000) as t:
         t >> After(FIRST_S + MOMENT) << shown(0, MSS, 0, 360)
         t.now += 0.3
         assert len(acknowledge(t, MSS)) == 10
+        assert t.side.recovery.poll_timeout() == pytest.approx(t.now + 2 * (FIRST_S + 0.3), abs=2 * MOMENT)
+
+
+@pytest.mark.parametrize(("round_trip_s", "most"), [(0.05, 1.0), (0.25, 1.0), (0.35, 1.1), (0.6, 1.1), (1.0, 1.1)])
+def test_long_round_trip_costs_little(round_trip_s: float, most: float) -> None:
+    """Nothing is lost: how much more is sent than there is to send."""
+    length = 200_000
+    with Shadowing() as t:
+        t >> from_client(0, 0, wnd=20_000)
+        for offset in range(0, length, 10 * MSS):
+            t.effects.clear()
+            t >> replica(offset, min(10 * MSS, length - offset))
+        t.effects.clear()
+        t >> "takeover"
+        total, have, way = 0, 0, deque[tuple[float, int, int]]()
+        while have < length:
+            for text in sent(t):
+                if ":" in text:
+                    start, end = map(int, text.split(":"))
+                    total += end - start
+                    way.append((t.now + round_trip_s, start, end))
+            due = t.side.recovery.poll_timeout()
+            if due is not None and due < way[0][0]:
+                t.now = due
+                t >> After(0)
+                continue
+            t.now, start, end = way.popleft()
+            if start <= have:
+                have = max(have, end)
+            t >> from_client(0, 0, ack=have, wnd=20_000)
+            t.effects.popleft()
+        assert total <= most * length
+        t.effects.clear()
+
+
+def test_one_acknowledgement_of_much_makes_no_burst() -> None:
+    with Shadowing() as t:
+        t >> from_client(0, 0, wnd=20_000)
+        for offset in range(0, 2_000_000, 14_480):
+            t.effects.clear()
+            t >> replica(offset, 14_480)
+        t.effects.clear()
+        t >> "takeover"
+        assert len(sent(t)) == 10
+        t.effects.clear()
+        for _ in range(5):
+            acknowledged = t.shadow.resend_next
+            assert acknowledged is not None
+            t >> from_client(0, 0, ack=acknowledged, wnd=20_000)
+            t.effects.popleft()
+            assert len(sent(t)) <= BURST_SEGMENTS
+
+
+def test_what_is_sent_when_the_window_opens_has_a_timer_of_its_own() -> None:
+    with Shadowing() as t:
+        t >> replica(0, 5000) << SILENT
+        t >> from_client(0, 0, ack=1000, wnd=0)
+        t.effects.clear()
+        t >> "takeover"
+        for _ in range(5):
+            t.effects.clear()
+            due = t.side.recovery.poll_timeout()
+            assert due is not None
+            t >> After(due - t.now + MOMENT)
+            t.effects.clear()
+            t >> from_client(0, 0, ack=1000, wnd=0)
+        t.effects.clear()
+        t >> from_client(0, 0, ack=1000, wnd=500)
+        t.effects.popleft()
+        assert sent(t) == ["1000:2448", "2448:3896", "3896:5000"]
         assert t.side.recovery.poll_timeout() == pytest.approx(t.now + FIRST_S)
+
+
+def test_probe_is_no_acknowledgement() -> None:
+    """The client does not look at what it acknowledges."""
+    with Shadowing() as t:
+        t >> from_client(0, 0, wnd=0)
+        t.effects.clear()
+        t >> "takeover"
+        t.effects.clear()
+        t.shadow.k_ack = 20
+        told = t.shadow.ack_sent
+        t >> After(FIRST_S + MOMENT) << shown(-1, 0, 20, 360)
+        assert t.shadow.ack_sent == told
+
+
+def test_nothing_is_repeated_after_a_reset() -> None:
+    with taken_over(1000) as t:
+        t >> replica(1000, flags="R.", edge=0)
+        t.effects.clear()
+        t >> After(FIRST_S + MOMENT)
+    with taken_over(1000) as t:
+        t >> from_client(0, 0, ack=None, flags="R", ts=None)
+        t.effects.clear()
+        assert t.shadow.reset_by_client
+        t >> After(FIRST_S + MOMENT)
 
 
 def test_what_our_tcp_adds_meanwhile_is_watched_as_well() -> None:
