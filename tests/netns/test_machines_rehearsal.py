@@ -42,8 +42,12 @@ stop*)
     rm "$HERE/unit"
     ;;
 esac""",
-    "systemd-run": """while [ "${1#--}" != "$1" ]; do shift; done
-"$@" >/dev/null 2>&1 </dev/null &
+    "systemd-run": """output=/dev/null
+while [ "${1#--}" != "$1" ]; do
+    case $1 in --property=StandardOutput=truncate:*) output=${1#*truncate:} ;; esac
+    shift
+done
+"$@" >"$output" 2>/dev/null </dev/null &
 echo $! >"$HERE/unit\"""",
     "journalctl": 'cat "$LOG"',
 }

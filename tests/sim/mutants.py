@@ -87,6 +87,14 @@ class _Boundless(Journal):
         super().__init__(1 << 40, start)
 
 
+def _beside(connection: BackupConnection, out: Outbox, offset: int, data: bytes, flags: int, now: float) -> None:
+    """Data goes one byte beyond where it belongs."""
+    _send(connection, out, offset + bool(data), data, flags, now)
+
+
+_send = takeover.send
+
+
 def _link_checked(self: Membership, ok: bool, detail: str) -> None:
     """Takes over at once: the fence may do its work later."""
     _checked(self, ok, detail)
@@ -188,7 +196,7 @@ MUTANTS = (
     Mutant("confirm before it is logged", "the backup has", ((BackupConnection, "confirm", _hasty),)),
     Mutant("log wrong bytes", "read wrong bytes", ((BackupConnection, "store", _forgetful),)),
     Mutant("never deliver again", "did not end well", ((BackupConnection, "redeliver", _nothing),), (*CRASHES, "none")),
-    Mutant("never resend at a takeover", "did not end well", ((takeover, "resend", lambda *_: 1),), CRASHES),
+    Mutant("resend beside the place", "wrong bytes", ((takeover, "send", _beside),), CRASHES),
     Mutant(
         "never continue a connection",
         "resets a living, promised connection",
@@ -245,7 +253,6 @@ HINTS: dict[str, tuple[int, str]] = {
     "confirm before it is logged": (112, "crash-primary"),
     "log wrong bytes": (89, "crash-primary"),
     "never deliver again": (53, "effect-primary"),
-    "never resend at a takeover": (331, "crash-primary"),
     "take over before the fence": (27, "cut"),
     "believe a failed fence": (115, "cut"),
     "take over without storing": (12, "effect-takeover"),
