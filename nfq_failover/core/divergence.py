@@ -103,12 +103,13 @@ class Divergence:
         if connection.mapping.seen.offset(record.seq) != start or len(record.data) not in (0, end - start):
             return
         compare.asked = None
-        if len(mine) < end - start or not record.data:
+        known = len(mine) == end - start and bool(record.data)
+        if known:
+            runs = differing_runs(mine, record.data)
+        else:
             self.out.counters["difference-unknown"] += 1
             runs = [(0, end - start)]
-        else:
-            runs = differing_runs(mine, record.data)
-        reason = self._note(connection, compare, start, end, runs)
+        reason = self._note(connection, compare, start, end, runs, known)
         if reason:
             self._diverged(connection, reason, now)
         elif self._advance(connection, compare, now):
@@ -236,10 +237,18 @@ class Divergence:
         return "" if compare.in_step else _goes_on(compare)
 
     def _note(
-        self, connection: BackupConnection, compare: Comparison, start: int, end: int, runs: list[tuple[int, int]]
+        self,
+        connection: BackupConnection,
+        compare: Comparison,
+        start: int,
+        end: int,
+        runs: list[tuple[int, int]],
+        known: bool = True,
     ) -> str:
-        """The block [start, end) was compared. Returns why the connection has to be given up, if so."""
+        """The block [start, end) was compared. Returns why the connection has to be given up, if so. Of one whose bytes
+        are not `known` a single byte may differ, so it alone is no reason: what follows will tell."""
         compare.compared = end
+        limit = self._run if known else self._run + end - start
         for left, right in runs:
             if compare.differs(start + left, start + right):
                 self.out.counters["difference"] += 1
@@ -249,7 +258,7 @@ class Divergence:
                     )
             if compare.after and start + right > connection.c_ack:
                 return f"the replica's output differs at byte {start + left}, which the client may have from the server"
-            if compare.last is not None and compare.last[1] - compare.last[0] >= self._run:
+            if compare.last is not None and compare.last[1] - compare.last[0] >= limit:
                 first, stop = compare.last
                 return f"the replica's output differs from byte {first} to {stop} (encrypted or random?)"
             if self._strict:
