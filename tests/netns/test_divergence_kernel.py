@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
 import re
+import signal
 import ssl
 import subprocess
 import sys
@@ -275,6 +277,31 @@ def test_client_that_only_listens_is_told_long_after_its_servers_fell_out_of_ste
             client.socket.settimeout(20.0)
             with pytest.raises(ConnectionResetError):
                 client.socket.recv(1)
+
+
+def test_another_date_in_a_response_that_the_replica_is_late_with_is_no_divergence(scratch: Path) -> None:
+    """The primary can't tell the bytes any more when the replica comes to them; the rest of the response agrees."""
+    with lab_of(scratch) as lab:
+        client = Client(lab, DATE)
+        with contextlib.closing(client.socket):
+            client.becomes(lambda row: bool(row["protected"]))
+            backup = other(lab.resolve("primary"))
+            pids = [int(pid) for pid in run("ip", "netns", "pids", namespace(lab.name, backup)).split()]
+            late = [pid for pid in pids if SERVER_PROGRAM.encode() in Path(f"/proc/{pid}/cmdline").read_bytes()]
+            assert late
+            try:
+                for pid in late:
+                    os.kill(pid, signal.SIGSTOP)
+                assert client.http(f"/{SIZE}") == content(SIZE)
+            finally:
+                for pid in late:
+                    os.kill(pid, signal.SIGCONT)
+            row = client.becomes(lambda row: row["differences"] == 1)
+            assert row["protected"]
+            assert (ask_daemon(lab.store, backup) or {})["counters"]["difference-unknown"] == 1
+            assert eventually(lambda: client.shadow()["lag_bytes"] == 0, 10)
+            lab.crash("primary")
+            assert client.http("/300") == content(300)
 
 
 def lab_connections(lab: Lab, node: str) -> str:
