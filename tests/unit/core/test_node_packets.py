@@ -155,13 +155,19 @@ def test_nothing_is_due_for_ever_in_doubt() -> None:
     assert (host.node.poll_timeout() or 0.0) > host.now
 
 
-def test_connections_taken_over_earlier_are_silent_in_doubt_too() -> None:
+def shadowing() -> tuple[Host, dict[str, Any]]:
+    """The backup, with one connection; and what makes a segment the replica's."""
     host = Host(State.SHADOWING)
     host.node.backup.on_open(opening(), host.now)
     host.effects()
     own: dict[str, Any] = {"iss": ISS_OWN}
     assert host.packet(server(-1, ack=0, flags="S.", options=granted(3, OWN_TS), **own)) == "drop"
     assert host.packet(client(0, ack=0, ts=(1001, SEEN_TS))) == "pass"
+    return host, own
+
+
+def test_connections_taken_over_earlier_are_silent_in_doubt_too() -> None:
+    host, own = shadowing()
     host.node.members.state = State.PROTECTED  # took over, and has a new backup
     host.node.backup.take_over(host.now)
     host.effects()
@@ -172,12 +178,7 @@ def test_connections_taken_over_earlier_are_silent_in_doubt_too() -> None:
 
 
 def test_nothing_of_them_is_repeated_in_doubt_either() -> None:
-    host = Host(State.SHADOWING)
-    host.node.backup.on_open(opening(), host.now)
-    host.effects()
-    own: dict[str, Any] = {"iss": ISS_OWN}
-    assert host.packet(server(-1, ack=0, flags="S.", options=granted(3, OWN_TS), **own)) == "drop"
-    assert host.packet(client(0, ack=0, ts=(1001, SEEN_TS))) == "pass"
+    host, own = shadowing()
     assert host.packet(server(0, 1000, ts=(OWN_TS + 1, 1001), **own)) == "drop"
     host.node.members.state = State.PROTECTED  # took over, and has a new backup
     host.node.backup.take_over(host.now)
