@@ -451,10 +451,6 @@ class Node:
             self.out.effects.appendleft(Remember(tuple(memory.writes)))
             memory.writes.clear()
 
-    def serves_alone(self, now: float) -> bool:
-        """Whether this host serves, unprotected, and nobody is there to hand the service over to."""
-        return self.members.serves_alone(self.monitor, now)
-
     def _apply(self, profile: Profile) -> None:
         flows = self._inherited_flows()
         self._inherited = len(flows)

@@ -209,7 +209,9 @@ class Daemon:
     def _serves_alone(self) -> bool:
         """Whether this host serves with nobody to hand over to; also when something has gone wrong."""
         node: Node | None = getattr(self, "node", None)
-        return node is not None and not self._for_good and node.serves_alone(time.monotonic())
+        if node is None or self._for_good:
+            return False
+        return node.members.serves_alone(node.monitor, time.monotonic())
 
     def _remove_address(self) -> None:
         if not self._stay:

@@ -23,6 +23,7 @@ from nfq_failover.core.membership import Do, Membership
 from nfq_failover.core.outbox import Outbox
 from nfq_failover.core.primary import PrimarySide
 from nfq_failover.core.primary_connection import PrimaryConnection
+from nfq_failover.core.recovery import Recovery
 from nfq_failover.core.replica_map import ReplicaMap
 from nfq_failover.core.roles import Input, State
 from nfq_failover.core.seqspace import SeqSpace
@@ -196,6 +197,12 @@ MUTANTS = (
     Mutant("confirm before it is logged", "the backup has", ((BackupConnection, "confirm", _hasty),)),
     Mutant("log wrong bytes", "read wrong bytes", ((BackupConnection, "store", _forgetful),)),
     Mutant("never deliver again", "did not end well", ((BackupConnection, "redeliver", _nothing),), (*CRASHES, "none")),
+    Mutant(
+        "never resend at a takeover",
+        "did not end well",
+        ((takeover, "resend", lambda *_: 1), (Recovery, "begin", _nothing)),
+        CRASHES,
+    ),
     Mutant("resend beside the place", "wrong bytes", ((takeover, "send", _beside),), CRASHES),
     Mutant(
         "never continue a connection",
@@ -253,6 +260,7 @@ HINTS: dict[str, tuple[int, str]] = {
     "confirm before it is logged": (112, "crash-primary"),
     "log wrong bytes": (89, "crash-primary"),
     "never deliver again": (53, "effect-primary"),
+    "never resend at a takeover": (331, "crash-primary"),
     "take over before the fence": (27, "cut"),
     "believe a failed fence": (115, "cut"),
     "take over without storing": (12, "effect-takeover"),
