@@ -1,6 +1,7 @@
 """Run scenarios: `python -m tests.sim --seed N [--count M]`, or one that has a name.
 
-The same seed gives the same trace hash. Ends with exit code 1 if any run fails.
+The same seed gives the same trace hash. `--hashes FILE` writes down the hashes of many seeds: a change that must not
+alter behaviour leaves that file as it was. Ends with exit code 1 if any run fails.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ def main() -> int:
     parser.add_argument("--count", type=int, default=1, help="how many seeds, one after the other")
     parser.add_argument("--kind", default="", choices=KINDS, metavar="KIND", help="of this kind, not of the seeds' own")
     parser.add_argument("--jobs", type=int, default=0, help="on so many cores, with a progress bar (script/sim: all)")
+    parser.add_argument("--hashes", type=Path, metavar="FILE", help="write each seed's trace hash into FILE, by seed")
     parser.add_argument("--verbose", action="store_true", help="print the scenario, the log and the traceback")
     parser.add_argument("--name", help="run the scenario of this name, or file, instead of a seed's")
     parser.add_argument("--list", action="store_true", help="list the scenarios that have a name")
@@ -35,9 +37,10 @@ def main() -> int:
         print("\n".join(named()))
         return 0
     seed = random.SystemRandom().randrange(1 << 31) if arguments.seed is None else arguments.seed
-    if arguments.jobs:
+    if arguments.jobs or arguments.hashes:
         print(f"seeds {seed} to {seed + arguments.count - 1}, commit {commit()}", flush=True)
-        return 1 if sweep(range(seed, seed + arguments.count), arguments.jobs, arguments.kind) else 0
+        seeds = range(seed, seed + arguments.count)
+        return 1 if sweep(seeds, max(arguments.jobs, 1), arguments.kind, arguments.hashes) else 0
     scenario = _named(arguments.name) if arguments.name else from_seed(seed, arguments.kind)
     if arguments.save:
         path = Path(__file__).parent / "scenarios" / f"{arguments.save}.json"

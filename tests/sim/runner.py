@@ -75,11 +75,15 @@ def reproduce(seed: int, kind: str = "") -> str:
     return f"at commit {commit()}: python -m tests.sim --seed {seed}{f' --kind {kind}' if kind else ''} --verbose"
 
 
-def sweep(seeds: range, jobs: int, kind: str = "") -> int:
-    """Run many seeds on so many cores, with a progress bar. Ctrl-C ends it early. Returns the number of failures."""
+def sweep(seeds: range, jobs: int, kind: str = "", hashes: Path | None = None) -> int:
+    """Run many seeds on `jobs` cores, with a progress bar. Ctrl-C ends it early. Returns the number of failures.
+
+    `hashes`: a file that gets a line for each seed, in their order: seed, kind, trace hash (or FAILED).
+    """
     began = time.perf_counter()
     kinds: Counter[str] = Counter()
     failures: list[Outcome] = []
+    lines: dict[int, str] = {}
     packets = 0
     bar = Bar(len(seeds))
     interrupted = False
@@ -87,6 +91,7 @@ def sweep(seeds: range, jobs: int, kind: str = "") -> int:
         for outcome in _outcomes(seeds, jobs, kind):
             kinds[outcome.kind] += 1
             packets += outcome.packets
+            lines[outcome.seed] = f"{outcome.seed} {outcome.kind} {outcome.trace or 'FAILED'}\n"
             if outcome.failure:
                 failures.append(outcome)
                 bar.say(f"{outcome.line}\n  {reproduce(outcome.seed, kind)}")
@@ -94,6 +99,8 @@ def sweep(seeds: range, jobs: int, kind: str = "") -> int:
     except KeyboardInterrupt:
         interrupted = True
     bar.clear()
+    if hashes is not None:
+        hashes.write_text("".join(lines[seed] for seed in sorted(lines)))
     done, seconds = sum(kinds.values()), time.perf_counter() - began
     good = done - len(failures)
     print(f"{', '.join(f'{kind} {count}' for kind, count in sorted(kinds.items()))}")
