@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from nfq_failover.core.roles import TRANSITIONS, Input, State
+from nfq_failover.core.pair.roles import TRANSITIONS, Input, State
 
 BEGIN, END = "<!-- states:begin -->", "<!-- states:end -->"
 PAGE = Path(__file__).parent / "design.md"

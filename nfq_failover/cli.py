@@ -107,7 +107,7 @@ def _witness(args: argparse.Namespace) -> int:
     from nfq_failover.config import read_key
     from nfq_failover.config_fence import DEFAULT_WITNESS_PORT, address_and_port
     from nfq_failover.shell import logs
-    from nfq_failover.shell.witness import Witness
+    from nfq_failover.shell.witness_daemon import Witness
 
     try:
         listen = address_and_port(args.listen, DEFAULT_WITNESS_PORT)
@@ -137,8 +137,8 @@ def _keygen(args: argparse.Namespace) -> int:
 
 def _check_config(args: argparse.Namespace) -> int:
     from nfq_failover.config import advice, load
-    from nfq_failover.shell import agent_metadata
-    from nfq_failover.shell.privileges import DAEMON, DEFAULT_USER, account
+    from nfq_failover.shell.fencing import metadata as agent_metadata
+    from nfq_failover.shell.privileged.rights import DAEMON, DEFAULT_USER, account
 
     config = load(args.config)
     s = config.settings
@@ -210,13 +210,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = build_parser()
     subparsers = next(a for a in parser._actions if isinstance(a, argparse._SubParsersAction))
     if not argv or argv[0] in (*LAB_COMMANDS, "-h", "--help"):
-        from nfq_failover.lab.cli import add_parser  # only here: servers need neither it nor what it needs
+        from nfq_failover.lab.command import add_parser  # only here: servers need neither it nor what it needs
         from nfq_failover.lab.commands import add_parsers
 
         add_parser(subparsers)
         add_parsers(subparsers)
     if not argv or argv[0] in (*PROBE_COMMANDS, "-h", "--help"):
-        from nfq_failover.lab import probe
+        from nfq_failover.operator.probe import command as probe
 
         probe.add_parsers(subparsers)
     args = parser.parse_args(argv)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from nfq_failover.core.backup import BackupSide
 from nfq_failover.core.events import HealthChecked
-from nfq_failover.core.membership import Membership
-from nfq_failover.core.primary import PrimarySide
+from nfq_failover.core.gate.table import PrimarySide
+from nfq_failover.core.pair.membership import Membership
+from nfq_failover.core.shadow.table import BackupSide
 
 
 def note_check(event: HealthChecked, members: Membership, primary: PrimarySide, backup: BackupSide, now: float) -> None:

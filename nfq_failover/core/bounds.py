@@ -8,16 +8,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Final
 
-from nfq_failover.core.backup import BackupSide
-from nfq_failover.core.backup_table import MAX_FORGOTTEN
-from nfq_failover.core.client_stream import MAX_RETAINED
-from nfq_failover.core.handed import MAX_OVER
-from nfq_failover.core.journal import BYTES_PER_PIECE, MAX_ISLANDS, MIN_PIECES
-from nfq_failover.core.primary import MAX_DIALLED, MAX_LATE_BYTES, MAX_SYNS, PrimarySide
-from nfq_failover.core.primary_connection import MAX_HELD
-from nfq_failover.core.primary_table import MAX_TELLING
-from nfq_failover.core.session import MAX_OUTGOING, MAX_RETIRED, WINDOW, Session
+from nfq_failover.core.gate.client_stream import MAX_RETAINED
+from nfq_failover.core.gate.connection import MAX_HELD
+from nfq_failover.core.gate.primary_table import MAX_TELLING
+from nfq_failover.core.gate.table import MAX_DIALLED, MAX_LATE_BYTES, MAX_SYNS, PrimarySide
+from nfq_failover.core.pair.session import MAX_OUTGOING, MAX_RETIRED, WINDOW, Session
 from nfq_failover.core.settings import Settings
+from nfq_failover.core.shadow.backup_table import MAX_FORGOTTEN
+from nfq_failover.core.shadow.handover import MAX_OVER
+from nfq_failover.core.shadow.table import BackupSide
+from nfq_failover.core.tcp.journal import BYTES_PER_PIECE, MAX_ISLANDS, MIN_PIECES
 
 Row = dict[str, int]
 

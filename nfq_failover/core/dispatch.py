@@ -3,10 +3,10 @@ one, and what matters is repeated."""
 
 from __future__ import annotations
 
-from nfq_failover.core.acceptance import on_sent
-from nfq_failover.core.backup import BackupSide
+from nfq_failover.core.gate.table import PrimarySide
 from nfq_failover.core.outbox import Outbox
-from nfq_failover.core.primary import PrimarySide
+from nfq_failover.core.shadow.acceptance import on_sent
+from nfq_failover.core.shadow.table import BackupSide
 from nfq_failover.wire.records import (
     AckAsked,
     BytesAsked,

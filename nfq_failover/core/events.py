@@ -230,7 +230,7 @@ class SendDatagram:
 
 @dataclass(slots=True)
 class PublishHeartbeat:
-    """What the heartbeat sender shall say from now on (see core/heartbeat.py); one per change, not per heartbeat."""
+    """What the heartbeat sender shall say from now on (see core/pair/monitor.py); one per change, not per heartbeat."""
 
     peer: str
     destination: tuple[str, int]
@@ -252,7 +252,7 @@ class Fence:
 
 @dataclass(slots=True)
 class AskWitness:
-    """Ask the witness for the right to act alone (core/pact.py), once; repeated until `WitnessAnswered`."""
+    """Ask the witness for the right to act alone (core/pair/pact.py), once; repeated until `WitnessAnswered`."""
 
     low: int
     high: int
@@ -268,8 +268,8 @@ class StoreEpoch:
 
 @dataclass(slots=True)
 class Remember:
-    """Write these bytes at these offsets of the record for the daemon's next life (core/memory.py), now: what comes
-    after this effect may only happen when they outlive the process."""
+    """Write these bytes at these offsets of the record for the daemon's next life (core/shadow/checkpoint.py), now:
+    what comes after this effect may only happen when they outlive the process."""
 
     writes: tuple[tuple[int, bytes], ...]
 

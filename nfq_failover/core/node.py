@@ -9,9 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from nfq_failover.constants import RST, SYN
-from nfq_failover.core import application, bounds, path_mtu, restart
-from nfq_failover.core.backup import BackupSide
-from nfq_failover.core.backup_connection import Shadow
+from nfq_failover.core import application, bounds, restart
 from nfq_failover.core.dispatch import to_backup, to_primary
 from nfq_failover.core.events import (
     ApplyRules,
@@ -45,17 +43,20 @@ from nfq_failover.core.events import (
     TimerFired,
     WitnessAnswered,
 )
-from nfq_failover.core.heartbeat import HeartbeatBody, PeerMonitor
-from nfq_failover.core.membership import Do, Membership
-from nfq_failover.core.memory import Memory, Recollection
+from nfq_failover.core.gate.connection import Gate
+from nfq_failover.core.gate.table import PrimarySide
+from nfq_failover.core.leftovers import StrangerHunt
 from nfq_failover.core.outbox import Outbox
-from nfq_failover.core.primary import PrimarySide
-from nfq_failover.core.primary_connection import Gate
-from nfq_failover.core.roles import Role, State
-from nfq_failover.core.session import Session
+from nfq_failover.core.pair.membership import Do, Membership
+from nfq_failover.core.pair.monitor import HeartbeatBody, PeerMonitor
+from nfq_failover.core.pair.roles import Role, State
+from nfq_failover.core.pair.session import Session
 from nfq_failover.core.settings import Settings
+from nfq_failover.core.shadow import path_mtu
+from nfq_failover.core.shadow.checkpoint import Memory, Recollection
+from nfq_failover.core.shadow.connection import Shadow
+from nfq_failover.core.shadow.table import BackupSide
 from nfq_failover.core.status import connection_rows, link_row
-from nfq_failover.core.strangers import StrangerHunt
 from nfq_failover.errors import MalformedDatagram, MalformedSegment
 from nfq_failover.wire.icmp import is_icmp
 from nfq_failover.wire.records import Record

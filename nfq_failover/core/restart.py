@@ -1,12 +1,12 @@
-"""The daemon has restarted on a host that goes on: how far its record (core/memory.py) allows it to go on, too."""
+"""The daemon has restarted on a host that goes on: how far its record (shadow/checkpoint.py) lets it go on, too."""
 
 from __future__ import annotations
 
-from nfq_failover.core.backup import BackupSide
-from nfq_failover.core.backup_connection import BackupConnection, Shadow
-from nfq_failover.core.membership import Membership
-from nfq_failover.core.memory import Recollection, unpack
-from nfq_failover.core.primary import PrimarySide
+from nfq_failover.core.gate.table import PrimarySide
+from nfq_failover.core.pair.membership import Membership
+from nfq_failover.core.shadow.checkpoint import Recollection, unpack
+from nfq_failover.core.shadow.connection import BackupConnection, Shadow
+from nfq_failover.core.shadow.table import BackupSide
 from nfq_failover.errors import MalformedSegment
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from ipaddress import ip_address
 
-from nfq_failover.core.backup import BackupSide
-from nfq_failover.core.backup_connection import Shadow
-from nfq_failover.core.heartbeat import PeerMonitor
-from nfq_failover.core.primary import PrimarySide
-from nfq_failover.core.primary_connection import Gate
-from nfq_failover.core.session import Session
+from nfq_failover.core.gate.connection import Gate
+from nfq_failover.core.gate.table import PrimarySide
+from nfq_failover.core.pair.monitor import PeerMonitor
+from nfq_failover.core.pair.session import Session
 from nfq_failover.core.settings import Peer
+from nfq_failover.core.shadow.connection import Shadow
+from nfq_failover.core.shadow.table import BackupSide
 from nfq_failover.wire.segment import FlowKey
 
 

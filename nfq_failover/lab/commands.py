@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from nfq_failover.lab import bench, campaign, demo, faults_campaign
+from nfq_failover.lab.campaign import bench
+from nfq_failover.lab.campaign.crashes import run as campaign
+from nfq_failover.lab.campaign.faults import command as faults_campaign
+from nfq_failover.lab.demo import command as demo
 
 
 def add_parsers(subparsers: Any) -> None:

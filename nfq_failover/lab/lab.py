@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any, Final, NoReturn
 
 from nfq_failover.errors import CommandError
-from nfq_failover.lab import faults, netns, nodes, power, topology
+from nfq_failover.lab import cables as faults
+from nfq_failover.lab import netns, nodes, power, topology
 from nfq_failover.lab.netns import LabError
 from nfq_failover.lab.state import Application, Cut, LabState, Options, Store
 from nfq_failover.lab.topology import NODES, SERVERS, SERVICE_ADDRESS, SWITCH, namespace

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from nfq_failover.errors import CommandError
-from nfq_failover.lab import faults, netns, topology
+from nfq_failover.lab import cables as faults
+from nfq_failover.lab import netns, topology
 from nfq_failover.lab.state import Store
 from nfq_failover.lab.topology import SERVERS, SWITCH, namespace, port
 

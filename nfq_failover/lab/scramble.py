@@ -34,7 +34,7 @@ from typing import Final
 from nfq_failover.constants import ACK, DEFAULT_MARK, SYN
 from nfq_failover.core.events import PacketQueued, Queue
 from nfq_failover.errors import CommandError, MalformedSegment
-from nfq_failover.shell.nfqueue import PacketQueue
+from nfq_failover.shell.packets.nfqueue import PacketQueue
 from nfq_failover.wire.segment import FlowKey, Segment
 from nfq_failover.wire.seqnum import MASK
 

@@ -49,26 +49,26 @@ from nfq_failover.core.events import (
     TimerFired,
     Verdict,
 )
-from nfq_failover.core.memory import Memory
 from nfq_failover.core.node import Node
-from nfq_failover.core.roles import State
+from nfq_failover.core.pair.roles import State
+from nfq_failover.core.shadow.checkpoint import Memory
 from nfq_failover.errors import InternalError
 from nfq_failover.shell.control import ControlServer
-from nfq_failover.shell.copies import InboundCopies
-from nfq_failover.shell.epoch_store import EpochStore
-from nfq_failover.shell.flow_list import FlowList
-from nfq_failover.shell.flows import FlowQueries
-from nfq_failover.shell.health import HealthChecks
-from nfq_failover.shell.heartbeat_process import HeartbeatProcess
-from nfq_failover.shell.inject import Injector
-from nfq_failover.shell.nfqueue import PacketQueue
-from nfq_failover.shell.opinions import Opinions
-from nfq_failover.shell.privileged_client import RemoteFences, RemoteRules
-from nfq_failover.shell.privileges import describe
-from nfq_failover.shell.rules_keeper import RulesKeeper
+from nfq_failover.shell.fencing.second_opinion import Opinions
+from nfq_failover.shell.firewall.keeper import RulesKeeper
+from nfq_failover.shell.host.connections import FlowQueries
+from nfq_failover.shell.host.flow_list import FlowList
+from nfq_failover.shell.host.health import HealthChecks
+from nfq_failover.shell.packets.copies import InboundCopies
+from nfq_failover.shell.packets.inject import Injector
+from nfq_failover.shell.packets.nfqueue import PacketQueue
+from nfq_failover.shell.peer.heartbeat_process import HeartbeatProcess
+from nfq_failover.shell.peer.reader import SyncReader
+from nfq_failover.shell.peer.socket import open_sync
+from nfq_failover.shell.privileged.client import RemoteFences, RemoteRules
+from nfq_failover.shell.privileged.rights import describe
 from nfq_failover.shell.start import Ground
-from nfq_failover.shell.sync_reader import SyncReader
-from nfq_failover.shell.sync_socket import open_sync
+from nfq_failover.shell.state.epoch import EpochStore
 
 BATCH = 64
 MAX_WAIT_S = 0.05

@@ -12,7 +12,7 @@ from typing import TextIO
 
 import structlog
 
-from nfq_failover.shell.privileges import hold_nothing
+from nfq_failover.shell.privileged.rights import hold_nothing
 
 MAX_LINES = 10_000
 FLUSH_WAIT_S = 2.0

@@ -16,14 +16,14 @@ from pathlib import Path
 
 from nfq_failover.config import Config
 from nfq_failover.errors import CommandError
-from nfq_failover.shell import privileges
-from nfq_failover.shell.host import Host
-from nfq_failover.shell.nfqueue import open_counters
+from nfq_failover.shell.firewall.script import find_script
+from nfq_failover.shell.host.address import Host
 from nfq_failover.shell.notify import ServiceManager
-from nfq_failover.shell.privileged_client import Helper, helper_settings
-from nfq_failover.shell.rules import find_script
-from nfq_failover.shell.sync_socket import SyncSockets, open_sync
-from nfq_failover.shell.translation_store import TranslationStore
+from nfq_failover.shell.packets.nfqueue import open_counters
+from nfq_failover.shell.peer.socket import SyncSockets, open_sync
+from nfq_failover.shell.privileged import rights as privileges
+from nfq_failover.shell.privileged.client import Helper, helper_settings
+from nfq_failover.shell.state.checkpoint import TranslationStore
 
 PRIORITY = -10
 _UNIX_PATH = 107  # bytes in a socket's address, unix(7)

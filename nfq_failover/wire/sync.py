@@ -4,8 +4,8 @@
 
 The MAC is keyed BLAKE2s (RFC 7693) over everything before it. The top bit of the kind is the direction (the sender's
 name sorts after the receiver's), so a datagram sent back to its sender is refused. The key differs for handshake,
-session and direction: see core/session.py. Records are (type, length, value); types that are not known are skipped.
-Numbers are big-endian; one that does not fit its field is the caller's bug and raises `struct.error`.
+session and direction: see core/pair/session.py. Records are (type, length, value); types that are not known are
+skipped. Numbers are big-endian; one that does not fit its field is the caller's bug and raises `struct.error`.
 """
 
 from __future__ import annotations
@@ -130,10 +130,10 @@ _PACT = Struct("!QI")
 class HeartbeatBody:
     """What a heartbeat says.
 
-    `role`, `state`, `flags`: see core/roles.py; `generation`: see core/membership.py. `loop_age_ms`: how long ago the
-    packet loop made progress, 65535 for anything longer. `sent_ms`: the sender's monotonic clock; `echo_ms`: the latest
-    `sent_ms` that it has received, 0 for none. `release_after_ms`: the sender's setting. `pact` and `lease_ms`: see
-    core/pact.py; 0 without a witness.
+    `role`, `state`, `flags`: see core/pair/roles.py; `generation`: see core/pair/membership.py. `loop_age_ms`: how long
+    ago the packet loop made progress, 65535 for anything longer. `sent_ms`: the sender's monotonic clock; `echo_ms`:
+    the latest `sent_ms` that it has received, 0 for none. `release_after_ms`: the sender's setting. `pact` and
+    `lease_ms`: see core/pair/pact.py; 0 without a witness.
     """
 
     role: int

@@ -3,8 +3,9 @@
     magic (4)  kind (1)  nonce (16)  low (8)  high (8)  granted (1)  names (...)  MAC (16)
 
 The MAC is keyed BLAKE2s (RFC 7693) over everything before it. The nonce is the asker's, and comes back with the answer,
-so an answer belongs to one question. A question may be repeated or replayed: see core/witness.py. `names`: the pair,
-and the host that asks (in an answer: the host that has the right), separated by a zero byte. Numbers are big-endian.
+so an answer belongs to one question. A question may be repeated or replayed: see core/pair/witness.py. `names`: the
+pair, and the host that asks (in an answer: the host that has the right), separated by a zero byte. Numbers are
+big-endian.
 """
 
 from __future__ import annotations

@@ -7,11 +7,11 @@ from itertools import pairwise
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nfq_failover.core.journal import Journal
-from nfq_failover.core.replica_map import TS_SLACK_MS, ReplicaMap
-from nfq_failover.core.seqspace import SeqSpace
+from nfq_failover.core.tcp.journal import Journal
+from nfq_failover.core.tcp.seqspace import SeqSpace
+from nfq_failover.core.tcp.translation import TS_SLACK_MS, ReplicaMap
+from nfq_failover.core.tcp.window import ROUNDING_BYTES
 from nfq_failover.core.timers import TimerQueue
-from nfq_failover.core.window import ROUNDING_BYTES
 from nfq_failover.wire.seqnum import MASK, add, diff
 
 LIMIT = 100

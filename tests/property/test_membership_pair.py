@@ -15,9 +15,9 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nfq_failover.core.heartbeat import HeartbeatBody, PeerMonitor
-from nfq_failover.core.membership import Do, Membership
-from nfq_failover.core.roles import Role, State
+from nfq_failover.core.pair.membership import Do, Membership
+from nfq_failover.core.pair.monitor import HeartbeatBody, PeerMonitor
+from nfq_failover.core.pair.roles import Role, State
 from nfq_failover.core.settings import Peer, Settings
 
 INTERVAL_S = 0.05

@@ -9,11 +9,11 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 from scapy.layers.inet import ICMP, IP, TCP, IPerror, TCPerror
-from scapy_packets import packets
-from strategies import u16, u32
 
 from nfq_failover.errors import MalformedSegment
 from nfq_failover.wire.icmp import IcmpError
+from tests.support.scapy_packets import packets
+from tests.support.strategies import u16, u32
 
 
 def error_about(packet: Any, kept: int | None, mtu: int) -> bytearray:

@@ -10,8 +10,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scapy.layers.inet import TCP
 from scapy.utils import checksum as scapy_checksum
-from scapy_packets import Option, dissect, first, option_lists, pairs, payloads, tcp_checksum
-from strategies import any_options, u8, u16, u32, well_formed_options
 
 from nfq_failover.constants import MAX_WSCALE, OPT_EOL, OPT_NOP
 from nfq_failover.wire.build import ack_options, build_segment
@@ -26,6 +24,8 @@ from nfq_failover.wire.tcp_options import (
     set_wscale,
     without,
 )
+from tests.support.scapy_packets import Option, dissect, first, option_lists, pairs, payloads, tcp_checksum
+from tests.support.strategies import any_options, u8, u16, u32, well_formed_options
 
 ends = st.tuples(st.binary(min_size=4, max_size=4), u16)
 keeps = st.frozensets(st.integers(2, 255), max_size=6) | st.just(NEGOTIABLE)

@@ -9,14 +9,14 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 from scapy.layers.inet import IP, TCP
-from scapy_packets import Option, dissect, first, option_lists, packets, pairs, tcp_checksum
-from strategies import any_options, u8, u16, u32
 
 from nfq_failover.constants import ACK, FIN, OPT_EOL, RST, SYN
 from nfq_failover.errors import MalformedSegment
 from nfq_failover.wire.segment import Segment
 from nfq_failover.wire.seqnum import add
 from nfq_failover.wire.tcp_options import each_option
+from tests.support.scapy_packets import Option, dissect, first, option_lists, packets, pairs, tcp_checksum
+from tests.support.strategies import any_options, u8, u16, u32
 
 block_lists = st.lists(st.tuples(u32, u32), max_size=5)
 

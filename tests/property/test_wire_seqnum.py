@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import u32
 
 from nfq_failover.wire.seqnum import HALF, MASK, add, diff, earlier, later, le, lt, unwrap
+from tests.support.strategies import u32
 
 positions = st.integers(0, 2**70)
 steps = st.one_of(st.integers(-HALF + 1, HALF - 1), st.integers(-3, 3), st.sampled_from((-HALF + 1, HALF - 1)))

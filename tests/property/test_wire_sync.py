@@ -7,11 +7,10 @@ from itertools import pairwise
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from strategies import headers, heartbeats, records, u32, u64
 
 from nfq_failover.constants import MAX_DATAGRAM
-from nfq_failover.core.heartbeat import HeartbeatTemplate
-from nfq_failover.core.session import Session
+from nfq_failover.core.pair.monitor import HeartbeatTemplate
+from nfq_failover.core.pair.session import Session
 from nfq_failover.core.settings import Peer, Settings
 from nfq_failover.errors import MalformedDatagram
 from nfq_failover.wire.records import Record, Unprotected
@@ -28,6 +27,7 @@ from nfq_failover.wire.sync import (
     read_header,
     seal,
 )
+from tests.support.strategies import headers, heartbeats, records, u32, u64
 
 keys = st.binary(min_size=1, max_size=32)
 

@@ -12,11 +12,11 @@ from typing import Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_membership_pair import Cut, Pair, Pause, Side, cuts, hosts, lengths, moments, pauses, seeds
 
-from nfq_failover.core.membership import Membership
-from nfq_failover.core.roles import Role, State
-from nfq_failover.core.witness import Grant, decide
+from nfq_failover.core.pair.membership import Membership
+from nfq_failover.core.pair.roles import Role, State
+from nfq_failover.core.pair.witness import Grant, decide
+from tests.property.test_membership_pair import Cut, Pair, Pause, Side, cuts, hosts, lengths, moments, pauses, seeds
 
 
 @dataclass(frozen=True)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from nfq_failover.core.backup_table import MAX_FORGOTTEN
-from nfq_failover.core.comparison import MAX_PENDING
-from nfq_failover.core.digest import FLUSH_BYTES, KEEP_BYTES, KEEP_TOTAL, MAX_UNSEEN
-from nfq_failover.core.primary import MAX_DIALLED, MAX_SYNS
-from nfq_failover.core.primary_connection import MAX_HELD
-from nfq_failover.core.session import MAX_OUTGOING, MAX_RETIRED
+from nfq_failover.core.gate.connection import MAX_HELD
+from nfq_failover.core.gate.digests import FLUSH_BYTES, KEEP_BYTES, KEEP_TOTAL, MAX_UNSEEN
+from nfq_failover.core.gate.table import MAX_DIALLED, MAX_SYNS
+from nfq_failover.core.pair.session import MAX_OUTGOING, MAX_RETIRED
+from nfq_failover.core.shadow.backup_table import MAX_FORGOTTEN
+from nfq_failover.core.shadow.comparison import MAX_PENDING
 from nfq_failover.core.timers import TimerQueue
 from nfq_failover.wire.segment import FlowKey
 

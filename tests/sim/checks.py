@@ -7,11 +7,11 @@ from math import inf
 from typing import TYPE_CHECKING
 
 from nfq_failover.constants import FIN, RST, SYN
-from nfq_failover.core.backup_connection import Shadow
-from nfq_failover.core.primary_connection import Gate
-from nfq_failover.core.roles import Role, State
-from nfq_failover.core.seqspace import SeqSpace
-from nfq_failover.core.window import ROUNDING_BYTES
+from nfq_failover.core.gate.connection import Gate
+from nfq_failover.core.pair.roles import Role, State
+from nfq_failover.core.shadow.connection import Shadow
+from nfq_failover.core.tcp.seqspace import SeqSpace
+from nfq_failover.core.tcp.window import ROUNDING_BYTES
 from nfq_failover.wire.icmp import IcmpError, is_icmp
 from nfq_failover.wire.segment import FlowKey, Segment
 from nfq_failover.wire.seqnum import diff

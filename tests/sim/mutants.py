@@ -6,27 +6,25 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from nfq_failover.core import (
-    backup_connection,
-    client_stream,
-    memory,
-    primary_connection,
-    replica_map,
-    restart,
-    takeover,
-)
-from nfq_failover.core.backup import BackupSide
-from nfq_failover.core.backup_connection import BackupConnection
+from nfq_failover.core import restart
 from nfq_failover.core.events import PacketQueued, Verdict
-from nfq_failover.core.journal import Journal
-from nfq_failover.core.membership import Do, Membership
+from nfq_failover.core.gate import client_stream
+from nfq_failover.core.gate import connection as primary_connection
+from nfq_failover.core.gate.connection import PrimaryConnection
+from nfq_failover.core.gate.table import PrimarySide
 from nfq_failover.core.outbox import Outbox
-from nfq_failover.core.primary import PrimarySide
-from nfq_failover.core.primary_connection import PrimaryConnection
-from nfq_failover.core.recovery import Recovery
-from nfq_failover.core.replica_map import ReplicaMap
-from nfq_failover.core.roles import Input, State
-from nfq_failover.core.seqspace import SeqSpace
+from nfq_failover.core.pair.membership import Do, Membership
+from nfq_failover.core.pair.roles import Input, State
+from nfq_failover.core.shadow import checkpoint as memory
+from nfq_failover.core.shadow import connection as backup_connection
+from nfq_failover.core.shadow import takeover
+from nfq_failover.core.shadow.connection import BackupConnection
+from nfq_failover.core.shadow.recovery import Recovery
+from nfq_failover.core.shadow.table import BackupSide
+from nfq_failover.core.tcp import translation as replica_map
+from nfq_failover.core.tcp.journal import Journal
+from nfq_failover.core.tcp.seqspace import SeqSpace
+from nfq_failover.core.tcp.translation import ReplicaMap
 from nfq_failover.wire.records import Confirm
 from nfq_failover.wire.segment import Segment
 

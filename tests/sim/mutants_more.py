@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from nfq_failover.core import node, witness
-from nfq_failover.core.backoff import BackoffRevert
-from nfq_failover.core.backup_connection import BackupConnection
-from nfq_failover.core.end_gate import EndGate, Judgement
-from nfq_failover.core.membership import Membership
-from nfq_failover.core.pact import Pact
-from nfq_failover.core.primary_ends import PrimaryEnds
-from nfq_failover.core.roles import Input, State
+from nfq_failover.core import node
+from nfq_failover.core.gate.end_gate import EndGate, Judgement
+from nfq_failover.core.gate.ends import PrimaryEnds
+from nfq_failover.core.pair import witness
+from nfq_failover.core.pair.membership import Membership
+from nfq_failover.core.pair.pact import Pact
+from nfq_failover.core.pair.roles import Input, State
+from nfq_failover.core.shadow.backoff import BackoffRevert
+from nfq_failover.core.shadow.connection import BackupConnection
 
 from .mutants import Mutant
 

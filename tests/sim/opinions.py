@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING
 
-from nfq_failover.core import witness
 from nfq_failover.core.events import AskWitness, WitnessAnswered
+from nfq_failover.core.pair import witness
 
 from .network import Path, Quality
 

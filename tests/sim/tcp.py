@@ -9,7 +9,7 @@ and RFC 5961's exact RST. Positions are stream offsets: the SYN is -1, the first
 from __future__ import annotations
 
 from nfq_failover.constants import ACK, FIN, RST, SYN
-from nfq_failover.core.seqspace import SeqSpace
+from nfq_failover.core.tcp.seqspace import SeqSpace
 from nfq_failover.wire.build import build_segment
 from nfq_failover.wire.segment import Segment
 from nfq_failover.wire.seqnum import diff

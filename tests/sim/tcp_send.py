@@ -9,8 +9,8 @@ from random import Random
 from typing import Protocol
 
 from nfq_failover.constants import ACK, FIN, PSH, SYN
-from nfq_failover.core.journal import Journal
-from nfq_failover.core.seqspace import SeqSpace
+from nfq_failover.core.tcp.journal import Journal
+from nfq_failover.core.tcp.seqspace import SeqSpace
 from nfq_failover.wire.build import ack_options, build_segment
 from nfq_failover.wire.segment import Segment
 from nfq_failover.wire.seqnum import MASK

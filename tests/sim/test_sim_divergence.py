@@ -8,9 +8,9 @@ from dataclasses import replace
 
 import pytest
 
-from nfq_failover.core.backup_connection import BackupConnection
-from nfq_failover.core.comparison import Comparison
-from nfq_failover.core.divergence import Divergence
+from nfq_failover.core.shadow.comparison import Comparison
+from nfq_failover.core.shadow.connection import BackupConnection
+from nfq_failover.core.shadow.divergence import Divergence
 from nfq_failover.wire.icmp import IcmpError, is_icmp
 from nfq_failover.wire.segment import FlowKey, Segment
 

@@ -9,12 +9,12 @@ from math import inf
 import pytest
 
 from nfq_failover.constants import RST
-from nfq_failover.core.backup import BackupSide
-from nfq_failover.core.backup_connection import Shadow
 from nfq_failover.core.events import PacketQueued
-from nfq_failover.core.handover import Handovers
-from nfq_failover.core.primary_connection import Gate
-from nfq_failover.core.roles import State
+from nfq_failover.core.gate.connection import Gate
+from nfq_failover.core.gate.handover import Handovers
+from nfq_failover.core.pair.roles import State
+from nfq_failover.core.shadow.connection import Shadow
+from nfq_failover.core.shadow.table import BackupSide
 from nfq_failover.wire.icmp import is_icmp
 from nfq_failover.wire.records import HandedOver
 from nfq_failover.wire.segment import FlowKey, Segment

@@ -8,7 +8,7 @@ from hashlib import blake2s
 from random import Random
 
 from nfq_failover.core.events import Fence, FenceFinished
-from nfq_failover.core.roles import State
+from nfq_failover.core.pair.roles import State
 from nfq_failover.core.settings import Peer, Settings
 from nfq_failover.wire.segment import FlowKey
 

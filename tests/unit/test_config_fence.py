@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_config import key_file, refused, table
 
 from nfq_failover.config import advice, load, parse
 from nfq_failover.errors import ConfigError
+from tests.unit.test_config import key_file, refused, table
 
 __all__ = ["key_file", "table"]  # fixtures
 

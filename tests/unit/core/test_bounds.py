@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import pytest
-from core_shadow import SILENT, Shadowing, from_client, replica
-from core_transcript import PrimaryTranscript, client_seq, opening, settings, syn, syn_ack
-from test_primary_gate import HELD, Gated, ack
 
-from nfq_failover.core import bounds, primary, primary_table
-from nfq_failover.core.journal import MAX_ISLANDS, MIN_PIECES, Journal
-from nfq_failover.core.primary_connection import MAX_HELD
-from nfq_failover.core.session import Session
+from nfq_failover.core import bounds
+from nfq_failover.core.gate import primary_table
+from nfq_failover.core.gate import table as primary
+from nfq_failover.core.gate.connection import MAX_HELD
+from nfq_failover.core.pair.session import Session
+from nfq_failover.core.tcp.journal import MAX_ISLANDS, MIN_PIECES, Journal
 from nfq_failover.core.timers import SLACK, TimerQueue
 from nfq_failover.wire.records import Close, Opened, Unprotected
+from tests.support.shadow import SILENT, Shadowing, from_client, replica
+from tests.support.transcript import PrimaryTranscript, client_seq, opening, settings, syn, syn_ack
+from tests.unit.core.gate.test_gate import HELD, Gated, ack
 
 # ------------------------------------------------------------------------------------ stream logs
 

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import pytest
-from core_transcript import FLOW, opening
-from test_node import Pair
 
 from nfq_failover.core.events import ApplyRules, Inject, OperatorCommand, Profile, TimerFired
-from nfq_failover.core.membership import Do
+from nfq_failover.core.gate.connection import Gate, PrimaryConnection
 from nfq_failover.core.node import Node
-from nfq_failover.core.primary_connection import Gate, PrimaryConnection
-from nfq_failover.core.roles import UNHEALTHY, State
+from nfq_failover.core.pair.membership import Do
+from nfq_failover.core.pair.roles import UNHEALTHY, State
 from nfq_failover.wire.records import Handed, HandedOver, HandOver
+from tests.support.transcript import FLOW, opening
+from tests.unit.core.test_node import Pair
 
 
 def serving(pair: Pair) -> tuple[Node, PrimaryConnection]:

@@ -8,9 +8,9 @@ from dataclasses import replace
 import pytest
 
 from nfq_failover.core.events import DatagramReceived, HealthChecked, PublishHeartbeat, SendDatagram, TimerFired
-from nfq_failover.core.heartbeat import HeartbeatTemplate
 from nfq_failover.core.node import Node
-from nfq_failover.core.roles import UNHEALTHY, State
+from nfq_failover.core.pair.monitor import HeartbeatTemplate
+from nfq_failover.core.pair.roles import UNHEALTHY, State
 from nfq_failover.core.settings import Peer, Settings
 from nfq_failover.wire.records import Closed, End, EndKind
 from nfq_failover.wire.sync import Kind

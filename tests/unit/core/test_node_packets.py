@@ -6,7 +6,28 @@ import random
 from typing import Any
 
 import pytest
-from core_transcript import (
+
+from nfq_failover.core.events import (
+    ApplyRules,
+    Effect,
+    FlowsGone,
+    FrameCopied,
+    Inject,
+    OwnAddress,
+    PacketQueued,
+    Profile,
+    QueryFlows,
+    Queue,
+    RulesApplied,
+    TimerFired,
+    Verdict,
+)
+from nfq_failover.core.node import Node
+from nfq_failover.core.pair.membership import Do
+from nfq_failover.core.pair.roles import State
+from nfq_failover.wire.records import Confirm, Opened
+from nfq_failover.wire.segment import Segment
+from tests.support.transcript import (
     CLIENT,
     FLOW,
     ISS,
@@ -24,27 +45,6 @@ from core_transcript import (
     syn,
     syn_ack,
 )
-
-from nfq_failover.core.events import (
-    ApplyRules,
-    Effect,
-    FlowsGone,
-    FrameCopied,
-    Inject,
-    OwnAddress,
-    PacketQueued,
-    Profile,
-    QueryFlows,
-    Queue,
-    RulesApplied,
-    TimerFired,
-    Verdict,
-)
-from nfq_failover.core.membership import Do
-from nfq_failover.core.node import Node
-from nfq_failover.core.roles import State
-from nfq_failover.wire.records import Confirm, Opened
-from nfq_failover.wire.segment import Segment
 
 
 class Host:

@@ -6,11 +6,7 @@ import random
 from dataclasses import replace
 
 import pytest
-from core_shadow import EDGE, Shadowing, from_client, replica
-from core_transcript import FLOW, After, server, settings, syn, syn_ack
-from test_takeover import AT, shown
 
-from nfq_failover.core.backup_connection import Shadow
 from nfq_failover.core.events import (
     ApplyRules,
     Effect,
@@ -27,10 +23,23 @@ from nfq_failover.core.events import (
     TimerFired,
     Verdict,
 )
-from nfq_failover.core.memory import HEADER_BYTES, LIFE_BYTES, SLOT_BYTES, Memory, Recollection, pack, recall, unpack
 from nfq_failover.core.node import Node
-from nfq_failover.core.roles import Input, State
+from nfq_failover.core.pair.roles import Input, State
+from nfq_failover.core.shadow.checkpoint import (
+    HEADER_BYTES,
+    LIFE_BYTES,
+    SLOT_BYTES,
+    Memory,
+    Recollection,
+    pack,
+    recall,
+    unpack,
+)
+from nfq_failover.core.shadow.connection import Shadow
 from nfq_failover.core.status import connection_rows
+from tests.support.shadow import EDGE, Shadowing, from_client, replica
+from tests.support.transcript import FLOW, After, server, settings, syn, syn_ack
+from tests.unit.core.shadow.test_takeover import AT, shown
 
 LIFE = b"L" * LIFE_BYTES
 

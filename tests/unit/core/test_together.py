@@ -6,8 +6,13 @@ import signal
 from collections.abc import Iterator
 
 import pytest
-from core_shadow import EDGE, SILENT, Shadowing, answer, from_client, replica
-from core_transcript import (
+
+from nfq_failover.core.gate.connection import Gate
+from nfq_failover.core.gate.primary_table import NOT_READY
+from nfq_failover.core.shadow.connection import Shadow
+from nfq_failover.wire.records import BytesAsked, BytesSent, Digest, Missing, Opened, Progress, Unprotected
+from tests.support.shadow import EDGE, SILENT, Shadowing, answer, from_client, replica
+from tests.support.transcript import (
     FLOW,
     OFFER,
     OWN_TS,
@@ -26,13 +31,8 @@ from core_transcript import (
     syn,
     syn_ack,
 )
-from test_divergence import TS, Comparing, Digesting, changed, digest, lost, seen
-from test_primary_gate import HELD, Gated, ack
-
-from nfq_failover.core.backup_connection import Shadow
-from nfq_failover.core.primary_connection import Gate
-from nfq_failover.core.primary_table import NOT_READY
-from nfq_failover.wire.records import BytesAsked, BytesSent, Digest, Missing, Opened, Progress, Unprotected
+from tests.unit.core.gate.test_gate import HELD, Gated, ack
+from tests.unit.core.shadow.test_divergence import TS, Comparing, Digesting, changed, digest, lost, seen
 
 DAYS_25 = 25 * 86400
 
@@ -160,7 +160,7 @@ class Late(PrimaryTranscript):
 
 
 def test_bytes_for_replicas_that_are_not_ready_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nfq_failover.core.primary.MAX_LATE_BYTES", 5000)
+    monkeypatch.setattr("nfq_failover.core.gate.table.MAX_LATE_BYTES", 5000)
     with Late() as t:
         for at in range(0, 5000, 1000):
             t >> Copy(client(at, 1000))
@@ -174,7 +174,7 @@ def test_bytes_for_replicas_that_are_not_ready_are_bounded(monkeypatch: pytest.M
 
 
 def test_room_for_late_replicas_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nfq_failover.core.primary.MAX_LATE_BYTES", 5000)
+    monkeypatch.setattr("nfq_failover.core.gate.table.MAX_LATE_BYTES", 5000)
     with Late() as t:
         for at in range(0, 5000, 1000):
             t >> Copy(client(at, 1000))

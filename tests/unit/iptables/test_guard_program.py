@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from fake_iptables import PEER, plan
+
+from tests.support.fake_iptables import PEER, plan
 
 NET = 0xFFF00000  # SKF_NET_OFF, linux/filter.h
 MARK_AT = 0xFFFFF000 + 20  # SKF_AD_OFF + SKF_AD_MARK

@@ -8,7 +8,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from fake_iptables import PEER, REQUIRED, SCRIPT, make_fake, plan, rules, script
+
+from tests.support.fake_iptables import PEER, REQUIRED, SCRIPT, make_fake, plan, rules, script
 
 PARTS = sorted((SCRIPT.parent / "lib").glob("*.sh"))
 

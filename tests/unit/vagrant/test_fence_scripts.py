@@ -10,7 +10,7 @@ import pytest
 
 from nfq_failover.config_fence import FencePlan
 from nfq_failover.core.settings import Peer
-from nfq_failover.shell import agent_metadata
+from nfq_failover.shell.fencing import metadata as agent_metadata
 
 VAGRANT = Path(__file__).parents[3] / "vagrant"
 HYPERVISOR = '#!/bin/sh\necho "$*" >>"$(dirname "$0")/asked"\necho off\n'

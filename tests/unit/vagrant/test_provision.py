@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from nfq_failover.config import Config, parse
-from nfq_failover.lab.machines import multicast_mac
+from nfq_failover.lab.machines.machines import multicast_mac
 
 PROVISION = Path(__file__).parents[3] / "vagrant" / "provision"
 STEPS = "# ---------------------------------------------------------------- in this order"

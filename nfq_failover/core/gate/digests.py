@@ -1,0 +1,337 @@
+"""The primary's part in comparing the two servers' output: hashes of what its own server has sent.
+
+Every segment's payload is remembered as it is (no copy: the packet's own buffer), and hashed a few milliseconds later
+(many connections: up to `FLUSH_MAX_S`), in blocks, so that a busy host pays for a bounded number of digests in a second
+and not for one per response. The bytes are kept
+until the backup has compared them, as far as the limits allow: where the hashes differ, the backup asks for them. What
+follows from differences is in divergence.py.
+
+With the policy `strict` a segment waits until the backup has found its bytes in the replica's output, too; it is then
+built anew, from the bytes that were kept.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+
+from nfq_failover.constants import FIN, RST
+from nfq_failover.core.events import PacketQueued
+from nfq_failover.core.gate.connection import PrimaryConnection
+from nfq_failover.core.outbox import Outbox
+from nfq_failover.core.settings import Settings
+from nfq_failover.core.tcp.hashes import block_hashes, hash_seed
+from nfq_failover.core.tcp.seqspace import SeqSpace
+from nfq_failover.core.timers import TimerQueue
+from nfq_failover.wire.records import DIGEST_BLOCK, MAX_HASHES, BytesAsked, BytesSent, Digest, DigestSeen
+from nfq_failover.wire.segment import Segment
+from nfq_failover.wire.tcp_options import SynOptions
+
+FLUSH_S = 0.003
+FLUSH_MAX_S = 0.1
+FLUSH_AT_ONCE = 8  # so many connections every FLUSH_S; with more of them each has to wait longer
+FLUSH_BYTES = MAX_HASHES * DIGEST_BLOCK
+KEEP_BYTES = 1 << 20  # per connection, of what the backup has not compared yet
+KEEP_TOTAL = 64 << 20  # of all connections
+KEEP_PIECES = 2048
+MAX_UNSEEN = 32  # digests per connection that are repeated
+REPEAT_FIRST_S = 0.03
+REPEAT_MAX_S = 2.0
+REPEAT_AT_ONCE = 8
+_FLUSH = -1  # the key of the timer that is everybody's; connections count from 1
+
+Piece = tuple[int, memoryview]
+
+
+class SentStream:
+    """What one server has sent. Offsets of its stream: [mark, at) is not digested yet; `compared` is the first byte
+    that the backup has not compared; `released` (strict) the first that the client may not have."""
+
+    __slots__ = (
+        "at",
+        "compared",
+        "connection",
+        "differences",
+        "kept",
+        "kept_bytes",
+        "mark",
+        "mss",
+        "pending",
+        "released",
+        "repeat_s",
+        "said",
+        "space",
+        "unseen",
+        "waits_since",
+    )
+
+    def __init__(self, connection: PrimaryConnection) -> None:
+        self.connection = connection
+        self.space = SeqSpace(connection.open.iss)
+        self.at = self.mark = self.compared = self.released = 0
+        self.pending: list[memoryview] = []
+        self.kept: deque[Piece] = deque()
+        self.kept_bytes = 0
+        self.unseen: deque[Digest] = deque()
+        self.repeat_s = REPEAT_FIRST_S
+        self.waits_since = 0.0  # strict: since when nothing has been released
+        self.mss = SynOptions.parse(connection.open.syn_options).mss - (12 if connection.open.tsval is not None else 0)
+        self.differences = 0
+        self.said = False  # a digest was sent
+
+    def read(self, start: int, end: int) -> bytes:
+        """The bytes [start, end); empty unless all of them are kept."""
+        parts = []
+        at = start
+        for offset, piece in self.kept:
+            if at >= end or offset > at:
+                break
+            if offset + len(piece) > at:
+                part = piece[at - offset : end - offset]
+                parts.append(part)
+                at += len(part)
+        return b"".join(parts) if at >= end else b""
+
+    def drop_kept(self, before: int) -> None:
+        """Forget the bytes before an offset."""
+        kept = self.kept
+        while kept and kept[0][0] + len(kept[0][1]) <= before:
+            self.kept_bytes -= len(kept.popleft()[1])
+
+
+class PrimaryDigests:
+    """The digests of all connections. `unprotect(connection, reason, now)` gives a connection's protection up."""
+
+    def __init__(
+        self, settings: Settings, out: Outbox, unprotect: Callable[[PrimaryConnection, str, float], None]
+    ) -> None:
+        self.out = out
+        self.on = settings.divergence != "off"
+        self._strict = settings.divergence == "strict"
+        self._patience_s = settings.out_of_step_ms / 1000
+        self._unprotect = unprotect
+        self._seed = hash_seed(settings.key)
+        self._streams: dict[int, SentStream] = {}
+        self._dirty: dict[int, SentStream] = {}
+        self._timers: TimerQueue[int] = TimerQueue()
+        self._kept_total = 0
+
+    # ------------------------------------------------------------------------------------ what our TCP sends
+
+    def sent(self, connection: PrimaryConnection, event: PacketQueued, seg: Segment, now: float) -> None:
+        """Our TCP sends a segment of a connection that the backup may have to continue."""
+        if not self.on:
+            return
+        stream = self._streams.get(connection.conn)
+        if stream is None:
+            stream = self._streams[connection.conn] = SentStream(connection)
+            self._soon(stream, now)
+            before = stream.space.offset(connection.snd_nxt)
+            if before > 0:
+                self._skip(stream, before, now)  # the backup has joined it late
+        length = seg.payload_len
+        if length:
+            offset = stream.space.offset(seg.seq)
+            end = offset + length
+            if end <= stream.at:
+                return  # a retransmission
+            if offset > stream.at or not event.complete:
+                self._skip(stream, offset if event.complete else end, now)
+                if not event.complete:
+                    return
+            self._add(stream, memoryview(seg.buf)[seg.data_off + stream.at - offset : seg.end], now)
+        if seg.flags & (FIN | RST) or (length and self._strict):
+            self._flush(stream, now)  # at once: the question about the end must not come first
+
+    def holds(self, connection: PrimaryConnection, event: PacketQueued, seg: Segment, now: float) -> bool:
+        """With the policy `strict`: whether the segment has to wait for the backup. It is dropped then, and its bytes
+        are sent anew; if they could not be kept, our TCP sends it again."""
+        stream = self._streams.get(connection.conn) if self._strict and seg.payload_len else None
+        if stream is None or stream.space.offset(seg.seq) + seg.payload_len <= stream.released:
+            return False
+        connection.note_ack(seg, now)
+        self.out.drop(event.queue, event.packet_id, "strict-held")
+        return True
+
+    def _release(self, stream: SentStream, upto: int) -> None:
+        """The client may have the bytes before an offset."""
+        at = stream.released
+        while at < upto and (data := stream.read(at, min(at + stream.mss, upto))):
+            stream.connection.send_data(self.out, stream.space.seq(at), data)
+            at += len(data)
+        stream.released = max(upto, stream.released)
+
+    def let_go(self, conn: int) -> None:
+        """The connection is not protected any more: nothing waits for the backup."""
+        stream = self._streams.get(conn)
+        if stream is not None:
+            if self._strict:
+                self._release(stream, stream.at)
+            self.forget(conn)
+
+    def hand_over(self, conn: int) -> None:
+        """The connection moves to the backup: digests until it has it, but nothing more for the client."""
+        stream = self._streams.get(conn)
+        if stream is not None:
+            stream.released = stream.at
+
+    def let_all_go(self) -> None:
+        """No connection is protected any more."""
+        for conn in list(self._streams):
+            self.let_go(conn)
+        self.clear()
+
+    def _add(self, stream: SentStream, data: memoryview, now: float) -> None:
+        size = len(data)
+        if stream.released == stream.at:
+            stream.waits_since = now
+        stream.kept.append((stream.at, data))
+        stream.kept_bytes += size
+        self._kept_total += size
+        stream.pending.append(data)
+        stream.at += size
+        stream.space.near = stream.at
+        if stream.at - stream.mark >= FLUSH_BYTES:
+            self._flush(stream, now)
+        elif stream.connection.conn not in self._dirty:
+            self._soon(stream, now)
+
+    def _soon(self, stream: SentStream, now: float) -> None:
+        if not self._dirty:
+            crowd = len(self._streams) // FLUSH_AT_ONCE
+            self._timers.set_earlier(_FLUSH, now + min(FLUSH_S * max(crowd, 1), FLUSH_MAX_S))
+        self._dirty[stream.connection.conn] = stream
+
+    def _skip(self, stream: SentStream, offset: int, now: float) -> None:
+        """Bytes have passed that we have not seen whole: they can't be compared."""
+        self._flush(stream, now)
+        self.out.counters["digest-skipped"] += offset - stream.at
+        self._say(stream, Digest(stream.connection.conn, stream.space.seq(stream.at), offset - stream.at))
+        stream.at = stream.mark = stream.space.near = offset
+        self._timers.set_earlier(stream.connection.conn, now + REPEAT_FIRST_S)
+        self._soon(stream, now)
+
+    def _flush(self, stream: SentStream, now: float) -> None:
+        """Send the digest of what is new."""
+        self._dirty.pop(stream.connection.conn, None)
+        conn, start, size = stream.connection.conn, stream.mark, stream.at - stream.mark
+        if not size and stream.said:
+            return
+        if self._strict and len(stream.unseen) >= MAX_UNSEEN:
+            self._dirty[conn] = stream  # what the backup has not seen is not forgotten: it would be passed over
+            self._timers.set_earlier(_FLUSH, now + FLUSH_S)
+            return
+        hashes = block_hashes(stream.pending, self._seed)
+        stream.pending.clear()
+        stream.mark = stream.at
+        for i in range(0, max(len(hashes), 1), MAX_HASHES):
+            part = tuple(hashes[i : i + MAX_HASHES])
+            length = min(size, len(part) * DIGEST_BLOCK)
+            self._say(stream, Digest(conn, stream.space.seq(start), length, part))
+            start += length
+            size -= length
+        self._bound(stream)
+        self._timers.set_earlier(conn, now + stream.repeat_s)  # a replica that is behind is not told all the time
+
+    def _say(self, stream: SentStream, record: Digest) -> None:
+        stream.said = True
+        stream.unseen.append(record)
+        self.out.record(record)
+
+    def _bound(self, stream: SentStream) -> None:
+        """Keep within the limits; what is dropped here can only be compared by its hash."""
+        kept = stream.kept
+        while len(stream.unseen) > MAX_UNSEEN and not self._strict:
+            stream.unseen.popleft()
+        while kept and (stream.kept_bytes > KEEP_BYTES or len(kept) > KEEP_PIECES or self._kept_total > KEEP_TOTAL):
+            size = len(kept.popleft()[1])
+            stream.kept_bytes -= size
+            self._kept_total -= size
+            self.out.counters["digest-bytes-dropped"] += size
+
+    def _forget_bytes(self, stream: SentStream, before: int) -> None:
+        size = stream.kept_bytes
+        stream.drop_kept(before)
+        self._kept_total -= size - stream.kept_bytes
+
+    # ------------------------------------------------------------------------------------ what the backup says
+
+    def on_seen(self, record: DigestSeen, now: float) -> None:
+        """The backup has compared everything before an offset."""
+        stream = self._streams.get(record.conn)
+        if stream is None:
+            return
+        before, compared = stream.compared, min(stream.space.offset(record.compared), stream.mark)
+        stream.differences = max(stream.differences, record.differences)
+        if compared > stream.compared:
+            stream.compared = compared
+            stream.repeat_s = max(stream.repeat_s / 2, REPEAT_FIRST_S)
+            if self._strict:
+                self._release(stream, compared)
+                stream.waits_since = now
+            self._forget_bytes(stream, compared)
+        unseen = stream.unseen
+        while unseen and stream.space.offset(unseen[0].seq) + unseen[0].length <= stream.compared:
+            unseen.popleft()
+        if not unseen:
+            stream.repeat_s = REPEAT_FIRST_S
+            self._timers.cancel(record.conn)
+        elif stream.compared > before:
+            self._timers.set(record.conn, now + stream.repeat_s)
+
+    def on_asked(self, record: BytesAsked) -> None:
+        """The hashes of a block differ: tell the bytes."""
+        stream = self._streams.get(record.conn)
+        if stream is None:
+            return
+        start, end = stream.space.offset(record.start), stream.space.offset(record.end)
+        data = stream.read(start, end) if 0 < end - start <= DIGEST_BLOCK else b""
+        self.out.record(BytesSent(record.conn, record.start, data))
+
+    def differences(self, conn: int) -> int:
+        """In how many places the connection's output was different."""
+        stream = self._streams.get(conn)
+        return 0 if stream is None else stream.differences
+
+    # ------------------------------------------------------------------------------------ time, end
+
+    def forget(self, conn: int) -> None:
+        """The connection is over, or can't be continued by the backup any more."""
+        stream = self._streams.pop(conn, None)
+        if stream is not None:
+            self._dirty.pop(conn, None)
+            self._timers.cancel(conn)
+            self._kept_total -= stream.kept_bytes
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._streams.clear()
+        self._dirty.clear()
+        self._timers = TimerQueue()
+        self._kept_total = 0
+
+    def on_timer(self, now: float) -> None:
+        """Send what has been waiting, and again what was not answered."""
+        for conn in self._timers.pop_due(now):
+            if conn == _FLUSH:
+                for stream in list(self._dirty.values()):
+                    self._flush(stream, now)
+                continue
+            again = self._streams.get(conn)
+            if again is None or not again.unseen:
+                continue
+            if not again.connection.gated:
+                self.forget(conn)
+                continue
+            if self._strict and again.released < again.at and now - again.waits_since > self._patience_s:
+                self.out.counters["strict-given-up"] += 1
+                self._unprotect(again.connection, "the replica does not follow (policy: strict)", now)
+                continue
+            for record in list(again.unseen)[:REPEAT_AT_ONCE]:
+                self.out.record(record)
+            again.repeat_s = min(2 * again.repeat_s, REPEAT_MAX_S)
+            self._timers.set(conn, now + again.repeat_s)
+
+    def poll_timeout(self) -> float | None:
+        """The earliest deadline."""
+        return self._timers.next()

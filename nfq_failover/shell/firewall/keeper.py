@@ -1,0 +1,146 @@
+"""Keeps the host's firewall rules at the profile that the node wants, without ever blocking the packet loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import structlog
+
+from nfq_failover.core.events import ApplyRules, Event, Profile, RulesApplied, RulesLost
+from nfq_failover.shell.firewall.script import RulesError
+from nfq_failover.shell.privileged.client import RemoteRules, RemoteScript
+
+CHECK_EVERY_S = 2.0
+RETRY_S = 1.0
+STUCK_S = 60.0
+
+log = structlog.get_logger()
+
+
+class RulesKeeper:
+    """One script run at a time: the newest wanted profile first, else a periodic check."""
+
+    def __init__(
+        self, runner: RemoteRules, watch: Callable[[int, Callable[[], None]], None], unwatch: Callable[[int], None]
+    ):
+        self._runner = runner
+        self._watch = watch
+        self._unwatch = unwatch
+        self._wanted = ApplyRules(Profile.BACKUP)
+        self._was_told = False
+        self._pending = False
+        self._running: tuple[RemoteScript, ApplyRules | None] | None = None
+        self._events: list[Event] = []
+        self._next_check = 0.0
+        self._stuck_at: float | None = None
+        self._retry_at: float | None = None
+        self._installed: Profile | None = None
+
+    def silence(self) -> None:
+        """Install the silent profile, and wait for it. Raises `RulesError`."""
+        warnings = self._runner.apply(Profile.BACKUP)
+        self._installed = Profile.BACKUP
+        if warnings:
+            log.warning("firewall rules", said=warnings)
+
+    def apply(self, wanted: ApplyRules) -> None:
+        """Bring the rules to a profile; the outcome is an event of a later `tick`."""
+        self._wanted, self._pending, self._retry_at, self._was_told = wanted, True, None, True
+        self._next()
+
+    def _next(self) -> None:
+        if self._running is not None or not self._pending:
+            return
+        self._pending = False
+        wanted = self._wanted
+        try:
+            self._run(self._runner.start_apply(wanted.profile, wanted.inherited), wanted)
+        except RulesError as error:
+            self._failed(wanted, str(error))
+
+    def _run(self, script: RemoteScript, wanted: ApplyRules | None) -> None:
+        self._running = (script, wanted)
+        self._stuck_at = None
+        self._watch(script.pidfd(), self._ended)
+
+    def _ended(self) -> None:
+        if self._running is None:
+            return
+        (script, wanted), self._running = self._running, None
+        self._unwatch(script.pidfd())
+        try:
+            if wanted is None:
+                self._checked(script.finish_check())
+            else:
+                warnings = script.finish()
+                self._installed = wanted.profile
+                if warnings:
+                    log.warning("firewall rules", profile=wanted.profile.value, said=warnings)
+                self._events.append(RulesApplied(wanted.profile, True))
+        except RulesError as error:
+            if wanted is not None:
+                self._failed(wanted, str(error))
+            else:
+                log.error("firewall rules can't be checked", error=str(error))
+        self._next()
+
+    def _failed(self, wanted: ApplyRules, detail: str) -> None:
+        self._events.append(RulesApplied(wanted.profile, False, detail))
+        self._retry_at = 0.0
+
+    def _checked(self, problem: str | None) -> None:
+        if problem is not None and not self._pending:
+            self._events.append(RulesLost(problem))
+            self._pending = True  # put them back
+
+    def tick(self, now: float) -> list[Event]:
+        """Begin a check if it is time; returns what has come to an end."""
+        if self._retry_at is not None:
+            if self._retry_at == 0.0:
+                self._retry_at = now + RETRY_S
+            elif now >= self._retry_at:
+                self._retry_at, self._pending = None, True
+                self._next()
+        if self._running is not None:
+            if self._stuck_at is None:
+                self._stuck_at = now + STUCK_S
+            elif now >= self._stuck_at:
+                self._stuck_at = now + STUCK_S
+                log.error("the firewall rules are neither done nor refused: see what holds the script or the helper")
+        if now >= self._next_check and self._running is None:
+            self._next_check = now + CHECK_EVERY_S
+            try:
+                self._run(self._runner.start_check(), None)
+            except RulesError as error:
+                log.error("firewall rules can't be checked", error=str(error))
+        events, self._events = self._events, []
+        return events
+
+    def describe(self) -> dict[str, object]:
+        """For the status."""
+        return {
+            "wanted": self._wanted.profile.value,
+            "installed": self._installed.value if self._installed else None,
+            "pending": self._pending or self._running is not None,
+        }
+
+    def close(self, stay: bool = False) -> None:
+        """Take all rules out again, unless the service address stays: then the host stays silent.
+
+        `stay`: the host goes on serving without us, by the rules that were wanted last.
+        """
+        if self._running is not None:
+            (script, wanted), self._running = self._running, None
+            self._unwatch(script.pidfd())
+            status, _ = script.wait()
+            if not status and wanted is not None:
+                self._installed = wanted.profile
+        try:
+            if stay:
+                late = self._pending or self._retry_at is not None or self._installed is not self._wanted.profile
+                if late and self._was_told:
+                    self._runner.apply(self._wanted.profile, self._wanted.inherited)
+                return
+            self._runner.remove()
+        except RulesError as error:
+            log.error("firewall rules stay in force", why=str(error))

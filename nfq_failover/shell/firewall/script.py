@@ -1,0 +1,268 @@
+"""The host's firewall rules: runs `iptables/nfq-failover-rules`, the same script that an operator runs by hand.
+
+Nothing here goes through a shell: the script gets an argument vector. It needs a few ten milliseconds, so the daemon
+uses the `start_*` variants: they return a `RunningScript` whose `pidfd()` becomes readable when the script is done.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import tempfile
+import time
+from dataclasses import dataclass, field
+from ipaddress import ip_address
+from pathlib import Path
+from typing import IO, Final
+
+from nfq_failover.constants import DEFAULT_MARK, DEFAULT_QUEUE_IN, DEFAULT_QUEUE_OUT
+from nfq_failover.core.events import Profile
+from nfq_failover.errors import ConfigError, NfqFailoverError
+from nfq_failover.wire.segment import FlowKey
+
+_SCRIPT: Final = "nfq-failover-rules"
+PROBLEM: Final = 3  # the script's exit code for "something that was installed is missing or changed"
+_TIMEOUT_S: Final = 30.0
+_POKE_INTERVAL_S: Final = 0.05
+# Neighbour states whose MAC address is known, linux/neighbour.h: REACHABLE, STALE, DELAY, PROBE, NOARP, PERMANENT.
+_KNOWN_STATES: Final = 0x02 | 0x04 | 0x08 | 0x10 | 0x40 | 0x80
+
+
+class RulesError(NfqFailoverError):
+    """The script failed or refused. `status` is its exit code (2: a refusal), `detail` what it said."""
+
+    def __init__(self, status: int, detail: str) -> None:
+        super().__init__(detail or f"{_SCRIPT} ended with exit code {status}")
+        self.status = status
+        self.detail = detail
+
+
+@dataclass(frozen=True, slots=True)
+class PeerHost:
+    """A backup that the clone tap feeds: its own address, and its MAC address or None to look it up."""
+
+    address: str
+    mac: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class RulesOptions:
+    """What the script is told besides the role. `ports` are inclusive ranges; None stands for the script's default."""
+
+    service: str
+    ports: tuple[tuple[int, int], ...]
+    interface: str
+    tap: str = "clone"
+    peers: tuple[PeerHost, ...] = ()
+    conntrack: str = "notrack"
+    guard: str = "auto"
+    instance: str = "default"
+    queue_in: int = DEFAULT_QUEUE_IN
+    queue_out: int = DEFAULT_QUEUE_OUT
+    mark: int = DEFAULT_MARK
+    strict: bool = False
+    iptables: str | None = None
+    state_dir: Path | None = None
+    script: Path | None = None
+
+
+def find_script(override: Path | None = None) -> Path:
+    """The script: `override`, or the one in the wheel, or in the checkout. Raises ConfigError if there is none."""
+    package = Path(__file__).resolve().parents[2]
+    places = [override] if override else [package / "_iptables" / _SCRIPT, package.parent / "iptables" / _SCRIPT]
+    for place in places:
+        if place.is_file():
+            return place
+    raise ConfigError(f"there is no {' nor '.join(map(str, places))}: set the rules script in the configuration")
+
+
+def _essence(said: str) -> str:
+    """Without what iptables-nft says, at every call, on hosts where the legacy kind was ever used."""
+    return "\n".join(line for line in said.splitlines() if "iptables-legacy tables present" not in line).strip()
+
+
+@dataclass(slots=True)
+class RunningScript:
+    """A run under way. Wait until `pidfd()` is readable, then call `finish()`, which closes everything."""
+
+    process: subprocess.Popen[bytes]
+    _output: IO[bytes]
+    _input: IO[bytes] | None = None
+    _pidfd: int = -1
+    _result: tuple[int, str] | None = field(default=None)
+
+    def pidfd(self) -> int:
+        """A descriptor that polls readable when the script has ended; ours to close, in `finish`."""
+        if self._pidfd < 0:
+            self._pidfd = os.pidfd_open(self.process.pid)
+        return self._pidfd
+
+    def wait(self, timeout_s: float = _TIMEOUT_S) -> tuple[int, str]:
+        """Exit code and what the script said on stderr. Past the timeout the script is stopped; it undoes its work."""
+        if self._result is None:
+            try:
+                status = self.process.wait(timeout_s)
+            except subprocess.TimeoutExpired:
+                self.process.terminate()
+                status = self.process.wait()
+            self._output.seek(0)
+            self._result = status, _essence(self._output.read().decode(errors="replace"))
+            self._output.close()
+            if self._input is not None:
+                self._input.close()
+            if self._pidfd >= 0:
+                os.close(self._pidfd)
+        return self._result
+
+    def finish(self) -> str:
+        """Warnings ('' for none) of a run that succeeded. Raises RulesError for one that did not."""
+        status, said = self.wait()
+        if status:
+            raise RulesError(status, said)
+        return said
+
+    def finish_check(self) -> str | None:
+        """For `start_check`: None if all rules are as installed, else what is missing or changed."""
+        status, said = self.wait()
+        if status == 0:
+            return None
+        if status == PROBLEM:
+            return said
+        raise RulesError(status, said)
+
+
+class RulesRunner:
+    """Brings the host's rules to a profile, and sees whether they are still there.
+
+    Without a configured MAC address, a peer's comes from the neighbour table, where it is for as long as we exchange
+    heartbeats with it. For a protected primary, the only one that clones, an unknown peer is an error.
+    """
+
+    def __init__(self, options: RulesOptions) -> None:
+        """Raises ConfigError if the script can't be found."""
+        self.options = options
+        self._script = find_script(options.script)
+        self._macs: dict[str, str] = {}
+
+    def arguments(self, profile: Profile, inherited: bool = False) -> list[str]:
+        """The argument vector of an installation; the inherited connections come by standard input."""
+        options = self.options
+        ports = ",".join(f"{low}:{high}" if low != high else str(low) for low, high in options.ports)
+        argv = [*self._command("install"), "--role", profile.value, "--service", options.service, "--ports", ports]
+        argv += ["--interface", options.interface, "--tap", options.tap, "--conntrack", options.conntrack]
+        argv += ["--queue-in", str(options.queue_in), "--queue-out", str(options.queue_out)]
+        argv += ["--mark", f"{options.mark:#x}", "--guard", options.guard]
+        if options.strict:
+            argv.append("--strict")
+        if inherited:
+            argv += ["--inherited", "-"]
+        if options.tap == "clone" and profile is Profile.PRIMARY:
+            for address, mac in self._known_peers():
+                argv += ["--peer", address, "--peer-mac", mac]
+        return argv
+
+    def start_apply(self, profile: Profile, inherited: tuple[FlowKey, ...] = ()) -> RunningScript:
+        """Begin to install a profile; call `finish` on the answer. Raises RulesError if a peer's MAC is unknown."""
+        flows = "".join(f"{ip_address(c)} {c_port} {s_port}\n" for c, c_port, _, s_port in inherited)
+        return self._start(self.arguments(profile, bool(inherited)), flows)
+
+    def apply(self, profile: Profile, inherited: tuple[FlowKey, ...] = ()) -> str:
+        """Install a profile and wait for it; looks unknown peers up by ARP. Gives warnings; raises RulesError."""
+        if self.options.tap == "clone" and profile is Profile.PRIMARY:
+            for peer in self.options.peers:
+                if peer.mac is None:
+                    self._remember(peer.address, resolve_mac(peer.address))
+        return self.start_apply(profile, inherited).finish()
+
+    def start_check(self) -> RunningScript:
+        """Begin to compare the rules with what was installed; call `finish_check` on the answer."""
+        return self._start(self._command("check"))
+
+    def check(self) -> str | None:
+        """None if all rules are as installed, else what is missing or changed."""
+        return self.start_check().finish_check()
+
+    def start_remove(self, force: bool = False) -> RunningScript:
+        """Begin to take everything out again; refused, unless forced, while the service address is configured."""
+        argv = [*self._command("remove"), "--service", self.options.service]
+        return self._start([*argv, "--force"] if force else argv)
+
+    def remove(self, force: bool = False) -> str:
+        """Take everything out again, and wait for it. Raises RulesError."""
+        return self.start_remove(force).finish()
+
+    def _command(self, verb: str) -> list[str]:
+        argv = ["sh", str(self._script), verb, "--instance", self.options.instance]
+        if self.options.iptables:
+            argv += ["--iptables", self.options.iptables]
+        if self.options.state_dir:
+            argv += ["--state-dir", str(self.options.state_dir)]
+        return argv
+
+    def _start(self, argv: list[str], stdin: str = "") -> RunningScript:
+        output = tempfile.TemporaryFile()  # noqa: SIM115  # closed by RunningScript
+        source = None
+        if stdin:
+            source = tempfile.TemporaryFile()  # noqa: SIM115
+            source.write(stdin.encode())
+            source.seek(0)
+        try:
+            process = subprocess.Popen(
+                argv, stdin=source or subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=output
+            )
+        except OSError as error:
+            output.close()
+            if source is not None:
+                source.close()
+            raise RulesError(-1, f"can't run {argv[0]}: {error}; is there a POSIX shell in the PATH?") from error
+        return RunningScript(process, output, source)
+
+    def _known_peers(self) -> list[tuple[str, str]]:
+        known = []
+        for peer in self.options.peers:
+            mac = peer.mac
+            if mac is None:
+                self._remember(peer.address, lookup_mac(peer.address))
+                mac = self._macs.get(peer.address)
+            if mac is not None:
+                known.append((peer.address, mac))
+            else:
+                raise RulesError(
+                    -1, f"the MAC address of peer {peer.address} is not known: is it up? Or set it in the configuration"
+                )
+        return known
+
+    def _remember(self, address: str, mac: str | None) -> None:
+        if mac is not None:
+            self._macs[address] = mac
+
+
+def lookup_mac(address: str) -> str | None:
+    """The MAC address that the kernel's neighbour table has for an IPv4 address, or None. Asks nobody."""
+    from pyroute2 import IPRoute  # takes long to load, and few need it
+
+    with IPRoute() as route:
+        for entry in route.get_neighbours(family=socket.AF_INET, dst=address):
+            mac: str | None = entry.get_attr("NDA_LLADDR")
+            if mac is not None and entry["state"] & _KNOWN_STATES:
+                return mac.lower()
+    return None
+
+
+def resolve_mac(address: str, timeout_s: float = 1.0) -> str | None:
+    """The MAC address of a neighbour: from the table, else by making the kernel ask (ARP). None if nobody answers.
+
+    An empty datagram to the discard port (RFC 863) does for the question. Blocks for up to `timeout_s` seconds.
+    """
+    deadline = time.monotonic() + timeout_s
+    mac = lookup_mac(address)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as poke:
+        while mac is None and time.monotonic() < deadline:
+            try:
+                poke.sendto(b"", (address, 9))
+            except OSError:
+                pass  # no route yet, or an ICMP error from the datagram before; the deadline decides
+            time.sleep(_POKE_INTERVAL_S)
+            mac = lookup_mac(address)
+    return mac

@@ -1,0 +1,150 @@
+"""Before a host acts against its peer: is it the host itself that is cut off?
+
+Its own link must be up. With `check_targets` one of them must answer, too: a gateway, say, by ICMP echo or by accepting
+a TCP connection. That proves that our frames reach some other machine and its frames us. It does not prove that clients
+reach us, nor anything about the peer: both hosts of a broken pair can have a target's answer at the same time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import socket
+import struct
+import time
+from collections.abc import Callable
+
+from nfq_failover.core.events import LinkChecked
+from nfq_failover.shell.host.address import link_up
+from nfq_failover.wire.checksum import ipv4_header_checksum
+
+_ECHO_REQUEST, _ECHO_REPLY = 8, 0  # RFC 792
+_ECHO = struct.Struct("!BBHHH")
+_REPEAT_S = 0.1  # a lost echo must not decide
+
+
+class Probe:
+    """One target; ask `answered` again and again."""
+
+    def __init__(self, target: tuple[str, int], source: str) -> None:
+        """Raises OSError."""
+        self.target = target
+        self.failed = False
+        self._number = int.from_bytes(os.urandom(2), "big")
+        self._token = os.urandom(16)
+        address, port = target
+        if port:
+            self._socket = socket.socket(socket.AF_INET, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        else:
+            self._socket = socket.socket(socket.AF_INET, socket.SOCK_RAW | socket.SOCK_NONBLOCK, socket.IPPROTO_ICMP)
+        try:
+            # Not from the service address, which the other host has as well.
+            self._socket.bind((source, 0))
+            if port:
+                with contextlib.suppress(BlockingIOError):
+                    self._socket.connect((address, port))
+            else:
+                self.repeat()
+        except OSError:
+            self._socket.close()
+            raise
+
+    def repeat(self) -> None:
+        """One more echo request."""
+        if not self.target[1]:
+            head = _ECHO.pack(_ECHO_REQUEST, 0, 0, self._number, 1)
+            summed = ipv4_header_checksum(head + self._token)
+            with contextlib.suppress(OSError):
+                self._socket.sendto(
+                    _ECHO.pack(_ECHO_REQUEST, 0, summed, self._number, 1) + self._token, (self.target[0], 0)
+                )
+
+    def answered(self) -> bool:
+        """Whether the target has answered; a refused connection is an answer of that machine, too."""
+        if self.target[1]:
+            error = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+            if error not in (0, errno.ECONNREFUSED):
+                self.failed = True
+                return False
+            with contextlib.suppress(OSError):
+                self._socket.getpeername()
+                return True
+            return error == errno.ECONNREFUSED
+        with contextlib.suppress(OSError):
+            while True:
+                data, (address, _) = self._socket.recvfrom(2048)
+                body = data[(data[0] & 15) * 4 :] if data else b""
+                if address == self.target[0] and body[:1] == bytes([_ECHO_REPLY]) and body[8:] == self._token:
+                    return True
+        return False
+
+    def close(self) -> None:
+        """Ask no more."""
+        self._socket.close()
+
+
+class LinkChecker:
+    """Runs checks for the event loop: each `start` gets one `LinkChecked`, unless a newer one replaces it."""
+
+    def __init__(
+        self,
+        interface: str,
+        source: str,
+        targets: tuple[tuple[str, int], ...],
+        deadline_ms: int,
+        answer: Callable[[LinkChecked], None],
+    ) -> None:
+        self._interface = interface
+        self._source = source
+        self._targets = targets
+        self._deadline_s = deadline_ms / 1000
+        self._answer = answer
+        self._probes: list[Probe] = []
+        self._give_up = self._repeat_at = 0.0
+
+    def start(self) -> None:
+        """Check."""
+        self.close()
+        up, detail = link_up(self._interface)
+        if not up or not self._targets:
+            self._answer(LinkChecked(up, detail))
+            return
+        now = time.monotonic()
+        self._give_up, self._repeat_at = now + self._deadline_s, now + _REPEAT_S
+        for target in self._targets:
+            with contextlib.suppress(OSError):  # no route
+                self._probes.append(Probe(target, self._source))
+        if not self._probes:
+            self._answer(LinkChecked(False, "no target of check_targets can be asked"))
+
+    def tick(self, now: float) -> None:
+        """Look for answers; called at least every 50 ms."""
+        if not self._probes:
+            return
+        again = now >= self._repeat_at
+        if again:
+            self._repeat_at = now + _REPEAT_S
+        for probe in self._probes:
+            if probe.answered():
+                self._end(LinkChecked(True, f"{_name(probe.target)} answers"))
+                return
+            if again:
+                probe.repeat()
+        if now >= self._give_up or all(probe.failed for probe in self._probes):
+            names = ", ".join(_name(target) for target in self._targets)
+            self._end(LinkChecked(False, f"{names}: no answer"))
+
+    def _end(self, outcome: LinkChecked) -> None:
+        self.close()
+        self._answer(outcome)
+
+    def close(self) -> None:
+        """Stop a check under way."""
+        for probe in self._probes:
+            probe.close()
+        self._probes.clear()
+
+
+def _name(target: tuple[str, int]) -> str:
+    return f"{target[0]}:{target[1]}" if target[1] else target[0]

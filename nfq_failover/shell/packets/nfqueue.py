@@ -1,0 +1,312 @@
+"""A netfilter queue: packets in, verdicts out, neither ever blocking.
+
+The NetfilterQueue library binds and unbinds the queue. Its own receive path hands over at most 4016 bytes and knows no
+queue flags, so we take over its socket (same netlink port, which is what the kernel checks) and speak nfnetlink
+ourselves: whole packets, super-segments uncut (NFQA_CFG_F_GSO), several verdicts per system call.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from netfilterqueue import NetfilterQueue
+
+from nfq_failover.constants import DEFAULT_QUEUE_BUFFER, DEFAULT_QUEUE_PACKETS
+from nfq_failover.core.events import PacketQueued, Queue, QueueOverrun
+from nfq_failover.errors import CommandError, InternalError
+from nfq_failover.shell.packets import netlink as nl
+
+_COUNTERS: Final = Path("/proc/thread-self/net/netfilter/nfnetlink_queue")
+_NETLINK_SOCKETS: Final = Path("/proc/thread-self/net/netlink")
+_SOL_SOCKET_SNDBUFFORCE: Final = 32  # SO_SNDBUFFORCE and SO_RCVBUFFORCE, asm-generic/socket.h; not in Python's socket
+_SOL_SOCKET_RCVBUFFORCE: Final = 33
+_SNDBUF: Final = 2 << 20
+# One send: far below the send buffer (EMSGSIZE), below IOV_MAX (1024) parts, and small enough to allocate easily.
+_BATCH_BYTES: Final = 256 << 10
+_BATCH_PARTS: Final = 512
+_RECEIVE_BYTES: Final = 128 << 10  # one message: 65531 bytes of packet and some 200 bytes of attributes
+_KERNEL_COPY_RANGE: Final = 0xFFFF - 4  # NFQNL_MAX_COPY_RANGE
+
+
+class QueueUnavailable(CommandError):
+    """The queue can't be had; the message says who holds it or what is missing, and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class QueueRow:
+    """One line of /proc/net/netfilter/nfnetlink_queue."""
+
+    number: int
+    port_id: int
+    waiting: int
+    copy_mode: int
+    copy_range: int
+    dropped_full: int  # more than max_len packets waited
+    dropped_unread: int  # our receive buffer was full
+
+
+def open_counters() -> int:
+    """A descriptor of the kernel's table of queues, which only root can open. Raises OSError."""
+    try:
+        return os.open(_COUNTERS, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:  # the module is not loaded yet: any request makes the kernel do it
+        with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, nl.NETLINK_NETFILTER) as s:
+            s.send(nl.config_flags(0, 0, sequence=1))
+    return os.open(_COUNTERS, os.O_RDONLY | os.O_CLOEXEC)
+
+
+def queue_row(number: int, counters: int | None = None) -> QueueRow | None:
+    """What the kernel says of a queue of this network namespace; None if nobody is bound to it."""
+    try:
+        lines = (_COUNTERS.read_text() if counters is None else _whole(counters)).splitlines()
+    except OSError:
+        return None
+    for line in lines:
+        words = line.split()
+        if len(words) >= 7 and words[0] == str(number):
+            return QueueRow(*(int(word) for word in words[:7]))
+    return None
+
+
+def _whole(fd: int) -> str:
+    parts = []
+    at = 0
+    while part := os.pread(fd, 1 << 16, at):
+        parts.append(part)
+        at += len(part)
+    return b"".join(parts).decode()
+
+
+def _holder(port_id: int) -> str:
+    """The process behind a netfilter netlink port, in words."""
+    inodes = set()
+    for line in _NETLINK_SOCKETS.read_text().splitlines()[1:]:
+        words = line.split()
+        if words[1] == str(nl.NETLINK_NETFILTER) and words[2] == str(port_id):
+            inodes.add(f"socket:[{words[-1]}]")
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if any(str(fd.readlink()) in inodes for fd in (process / "fd").iterdir()):
+                return f"process {process.name} ({(process / 'comm').read_text().strip()})"
+        except OSError:
+            continue
+    return f"a process that can't be seen from here (netlink port {port_id})"
+
+
+class PacketQueue:
+    """One bound netfilter queue of the current network namespace.
+
+    `read` gives packets, `verdict` collects answers, `flush` sends them. Losses are seen two ways: ENOBUFS on the
+    socket makes `read` give a `QueueOverrun`, and `overrun` compares the kernel's counters (which also know of packets
+    refused because `max_len` of them were waiting). Counters to report: `refused` verdicts (the packet was gone, for
+    instance with its device), `unreadable` messages, `send_retries`.
+    """
+
+    def __init__(
+        self,
+        number: int,
+        queue: Queue,
+        *,
+        max_len: int = DEFAULT_QUEUE_PACKETS,
+        rcvbuf: int = DEFAULT_QUEUE_BUFFER,
+        counters: int | None = None,
+    ) -> None:
+        """Bind. `counters`: the file of `open_counters`. Raises `QueueUnavailable`."""
+        self._counters = counters
+        self.number = number
+        self.queue = queue
+        self.max_len = max_len
+        self.refused = 0
+        self.unreadable = 0
+        self.send_retries = 0
+        self._marks: dict[int, int] = {}  # of packets that have one
+        self._truncated: set[int] = set()
+        self._pending: list[tuple[int, list[nl.Buffer]]] = []
+        self._reported = 0
+        self._receive = bytearray(_RECEIVE_BYTES)
+        self._view = memoryview(self._receive)
+        try:
+            self._library = NetfilterQueue()
+            self._library.bind(number, _no_callback, max_len=max_len, mode=0, sock_len=rcvbuf)  # COPY_NONE for now
+        except OSError as problem:
+            raise QueueUnavailable(self._explain(problem)) from problem
+        self._socket = socket.socket(fileno=os.dup(self._library.get_fd()))
+        try:
+            self._configure(max_len, rcvbuf)
+        except OSError as problem:
+            self.close()
+            raise QueueUnavailable(self._explain(problem)) from problem
+
+    def _explain(self, problem: OSError) -> str:
+        row = queue_row(self.number, self._counters)
+        if row is not None:
+            return (
+                f"netfilter queue {self.number} is already bound by {_holder(row.port_id)}: "
+                "stop that process or configure another queue number"
+            )
+        if os.geteuid():
+            return f"netfilter queue {self.number} can't be bound ({problem}): run as root (CAP_NET_ADMIN)"
+        return f"netfilter queue {self.number} can't be bound ({problem}): is the module nfnetlink_queue loaded?"
+
+    def _configure(self, max_len: int, rcvbuf: int) -> None:
+        self._socket.setsockopt(socket.SOL_SOCKET, _SOL_SOCKET_RCVBUFFORCE, rcvbuf)
+        self._socket.setsockopt(socket.SOL_SOCKET, _SOL_SOCKET_SNDBUFFORCE, _SNDBUF)
+        self._ask(nl.config_flags(self.number, nl.F_GSO, sequence=1), 1)
+        self._ask(nl.config_max_len(self.number, max_len, sequence=2), 2)
+        # Packets may come from here on, before an answer could be read: so none is asked for, and /proc is looked at.
+        self._socket.send(nl.config_copy_packet(self.number))
+        row = queue_row(self.number, self._counters)
+        if row is None or row.copy_mode != nl.COPY_PACKET or row.copy_range < _KERNEL_COPY_RANGE:
+            raise OSError(errno.EPROTO, f"the kernel did not take the configuration: {row}")
+
+    def _ask(self, message: bytes, sequence: int) -> None:
+        """Send a request and read its answer, which netlink has ready when send returns."""
+        self._socket.send(message)
+        while True:
+            self._socket.recv_into(self._view, 0, socket.MSG_DONTWAIT)
+            if nl.message_header(self._view, 0)[1] != nl.NLMSG_ERROR:
+                continue
+            code, answered = nl.error_answer(self._view, 0)
+            if answered == sequence:
+                if code:
+                    raise OSError(code, os.strerror(code))
+                return
+
+    def fileno(self) -> int:
+        """To wait for packets (readable) with."""
+        return self._socket.fileno()
+
+    def read(self, limit: int) -> list[PacketQueued | QueueOverrun]:
+        """Up to `limit` events, oldest first; fewer than `limit` means that nothing more is there now."""
+        events: list[PacketQueued | QueueOverrun] = []
+        receive, view, queue = self._socket.recv_into, self._view, self.queue
+        for _ in range(limit):
+            try:
+                size = receive(view, 0, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                break
+            except OSError as problem:
+                if problem.errno == errno.EINTR:
+                    continue
+                if problem.errno != errno.ENOBUFS:
+                    raise
+                events.append(self.overrun() or QueueOverrun(queue, 0))
+                continue
+            length, kind = nl.message_header(view, 0)
+            if kind != nl.MSG_PACKET:
+                if kind == nl.NLMSG_ERROR and nl.error_answer(view, 0)[0]:
+                    self.refused += 1
+                continue
+            fields = nl.packet_fields(view, 0, min(length, size))
+            if fields is None:
+                self.unreadable += 1
+                continue
+            packet_id, mark, info, start, stop, whole = fields
+            if mark:
+                self._marks[packet_id] = mark
+            complete = stop - start == whole
+            if not complete:
+                self._truncated.add(packet_id)
+            events.append(
+                PacketQueued(
+                    queue,
+                    packet_id,
+                    bytearray(view[start:stop]),
+                    bool(info & nl.SKB_CSUM_NOT_READY),
+                    bool(info & nl.SKB_GSO),
+                    complete,
+                )
+            )
+        return events
+
+    def mark_of(self, packet_id: int) -> int:
+        """The mark of a packet that has no verdict yet."""
+        return self._marks.get(packet_id, 0)
+
+    def verdict(
+        self, packet_id: int, accept: bool, packet: bytes | bytearray | None = None, mark: int | None = None
+    ) -> None:
+        """Decide on a packet; takes effect at the next `flush`.
+
+        `mark`: bits to be added to the packet's own mark. `packet`: replaces the packet; raises `InternalError` if the
+        kernel gave us only a part of it, since the rest would be cut off.
+        """
+        own = self._marks.pop(packet_id, 0)
+        if self._truncated and packet_id in self._truncated:
+            self._truncated.discard(packet_id)
+            if accept and packet is not None:
+                raise InternalError(f"queue {self.number}: packet {packet_id} is incomplete and can't be rewritten")
+        if not accept:
+            parts = nl.verdict(self.number, packet_id, False, None, None)
+        else:
+            parts = nl.verdict(self.number, packet_id, True, None if mark is None else own | mark, packet)
+        self._pending.append((sum(map(len, parts)) if packet is not None else len(parts[0]), parts))
+
+    def flush(self) -> bool:
+        """Send the verdicts given so far; False if the kernel had no room (call again)."""
+        pending = self._pending
+        while pending:
+            parts: list[nl.Buffer] = []
+            size = taken = 0
+            for length, message in pending:
+                if taken and (size + length > _BATCH_BYTES or len(parts) > _BATCH_PARTS):
+                    break
+                parts += message
+                size += length
+                taken += 1
+            try:
+                self._socket.sendmsg(parts, (), socket.MSG_DONTWAIT)
+            except OSError as problem:
+                if problem.errno not in (errno.EAGAIN, errno.ENOBUFS, errno.ENOMEM, errno.EINTR):
+                    raise
+                self.send_retries += 1
+                return False
+            del pending[:taken]
+        return True
+
+    def dropped(self) -> int:
+        """Packets that the kernel dropped in this queue since it was bound, for want of space."""
+        row = queue_row(self.number, self._counters)
+        return 0 if row is None else row.dropped_full + row.dropped_unread
+
+    def gauge(self) -> dict[str, int]:
+        """How many packets wait, how many may, and how many were dropped for want of space."""
+        row = queue_row(self.number, self._counters)
+        waiting, dropped = (0, 0) if row is None else (row.waiting, row.dropped_full + row.dropped_unread)
+        return {"now": waiting, "limit": self.max_len, "dropped": dropped, "verdicts_pending": len(self._pending)}
+
+    def overrun(self) -> QueueOverrun | None:
+        """What was dropped since the last report, None if nothing."""
+        dropped = self.dropped()
+        if dropped == self._reported:
+            return None
+        count, self._reported = dropped - self._reported, dropped
+        return QueueOverrun(self.queue, count)
+
+    def close(self) -> None:
+        """Send what is pending and unbind; packets without a verdict are dropped by the kernel. Repeatable."""
+        if self._socket.fileno() < 0:
+            return
+        try:
+            self.flush()
+            self._socket.send(nl.config_unbind(self.number))
+            while True:  # the library would hand what is still unread to its own callback
+                try:
+                    self._socket.recv_into(self._view, 0, socket.MSG_DONTWAIT)
+                except BlockingIOError:
+                    break
+                except OSError as problem:
+                    if problem.errno != errno.ENOBUFS:
+                        raise
+        finally:
+            self._socket.close()
+            self._library.unbind()
+
+
+def _no_callback(packet: object) -> None:
+    raise InternalError("the library's own receive path is not used")

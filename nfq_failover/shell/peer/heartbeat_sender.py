@@ -1,0 +1,163 @@
+"""The heartbeat sender: a process of its own, so that a busy packet loop does not delay a heartbeat.
+
+It says what the daemon last told it to say (a template over a socketpair), and how long ago the packet loop made
+progress (a shared counter), so a hung loop is not a punctual liar. It ends when the daemon's end of the socketpair is
+closed, and not before: signals to the whole group (Ctrl-C, a service manager) must not cut off the daemon's last word.
+
+    python -m nfq_failover.shell.peer.heartbeat_sender INTERVAL_MS UDP_FD TEMPLATE_FD PROGRESS_FD [UID GID]
+
+With UID and GID it becomes that user, without any capability, as soon as its scheduling is set.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import mmap
+import os
+import resource
+import select
+import signal
+import socket
+import struct
+import sys
+import time
+
+from nfq_failover.core.pair.monitor import HeartbeatTemplate
+from nfq_failover.errors import MalformedDatagram
+from nfq_failover.shell.privileged import rights as privileges
+
+PROGRESS = struct.Struct("=Q")
+DESTINATION = struct.Struct("!B")
+MIN_SPACING_S = 0.002  # between heartbeats sent because the template has changed
+REALTIME_PRIORITY = 2  # above ordinary processes, below the kernel's own threads
+NICE = -10
+_MCL_CURRENT, _MCL_FUTURE = 1, 2  # asm-generic/mman.h
+
+
+def encode_order(destination: tuple[str, int], template: bytes) -> bytes:
+    """One message for the sender."""
+    address = f"{destination[0]} {destination[1]}".encode()
+    return DESTINATION.pack(len(address)) + address + template
+
+
+def decode_order(order: bytes) -> tuple[tuple[str, int], HeartbeatTemplate]:
+    """The other end of `encode_order`."""
+    stop = 1 + order[0]
+    host, port = order[1:stop].decode().split()
+    return (host, int(port)), HeartbeatTemplate.decode(order[stop:])
+
+
+class Sender:
+    """Punctual heartbeats to every destination that has a template."""
+
+    def __init__(self, interval_s: float, udp: socket.socket, orders: socket.socket, progress: mmap.mmap) -> None:
+        self.interval_s = interval_s
+        self.udp = udp
+        self.orders = orders
+        self.progress = progress
+        self.templates: dict[tuple[str, int], HeartbeatTemplate] = {}
+        self._counter = 0
+
+    def beat(self, destination: tuple[str, int]) -> None:
+        """Send one heartbeat."""
+        now = time.monotonic_ns()
+        # Microseconds of the monotonic clock: grows over restarts of this process too.
+        self._counter = max(self._counter + 1, now // 1000)
+        (progress,) = PROGRESS.unpack_from(self.progress)
+        age_ms = max(now - progress, 0) // 1_000_000
+        datagram = self.templates[destination].datagram(self._counter, now // 1_000_000, age_ms)
+        with contextlib.suppress(OSError):  # no route, no buffer: the next one may get through
+            self.udp.sendto(datagram, socket.MSG_DONTWAIT, destination)
+
+    def take_orders(self) -> list[tuple[str, int]] | None:
+        """Read new templates: destinations whose news (all but the echoed clock) should go out now; None at the end."""
+        news: list[tuple[str, int]] = []
+        while True:
+            try:
+                order = self.orders.recv(4096, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                return news
+            except OSError:
+                return None
+            if not order:
+                return None
+            try:
+                destination, template = decode_order(order)
+            except (MalformedDatagram, ValueError, IndexError):
+                continue
+            old = self.templates.get(destination)
+            self.templates[destination] = template
+            if old is None or _news(old) != _news(template):
+                news.append(destination)
+
+    def run(self) -> None:
+        """Until the daemon is gone."""
+        due = time.monotonic()
+        last = 0.0
+        news: dict[tuple[str, int], None] = {}
+        poller = select.poll()
+        poller.register(self.orders, select.POLLIN)
+        while True:
+            wake = min(due, last + MIN_SPACING_S) if news else due
+            if poller.poll(max(wake - time.monotonic(), 0.0) * 1000):
+                changed = self.take_orders()
+                if changed is None:
+                    return
+                news.update(dict.fromkeys(changed))
+            now = time.monotonic()
+            if now >= due:
+                for destination in self.templates:
+                    self.beat(destination)
+                due = max(due + self.interval_s, now)
+            elif news and now >= last + MIN_SPACING_S:
+                for destination in news:
+                    self.beat(destination)
+            else:
+                continue
+            last = now
+            news.clear()
+
+
+def _news(template: HeartbeatTemplate) -> tuple[object, ...]:
+    body = template.body
+    said = (body.role, body.state, body.flags, body.generation, body.stored_epoch, body.pact)
+    return template.session, template.epoch, *said
+
+
+def be_punctual() -> None:
+    """As far as the host permits: real-time scheduling, else a better nice value; never paged out.
+
+    What is locked in memory later must stay within the limit, once CAP_IPC_LOCK is gone: so the limit goes first.
+    """
+    try:
+        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(REALTIME_PRIORITY))
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.nice(NICE)
+    unlimited = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
+    with contextlib.suppress(OSError, ValueError):
+        resource.setrlimit(resource.RLIMIT_MEMLOCK, unlimited)
+    for_good = resource.getrlimit(resource.RLIMIT_MEMLOCK) == unlimited
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).mlockall(_MCL_CURRENT | (_MCL_FUTURE if for_good else 0))
+
+
+def main(arguments: list[str]) -> None:
+    """Entry point of the process."""
+    interval_ms, udp, orders, progress, *user = (int(word) for word in arguments)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    be_punctual()
+    if user:
+        privileges.become(user[0], user[1], privileges.NOTHING)
+    Sender(
+        interval_ms / 1000,
+        socket.socket(fileno=udp),
+        socket.socket(fileno=orders),
+        mmap.mmap(progress, mmap.PAGESIZE, prot=mmap.PROT_READ),
+    ).run()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

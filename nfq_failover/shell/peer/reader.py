@@ -1,0 +1,96 @@
+"""Reads the sync socket, in turns that a flood can't lengthen, and counts what the kernel dropped there."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Callable
+from struct import Struct
+from typing import Final
+
+from nfq_failover.core.events import DatagramReceived, DatagramsLost
+from nfq_failover.core.node import Node
+from nfq_failover.shell.peer.socket import SyncSockets
+
+BATCH: Final = 64
+BUDGET_S: Final = 0.02  # for the sync socket in one turn of the loop: records must not keep packets waiting
+MAX_REFUSED: Final = 64  # so many refused datagrams end a turn at once: nobody gains time on the loop by garbage
+PATIENCE_S: Final = 0.2  # how long timers wait for a sync socket that never becomes empty
+RECEIVE_BYTES: Final = 2048  # longer than any valid datagram, so that one too long is seen as such
+_SO_MEMINFO: Final = 55  # asm-generic/socket.h; not in Python's socket
+_MEMINFO = Struct("=9I")
+_QUEUED, _LIMIT, _DROPS = 0, 1, 8  # SK_MEMINFO_RMEM_ALLOC, _RCVBUF and _DROPS, linux/sock_diag.h
+
+
+class SyncReader:
+    """The receiving half of the sync channel.
+
+    A datagram from anybody but the peer's address and port is refused before anything else is looked at. What the
+    kernel dropped, since the socket's buffer was full, is asked of the socket (the number that SO_RXQ_OVFL attaches to
+    datagrams, without waiting for another datagram to bring it).
+    """
+
+    def __init__(self, sockets: SyncSockets, node: Node, feed: Callable[[DatagramReceived, float], None]) -> None:
+        self._sockets = sockets
+        self._node = node
+        self._feed = feed
+        self._peer = (node.peer.address, node.peer.port)
+        self._reported = 0
+        self._last_empty = time.monotonic()
+        self.patience_s = min(PATIENCE_S, node.settings.detection_ms / 2000)
+
+    def read(self, carry_out: Callable[[], None]) -> bool:
+        """Read what is there, heartbeats first; False if the turn was over before the end."""
+        session, clock = self._node.session, time.monotonic
+        now = clock()
+        limit, refused = now + BUDGET_S, session.refused
+        count = foreign = 0
+        for each in self._sockets.both:
+            receive = each.recvfrom
+            while now < limit and session.refused - refused + foreign < MAX_REFUSED:
+                try:
+                    data, source = receive(RECEIVE_BYTES)
+                except BlockingIOError:
+                    break
+                except OSError:  # an ICMP error of an earlier datagram
+                    now = clock()
+                    continue
+                now = clock()
+                if source != self._peer:
+                    foreign += 1
+                    self._node.out.counters["datagram-wrong-source"] += 1
+                    continue
+                self._feed(DatagramReceived(source, data), now)
+                count += 1
+                if count % BATCH == 0:
+                    carry_out()
+            else:  # the turn is over
+                carry_out()
+                return False
+        if count:
+            carry_out()
+        self._last_empty = now
+        return True
+
+    def overdue(self, now: float) -> bool:
+        """Whether timers have waited long enough for the socket to become empty. They must not wait so long that the
+        node takes it for a pause of its host."""
+        return now - self._last_empty > self.patience_s
+
+    def _memory(self) -> list[tuple[int, ...]]:
+        raw = (each.getsockopt(socket.SOL_SOCKET, _SO_MEMINFO, _MEMINFO.size) for each in self._sockets.both)
+        return [_MEMINFO.unpack(each) for each in raw]
+
+    def lost(self) -> DatagramsLost | None:
+        """What the kernel has dropped since the last report, None if nothing."""
+        dropped = sum(memory[_DROPS] for memory in self._memory())
+        if dropped == self._reported:
+            return None
+        count, self._reported = (dropped - self._reported) & 0xFFFFFFFF, dropped
+        return DatagramsLost(count)
+
+    def gauge(self) -> dict[str, int]:
+        """How full the buffers are, how much the one for records holds, and what was dropped."""
+        memory = self._memory()
+        queued, dropped = sum(each[_QUEUED] for each in memory), sum(each[_DROPS] for each in memory)
+        return {"now": queued, "limit": memory[-1][_LIMIT], "full": dropped}

@@ -1,0 +1,78 @@
+"""The sync channel's sockets: one port, and heartbeats in a queue of their own.
+
+A peer that sends more than we can read at once must not look dead because its heartbeats wait behind its records. So
+two sockets share the port (SO_REUSEPORT), and a program in the kernel picks one by the datagram's kind.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+from dataclasses import dataclass
+from typing import Final
+
+from nfq_failover.constants import DEFAULT_SYNC_BUFFER
+from nfq_failover.errors import CommandError
+from nfq_failover.shell.packets.bpf import SO_ATTACH_REUSEPORT_CBPF, Instruction, Line, Op, assemble, attach
+from nfq_failover.wire.sync import Kind
+
+HEARTBEAT_BUFFER: Final = 1 << 18
+_SO_RCVBUFFORCE: Final = 33
+_KIND_AT: Final = 1  # in the header, see wire/sync.py
+_KIND_BITS: Final = 0x7F
+_RECORDS_SOCKET, _HEARTBEAT_SOCKET = 0, 1  # in the order of their bind()
+
+
+@dataclass(frozen=True, slots=True)
+class SyncSockets:
+    """`records` sends everything and receives all but heartbeats; `heartbeats` is None where the kernel can't part
+    them (before Linux 4.5): they wait among the records, then."""
+
+    records: socket.socket
+    heartbeats: socket.socket | None
+
+    @property
+    def both(self) -> tuple[socket.socket, ...]:
+        """In the order in which they are to be read."""
+        return (self.records,) if self.heartbeats is None else (self.heartbeats, self.records)
+
+    def close(self) -> None:
+        """Close both."""
+        for each in self.both:
+            each.close()
+
+
+def open_sync(listen: tuple[str, int], buffer_bytes: int = DEFAULT_SYNC_BUFFER) -> SyncSockets:
+    """The sockets of the sync channel. Raises `CommandError`, also if anybody has the port already."""
+    records = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    try:
+        records.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, buffer_bytes)
+        records.setblocking(False)
+        records.bind(listen)  # alone: SO_REUSEPORT comes later
+    except OSError as error:
+        records.close()
+        host, port = listen
+        raise CommandError(f"can't listen on {host}:{port} ({error.strerror}): check 'listen'") from None
+    return SyncSockets(records, _heartbeat_socket(records))
+
+
+def _heartbeat_socket(records: socket.socket) -> socket.socket | None:
+    with contextlib.ExitStack() as undo, contextlib.suppress(OSError):
+        records.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        heartbeats = undo.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+        heartbeats.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, HEARTBEAT_BUFFER)
+        heartbeats.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        heartbeats.setblocking(False)
+        program: list[Line] = [
+            Instruction(Op.LOAD_BYTE, _KIND_AT),  # beyond the end of a datagram: the program ends, as with 0
+            Instruction(Op.AND, _KIND_BITS),
+            Instruction(Op.IF_EQUAL, Kind.HEARTBEAT, yes="heartbeat"),
+            Instruction(Op.RETURN, _RECORDS_SOCKET),
+            "heartbeat",
+            Instruction(Op.RETURN, _HEARTBEAT_SOCKET),
+        ]
+        heartbeats.bind(records.getsockname())  # makes the group: `records` is the first in it
+        attach(records, assemble(program), SO_ATTACH_REUSEPORT_CBPF)
+        undo.pop_all()
+        return heartbeats
+    return None

@@ -1,0 +1,313 @@
+"""The daemon's handle on its privileged helper (privileged.py), with the faces that rules and fence have for the loop.
+
+Nothing here waits, unless it is asked to: a request that can't be sent at once has failed, and an answer makes the
+descriptor of its request readable.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pickle
+import select
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from nfq_failover.config import Config
+from nfq_failover.core.events import Event, Fence, FenceFinished, Profile
+from nfq_failover.core.settings import Peer
+from nfq_failover.errors import CommandError
+from nfq_failover.shell.firewall.script import PROBLEM, PeerHost, RulesError, RulesOptions
+from nfq_failover.shell.privileged.requests import (
+    MAX_MESSAGE,
+    Answer,
+    ChangeAddress,
+    CheckRules,
+    FencePeer,
+    HelperSettings,
+    InstallRules,
+    RemoveRules,
+    Request,
+    StartSender,
+    decode_answer,
+    encode_request,
+    flow_file,
+)
+from nfq_failover.shell.privileged.rights import HELPER, Account
+from nfq_failover.wire.segment import FlowKey
+
+WAIT_S = 40.0  # for a rules script: it gets 30 s
+GRACE_S = 1.0  # the helper's own deadline for a fence comes first
+CLOSE_WAIT_S = 35.0
+_GONE = -1
+_SNDBUF = 1 << 20
+
+
+def helper_settings(config: Config, user: Account | None) -> HelperSettings:
+    """What the helper gets to know."""
+    settings, wanted = config.settings, config.privileges
+    return HelperSettings(
+        service=settings.service,
+        rules=RulesOptions(
+            service=config.service,
+            ports=settings.ports,
+            interface=config.interface,
+            tap=config.tap,
+            peers=tuple(PeerHost(peer.address, config.peer_macs.get(peer.address)) for peer in settings.peers),
+            conntrack=config.conntrack,
+            instance=config.instance,
+            queue_in=config.queue_in,
+            queue_out=config.queue_out,
+            mark=config.mark,
+            state_dir=config.state_dir / "rules",
+            script=config.rules_script,
+        ),
+        manage_address=config.manage_address,
+        fence=config.fence,
+        peers=settings.peers,
+        max_flows=settings.max_connections,
+        heartbeat_interval_ms=settings.heartbeat_interval_ms,
+        user=(user.uid, user.gid) if user else None,
+        keep=HELPER | frozenset(wanted.fence_capabilities) if user else None,
+        no_new_privileges=not wanted.fence_setuid,
+    )
+
+
+@dataclass(slots=True)
+class Pending:
+    """A request under way: `fileno()` is readable when the answer is there."""
+
+    helper: Helper
+    number: int
+    _event: int = field(default_factory=lambda: os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC))
+    answer: Answer | None = None
+
+    def fileno(self) -> int:
+        """To wait with."""
+        return self._event
+
+    def settle(self, answer: Answer) -> None:
+        """The answer has come."""
+        self.answer = answer
+        os.eventfd_write(self._event, 1)
+
+    def wait(self, timeout_s: float = WAIT_S) -> Answer:
+        """The answer, waiting for it; closes the descriptor."""
+        give_up = time.monotonic() + timeout_s
+        while self.answer is None:
+            left = give_up - time.monotonic()
+            if left <= 0:
+                self.answer = Answer(self.number, _GONE, "the privileged helper does not answer")
+                break
+            self.helper.serve(left)
+        self.close()
+        return self.answer
+
+    def close(self) -> None:
+        """Nobody waits for it any more. Repeatable."""
+        self.helper.forget(self.number)
+        if self._event >= 0:
+            os.close(self._event)
+            self._event = -1
+
+
+class Helper:
+    """Starts the helper, sends requests, takes answers. `gone` once it has ended, which no daemon survives."""
+
+    def __init__(self, settings: HelperSettings) -> None:
+        """Must be called as root. Raises `CommandError`."""
+        self.gone = False
+        self._pending: dict[int, Pending] = {}
+        self._number = 0
+        self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SNDBUF)
+        self._socket.setblocking(False)
+        copy = os.memfd_create("nfqf-settings", os.MFD_CLOEXEC)
+        try:
+            with theirs, open(copy, "wb", closefd=False) as file:
+                file.write(pickle.dumps(settings))
+                file.flush()
+                os.lseek(copy, 0, os.SEEK_SET)
+                argv = [sys.executable, "-P", "-m", "nfq_failover.shell.privileged.helper", str(theirs.fileno())]
+                self.process = subprocess.Popen(argv, stdin=copy, pass_fds=(theirs.fileno(),), start_new_session=True)
+        except OSError as error:
+            self._socket.close()
+            raise CommandError(f"can't start the privileged helper: {error}") from None
+        finally:
+            os.close(copy)
+
+    def fileno(self) -> int:
+        """Readable when there are answers, or when the helper is gone."""
+        return self._socket.fileno()
+
+    def ask(self, request: Request, fds: Sequence[int] = ()) -> Pending:
+        """Send a request. What can't be sent has an answer at once: that it could not."""
+        self._number += 1
+        pending = self._pending[self._number] = Pending(self, self._number)
+        try:
+            socket.send_fds(self._socket, [encode_request(self._number, request)], list(fds))
+        except OSError as error:
+            self.forget(pending.number)
+            pending.settle(Answer(pending.number, _GONE, f"the privileged helper can't be asked: {error}"))
+        return pending
+
+    def serve(self, wait_s: float = 0.0) -> None:
+        """Take the answers that are there."""
+        if not select.select([self._socket], [], [], wait_s)[0]:
+            return
+        while not self.gone:
+            try:
+                data = self._socket.recv(MAX_MESSAGE)
+            except BlockingIOError:
+                return
+            except OSError:
+                data = b""
+            if not data:
+                self._lose()
+                return
+            answer = decode_answer(data)
+            pending = self._pending.get(answer.number)
+            if pending is not None:
+                self.forget(answer.number)
+                pending.settle(answer)
+
+    def _lose(self) -> None:
+        self.gone = True
+        for pending in list(self._pending.values()):
+            pending.settle(Answer(pending.number, _GONE, "the privileged helper has ended"))
+        self._pending.clear()
+
+    def forget(self, number: int) -> None:
+        """Whatever comes with this number is of no interest any more."""
+        self._pending.pop(number, None)
+
+    def change_address(self, add: bool) -> str:
+        """As `address.change_address`, and waits for it."""
+        answer = self.ask(ChangeAddress(add)).wait()
+        return (answer.said or f"status {answer.status}") if answer.status else ""
+
+    def start_sender(self, fds: Sequence[int]) -> None:
+        """Start a heartbeat sender; whether it lives shows at its end of the orders."""
+        self.ask(StartSender(), fds).close()
+
+    def close(self) -> None:
+        """Let it end; what it has to finish it finishes first. Repeatable."""
+        self._socket.close()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(CLOSE_WAIT_S)
+
+
+class RemoteScript:
+    """A run of the rules script by the helper; as `rules.RunningScript`."""
+
+    def __init__(self, pending: Pending) -> None:
+        self._pending = pending
+
+    def pidfd(self) -> int:
+        """A descriptor that polls readable when the script has ended."""
+        return self._pending.fileno()
+
+    def wait(self) -> tuple[int, str]:
+        """Exit code and what the script said."""
+        answer = self._pending.wait()
+        return answer.status, answer.said
+
+    def finish(self) -> str:
+        """Warnings ('' for none) of a run that succeeded. Raises RulesError for one that did not."""
+        status, said = self.wait()
+        if status:
+            raise RulesError(status, said)
+        return said
+
+    def finish_check(self) -> str | None:
+        """For `start_check`: None if all rules are as installed, else what is missing or changed."""
+        status, said = self.wait()
+        if status not in (0, PROBLEM):
+            raise RulesError(status, said)
+        return said if status else None
+
+
+class RemoteRules:
+    """The rules, by way of the helper; as `rules.RulesRunner`."""
+
+    def __init__(self, helper: Helper) -> None:
+        self._helper = helper
+
+    def start_apply(self, profile: Profile, inherited: Sequence[FlowKey] = ()) -> RemoteScript:
+        """Begin to install a profile. Raises RulesError."""
+        if not inherited:
+            return RemoteScript(self._helper.ask(InstallRules(profile)))
+        try:
+            flows = flow_file(inherited)
+        except OSError as error:
+            raise RulesError(-1, f"no memory for {len(inherited)} connections: {error}") from error
+        try:
+            return RemoteScript(self._helper.ask(InstallRules(profile, True), [flows]))
+        finally:
+            os.close(flows)
+
+    def apply(self, profile: Profile, inherited: Sequence[FlowKey] = ()) -> str:
+        """Install a profile and wait for it. Gives warnings; raises RulesError."""
+        return self.start_apply(profile, inherited).finish()
+
+    def start_check(self) -> RemoteScript:
+        """Begin to compare the rules with what was installed."""
+        return RemoteScript(self._helper.ask(CheckRules()))
+
+    def remove(self, force: bool = False) -> str:
+        """Take everything out again, and wait for it. Raises RulesError."""
+        return RemoteScript(self._helper.ask(RemoveRules(force))).finish()
+
+
+class RemoteFences:
+    """Fences, by way of the helper: each `Fence` gets one `FenceFinished`, unless a newer one replaces it."""
+
+    def __init__(
+        self,
+        helper: Helper,
+        peers: tuple[Peer, ...],
+        watch: Callable[[int, Callable[[], None]], None],
+        unwatch: Callable[[int], None],
+        answer: Callable[[Event], None],
+    ) -> None:
+        self._helper = helper
+        self._peers = {peer.name for peer in peers}
+        self._watch = watch
+        self._unwatch = unwatch
+        self._answer = answer
+        self._running: dict[str, tuple[Pending, float]] = {}
+
+    def start(self, order: Fence) -> None:
+        """Begin. The answer to an older order for the same peer is not waited for: the helper kills that fence."""
+        self._drop(order.peer)
+        pending = self._helper.ask(FencePeer(order.peer, order.deadline_ms))
+        self._running[order.peer] = (pending, time.monotonic() + order.deadline_ms / 1000 + GRACE_S)
+        self._watch(pending.fileno(), lambda: self._ended(order.peer))
+
+    def _drop(self, peer: str) -> None:
+        old = self._running.pop(peer, None)
+        if old is not None:
+            self._unwatch(old[0].fileno())
+            old[0].close()
+
+    def _ended(self, peer: str) -> None:
+        answer = self._running[peer][0].answer
+        self._drop(peer)
+        if answer is None:
+            self._answer(FenceFinished(peer, False, "the privileged helper does not answer"))
+        else:
+            self._answer(FenceFinished(peer, answer.status == 0, answer.said))
+
+    def tick(self, now: float) -> None:
+        """A fence whose helper is silent has failed."""
+        for peer in [peer for peer, (_, give_up) in self._running.items() if now >= give_up]:
+            self._ended(peer)
+
+    def close(self) -> None:
+        """Wait for none any more; the helper kills them when it ends."""
+        for peer in list(self._running):
+            self._drop(peer)

@@ -1,0 +1,248 @@
+"""The privileged helper: a small process that does, as root, the few things for which the daemon is not trusted.
+
+It installs, checks and removes the rules, runs the fence command, configures the service address and starts the
+heartbeat sender. The daemon asks over a socketpair, in typed requests (privileged_requests.py); every command that is
+run comes from the helper's own copy of the configuration, which it got before the daemon had seen a packet.
+
+It ends when the daemon's end of the socket is closed. A rules script that runs then may finish (what it does is one
+step of the host's rules, which the next daemon relies on); a fence is killed, since nobody is there any more who would
+act on it, and a peer that has come back meanwhile must not be turned off.
+
+    python -P -m nfq_failover.shell.privileged.helper SOCKET_FD     settings (pickled) on standard input
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pickle
+import select
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from ipaddress import IPv4Address
+
+from nfq_failover.core.events import Event, Fence, FenceFinished
+from nfq_failover.shell.fencing.agent import FenceKeeper
+from nfq_failover.shell.firewall.script import RulesError, RulesRunner, RunningScript
+from nfq_failover.shell.host.address_change import change_address
+from nfq_failover.shell.privileged import rights as privileges
+from nfq_failover.shell.privileged.requests import (
+    MAX_MESSAGE,
+    REFUSED,
+    Answer,
+    ChangeAddress,
+    CheckRules,
+    FencePeer,
+    HelperSettings,
+    InstallRules,
+    Refused,
+    RemoveRules,
+    Request,
+    StartSender,
+    decode_request,
+    descriptors,
+    encode_answer,
+    read_flows,
+)
+
+MAX_DESCRIPTORS = 4
+TICK_S = 0.05  # while a fence runs
+SENDER_WAIT_S = 2.0
+SAY_EVERY_S = 1.0
+
+
+class Helper:
+    """Answers requests one after another; rules script and fence run beside it."""
+
+    def __init__(self, settings: HelperSettings, control: socket.socket) -> None:
+        """`control`: our end of the SEQPACKET socketpair."""
+        self._settings = settings
+        self._control = control
+        self._poll = select.epoll()
+        self._poll.register(control, select.EPOLLIN)
+        self._readers: dict[int, Callable[[], None]] = {}
+        self._rules = RulesRunner(settings.rules)
+        self._fences = FenceKeeper(settings.fence, settings.peers, self._watch, self._unwatch, self._fenced)
+        self._fence_numbers: dict[str, int] = {}
+        self._script: tuple[int, RunningScript] | None = None
+        self._senders: dict[int, subprocess.Popen[bytes]] = {}
+        self._said_at = 0.0
+        self.refused = 0
+
+    def _watch(self, fd: int, reader: Callable[[], None]) -> None:
+        self._readers[fd] = reader
+        self._poll.register(fd, select.EPOLLIN)
+
+    def _unwatch(self, fd: int) -> None:
+        del self._readers[fd]
+        with contextlib.suppress(OSError):
+            self._poll.unregister(fd)
+
+    def run(self) -> None:
+        """Until the daemon is gone; then end in order."""
+        while True:
+            for fd, _ in self._poll.poll(TICK_S if self._fence_numbers else None):
+                if fd == self._control.fileno():
+                    if not self._serve():
+                        self._finish()
+                        return
+                elif fd in self._readers:
+                    self._readers[fd]()
+            self._fences.tick(time.monotonic())
+
+    def _finish(self) -> None:
+        self._fences.close()
+        if self._script is not None:
+            self._script[1].wait()
+        give_up = time.monotonic() + SENDER_WAIT_S
+        for sender in self._senders.values():  # they end by themselves, as we do
+            try:
+                sender.wait(max(give_up - time.monotonic(), 0.0))
+            except subprocess.TimeoutExpired:
+                sender.kill()
+                sender.wait()
+
+    # ------------------------------------------------------------------------------------ requests
+
+    def _serve(self) -> bool:
+        """One request; False when there will be none any more."""
+        try:
+            data, fds, flags, _ = socket.recv_fds(self._control, MAX_MESSAGE, MAX_DESCRIPTORS, socket.MSG_CMSG_CLOEXEC)
+        except InterruptedError:
+            return True
+        except OSError:
+            return False
+        try:
+            if not data:
+                return False
+            number = 0
+            try:
+                if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
+                    raise Refused("too long")
+                number, request = decode_request(data)
+                if len(fds) != descriptors(request):
+                    raise Refused(f"{len(fds)} descriptors came with it")
+                self._carry_out(number, request, fds)
+            except Refused as refusal:
+                self._refuse(number, str(refusal))
+        finally:
+            for fd in fds:
+                os.close(fd)
+        return True
+
+    def _refuse(self, number: int, why: str) -> None:
+        """Our own daemon does not ask for such things: somebody else does, or it has a bug."""
+        self.refused += 1
+        now = time.monotonic()
+        if now >= self._said_at + SAY_EVERY_S and select.select([], [2], [], 0)[1]:
+            self._said_at = now
+            with contextlib.suppress(OSError):
+                os.write(2, f"nfq-failover: the helper refuses a request ({self.refused} so far): {why}\n".encode())
+        self._answer(number, REFUSED, f"refused: {why}")
+
+    def _answer(self, number: int, status: int, said: str = "") -> None:
+        # Should nobody read the answers: they are not worth waiting for.
+        with contextlib.suppress(OSError):
+            self._control.send(encode_answer(Answer(number, status, said)), socket.MSG_DONTWAIT)
+
+    def _carry_out(self, number: int, request: Request, fds: list[int]) -> None:
+        if isinstance(request, InstallRules | CheckRules | RemoveRules):
+            self._start_script(number, request, fds)
+        elif isinstance(request, FencePeer):
+            self._fence(number, request)
+        elif isinstance(request, ChangeAddress):
+            if not self._settings.manage_address:
+                raise Refused("the operator manages the address")
+            problem = change_address(str(IPv4Address(self._settings.service)), request.add)
+            self._answer(number, -1 if problem else 0, problem)
+        elif isinstance(request, StartSender):
+            self._start_sender(number, fds)
+
+    # ------------------------------------------------------------------------------------ rules
+
+    def _start_script(self, number: int, request: InstallRules | CheckRules | RemoveRules, fds: list[int]) -> None:
+        if self._script is not None:
+            raise Refused("a rules script runs already")
+        try:
+            if isinstance(request, InstallRules):
+                options, most = self._settings.rules, self._settings.max_flows
+                flows = read_flows(fds[0], self._settings.service, options.ports, most) if request.flows else ()
+                script = self._rules.start_apply(request.profile, flows)
+            elif isinstance(request, CheckRules):
+                script = self._rules.start_check()
+            else:
+                script = self._rules.start_remove(request.force)
+        except (RulesError, OSError) as error:
+            self._answer(number, -1, str(error))
+            return
+        self._script = (number, script)
+        self._watch(script.pidfd(), self._script_ended)
+
+    def _script_ended(self) -> None:
+        if self._script is None:
+            return
+        (number, script), self._script = self._script, None
+        self._unwatch(script.pidfd())
+        self._answer(number, *script.wait())
+
+    # ------------------------------------------------------------------------------------ fence
+
+    def _fence(self, number: int, request: FencePeer) -> None:
+        if request.peer not in {peer.name for peer in self._settings.peers}:
+            raise Refused("there is no such peer")
+        self._fence_numbers[request.peer] = number
+        self._fences.start(Fence(request.peer, request.deadline_ms))
+
+    def _fenced(self, event: Event) -> None:
+        if isinstance(event, FenceFinished):
+            number = self._fence_numbers.pop(event.peer, None)
+            if number is not None:
+                self._answer(number, 0 if event.ok else 1, event.detail)
+
+    # ------------------------------------------------------------------------------------ heartbeat sender
+
+    def _start_sender(self, number: int, fds: list[int]) -> None:
+        if len(self._senders) > 1:  # the old one may be about to end
+            raise Refused("a heartbeat sender runs already")
+        words = [str(self._settings.heartbeat_interval_ms), *map(str, fds)]
+        if self._settings.user is not None:
+            words += map(str, self._settings.user)
+        argv = [sys.executable, "-P", "-m", "nfq_failover.shell.peer.heartbeat_sender", *words]
+        try:
+            process = subprocess.Popen(argv, pass_fds=fds, stdin=subprocess.DEVNULL)
+        except OSError as error:
+            self._answer(number, -1, f"can't start the heartbeat sender: {error}")
+            return
+        pidfd = os.pidfd_open(process.pid)
+        self._senders[pidfd] = process
+        self._watch(pidfd, lambda: self._sender_ended(pidfd))
+        self._answer(number, 0)
+
+    def _sender_ended(self, pidfd: int) -> None:
+        self._unwatch(pidfd)
+        self._senders.pop(pidfd).wait()
+        os.close(pidfd)
+
+
+def main(arguments: list[str]) -> None:
+    """Entry point of the process."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # a group's: the daemon says when it is over
+        signal.signal(number, lambda *_: None)  # not SIG_IGN, which scripts and fences would inherit
+    # Written by our parent before it gave its rights up and had read anything from outside.
+    settings: HelperSettings = pickle.load(sys.stdin.buffer)  # noqa: S301
+    for name in ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"):
+        os.environ.pop(name, None)
+    if settings.keep is not None:
+        try:
+            privileges.limit(settings.keep, settings.no_new_privileges)
+        except OSError as error:
+            sys.exit(f"nfq-failover: the helper can't give its rights up (CAP_SETPCAP is needed): {error}")
+    Helper(settings, socket.socket(fileno=int(arguments[0]))).run()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,222 @@
+"""What the daemon may ask of its privileged helper: a few typed requests, and nothing else.
+
+A request says which of a handful of things is to be done. It never carries a command, an argument or a path: those come
+from the helper's own copy of the configuration. `decode_request` takes bytes from a process that may be under somebody
+else's control; what it does not know is refused.
+
+Messages are JSON objects in SEQPACKET datagrams of at most `MAX_MESSAGE` bytes. The connections that a takeover has
+inherited come in a sealed memfd (`flow_file`), 8 bytes each: client's address, client's port, our port.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+from nfq_failover.config_fence import FencePlan
+from nfq_failover.core.events import Profile
+from nfq_failover.core.settings import Peer
+from nfq_failover.errors import NfqFailoverError
+from nfq_failover.shell.firewall.script import RulesOptions
+from nfq_failover.wire.segment import FlowKey
+
+MAX_MESSAGE: Final = 16384
+MAX_DEADLINE_MS: Final = 600_000  # the configuration's limit
+_FLOW = struct.Struct("!4sHH")
+_SEALS: Final = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
+
+REFUSED: Final = -2  # status of an answer: the helper does not do that
+
+
+class Refused(NfqFailoverError):
+    """A request that the helper does not carry out; the text says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class InstallRules:
+    """Bring the rules to a profile. `flows`: a file of inherited connections comes with it."""
+
+    profile: Profile
+    flows: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class CheckRules:
+    """Compare the rules with what was installed."""
+
+
+@dataclass(frozen=True, slots=True)
+class RemoveRules:
+    """Take the rules out; `force`: although the service address is still there."""
+
+    force: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class FencePeer:
+    """Make sure that a configured peer is off."""
+
+    peer: str
+    deadline_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class ChangeAddress:
+    """Configure the service address on lo, or take it away."""
+
+    add: bool
+
+
+@dataclass(frozen=True, slots=True)
+class StartSender:
+    """Start the heartbeat sender on three descriptors: UDP socket, orders, progress."""
+
+
+Request = InstallRules | CheckRules | RemoveRules | FencePeer | ChangeAddress | StartSender
+_KINDS: Final[dict[str, type[Any]]] = {
+    "install-rules": InstallRules,
+    "check-rules": CheckRules,
+    "remove-rules": RemoveRules,
+    "fence": FencePeer,
+    "address": ChangeAddress,
+    "sender": StartSender,
+}
+_WORDS: Final = {kind: word for word, kind in _KINDS.items()}
+_FIELDS: Final[dict[str, dict[str, type]]] = {
+    "install-rules": {"profile": str, "flows": bool},
+    "check-rules": {},
+    "remove-rules": {"force": bool},
+    "fence": {"peer": str, "deadline_ms": int},
+    "address": {"add": bool},
+    "sender": {},
+}
+
+
+def descriptors(request: Request) -> int:
+    """How many descriptors come with a request."""
+    if isinstance(request, InstallRules):
+        return int(request.flows)
+    return 3 if isinstance(request, StartSender) else 0
+
+
+def encode_request(number: int, request: Request) -> bytes:
+    """One message. `number` comes back in the answer."""
+    word = _WORDS[type(request)]
+    fields = {name: getattr(request, name) for name in _FIELDS[word]}
+    if isinstance(request, InstallRules):
+        fields["profile"] = request.profile.value
+    return json.dumps({"number": number, "do": word, **fields}).encode()
+
+
+def decode_request(data: bytes) -> tuple[int, Request]:
+    """The other end. Raises `Refused`."""
+    try:
+        table = json.loads(data.decode())
+    except (ValueError, RecursionError):
+        raise Refused("not JSON") from None
+    if not isinstance(table, dict):
+        raise Refused("not an object")
+    number, word = table.pop("number", None), table.pop("do", None)
+    if type(number) is not int or not 0 <= number < 1 << 63:
+        raise Refused("no request number")
+    if not isinstance(word, str) or word not in _KINDS:
+        raise Refused("no such request")
+    wanted = _FIELDS[word]
+    if table.keys() != wanted.keys():
+        raise Refused(f"{word}: wrong fields")
+    for name, kind in wanted.items():
+        if type(table[name]) is not kind:
+            raise Refused(f"{word}: '{name}' is of the wrong kind")
+    if word == "install-rules":
+        try:
+            table["profile"] = Profile(table["profile"])
+        except ValueError:
+            raise Refused("there is no such profile") from None
+    if word == "fence" and not 0 < table["deadline_ms"] <= MAX_DEADLINE_MS:
+        raise Refused("the deadline is out of range")
+    request: Request = _KINDS[word](**table)
+    return number, request
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """`status` 0: done. Else an exit code of the rules script, -1 (could not be tried) or `REFUSED`."""
+
+    number: int
+    status: int
+    said: str = ""
+
+
+def encode_answer(answer: Answer) -> bytes:
+    """One message; of a long text the beginning."""
+    said = answer.said[:MAX_MESSAGE]
+    while len(data := json.dumps([answer.number, answer.status, said]).encode()) > MAX_MESSAGE:
+        said = said[: len(said) // 2]
+    return data
+
+
+def decode_answer(data: bytes) -> Answer:
+    """The other end; the helper is trusted."""
+    return Answer(*json.loads(data))
+
+
+# ------------------------------------------------------------------------------------------------ inherited connections
+
+
+def flow_file(flows: Sequence[FlowKey]) -> int:
+    """A descriptor of a memfd that nobody can change any more, so that reading it can neither block nor race."""
+    fd = os.memfd_create("nfqf-flows", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        data = b"".join(_FLOW.pack(client, client_port, port) for client, client_port, _, port in flows)
+        while data:
+            data = data[os.write(fd, data) :]
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
+    except OSError:
+        os.close(fd)
+        raise
+    return fd
+
+
+def read_flows(fd: int, service: bytes, ports: Sequence[tuple[int, int]], most: int) -> tuple[FlowKey, ...]:
+    """The connections in a `flow_file`, all of this service. Raises `Refused`."""
+    try:
+        sealed = fcntl.fcntl(fd, fcntl.F_GET_SEALS) & _SEALS == _SEALS
+        size = os.fstat(fd).st_size
+    except OSError:
+        sealed, size = False, 0
+    if not sealed:
+        raise Refused("the connections do not come in a sealed file")
+    if size % _FLOW.size or size > most * _FLOW.size:
+        raise Refused(f"{size} bytes are not at most {most} connections")
+    flows: list[FlowKey] = []
+    for client, client_port, port in _FLOW.iter_unpack(os.pread(fd, size, 0)):
+        if not client_port or not any(low <= port <= high for low, high in ports):
+            raise Refused("a connection of another service")
+        if client[0] in (0, 127) or client[0] >= 224:
+            raise Refused("a connection whose client can't be one")
+        flows.append((client, client_port, service, port))
+    return tuple(flows)
+
+
+# ------------------------------------------------------------------------------------------------ the helper's settings
+
+
+@dataclass(frozen=True, slots=True)
+class HelperSettings:
+    """The helper's own copy of what it needs of the configuration; it never sees the sync channel's key."""
+
+    service: bytes
+    rules: RulesOptions
+    manage_address: bool
+    fence: FencePlan
+    peers: tuple[Peer, ...]
+    max_flows: int
+    heartbeat_interval_ms: int
+    user: tuple[int, int] | None  # of the heartbeat sender
+    keep: frozenset[str] | None  # capabilities; None: all
+    no_new_privileges: bool

@@ -1,0 +1,82 @@
+"""Two of the proofs, each on the whole product: a capture at 1 Gbit/s, and two hundred connections at once."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nfq_failover.lab.campaign.driver import LabDriver
+from nfq_failover.lab.measure.verdict import Measurement, measure, read_capture
+from nfq_failover.lab.state import Options
+from nfq_failover.lab.topology import SERVICE_ADDRESS
+from tests.support.lab_world import eventually
+
+pytestmark = [pytest.mark.netns, pytest.mark.slow]
+
+
+@pytest.fixture
+def driver() -> Iterator[LabDriver]:
+    with LabDriver(f"p{secrets.token_hex(3)}") as lab:
+        # 200 connections that open at once keep a small machine busy for longer than 150 ms.
+        lab.up(Options(rate="1gbit", heartbeat_ms=100))
+        lab.serve_workloads("7000-7003")
+        yield lab
+
+
+def protected(driver: LabDriver) -> bool:
+    """Whether every connection is protected; a machine that is busy may need a moment."""
+    status = driver.lab.status()
+    pair = any(node["state"] == "protected" for node in status["nodes"].values())
+    rows = status["connections"]
+    return pair and bool(rows) and all(row["protected"] for row in rows)
+
+
+def last_words(directory: Path) -> str:
+    """What the daemons have said at last."""
+    return "\n".join(f"{path.name}: {path.read_text()[-3000:]}" for path in sorted(directory.glob("*.log")))
+
+
+def crash_during(
+    driver: LabDriver, capture: Path, arguments: list[str], delay_s: float
+) -> tuple[dict[str, Any], Measurement]:
+    """One workload with a crash after `delay_s`: the client's report, and what its capture says."""
+    with driver.capture(capture) as running, driver.start_workload([*arguments, "--port", "7000-7003"]) as workload:
+        time.sleep(delay_s)
+        before = driver.primary()
+        assert eventually(lambda: protected(driver)), driver.lab.status()
+        driver.crash("primary")
+        report = workload.result()
+        after = driver.primary()
+        if after is None:
+            driver.keep_logs(capture.parent / "logs")
+    assert running.counts is not None
+    assert after not in (None, before), (before, driver.lab.status()["nodes"], last_words(capture.parent / "logs"))
+    return report, measure(read_capture(capture, SERVICE_ADDRESS), running.counts.missing)
+
+
+def test_a_download_at_one_gigabit_leaves_a_clean_capture(driver: LabDriver, tmp_path: Path) -> None:
+    report, result = crash_during(driver, tmp_path / "client.pcap", ["bulk", "--size", "200M"], delay_s=0.8)
+    assert report["ok"], report["error"]
+    assert report["bytes"] == 200_000_000
+    assert result.dropped_by_capture == 0
+    assert result.ack_lost_segments == []
+    assert result.resets_from_service == []
+    assert result.problems() == []
+    assert result.connections == 1
+    assert result.bytes_from_service == 200_000_000
+
+
+def test_two_hundred_connections_survive_one_crash(driver: LabDriver, tmp_path: Path) -> None:
+    arguments = ["mixed", "--connections", "200", "--size", "300k", "--seconds", "6", "--rate", "2"]
+    report, result = crash_during(driver, tmp_path / "client.pcap", arguments, delay_s=1.5)
+    assert report["failed_connections"] == 0, report["error"]
+    assert (report["ok"], report["wrong_bytes"]) == (True, 0)
+    assert result.dropped_by_capture == 0
+    assert result.resets_from_service == []
+    assert result.unseen_acknowledged == []
+    assert result.connections == 200

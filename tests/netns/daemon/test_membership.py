@@ -1,0 +1,308 @@
+"""Who serves, with the real daemons: boots, claims, daemons that die, stop, stand still and come back."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from nfq_failover.lab.measure.verdict import read_capture
+from nfq_failover.lab.nodes import other
+from nfq_failover.lab.state import Options
+from nfq_failover.lab.topology import SERVERS, SERVICE_ADDRESS
+from tests.support.fault_world import (
+    CALM_MS,
+    DETECTION_S,
+    HOLD_AT_LEAST_S,
+    HOLD_AT_MOST_S,
+    Shared,
+    World,
+    adding,
+    clock_set_back,
+    ended_well,
+    faultless,
+    heard,
+    speakers,
+    talk,
+    whole,
+)
+from tests.support.lab_world import eventually
+
+pytestmark = [pytest.mark.netns, pytest.mark.slow]
+
+BOOT_WAIT_S = 3.0  # the daemon's default
+OPTIONS = Options(rate="100mbit", heartbeat_ms=CALM_MS)
+SERVING = ("unprotected", "arming", "protected", "backup-lost")
+
+
+@pytest.fixture(scope="module")
+def shared() -> Iterator[Shared]:
+    lab = Shared(OPTIONS)
+    yield lab
+    lab.close()
+
+
+@pytest.fixture
+def world(shared: Shared) -> World:
+    return shared.ready()
+
+
+@contextlib.contextmanager
+def watched(world: World) -> Iterator[list[tuple[str | None, ...]]]:
+    """Both daemons' states, sampled all the time in another thread."""
+    seen: list[tuple[str | None, ...]] = []
+    done = threading.Event()
+
+    def look() -> None:
+        while not done.wait(0.01):
+            seen.append(tuple(world.state(node) for node in SERVERS))
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    try:
+        yield seen
+    finally:
+        done.set()
+        thread.join()
+
+
+def never_both(seen: list[tuple[str | None, ...]]) -> bool:
+    """Whether one host served at most, at every moment that was looked at."""
+    assert len(seen) > 10
+    return all(sum(state in SERVING for state in row) <= 1 for row in seen)
+
+
+# ------------------------------------------------------------------------------------------------------------ boots
+
+
+def test_two_hosts_that_boot_together_elect_one(world: World, tmp_path: Path) -> None:
+    epoch = world.epoch()
+    with world.capture(tmp_path / "client.pcap") as running:
+        for node in SERVERS:
+            world.lab.crash(node)
+        assert world.states() == {"a": "off", "b": "off"}
+        with watched(world) as seen:
+            boots = [threading.Thread(target=world.lab.restore, args=(node,)) for node in SERVERS]
+            for boot in boots:
+                boot.start()
+            for boot in boots:
+                boot.join()
+            assert eventually(world.is_protected)
+            with talk(world) as new:
+                assert world.protects(new.connection)
+    assert never_both(seen)
+    assert world.epoch() == epoch + 1
+    faultless(running)
+    assert speakers(running.path) == [world.lab.resolve("primary")]
+
+
+def test_a_host_that_boots_alone_waits_until_it_is_told_to_serve(world: World, tmp_path: Path) -> None:
+    epoch = world.epoch()
+    backup = world.lab.resolve("backup")
+    with world.capture(tmp_path / "client.pcap") as running:
+        with talk(world) as old:
+            world.lab.crash("primary")
+            world.lab.crash(backup)
+            assert "waiting" in world.lab.restore(backup)
+            time.sleep(BOOT_WAIT_S + 1)
+            status = world.ask(backup)
+            assert (status["state"], status["role"]) == ("waiting", "joining")
+            assert "will not serve alone" in status["reason"]
+            assert "claim" in status["reason"]
+            assert old.stays_silent(0.1)
+            old.abort()  # a host that was booted anew would have to reset it some time
+        silent_until = time.time()
+
+        assert claim(world, backup).returncode == 0
+        world.becomes(**{backup: "unprotected", other(backup): "off"})
+        assert world.epoch() == epoch + 1
+        with talk(world) as alone:
+            # The other host comes back and finds somebody who serves.
+            world.lab.restore(other(backup))
+            world.becomes(**{backup: "protected", other(backup): "shadowing"})
+            world.why_not(alone.connection)
+            alone.exchange()
+    faultless(running)
+    assert {p.node for p in heard(running.path) if p.time > silent_until} == {backup}
+
+
+def claim(world: World, node: str) -> subprocess.CompletedProcess[str]:
+    """The operator says on this host that the other one is off."""
+    config = world.lab.store.directory / node / "config.toml"
+    return world.lab.run(node, [sys.executable, "-m", "nfq_failover", "claim", "--config", str(config)])
+
+
+def test_a_claim_against_a_peer_that_serves_is_refused(world: World) -> None:
+    backup = world.lab.resolve("backup")
+    said = len(world.log(backup))
+    assert claim(world, backup).returncode == 1
+    assert world.comes(backup, said, "warning", "nothing to claim: this host is backup")
+    assert world.is_protected()
+
+
+# ---------------------------------------------------------------------------------------------------------- daemons
+
+
+def test_a_killed_daemon_of_the_primary_is_a_dead_primary(world: World, tmp_path: Path) -> None:
+    primary, epoch = world.lab.resolve("primary"), world.epoch()
+    with talk(world) as idle:
+        with world.capture(tmp_path / "client.pcap") as running, world.start("bulk", "--size", "15M") as workload:
+            time.sleep(0.4)
+            world.kill_daemon(primary)
+            ended_well(workload)
+            idle.exchange()
+        faultless(running)
+        assert speakers(running.path) == [primary, other(primary)]
+        assert world.events("fenced")[-1]["node"] == primary
+        assert world.states() == {primary: "off", other(primary): "unprotected"}
+        assert world.epoch() == epoch + 1
+
+
+def test_a_killed_daemon_of_the_backup_leaves_a_primary_that_says_so(world: World, tmp_path: Path) -> None:
+    primary, backup, epoch = world.lab.resolve("primary"), world.lab.resolve("backup"), world.epoch()
+    with talk(world) as idle:
+        said = len(world.log(primary))
+        with world.capture(tmp_path / "client.pcap") as running, world.start("upload", "--size", "20M") as workload:
+            time.sleep(0.4)
+            world.kill_daemon(backup)
+            began = time.monotonic()
+            world.becomes(**{primary: "unprotected", backup: "no-daemon"})
+            waited = time.monotonic() - began
+            ended_well(workload)
+            idle.exchange()
+        # Not before the backup could have taken over no more, for all that the primary knows; and not much later.
+        assert HOLD_AT_LEAST_S <= waited <= HOLD_AT_MOST_S
+        faultless(running)
+        assert speakers(running.path) == [primary]
+        assert world.comes(primary, said, "warning", "after=unprotected", "the backup is silent")
+        world.why_not(idle.connection)
+
+        world.restart_daemon(backup)
+        world.becomes(**{primary: "protected", backup: "shadowing"})
+        world.why_not(idle.connection)
+        idle.exchange()
+        with talk(world) as new:
+            assert world.protects(new.connection)
+    assert world.epoch() == epoch
+
+
+def test_a_primary_that_is_stopped_hands_over_without_a_fence(world: World, tmp_path: Path) -> None:
+    primary, epoch, fences = world.lab.resolve("primary"), world.epoch(), len(world.events("fenced"))
+    with talk(world) as idle:
+        with world.capture(tmp_path / "client.pcap") as running, world.start("bulk", "--size", "15M") as workload:
+            time.sleep(0.4)
+            world.kill_daemon(primary, signal.SIGTERM)
+            ended_well(workload)
+            idle.exchange()
+        result = faultless(running)
+        assert speakers(running.path) == [primary, other(primary)]
+        assert result.silence is not None
+        assert result.silence.ms / 1000 < DETECTION_S  # it was told, it had nothing to detect
+        assert world.states() == {primary: "no-daemon", other(primary): "unprotected"}
+        assert len(world.events("fenced")) == fences
+        assert world.epoch() == epoch + 1
+        world.restart_daemon(primary)
+        world.becomes(**{primary: "shadowing", other(primary): "protected"})
+        idle.exchange()
+
+
+def test_both_daemons_killed_leak_nothing_and_elect_one_when_they_are_back(world: World, tmp_path: Path) -> None:
+    epoch = world.epoch()
+    with (
+        world.capture(tmp_path / "client.pcap") as running,
+        talk(world) as idle,
+        world.start("upload", "--size", "60M"),
+        world.start("bulk", "--size", "60M"),
+    ):
+        time.sleep(0.5)
+        for node in SERVERS:
+            world.kill_daemon(node)
+        killed = time.time()
+        time.sleep(1.0)
+        idle.connection.sendall(b"anybody?")
+        assert idle.stays_silent(0.2)
+        back = time.time()
+        with watched(world) as seen:
+            for node in SERVERS:
+                world.restart_daemon(node)
+            assert eventually(world.is_protected)
+        time.sleep(0.5)
+    assert never_both(seen)
+    assert world.epoch() == epoch + 1
+    with talk(world) as new:
+        assert world.protects(new.connection)
+    assert [p for p in heard(running.path) if killed + 0.1 < p.time < back] == []
+    result = whole(running)
+    assert result.resets_from_service == []
+    assert result.unseen_acknowledged == []
+    assert clock_set_back(running.path) == []
+    # Numbers of another host's TCP would be far away: the hosts' sequence numbers are scrambled.
+    assert all(0 <= p.seq <= 61_000_000 for p in read_capture(running.path, SERVICE_ADDRESS) if p.from_service)
+
+
+# ------------------------------------------------------------------------------------------------------------ pauses
+
+
+def children(pid: int) -> list[int]:
+    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+@pytest.fixture(scope="module")
+def accepting() -> Iterator[Shared]:
+    """A fence, and if it fails, a split brain is accepted."""
+    lab = Shared(OPTIONS, adding('split_brain = "accepted"'))
+    yield lab
+    lab.close()
+
+
+@pytest.mark.parametrize("whole_daemon", [False, True], ids=["packet loop", "whole daemon"])
+@pytest.mark.parametrize("kind", ["bulk", "upload"])
+def test_a_host_that_wakes_in_an_older_epoch_steps_down_unheard(
+    accepting: Shared, kind: str, whole_daemon: bool, tmp_path: Path
+) -> None:
+    world = accepting.ready()
+    primary, epoch = world.lab.resolve("primary"), world.epoch()
+    backup = other(primary)
+    said = len(world.log(primary))
+    daemon = world.lab.daemon_pid(primary)
+    with world.fence_fails(backup), talk(world) as idle:
+        with world.capture(tmp_path / "client.pcap") as running, world.start(kind, "--size", "30M") as workload:
+            time.sleep(0.4)
+            with world.stopped([daemon, *(children(daemon) if whole_daemon else [])]):
+                assert eventually(lambda: world.state(backup) == "unprotected")
+                idle.exchange()
+                time.sleep(0.3)
+            ended_well(workload)
+            world.becomes(**{primary: "shadowing", backup: "protected"})
+            idle.exchange()
+        faultless(running)
+    # The packets that waited in its queues, and all that its TCP has sent since, have gone nowhere.
+    assert speakers(running.path) == [primary, backup]
+    assert world.epoch() == epoch + 1
+    assert world.comes(primary, said, "after=waiting", f"the peer serves in epoch {epoch + 1}")
+
+
+def test_a_paused_primary_whose_backup_has_refused_goes_on_unprotected(world: World, tmp_path: Path) -> None:
+    primary, epoch = world.lab.resolve("primary"), world.epoch()
+    backup = other(primary)
+    said = len(world.log(primary))
+    with world.fence_fails(backup), talk(world) as idle:
+        with world.capture(tmp_path / "client.pcap") as running, world.start("bulk", "--size", "20M") as workload:
+            time.sleep(0.4)
+            with world.stopped([world.lab.daemon_pid(primary)]):
+                assert eventually(lambda: world.state(backup) == "refused")
+            ended_well(workload)
+            idle.exchange()
+        faultless(running)
+        assert speakers(running.path) == [primary]
+        assert world.comes(primary, said, "warning", "after=unprotected", "refused")
+        assert world.epoch() == epoch
+        world.becomes(**{primary: "protected", backup: "shadowing"})
+        world.why_not(idle.connection)

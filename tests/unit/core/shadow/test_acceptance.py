@@ -1,0 +1,324 @@
+"""Segments that the primary's TCP refuses are not believed, and a client that contradicts itself is not protected."""
+
+from __future__ import annotations
+
+import pytest
+
+from nfq_failover.constants import URG
+from nfq_failover.core.events import FlowsGone
+from nfq_failover.core.gate.client_stream import SETTLE_S
+from nfq_failover.core.gate.connection import Gate
+from nfq_failover.core.gate.copies import UNREAD_BYTES, UNREAD_WINDOW
+from nfq_failover.core.shadow.acceptance import ASK_EVERY_S
+from nfq_failover.core.shadow.connection import JOURNAL_AHEAD, LEFT_BEHIND_BYTES, Shadow
+from nfq_failover.core.shadow.table import RESET_PATIENCE_S
+from nfq_failover.core.tcp.claims import PAWS_SLACK, TWO_VERSIONS, URGENT
+from nfq_failover.wire.records import Data, Missing, SentAsked, SentUpTo, Unprotected
+from tests.support.shadow import EDGE, SILENT, Shadowing, from_client, replica
+from tests.support.transcript import (
+    FLOW,
+    IRS,
+    ISS,
+    After,
+    Copy,
+    Sent,
+    client,
+    client_seq,
+    confirmed,
+    server,
+    server_seq,
+)
+from tests.unit.core.gate.test_gate import HELD, Gated, ack
+
+OTHER = bytes(100)
+PASSED = "pass [.] 0:1000 ack 0 wnd 500 ts 1001/7000000"
+
+
+class Urgent(Sent):
+    """A segment with the URG flag."""
+
+    def packet(self, iss: int) -> bytearray:
+        packet = super().packet(iss)
+        packet[33] |= URG
+        packet[36:38] = b"\0\0"
+        from nfq_failover.wire.segment import Segment
+
+        Segment(packet).seal()
+        return packet
+
+
+def dead(t: Shadowing, reason: str = TWO_VERSIONS, at: int = 0) -> None:
+    """The connection is given up, loudly."""
+    t << "log error: connection lost its replica" << f"kernel [R.] {at} ack 0 wnd 500 ts 1001/7000000"
+    t << "drop contradiction" << Unprotected(1, reason)
+    assert t.shadow.state is Shadow.DEAD
+
+
+def unprotected(t: Gated, reason: str = TWO_VERSIONS) -> None:
+    t << "log warning: connection unprotected" << Unprotected(1, reason)
+    assert (t.gate.state, t.gate.reason) == (Gate.UNPROTECTED, reason)
+
+
+# ------------------------------------------------------------------------------------ the backup's log
+
+
+def test_equal_bytes_again_are_no_contradiction() -> None:
+    with Shadowing() as t:
+        t >> from_client(0, 1000) << PASSED << confirmed(1000, EDGE)
+        t >> from_client(0, 1000) << PASSED << confirmed(1000, EDGE)
+        t >> from_client(500, 700) << "pass [.] 500:1200 ack 0 wnd 500 ts 1001/7000000" << confirmed(1200, EDGE)
+
+
+@pytest.mark.parametrize(("start", "size"), [(0, 100), (400, 100), (950, 100)])
+def test_other_bytes_for_a_place_in_the_log_end_the_protection(start: int, size: int) -> None:
+    with Shadowing() as t:
+        t >> from_client(0, 1000) << PASSED << confirmed(1000, EDGE)
+        t >> from_client(start, size, payload=OTHER)
+        dead(t)
+
+
+def test_other_bytes_beyond_a_hole_end_the_protection() -> None:
+    with Shadowing() as t:
+        t >> from_client(1000, 500) << "pass [.] 1000:1500 ack 0 wnd 500 ts 1001/7000000"
+        t << confirmed(0, EDGE, (1000, 1500))
+        t >> from_client(1450, 100, payload=OTHER)
+        dead(t)
+
+
+def test_bytes_of_the_primary_that_contradict_the_log_end_the_protection() -> None:
+    with Shadowing() as t:
+        t >> from_client(1000, 500) << "pass [.] 1000:1500 ack 0 wnd 500 ts 1001/7000000"
+        t << confirmed(0, EDGE, (1000, 1500))
+        t >> After(0.003) << Missing(1, client_seq(0), client_seq(1000))
+        t >> Data(1, client_seq(950), OTHER) << "log error: connection lost its replica"
+        t << "kernel [R.] 0 ack 0 wnd 500 ts 1001/7000000" << Unprotected(1, TWO_VERSIONS)
+
+
+def test_what_our_tcp_has_taken_is_settled() -> None:
+    with Shadowing() as t:
+        t >> from_client(0, 1000) << PASSED << confirmed(1000, EDGE)
+        t >> replica(ack=1000) << SILENT
+        t >> from_client(900, 100, payload=OTHER) << "pass [.] 900:1000 WRONG BYTES ack 0 wnd 500 ts 1001/7000000"
+        t << confirmed(1000, EDGE)
+
+
+def test_garbage_byte_of_a_keep_alive_is_none() -> None:
+    with Shadowing() as t:
+        t >> from_client(0, 1000) << PASSED << confirmed(1000, EDGE)
+        t >> from_client(999, 1, payload=b"\0") << "pass [.] 999:1000 WRONG BYTES ack 0 wnd 500 ts 1001/7000000"
+        t << confirmed(1000, EDGE)
+
+
+def test_garbage_byte_of_a_keep_alive_after_the_end_is_not_logged() -> None:
+    with Shadowing() as t:
+        t >> from_client(0, 10, flags="F.") << "pass [F.] 0:10 ack 0 wnd 500 ts 1001/7000000" << confirmed(11, EDGE)
+        t >> from_client(10, 1, payload=b"\0") << "pass [.] 10:11 WRONG BYTES ack 0 wnd 500 ts 1001/7000000"
+        t << confirmed(11, EDGE)
+        assert t.shadow.journal.end == 10
+
+
+@pytest.mark.parametrize(("start", "size", "flags"), [(0, 9, "F."), (0, 12, "F."), (8, 10, ".")])
+def test_stream_with_two_ends_ends_the_protection(start: int, size: int, flags: str) -> None:
+    with Shadowing() as t:
+        t >> from_client(0, 10, flags="F.") << "pass [F.] 0:10 ack 0 wnd 500 ts 1001/7000000" << confirmed(11, EDGE)
+        t >> from_client(start, size, flags=flags)
+        dead(t)
+
+
+def test_urgent_data_ends_the_protection() -> None:
+    with Shadowing() as t:
+        t >> Urgent("client", 0, 10, ts=(1001, 2_000_000))
+        dead(t, URGENT)
+
+
+# ------------------------------------------------------------------------------------ ACK numbers (RFC 5961 section 5)
+
+
+def test_acks_outside_a_window_around_what_is_acknowledged_are_not_believed() -> None:
+    with Shadowing() as t:
+        wide = t.shadow.widest
+        t >> from_client(0, 100, ack=wide) << "pass [.] 0:100 ack 0 wnd 1012 ts 1001/7000000" << confirmed(100, EDGE)
+        t >> from_client(100, 100, ack=-1) << "drop ack-too-old"
+        t >> from_client(100, 100, ack=2 * wide + 1) << "drop ack-of-unsent" << SentAsked(1)
+        t >> from_client(100, 100, ack=2**31 - 10) << "drop ack-of-unsent"  # asked a moment ago
+        assert (t.shadow.cum, t.shadow.c_ack) == (100, wide)
+
+
+def test_primary_knows_whether_so_much_was_sent() -> None:
+    with Shadowing() as t:
+        far = 3 * t.shadow.widest
+        t >> from_client(0, 100, ack=far) << "drop ack-of-unsent" << SentAsked(1)
+        t >> SentUpTo(1, server_seq(far))
+        t >> from_client(0, 100, ack=far) << "pass [.] 0:100 ack 0 wnd 2036 ts 1001/7000000" << confirmed(100, EDGE)
+        assert t.shadow.c_ack == far
+        t.now += 2 * ASK_EVERY_S
+        t >> from_client(100, 1, ack=2 * far) << "drop ack-of-unsent" << SentAsked(1)
+
+
+def test_primary_tells_what_it_has_sent() -> None:
+    with Gated() as t:
+        t >> server(0, 700, wnd=10000, ts=(2_000_010, 1_010)) << "pass"
+        t >> SentAsked(1) << SentUpTo(1, server_seq(700))
+        t >> SentAsked(2)
+
+
+def test_after_the_takeover_an_ack_of_what_nobody_sent_is_our_tcps_to_refuse() -> None:
+    """Not clamped to what it has sent, which would tell it that the client has everything."""
+    with Shadowing() as t:
+        t >> "takeover"
+        t.effects.clear()
+        wide = t.shadow.widest
+        beyond = LEFT_BEHIND_BYTES + wide + 1
+        t >> from_client(0, 0, ack=beyond) << f"pass [.] 0 ack {beyond} wnd 500 ts 1001/7000000"
+        assert t.shadow.c_ack == 0
+
+
+def test_after_the_takeover_the_client_says_once_what_the_dead_primary_has_sent() -> None:
+    with Shadowing() as t:
+        t >> "takeover"
+        t.effects.clear()
+        far = 2 * t.shadow.widest
+        t >> from_client(0, 0, ack=far)
+        assert t.shadow.c_ack == far
+        t.effects.clear()
+        beyond = far + t.shadow.widest + 1
+        t >> from_client(0, 0, ack=beyond) << f"pass [.] 0 ack {beyond} wnd 500 ts 1001/7000000"
+        t >> from_client(0, 0, ack=-1) << "pass [.] 0 ack -1 wnd 500 ts 1001/7000000"
+        assert t.shadow.c_ack == far
+
+
+# ------------------------------------------------------------------------------------ blind resets (RFC 5961 section 3)
+
+
+def test_reset_of_the_replica_alone_is_told() -> None:
+    """A forged reset that fits the replica, which is behind, and not the primary's TCP, which goes on."""
+    with Shadowing() as t:
+        t >> from_client(0, flags="R", ack=None, ts=None) << "pass [R] 0 wnd 500"
+        t.now += 3
+        t >> FlowsGone([FLOW])
+        t.now += RESET_PATIENCE_S
+        t >> FlowsGone([FLOW]) << "log error: connection lost its replica"
+        t << "kernel [R.] 0 ack 0 wnd 500 ts 1001/7000000" << Unprotected(1, "the replica has closed the connection")
+
+
+def test_segments_beyond_every_window_are_refused() -> None:
+    with Shadowing() as t:
+        t >> from_client(EDGE + JOURNAL_AHEAD + 1, 10) << "drop implausible"
+
+
+# ------------------------------------------------------------------------------------ the primary's copies
+
+
+def test_two_versions_in_the_copies_end_the_protection() -> None:
+    with Gated() as t:
+        t >> Copy(client(0, 1000))
+        t >> Copy(client(500, 100))
+        t >> Copy(client(500, 100, payload=OTHER))
+        unprotected(t)
+
+
+def test_version_that_the_backup_has_confirmed_and_our_tcp_has_not_taken_still_counts() -> None:
+    with Gated() as t:
+        t >> Copy(client(0, 1000))
+        t >> confirmed(1000, 40000)  # our TCP has refused it, for a reason of its own
+        t >> Copy(client(0, 100, payload=OTHER))
+        unprotected(t)
+
+
+def test_copies_that_are_read_late_still_count() -> None:
+    with Gated() as t:
+        t >> ack(1000) << HELD
+        t >> confirmed(1000, 40000) << "client [.] 0 ack 1000 wnd 9750 ts 2000010/1010"
+        t.now += SETTLE_S / 2
+        t >> Copy(client(0, 1000))
+        t >> Copy(client(900, 100, payload=OTHER))
+        unprotected(t)
+
+
+def test_what_our_tcp_took_long_ago_is_settled() -> None:
+    with Gated() as t:
+        t >> Copy(client(0, 1000))
+        t >> confirmed(1000, 40000)
+        t >> ack(1000) << "pass"
+        t.now += SETTLE_S + 0.01
+        t >> Copy(client(999, 1, payload=b"\0"))  # a keep-alive probe
+        t >> Copy(client(900, 100, payload=OTHER))
+        assert t.gate.state is Gate.PROTECTED
+
+
+def test_settled_bytes_follow_an_upload() -> None:
+    with Gated() as t:
+        for at in range(0, 10_000, 1000):
+            t.now += 0.06
+            t >> Copy(client(at, 1000))
+            t >> confirmed(at + 1000, 40000)
+            t >> ack(at + 1000) << "pass"
+        assert 1_000 <= t.gate.settled(t.now) <= 8_000
+        assert t.gate.retained.size <= 9_000
+
+
+@pytest.mark.parametrize(("start", "size", "flags"), [(0, 9, "F."), (0, 12, "F."), (10, 5, ".")])
+def test_two_ends_in_the_copies_end_the_protection(start: int, size: int, flags: str) -> None:
+    with Gated() as t:
+        t >> Copy(client(0, 10, flags="F."))
+        t >> Copy(client(start, size, flags=flags))
+        unprotected(t)
+
+
+def test_end_in_the_middle_of_the_copies_ends_the_protection() -> None:
+    with Gated() as t:
+        t >> Copy(client(0, 1000))
+        t >> Copy(client(0, 10, flags="F."))
+        unprotected(t)
+
+
+def test_urgent_data_in_the_copies_ends_the_protection() -> None:
+    with Gated() as t:
+        t >> Copy(Urgent("client", 0, 10))
+        unprotected(t, URGENT)
+
+
+@pytest.mark.parametrize("start", [-1000, 40_000 + UNREAD_WINDOW + 1])
+def test_urgent_data_outside_the_window_is_nobodys(start: int) -> None:
+    with Gated() as t:
+        t.now += 1
+        t >> Copy(Urgent("client", start, 10))
+        assert t.gate.state is Gate.PROTECTED
+
+
+def test_copies_that_our_tcp_must_refuse_are_not_kept() -> None:
+    with Gated() as t:
+        t >> ack(0) << "pass"  # the newest timestamp that our TCP has taken is 1010
+        t >> Copy(client(0, 100, ack=UNREAD_BYTES + 1, payload=OTHER))
+        t >> Copy(client(0, 100, flags="", ack=None, payload=OTHER))
+        t >> Copy(client(0, 100, ts=((1010 - PAWS_SLACK - 1) % 2**32, 0), payload=OTHER))
+        assert t.gate.retained.size == 0
+        counters = t.out.counters
+        assert [counters[f"copy-{why}"] for why in ("ack-of-unsent", "no-ack-flag", "old-timestamp")] == [1, 1, 1]
+        t >> Copy(client(0, 1000, ts=((1010 - PAWS_SLACK) % 2**32, 0)))
+        assert t.gate.state is Gate.PROTECTED
+        assert t.gate.retained.size == 1000
+
+
+def test_copy_with_an_old_ack_may_have_been_taken() -> None:
+    """Linux's fast path takes it; the backup has refused it."""
+    with Gated() as t:
+        t >> Copy(client(0, 100, ack=-(1 << 30), payload=OTHER))
+        t >> Copy(client(0, 1000))
+        unprotected(t)
+
+
+def test_old_timestamps_are_not_believed() -> None:
+    with Shadowing() as t:
+        t >> from_client(0, 100, payload=OTHER, ts=((1001 - PAWS_SLACK - 1) % 2**32, 0)) << "drop old-timestamp"
+        t >> from_client(0, 1000) << PASSED << confirmed(1000, EDGE)
+        t >> "takeover"
+        t.effects.clear()
+        t >> from_client(0, 100, ts=((1001 - PAWS_SLACK - 1) % 2**32, 0))
+        assert [str(effect)[:4] for effect in t.effects] == ["pass"]  # our TCP answers it
+        t.effects.clear()
+
+
+def test_numbers_of_the_test_are_those_of_the_wire() -> None:
+    assert client_seq(0) == (IRS + 1) % 2**32
+    assert server_seq(0) == (ISS + 1) % 2**32

@@ -1,0 +1,34 @@
+"""Where the two servers differ, and the primary can't tell the bytes any more: a replica that was late."""
+
+from __future__ import annotations
+
+from nfq_failover.core.shadow.connection import Shadow
+from nfq_failover.wire.records import DIGEST_BLOCK, BytesAsked, BytesSent
+from tests.support.shadow import SILENT, replica
+from tests.support.transcript import server_seq
+from tests.unit.core.shadow.test_divergence import Comparing, changed, digest, lost, seen
+
+
+def test_block_that_is_not_known_is_no_reason_if_the_next_one_agrees() -> None:
+    """A replica that is far behind finds a different date, and nobody can say any more that it is only that."""
+    with Comparing() as t:
+        t >> replica(0, 5 * DIGEST_BLOCK) << SILENT
+        (
+            t
+            >> digest(0, 5 * DIGEST_BLOCK, changed(0, 5 * DIGEST_BLOCK, 50))
+            << BytesAsked(1, server_seq(0), server_seq(1280))
+        )
+        t >> BytesSent(1, server_seq(0), b"") << "log warning: output differs" << seen(5 * DIGEST_BLOCK, 1)
+        assert t.shadow.compare is not None and t.shadow.compare.in_step
+        assert t.shadow.state is Shadow.SHADOW
+
+
+def test_two_blocks_that_are_not_known_are_a_reason() -> None:
+    with Comparing() as t:
+        t >> replica(0, 2 * DIGEST_BLOCK) << SILENT
+        data = changed(0, 2 * DIGEST_BLOCK, 50, DIGEST_BLOCK + 50)
+        t >> digest(0, 2 * DIGEST_BLOCK, data) << BytesAsked(1, server_seq(0), server_seq(1280))
+        t >> BytesSent(1, server_seq(0), b"") << "log warning: output differs"
+        t << BytesAsked(1, server_seq(1280), server_seq(2560)) << seen(1280, 1)
+        t >> BytesSent(1, server_seq(1280), b"")
+        lost(t, "differs from byte 0 to 2560 (encrypted or random?)")

@@ -1,0 +1,82 @@
+"""The keeper of the rules, with a helper that never answers."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+import structlog
+
+from nfq_failover.core.events import ApplyRules, Profile, RulesApplied
+from nfq_failover.shell.firewall.keeper import STUCK_S, RulesKeeper
+from nfq_failover.shell.firewall.script import RulesError
+
+
+class Script:
+    """A run that takes as long as the test wants."""
+
+    def __init__(self) -> None:
+        self.event = os.eventfd(0)
+        self.outcome: str | None = None
+
+    def pidfd(self) -> int:
+        return self.event
+
+    def finish(self) -> str:
+        if self.outcome is not None:
+            raise RulesError(1, self.outcome)
+        return ""
+
+    def finish_check(self) -> None:
+        return None
+
+
+class Runner:
+    def __init__(self) -> None:
+        self.scripts: list[Script] = []
+
+    def start_apply(self, *_: object) -> Script:
+        self.scripts.append(Script())
+        return self.scripts[-1]
+
+    def start_check(self) -> Script:
+        return self.start_apply()
+
+
+@pytest.fixture
+def runner() -> Iterator[Runner]:
+    made = Runner()
+    yield made
+    for script in made.scripts:
+        os.close(script.event)
+
+
+def test_rules_that_are_not_done_for_a_minute_are_an_alarm_once_a_minute(runner: Runner) -> None:
+    watched: dict[int, object] = {}
+    keeper = RulesKeeper(runner, watched.__setitem__, watched.__delitem__)  # type: ignore[arg-type]
+    with structlog.testing.capture_logs() as said:
+        keeper.apply(ApplyRules(Profile.ALONE))
+        for now in range(100, 100 + int(2 * STUCK_S) + 2):
+            assert keeper.tick(float(now)) == []
+    assert [row["log_level"] for row in said] == ["error", "error"]
+    assert keeper.describe()["pending"]
+    keeper._ended()
+    assert keeper.tick(1000.0) == [RulesApplied(Profile.ALONE, True)]
+    with structlog.testing.capture_logs() as said:  # a check runs now: it has a minute of its own
+        keeper.tick(1001.0)
+        keeper.tick(1001.0 + STUCK_S - 1)
+    assert said == []
+
+
+def test_a_failure_is_an_event_and_is_tried_again(runner: Runner) -> None:
+    watched: dict[int, object] = {}
+    keeper = RulesKeeper(runner, watched.__setitem__, watched.__delitem__)  # type: ignore[arg-type]
+    keeper.apply(ApplyRules(Profile.ALONE))
+    runner.scripts[0].outcome = "no"
+    keeper._ended()
+    assert keeper.tick(10.0) == [RulesApplied(Profile.ALONE, False, "no")]
+    keeper._ended()  # of a check
+    keeper.tick(12.0)
+    keeper._ended()
+    assert keeper.tick(12.1) == [RulesApplied(Profile.ALONE, True)]

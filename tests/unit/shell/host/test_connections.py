@@ -1,0 +1,124 @@
+"""Which connections the kernel has: real sockets on loopback."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from contextlib import ExitStack
+
+import pytest
+
+from nfq_failover.errors import CommandError
+from nfq_failover.shell.host import connections as flows
+from nfq_failover.shell.host.connections import FlowQueries, Peered, gone, peered
+from nfq_failover.wire.segment import FlowKey
+
+LOOPBACK = bytes([127, 0, 0, 1])
+Pair = tuple[socket.socket, socket.socket, FlowKey]
+
+
+class Service:
+    """A listener and connections to it."""
+
+    def __init__(self, stack: ExitStack, family: socket.AddressFamily) -> None:
+        self.stack = stack
+        self.listener = stack.enter_context(socket.socket(family))
+        if family is socket.AF_INET6:
+            self.listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        self.listener.bind(("" if family is socket.AF_INET6 else "127.0.0.1", 0))
+        self.listener.listen(300)
+        self.port: int = self.listener.getsockname()[1]
+
+    def connect(self) -> Pair:
+        client = self.stack.enter_context(socket.create_connection(("127.0.0.1", self.port)))
+        server = self.stack.enter_context(self.listener.accept()[0])
+        return client, server, self.flow(client.getsockname()[1])
+
+    def flow(self, client_port: int) -> FlowKey:
+        return LOOPBACK, client_port, LOOPBACK, self.port
+
+
+@pytest.fixture(params=[socket.AF_INET, socket.AF_INET6], ids=["listens on IPv4", "listens on ::"])
+def service(request: pytest.FixtureRequest) -> Iterator[Service]:
+    with ExitStack() as stack:
+        yield Service(stack, request.param)
+
+
+def reset(end: socket.socket) -> None:
+    """Close with RST: nothing is left, no TIME_WAIT."""
+    end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+    end.close()
+
+
+def test_open_connections_are_there(service: Service) -> None:
+    opened = [service.connect()[2] for _ in range(150)]
+    assert gone(opened) == []
+
+
+def test_those_that_were_reset_are_gone_and_the_others_are_not(service: Service) -> None:
+    pairs = [service.connect() for _ in range(150)]
+    for client, server, _ in pairs[::3]:
+        reset(server)
+        client.close()
+    assert gone([flow for _, _, flow in pairs]) == [flow for _, _, flow in pairs[::3]]
+
+
+def test_a_listener_is_no_connection(service: Service) -> None:
+    assert gone([service.flow(1)]) == [service.flow(1)]
+
+
+def test_half_closed_and_time_wait_count_as_there(service: Service) -> None:
+    client, server, flow = service.connect()
+    server.shutdown(socket.SHUT_WR)
+    assert gone([flow]) == []  # FIN_WAIT
+    client.close()
+    server.close()
+    assert gone([flow]) == []  # TIME_WAIT, on the server's side since it closed first
+
+
+def test_a_connection_waiting_to_be_accepted_is_there(service: Service) -> None:
+    client = service.stack.enter_context(socket.create_connection(("127.0.0.1", service.port)))
+    assert gone([service.flow(client.getsockname()[1])]) == []
+
+
+def test_nothing_asked_nothing_answered() -> None:
+    assert gone([]) == []
+    assert FlowQueries().step() == []
+
+
+def test_many_are_answered_a_few_at_a_time_each_once(service: Service) -> None:
+    alive = [service.connect()[2] for _ in range(10)]
+    dead = [service.flow(port) for port in range(1, 500)]
+    queries = FlowQueries()
+    queries.ask(dead[:250] + alive)
+    first = queries.step()
+    assert 0 < len(first) <= 64
+    queries.ask(dead)  # asked again, also those that still wait
+    answers = list(first)
+    for _ in range(20):
+        answers += queries.step()
+    assert sorted(answers) == sorted(first + dead)
+    assert queries.step() == []
+
+
+def test_a_kernel_that_cannot_be_asked_is_a_refusal_with_advice(monkeypatch: pytest.MonkeyPatch) -> None:
+    FlowQueries().check()
+    monkeypatch.setattr(flows, "_NETLINK_SOCK_DIAG", 31)  # a netlink family that no kernel has
+    with pytest.raises(CommandError, match="tcp_diag"):
+        FlowQueries().check()
+
+
+def test_servers_end_of_a_connection_before_and_after_accept(service: Service) -> None:
+    client = service.stack.enter_context(socket.create_connection(("127.0.0.1", service.port)))
+    flow = service.flow(client.getsockname()[1])
+    assert peered(flow) is Peered.QUEUED
+    server = service.stack.enter_context(service.listener.accept()[0])
+    assert peered(flow) is Peered.ACCEPTED
+    reset(server)
+    assert peered(flow) is Peered.NONE
+
+
+def test_connection_that_waits_for_data_is_opening(service: Service) -> None:
+    service.listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, 30)
+    client = service.stack.enter_context(socket.create_connection(("127.0.0.1", service.port)))
+    assert peered(service.flow(client.getsockname()[1])) is Peered.OPENING

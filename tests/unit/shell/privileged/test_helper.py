@@ -1,0 +1,280 @@
+"""The helper process itself, with a script in the place of the rules: what it runs, and how it and its daemon end."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import signal
+import socket
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from nfq_failover.config_fence import FencePlan
+from nfq_failover.core.events import Event, Fence, FenceFinished, Profile
+from nfq_failover.core.settings import Peer
+from nfq_failover.shell.firewall.script import PeerHost, RulesError, RulesOptions, RulesRunner
+from nfq_failover.shell.privileged.client import Helper, RemoteFences, RemoteRules
+from nfq_failover.shell.privileged.requests import (
+    REFUSED,
+    Answer,
+    CheckRules,
+    FencePeer,
+    HelperSettings,
+    InstallRules,
+    RemoveRules,
+    StartSender,
+    decode_answer,
+    encode_request,
+)
+
+SERVICE = b"\x0a\x4d\x00\x64"
+PEER = Peer("b", "10.77.0.3")
+FLOW = (b"\x0a\x4d\x00\x01", 40000, SERVICE, 80)
+
+
+class World:
+    """A helper on a directory, with a script that notes its arguments and does what `then` says."""
+
+    def __init__(self, directory: Path, then: str = "", fence: tuple[str, ...] = ("true",)) -> None:
+        self.directory = directory
+        script = directory / "script"
+        script.write_text(f'printf "%s\\n" "$@" >>{directory}/arguments\ncat >>{directory}/input\n{then}\n')
+        self.options = RulesOptions(
+            "10.77.0.100",
+            ((80, 80),),
+            "eth0",
+            peers=(PeerHost(PEER.address, "02:00:00:00:00:03"),),
+            state_dir=directory,
+            script=script,
+        )
+        settings = HelperSettings(
+            SERVICE, self.options, False, FencePlan(fence, attempts=1), (PEER,), 10, 100, None, None, False
+        )
+        self.helper = Helper(settings)
+        self.rules = RemoteRules(self.helper)
+
+    def arguments(self) -> list[str]:
+        path = self.directory / "arguments"
+        return path.read_text().splitlines() if path.exists() else []
+
+    def raw(self, data: bytes, fds: tuple[int, ...] = ()) -> Answer:
+        """What a daemon that is not ours any more might send, and what it gets."""
+        socket.send_fds(self.helper._socket, [data], list(fds))
+        assert select.select([self.helper], [], [], 10)[0]
+        return decode_answer(self.helper._socket.recv(65536))
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    made = World(tmp_path)
+    yield made
+    made.helper.close()
+
+
+def wait_until(condition: Callable[[], object]) -> None:
+    give_up = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < give_up, "it did not come about"
+        time.sleep(0.01)
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+# ------------------------------------------------------------------------------------------ what is run
+
+
+def test_the_script_gets_the_arguments_of_the_helpers_own_configuration(world: World) -> None:
+    runner = RulesRunner(world.options)
+    assert world.rules.apply(Profile.PRIMARY) == ""
+    assert world.arguments() == runner.arguments(Profile.PRIMARY)[2:]
+    assert world.rules.start_check().finish_check() is None
+    assert world.rules.remove() == ""
+    assert world.arguments()[-7:] == [
+        *("remove", "--instance", "default", "--state-dir", str(world.directory), "--service", "10.77.0.100")
+    ]
+
+
+def test_inherited_connections_come_through(world: World) -> None:
+    world.rules.apply(Profile.ALONE, (FLOW,))
+    assert "--inherited" in world.arguments()
+    assert (world.directory / "input").read_text() == "10.77.0.1 40000 80\n"
+
+
+def test_what_the_script_says_and_its_exit_code_come_back(tmp_path: Path) -> None:
+    world = World(tmp_path, 'case $1 in check) echo lost >&2; exit 3;; remove) echo "no way" >&2; exit 2;; esac')
+    with contextlib.closing(world.helper):
+        assert world.rules.start_check().finish_check() == "lost"
+        with pytest.raises(RulesError, match="no way") as caught:
+            world.rules.remove()
+        assert caught.value.status == 2
+
+
+NASTY = "b; touch EVIL", "$(touch EVIL)", "../../b", "b\nfence", "{peer}", "", "c", "-x"
+
+
+def test_nothing_that_is_sent_becomes_a_command_or_a_part_of_one(tmp_path: Path) -> None:
+    world = World(tmp_path, fence=("sh", "-c", f'echo "$0" >>{tmp_path}/fenced', "{peer}"))
+    with contextlib.closing(world.helper):
+        for name in NASTY:
+            assert world.raw(encode_request(1, FencePeer(name, 1000))).status == REFUSED
+            told = {"number": 2, "do": "install-rules", "profile": name, "flows": False}
+            assert world.raw(json.dumps(told).encode()).status == REFUSED
+            extra = {"number": 3, "do": "remove-rules", "force": False, name: name}
+            assert world.raw(json.dumps(extra).encode()).status == REFUSED
+        assert world.arguments() == []
+        assert not (tmp_path / "fenced").exists()
+        assert world.raw(encode_request(4, FencePeer("b", 5000))) == Answer(4, 0)
+        assert (tmp_path / "fenced").read_text() == "b\n"
+    assert not list(tmp_path.glob("**/EVIL"))
+
+
+def test_requests_that_make_no_sense_are_refused_and_the_helper_goes_on(world: World) -> None:
+    null = os.open("/dev/null", os.O_RDONLY)
+    refused = [
+        world.raw(b"{"),
+        world.raw(b"x" * 20_000),  # longer than a message can be
+        world.raw(encode_request(1, CheckRules()), (null,)),
+        world.raw(encode_request(1, InstallRules(Profile.ALONE, True))),
+        world.raw(encode_request(1, InstallRules(Profile.ALONE, True)), (null,)),
+        world.raw(encode_request(1, InstallRules(Profile.ALONE, True)), (null,) * 9),
+        world.raw(encode_request(1, StartSender()), (null,)),
+        world.raw(b'{"number": 1, "do": "address", "add": true}'),  # the operator's, says the configuration
+    ]
+    assert {answer.status for answer in refused} == {REFUSED}
+    assert world.arguments() == []
+
+    def open_files() -> int:
+        return len(list(Path(f"/proc/{world.helper.process.pid}/fd").iterdir()))
+
+    before = open_files()
+    for _ in range(100):
+        world.raw(encode_request(1, CheckRules()), (null,))
+    os.close(null)
+    wait_until(lambda: open_files() <= before)  # it closes them after its answer
+    assert world.rules.start_check().finish_check() is None
+
+
+def test_one_script_at_a_time(tmp_path: Path) -> None:
+    world = World(tmp_path, f"until [ -e {tmp_path}/go ]; do sleep 0.02; done")
+    with contextlib.closing(world.helper):
+        first = world.rules.start_check()
+        with pytest.raises(RulesError, match="runs already"):
+            world.rules.remove()
+        (tmp_path / "go").touch()
+        assert first.finish_check() is None
+        assert world.arguments()[0] == "check"
+        assert "remove" not in world.arguments()
+
+
+# ------------------------------------------------------------------------------------------ fence
+
+
+class Loop:
+    """As much of the event loop as a fence needs."""
+
+    def __init__(self, world: World) -> None:
+        self.readers: dict[int, Callable[[], None]] = {world.helper.fileno(): world.helper.serve}
+        self.events: list[Event] = []
+        watch, unwatch = self.readers.__setitem__, self.readers.__delitem__
+        self.fences = RemoteFences(world.helper, (PEER,), watch, unwatch, self.events.append)
+
+    def run(self) -> Event:
+        give_up = time.monotonic() + 20
+        while not self.events:
+            assert time.monotonic() < give_up, "no answer"
+            for fd in select.select(list(self.readers), [], [], 0.02)[0]:
+                if fd in self.readers:
+                    self.readers[fd]()
+            self.fences.tick(time.monotonic())
+        (answer,) = self.events
+        assert len(self.readers) == 1
+        return answer
+
+
+def test_a_fence_by_way_of_the_helper(tmp_path: Path) -> None:
+    world = World(tmp_path, fence=("echo", "outlet of {peer}"))
+    with contextlib.closing(world.helper):
+        loop = Loop(world)
+        loop.fences.start(Fence("b", 5000))
+        assert loop.run() == FenceFinished("b", True, "outlet of b")
+
+
+def test_a_fence_that_misses_its_deadline_has_failed(tmp_path: Path) -> None:
+    world = World(tmp_path, fence=("sleep", "60"))
+    with contextlib.closing(world.helper):
+        loop = Loop(world)
+        loop.fences.start(Fence("b", 100))
+        assert loop.run() == FenceFinished("b", False, "the fence deadline has passed")
+
+
+def test_a_helper_that_hangs_is_a_fence_that_failed(world: World) -> None:
+    os.kill(world.helper.process.pid, signal.SIGSTOP)
+    loop = Loop(world)
+    loop.fences.start(Fence("b", 10))
+    assert loop.run() == FenceFinished("b", False, "the privileged helper does not answer")
+    os.kill(world.helper.process.pid, signal.SIGCONT)
+
+
+def test_the_success_of_an_older_fence_does_not_count(tmp_path: Path) -> None:
+    once = f"if mkdir {tmp_path}/once 2>/dev/null; then sleep 0.2; exit 0; else sleep 0.5; exit 7; fi"
+    world = World(tmp_path, fence=("sh", "-c", once))
+    with contextlib.closing(world.helper):
+        loop = Loop(world)
+        loop.fences.start(Fence("b", 5000))
+        wait_until((tmp_path / "once").exists)
+        loop.fences.start(Fence("b", 5000))
+        assert loop.run() == FenceFinished("b", False, "exit code 7")
+
+
+# ------------------------------------------------------------------------------------------ ends
+
+
+def test_when_the_helper_dies_all_that_waits_has_failed(tmp_path: Path) -> None:
+    world = World(tmp_path, "sleep 1", fence=("sleep", "60"))
+    loop = Loop(world)
+    loop.fences.start(Fence("b", 60_000))
+    script = world.rules.start_check()
+    os.kill(world.helper.process.pid, signal.SIGKILL)
+    answer = loop.run()
+    assert isinstance(answer, FenceFinished)
+    assert not answer.ok
+    assert world.helper.gone
+    with pytest.raises(RulesError):
+        script.finish_check()
+    with pytest.raises(RulesError):
+        world.rules.remove()
+    world.helper.close()
+
+
+def test_when_the_daemon_dies_the_script_finishes_and_the_fence_does_not(tmp_path: Path) -> None:
+    then = f"touch {tmp_path}/began; sleep 0.5; touch {tmp_path}/finished"
+    world = World(tmp_path, then, fence=("sh", "-c", f"echo $$ >{tmp_path}/fence; sleep 60"))
+    world.helper.ask(FencePeer("b", 60_000))
+    world.helper.ask(RemoveRules())
+    wait_until(lambda: (tmp_path / "began").exists() and (tmp_path / "fence").exists())
+    fence = int((tmp_path / "fence").read_text())
+    world.helper._socket.close()
+    assert world.helper.process.wait(20) == 0
+    assert (tmp_path / "finished").exists()
+    assert not alive(fence)
+
+
+def test_a_signal_to_the_group_does_not_end_it_and_its_commands_do_not_inherit_that(tmp_path: Path) -> None:
+    world = World(tmp_path, fence=("sh", "-c", "grep SigIgn /proc/self/status"))
+    with contextlib.closing(world.helper):
+        assert world.rules.start_check().finish_check() is None  # it is up
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            os.kill(world.helper.process.pid, number)
+        ignored = int(world.raw(encode_request(1, FencePeer("b", 5000))).said.split()[1], 16)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            assert not ignored & 1 << (number - 1)
