@@ -16,7 +16,7 @@ class SeqSpace:
     """Converts between sequence numbers and stream offsets.
 
     Offset 0 is the first data byte (initial sequence number + 1); the SYN is at -1. `near` is the offset around which
-    incoming sequence numbers are unwrapped: the owner moves it along, and anything within 2^31 of it converts exactly.
+    incoming sequence numbers are unwrapped: the owner calls `follow`, and anything within 2^31 of it converts exactly.
     Offsets are plain integers and may be compared as such.
     """
 
@@ -25,6 +25,10 @@ class SeqSpace:
     def __init__(self, initial_seq: int) -> None:
         self.base = (initial_seq + 1) & MASK
         self.near = 0
+
+    def follow(self, offset: int) -> None:
+        """The stream has come to `offset`: numbers are unwrapped around it from now on."""
+        self.near = offset
 
     def offset(self, seq: int) -> int:
         """The offset of `seq`."""
