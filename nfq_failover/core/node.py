@@ -48,7 +48,7 @@ from nfq_failover.core.gate.table import PrimarySide
 from nfq_failover.core.leftovers import StrangerHunt
 from nfq_failover.core.outbox import Outbox
 from nfq_failover.core.pair.membership import Do, Membership
-from nfq_failover.core.pair.monitor import HeartbeatBody, PeerMonitor
+from nfq_failover.core.pair.monitor import PeerMonitor
 from nfq_failover.core.pair.roles import Role, State
 from nfq_failover.core.pair.session import Session
 from nfq_failover.core.settings import Settings
@@ -58,6 +58,7 @@ from nfq_failover.core.shadow.connection import Shadow
 from nfq_failover.core.shadow.table import BackupSide
 from nfq_failover.core.status import connection_rows, link_row
 from nfq_failover.errors import MalformedDatagram, MalformedSegment
+from nfq_failover.wire.heartbeat import HeartbeatBody
 from nfq_failover.wire.icmp import is_icmp
 from nfq_failover.wire.records import Record
 from nfq_failover.wire.segment import FlowKey, Segment

@@ -16,9 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nfq_failover.core.pair.membership import Do, Membership
-from nfq_failover.core.pair.monitor import HeartbeatBody, PeerMonitor
+from nfq_failover.core.pair.monitor import PeerMonitor
 from nfq_failover.core.pair.roles import Role, State
 from nfq_failover.core.settings import Peer, Settings
+from nfq_failover.wire.heartbeat import HeartbeatBody
 
 INTERVAL_S = 0.05
 TICK_S = 0.025

@@ -9,25 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nfq_failover.constants import MAX_DATAGRAM
-from nfq_failover.core.pair.monitor import HeartbeatTemplate
 from nfq_failover.core.pair.session import Session
 from nfq_failover.core.settings import Peer, Settings
 from nfq_failover.errors import MalformedDatagram
-from nfq_failover.wire.records import Record, Unprotected
-from nfq_failover.wire.sync import (
-    HEADER,
-    MAC_BYTES,
-    MAX_BODY,
-    MAX_TEXT,
-    Header,
-    HeartbeatBody,
-    decode_records,
-    encode_record,
-    open_body,
-    read_header,
-    seal,
-)
-from tests.support.strategies import headers, heartbeats, records, u32, u64
+from nfq_failover.wire.datagram import HEADER, MAC_BYTES, MAX_BODY, Header, open_body, read_header, seal
+from nfq_failover.wire.heartbeat import HeartbeatBody, HeartbeatTemplate
+from nfq_failover.wire.records import MAX_TEXT, Record, Unprotected, decode_records, encode_record
+from tests.support.records import records
+from tests.support.strategies import headers, heartbeats, u32, u64
 
 keys = st.binary(min_size=1, max_size=32)
 

@@ -42,10 +42,10 @@ from nfq_failover.core.events import (
     Verdict,
 )
 from nfq_failover.core.node import Node
-from nfq_failover.core.pair.monitor import HeartbeatTemplate
 from nfq_failover.core.pair.roles import State
 from nfq_failover.core.settings import Settings
 from nfq_failover.core.shadow.checkpoint import LIFE_BYTES, Memory, recall
+from nfq_failover.wire.heartbeat import HeartbeatTemplate
 from nfq_failover.wire.segment import FlowKey, Segment
 
 from . import bounds, opinions

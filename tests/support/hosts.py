@@ -6,8 +6,9 @@ from collections.abc import Callable
 from typing import Any
 
 from nfq_failover.core.pair.membership import Do, Membership
-from nfq_failover.core.pair.monitor import HeartbeatBody, PeerMonitor
+from nfq_failover.core.pair.monitor import PeerMonitor
 from nfq_failover.core.pair.roles import UNHEALTHY, Input, State
+from nfq_failover.wire.heartbeat import HeartbeatBody
 from tests.support.transcript import settings
 
 Scenario = Callable[[], "Host"]

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from random import Random
 
-from nfq_failover.core.pair.monitor import HeartbeatTemplate
 from nfq_failover.core.pair.session import Received, Session
 from nfq_failover.core.settings import Peer, Settings
 from nfq_failover.errors import MalformedDatagram
+from nfq_failover.wire.heartbeat import HeartbeatTemplate
 
 KEY = b"k" * 32
 HOPS = 20  # more datagrams than any handshake needs

@@ -5,36 +5,12 @@ from __future__ import annotations
 from hypothesis import strategies as st
 
 from nfq_failover.constants import OPT_EOL, OPT_NOP
+from nfq_failover.wire.datagram import Header, Kind
+from nfq_failover.wire.heartbeat import HeartbeatBody
 from nfq_failover.wire.records import (
-    DIGEST_BLOCK,
-    MAX_HASHES,
-    AckAsked,
-    BytesAsked,
-    BytesSent,
-    Close,
-    Closed,
-    Confirm,
-    Data,
-    Digest,
-    DigestSeen,
-    End,
-    EndAsked,
-    EndKind,
-    Handed,
-    HandedOver,
-    HandOver,
-    Missing,
-    Open,
-    Opened,
-    Progress,
-    Record,
-    SentAsked,
-    SentUpTo,
-    Unprotected,
-    UnprotectedSeen,
+    MAX_TEXT,
 )
 from nfq_failover.wire.seqnum import MASK
-from nfq_failover.wire.sync import MAX_DATA, MAX_TEXT, Header, HeartbeatBody, Kind
 
 u8 = st.integers(0, 0xFF)
 u16 = st.integers(0, 0xFFFF)
@@ -82,51 +58,5 @@ any_options = st.one_of(
     st.integers(0, 10).flatmap(lambda words: st.binary(min_size=4 * words, max_size=4 * words)),
 )
 
-openings = st.builds(
-    Open,
-    conn=u32,
-    flow=flows(),
-    irs=u32,
-    iss=u32,
-    tsval=st.none() | u32,
-    wscale=st.none() | st.integers(0, 14),
-    mss=u16,
-    sack_permitted=st.booleans(),
-    syn_wnd=u16,
-    syn_options=st.integers(0, 10).flatmap(lambda words: st.binary(min_size=4 * words, max_size=4 * words)),
-)
-ranges = st.lists(st.tuples(u32, u32), max_size=4).map(tuple)
-records: st.SearchStrategy[Record] = st.one_of(
-    openings,
-    st.builds(Opened, u32, st.booleans(), u32, text),
-    st.builds(Progress, u32, u32, st.booleans()),
-    st.builds(Confirm, u32, u32, u32, ranges, st.booleans()),
-    st.builds(Missing, u32, u32, u32),
-    st.builds(Data, u32, u32, st.binary(max_size=MAX_DATA), st.booleans()),
-    st.builds(Close, u32, text),
-    st.builds(Closed, u32),
-    st.builds(Unprotected, u32, text),
-    st.builds(UnprotectedSeen, u32),
-    st.builds(EndAsked, u32, u32, st.sampled_from(EndKind)),
-    st.builds(End, u32, u32, u32, st.sampled_from(EndKind), st.booleans()),
-    st.builds(Digest, u32, u32, u32),
-    st.lists(u64, min_size=1, max_size=MAX_HASHES).flatmap(
-        lambda hashes: st.builds(
-            Digest,
-            u32,
-            u32,
-            st.integers((len(hashes) - 1) * DIGEST_BLOCK + 1, len(hashes) * DIGEST_BLOCK),
-            st.just(tuple(hashes)),
-        )
-    ),
-    st.builds(DigestSeen, u32, u32, u32),
-    st.builds(BytesAsked, u32, u32, u32),
-    st.builds(BytesSent, u32, u32, st.binary(max_size=MAX_DATA)),
-    st.builds(SentAsked, u32),
-    st.builds(SentUpTo, u32, u32),
-    st.builds(AckAsked, u32, u32),
-    st.builds(HandOver, u32, flows(), u32, u32, u32),
-    st.builds(HandedOver, u32, st.sampled_from(Handed), text),
-)
 headers = st.builds(Header, st.sampled_from(list(Kind)), st.booleans(), u64, u32, u64)
 heartbeats = st.builds(HeartbeatBody, u8, u8, u8, u32, u32, u16, u64, u64, u32)

@@ -8,9 +8,10 @@ from __future__ import annotations
 from math import inf
 
 from nfq_failover.core.pair.actions import Change, Do
-from nfq_failover.core.pair.monitor import HeartbeatBody, PeerMonitor
+from nfq_failover.core.pair.monitor import PeerMonitor
 from nfq_failover.core.pair.roles import Candidate, Input, Role, State
 from nfq_failover.core.pair.standing import Standing
+from nfq_failover.wire.heartbeat import HeartbeatBody
 
 __all__ = ["Change", "Do", "Membership"]
 

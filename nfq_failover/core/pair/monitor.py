@@ -1,53 +1,9 @@
-"""Heartbeats: what the separate sender process says, and what the failure detector makes of the peer's."""
+"""The failure detector: what the heartbeats of a peer, and their absence, say."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from struct import Struct
-
 from nfq_failover.core.settings import Settings
-from nfq_failover.errors import MalformedDatagram
-from nfq_failover.wire.sync import HEADER, MAC_BYTES, Header, HeartbeatBody, Kind, seal
-
-LINK_HEADERS = 14 + 20 + 8  # Ethernet, IPv4, UDP
-_TEMPLATE = Struct("!Q32sBI")
-
-__all__ = ["HeartbeatBody", "HeartbeatTemplate", "PeerMonitor", "datagram_bytes"]
-
-
-@dataclass(frozen=True, slots=True)
-class HeartbeatTemplate:
-    """All of a heartbeat but its clock, loop age and counter: those are the sender process's."""
-
-    session: int
-    key: bytes
-    direction: bool
-    epoch: int
-    body: HeartbeatBody
-
-    def encode(self) -> bytes:
-        """For the way to the sender process."""
-        return _TEMPLATE.pack(self.session, self.key, self.direction, self.epoch) + self.body.encode()
-
-    @classmethod
-    def decode(cls, data: bytes) -> HeartbeatTemplate:
-        """Raises `MalformedDatagram`."""
-        if len(data) < _TEMPLATE.size:
-            raise MalformedDatagram("bad-template")
-        session, key, direction, epoch = _TEMPLATE.unpack_from(data)
-        return cls(session, key, bool(direction), epoch, HeartbeatBody.decode(data[_TEMPLATE.size :]))
-
-    def datagram(self, counter: int, sent_ms: int, loop_age_ms: int) -> bytes:
-        """A whole heartbeat. `counter` must grow with every heartbeat of a session, over restarts of the sender too."""
-        body = replace(self.body, sent_ms=sent_ms, loop_age_ms=min(loop_age_ms, 0xFFFF))
-        header = Header(Kind.HEARTBEAT, self.direction, self.session, self.epoch, counter)
-        return seal(header, body.encode(), self.key)
-
-
-def datagram_bytes(lease_ms: int = 0) -> int:
-    """Size of a heartbeat on the wire, with Ethernet, IPv4 and UDP headers. `lease_ms`: 0 without a witness."""
-    body = HeartbeatBody(0, 0, 0, 0, 0, 0, 0, 0, 0, lease_ms=lease_ms)
-    return LINK_HEADERS + HEADER.size + len(body.encode()) + MAC_BYTES
+from nfq_failover.wire.heartbeat import HeartbeatBody, datagram_bytes
 
 
 class PeerMonitor:

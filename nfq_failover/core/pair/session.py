@@ -20,23 +20,20 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from hashlib import blake2s
 
-from nfq_failover.core.pair.monitor import HeartbeatTemplate
 from nfq_failover.core.settings import Peer, Settings
 from nfq_failover.errors import InternalError, MalformedDatagram
-from nfq_failover.wire.records import Record
-from nfq_failover.wire.sync import (
+from nfq_failover.wire.datagram import (
     CHALLENGE_BYTES,
     MAX_BODY,
     NONCE_BYTES,
     Header,
-    HeartbeatBody,
     Kind,
-    decode_records,
-    encode_record,
     open_body,
     read_header,
     seal,
 )
+from nfq_failover.wire.heartbeat import HeartbeatBody, HeartbeatTemplate
+from nfq_failover.wire.records import Record, decode_records, encode_record
 
 WINDOW = 1024
 HELLO_MIN_S = 0.02

@@ -7,11 +7,12 @@ from math import inf
 
 from nfq_failover.core.pair.actions import Change, Do
 from nfq_failover.core.pair.health import Health
-from nfq_failover.core.pair.monitor import HeartbeatBody, PeerMonitor
+from nfq_failover.core.pair.monitor import PeerMonitor
 from nfq_failover.core.pair.pact import Pact
 from nfq_failover.core.pair.retry import Retries
 from nfq_failover.core.pair.roles import UNHEALTHY, Candidate, Input, Role, State, next_state
 from nfq_failover.core.settings import Settings
+from nfq_failover.wire.heartbeat import HeartbeatBody
 
 FOLLOWING = (State.SHADOWING, State.CHECKING)  # may still find that the primary is alive
 

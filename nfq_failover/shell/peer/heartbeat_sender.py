@@ -23,9 +23,9 @@ import struct
 import sys
 import time
 
-from nfq_failover.core.pair.monitor import HeartbeatTemplate
 from nfq_failover.errors import MalformedDatagram
 from nfq_failover.shell.privileged import rights as privileges
+from nfq_failover.wire.heartbeat import HeartbeatTemplate
 
 PROGRESS = struct.Struct("=Q")
 DESTINATION = struct.Struct("!B")

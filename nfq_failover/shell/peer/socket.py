@@ -14,11 +14,11 @@ from typing import Final
 from nfq_failover.constants import DEFAULT_SYNC_BUFFER
 from nfq_failover.errors import CommandError
 from nfq_failover.shell.packets.bpf import SO_ATTACH_REUSEPORT_CBPF, Instruction, Line, Op, assemble, attach
-from nfq_failover.wire.sync import Kind
+from nfq_failover.wire.datagram import Kind
 
 HEARTBEAT_BUFFER: Final = 1 << 18
 _SO_RCVBUFFORCE: Final = 33
-_KIND_AT: Final = 1  # in the header, see wire/sync.py
+_KIND_AT: Final = 1  # in the header, see wire/datagram.py
 _KIND_BITS: Final = 0x7F
 _RECORDS_SOCKET, _HEARTBEAT_SOCKET = 0, 1  # in the order of their bind()
 

@@ -17,7 +17,7 @@ from nfq_failover.lab import netns
 from nfq_failover.lab.nodes import other
 from nfq_failover.lab.state import Options
 from nfq_failover.lab.topology import ADDRESSES, CLIENT, SERVERS, SWITCH, namespace, port
-from nfq_failover.wire.sync import Header, Kind, read_header, seal
+from nfq_failover.wire.datagram import Header, Kind, read_header, seal
 from tests.support.fault_world import CALM_MS, Shared, World, ended_well, faultless, heard, speakers, talk
 from tests.support.lab_world import eventually
 

@@ -19,7 +19,7 @@ from nfq_failover.lab import netns
 from nfq_failover.lab.state import Options
 from nfq_failover.lab.topology import ADDRESSES, HARDWARE, SERVERS, SWITCH, namespace
 from nfq_failover.shell.packets.nfqueue import queue_row
-from nfq_failover.wire.sync import Header, Kind, seal
+from nfq_failover.wire.datagram import Header, Kind, seal
 from tests.support.fault_world import CALM_MS, Talk, World, ended_well, talk, world
 from tests.support.lab_world import eventually
 

@@ -9,11 +9,11 @@ import pytest
 
 from nfq_failover.core.events import DatagramReceived, HealthChecked, PublishHeartbeat, SendDatagram, TimerFired
 from nfq_failover.core.node import Node
-from nfq_failover.core.pair.monitor import HeartbeatTemplate
 from nfq_failover.core.pair.roles import UNHEALTHY, State
 from nfq_failover.core.settings import Peer, Settings
+from nfq_failover.wire.datagram import Kind
+from nfq_failover.wire.heartbeat import HeartbeatTemplate
 from nfq_failover.wire.records import Closed, End, EndKind
-from nfq_failover.wire.sync import Kind
 
 ADDRESSES = {"a": "192.0.2.1", "b": "192.0.2.2"}
 

@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import pytest
 
-from nfq_failover.core.pair.monitor import LINK_HEADERS, HeartbeatTemplate, PeerMonitor, datagram_bytes
+from nfq_failover.core.pair.monitor import PeerMonitor
 from nfq_failover.core.settings import Settings
 from nfq_failover.errors import MalformedDatagram
-from nfq_failover.wire.sync import HeartbeatBody
+from nfq_failover.wire.heartbeat import LINK_HEADERS, HeartbeatBody, HeartbeatTemplate, datagram_bytes
 from tests.support.session_pair import agreed_pair, refusal, template
 
 BODY = HeartbeatBody(1, 2, 0, 4, 5, 0, 1000, 0, 250)

@@ -6,8 +6,8 @@ import pytest
 
 from nfq_failover.core.pair.session import HELLO_MAX_S, HELLO_MIN_S, MAX_OUTGOING, Received
 from nfq_failover.errors import InternalError
+from nfq_failover.wire.datagram import Kind, read_header
 from nfq_failover.wire.records import Closed
-from nfq_failover.wire.sync import Kind, read_header
 from tests.support.session_pair import Pair, agreed_pair, drain, hello, make, refusal
 
 INTERVAL = 0.05

@@ -10,8 +10,8 @@ import pytest
 from nfq_failover.constants import MAX_DATAGRAM
 from nfq_failover.core.pair.session import WINDOW, Received, ReplayWindow
 from nfq_failover.errors import InternalError, MalformedDatagram
-from nfq_failover.wire.records import Closed, Confirm, Data, Open, Record
-from nfq_failover.wire.sync import MAX_BODY, MAX_DATA, Header, Kind, encode_record, read_header, seal
+from nfq_failover.wire.datagram import MAX_BODY, Header, Kind, read_header, seal
+from nfq_failover.wire.records import MAX_DATA, Closed, Confirm, Data, Open, Record, encode_record
 from tests.support.session_pair import Pair, agreed_pair, refusal, template
 
 

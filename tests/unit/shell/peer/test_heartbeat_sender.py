@@ -10,10 +10,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from nfq_failover.core.pair.monitor import HeartbeatTemplate
 from nfq_failover.shell.peer.heartbeat_process import HeartbeatProcess
 from nfq_failover.shell.peer.heartbeat_sender import decode_order, encode_order
-from nfq_failover.wire.sync import HeartbeatBody, Kind, open_body, read_header
+from nfq_failover.wire.datagram import Kind, open_body, read_header
+from nfq_failover.wire.heartbeat import HeartbeatBody, HeartbeatTemplate
 
 KEY = bytes(range(32))
 SESSION = 0x1122334455667788

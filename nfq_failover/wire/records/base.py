@@ -1,0 +1,146 @@
+"""What a sync record is: a value with a number, a codec and a direction, declared in one place.
+
+A record is a frozen dataclass that says how it is encoded and decoded, and `declare` gives it its number on the wire
+and the end of a connection that it is meant for. On the wire a record is (number, length, value); who does not know a
+number skips the record, so a later version may send more of them. Integers are big-endian; one that does not fit its
+field is the caller's bug and raises `struct.error`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from enum import Enum
+from struct import Struct
+from struct import error as StructError
+from typing import ClassVar, Final, Self, TypeVar
+
+from nfq_failover.errors import InternalError, MalformedDatagram
+from nfq_failover.wire.segment import FlowKey
+
+__all__ = ["DECLARED", "MAX_DATA", "MAX_TEXT", "Record", "Towards", "decode_records", "encode_record"]
+
+MAX_DATA: Final = 1300
+MAX_TEXT: Final = 200  # bytes of a reason; the rest is cut off
+CONN: Final = Struct("!I")
+THREE: Final = Struct("!III")
+TWO: Final = Struct("!II")
+_TLV = Struct("!BH")
+_PORTS = Struct("!HH")
+_ADDRESS_BYTES = (4, 16)
+
+
+class Towards(Enum):
+    """The end of a connection that a record is meant for."""
+
+    GATE = "the host that serves"
+    SHADOW = "the host that shadows"
+    EITHER = "both"
+
+
+class Record:
+    """A value inside a sync datagram. Every record may be lost, so whoever waits for an answer asks again.
+
+    `conn` of all records is a number that the primary gives each connection; it is never reused within a session.
+    Sequence numbers are as the client sees them.
+    """
+
+    __slots__ = ()
+    number: ClassVar[int]
+    towards: ClassVar[Towards]
+    conn: int
+
+    def encode(self) -> bytes:
+        """The value's bytes. Raises `InternalError` for one that no peer would accept."""
+        raise InternalError(f"{type(self).__name__} has no encoding")
+
+    @classmethod
+    def decode(cls, value: bytes) -> Self:
+        """The inverse of `encode`. Raises `MalformedDatagram`, or `struct.error` for a wrong length."""
+        raise InternalError(f"{cls.__name__} has no decoding")
+
+
+R = TypeVar("R", bound=Record)
+DECLARED: dict[int, type[Record]] = {}
+"""All record types by their number."""
+
+
+def declare(number: int, towards: Towards) -> Callable[[type[R]], type[R]]:
+    """Enter the decorated class among the records. Raises `InternalError` for a number that is taken."""
+
+    def enter(cls: type[R]) -> type[R]:
+        if number in DECLARED:
+            raise InternalError(f"record number {number} is {DECLARED[number].__name__}'s")
+        cls.number, cls.towards = number, towards
+        DECLARED[number] = cls
+        return cls
+
+    return enter
+
+
+def encode_record(record: Record) -> bytes:
+    """One record with its number and length. Raises `InternalError` if it is one that no peer would accept."""
+    value = record.encode()
+    return _TLV.pack(record.number, len(value)) + value
+
+
+def decode_records(body: bytes) -> list[Record]:
+    """All records of a body, without those of unknown number. Raises `MalformedDatagram` if any is malformed."""
+    records: list[Record] = []
+    at, stop = 0, len(body)
+    while at < stop:
+        if at + _TLV.size > stop:
+            raise MalformedDatagram("bad-record-length")
+        number, length = _TLV.unpack_from(body, at)
+        at += _TLV.size
+        if at + length > stop:
+            raise MalformedDatagram("bad-record-length")
+        cls = DECLARED.get(number)
+        if cls is not None:
+            try:
+                records.append(cls.decode(body[at : at + length]))
+            except StructError:
+                raise MalformedDatagram("bad-record") from None
+        at += length
+    return records
+
+
+# ------------------------------------------------------------------------------------ parts that several records have
+
+
+def encode_text(reason: str) -> bytes:
+    """UTF-8, at most `MAX_TEXT` bytes and no half character; lone surrogates become question marks."""
+    data = reason.encode(errors="replace")
+    if len(data) <= MAX_TEXT:
+        return data
+    return data[:MAX_TEXT].decode(errors="ignore").encode()
+
+
+def decode_text(data: bytes) -> str:
+    """The inverse of `encode_text`. Raises `MalformedDatagram`."""
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        raise MalformedDatagram("bad-text") from None
+
+
+def flow_fits(flow: FlowKey) -> bool:
+    """Whether both addresses are of one family, IPv4 or IPv6."""
+    return len(flow[0]) in _ADDRESS_BYTES and len(flow[2]) == len(flow[0])
+
+
+def encode_flow(flow: FlowKey) -> bytes:
+    """Both addresses, then both ports; the record before it says how long an address is."""
+    client, client_port, server, server_port = flow
+    return client + server + _PORTS.pack(client_port, server_port)
+
+
+def decode_flow(value: bytes, at: int, length: int, reason: str) -> tuple[FlowKey, int]:
+    """The flow that begins at `at`, its addresses of `length` bytes, and the offset of what follows.
+
+    Raises `MalformedDatagram(reason)` for a length that no address has.
+    """
+    if length not in _ADDRESS_BYTES:
+        raise MalformedDatagram(reason)
+    ports_at = at + 2 * length
+    client_port, server_port = _PORTS.unpack_from(value, ports_at)
+    return (value[at : at + length], client_port, value[at + length : ports_at], server_port), ports_at + _PORTS.size

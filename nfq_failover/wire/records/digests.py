@@ -1,0 +1,101 @@
+"""The dialogue that compares what the two servers have sent, by hashes and, where they differ, by bytes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from struct import pack, unpack_from
+from typing import Final, Self
+
+from nfq_failover.errors import InternalError, MalformedDatagram
+from nfq_failover.wire.records.base import MAX_DATA, THREE, TWO, Record, Towards, declare
+
+__all__ = ["DIGEST_BLOCK", "MAX_HASHES", "BytesAsked", "BytesSent", "Digest", "DigestSeen"]
+
+DIGEST_BLOCK: Final = 1280
+"""Bytes per hash. Less than a usual segment: a replica that may send one segment can always complete a block."""
+MAX_HASHES: Final = 128
+
+
+@declare(30, Towards.SHADOW)
+@dataclass(frozen=True, slots=True)
+class Digest(Record):
+    """Primary -> backup: hashes (XXH3, 64 bits) of what my server has sent, one for each `DIGEST_BLOCK` bytes from
+    `seq` on, the last one for what is left of `length`. Repeated until `DigestSeen` has passed it.
+
+    Without hashes: these bytes can't be compared. A `length` of 0 says only that the server's output is digested.
+    """
+
+    conn: int
+    seq: int
+    length: int
+    hashes: tuple[int, ...] = ()
+
+    def encode(self) -> bytes:
+        count = len(self.hashes)
+        if count > MAX_HASHES or (count and count != -(-self.length // DIGEST_BLOCK)):
+            raise InternalError(f"a digest of {self.length} bytes with {count} hashes")
+        return THREE.pack(self.conn, self.seq, self.length) + pack(f"!{count}Q", *self.hashes)
+
+    @classmethod
+    def decode(cls, value: bytes) -> Self:
+        conn, seq, length = THREE.unpack_from(value)
+        count, rest = divmod(len(value) - THREE.size, 8)
+        if rest or count > MAX_HASHES or (count and count != -(-length // DIGEST_BLOCK)):
+            raise MalformedDatagram("bad-digest")
+        return cls(conn, seq, length, unpack_from(f"!{count}Q", value, THREE.size))
+
+
+@declare(31, Towards.GATE)
+@dataclass(frozen=True, slots=True)
+class DigestSeen(Record):
+    """Backup -> primary: every byte before `compared` has been compared, and they differed in so many places."""
+
+    conn: int
+    compared: int
+    differences: int
+
+    def encode(self) -> bytes:
+        return THREE.pack(self.conn, self.compared, self.differences & 0xFFFFFFFF)
+
+    @classmethod
+    def decode(cls, value: bytes) -> Self:
+        return cls(*THREE.unpack(value))
+
+
+@declare(32, Towards.GATE)
+@dataclass(frozen=True, slots=True)
+class BytesAsked(Record):
+    """Backup -> primary: what has your server sent in [start, end)? At most `DIGEST_BLOCK` bytes."""
+
+    conn: int
+    start: int
+    end: int
+
+    def encode(self) -> bytes:
+        return THREE.pack(self.conn, self.start, self.end)
+
+    @classmethod
+    def decode(cls, value: bytes) -> Self:
+        return cls(*THREE.unpack(value))
+
+
+@declare(33, Towards.SHADOW)
+@dataclass(frozen=True, slots=True)
+class BytesSent(Record):
+    """Primary -> backup: what my server has sent from `seq` on; empty if that is not known any more."""
+
+    conn: int
+    seq: int
+    data: bytes
+
+    def encode(self) -> bytes:
+        if len(self.data) > MAX_DATA:
+            raise InternalError(f"a record of {len(self.data)} sent bytes")
+        return TWO.pack(self.conn, self.seq) + self.data
+
+    @classmethod
+    def decode(cls, value: bytes) -> Self:
+        conn, seq = TWO.unpack_from(value)
+        if len(value) > TWO.size + MAX_DATA:
+            raise MalformedDatagram("bad-bytes")
+        return cls(conn, seq, value[TWO.size :])
