@@ -1,0 +1,117 @@
+"""Bugs planted into the gate: what leaves for the client, and what the backup must have before it does."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from nfq_failover.core.events import PacketQueued, Verdict
+from nfq_failover.core.gate import client_stream
+from nfq_failover.core.gate import connection as gate_connection
+from nfq_failover.core.gate.connection import PrimaryConnection
+from nfq_failover.core.gate.end_gate import EndGate, Judgement
+from nfq_failover.core.gate.ends import PrimaryEnds
+from nfq_failover.core.gate.table import PrimarySide
+from nfq_failover.core.outbox import Outbox
+from nfq_failover.core.tcp.seqspace import SeqSpace
+from nfq_failover.wire.segment import Segment
+
+from .mutant import Mutant, Patch, nothing
+
+APP = ("app-primary", "app-crash")
+
+
+def _ungated(self: PrimaryConnection, event: PacketQueued, seg: Segment, out: Outbox, *_: object) -> None:
+    del self, seg
+    out.accept(event.queue, event.packet_id)
+
+
+def _unclamped(self: PrimaryConnection, event: PacketQueued, seg: Segment, out: Outbox, ack: int, *_: object) -> None:
+    self._note_sent(ack, ack + (seg.wnd << self.wscale))
+    out.accept(event.queue, event.packet_id)
+
+
+class UnwrappedSeqSpace(SeqSpace):
+    """Sequence numbers that are compared as if they never wrapped."""
+
+    def offset(self, seq: int) -> int:
+        return seq - self.base
+
+
+def _twice(self: Outbox, queue: Any, packet_id: int, packet: bytearray | None = None) -> None:
+    self.effects.append(Verdict(queue, packet_id, True, packet))
+    self.effects.append(Verdict(queue, packet_id, True, packet))
+
+
+def _never(self: Outbox, queue: Any, packet_id: int, why: str) -> None:
+    del queue, packet_id
+    self.counters[why] += 1
+
+
+def _no_mover(self: EndGate, *arguments: Any) -> Judgement:
+    """Takes the application that has failed for the one that is right."""
+    found = _judge(self, *arguments)
+    return Judgement.REPLICA_FAILED if found is Judgement.APPLICATION_FAILED else found
+
+
+_judge = EndGate.judge
+
+
+GATE = (
+    Mutant("skip the gate", "the backup has", (Patch(PrimaryConnection, "outbound", _ungated),)),
+    Mutant(
+        "skip the clamp",
+        "the backup has",
+        (Patch(PrimaryConnection, "_send_changed", _unclamped),),
+        hint=(45, "crash-primary"),
+    ),
+    Mutant(
+        "forget the SACK edge",
+        "SACK",
+        (Patch(PrimaryConnection, "_covered", lambda self, block: True),),
+        hint=(199, "crash-primary"),
+    ),
+    Mutant(
+        "forget the window clamp",
+        "the right edge moves left",
+        (Patch(PrimaryConnection, "edge_limit", property(lambda self: self.edge_kernel)),),
+        hint=(134, "crash-primary"),
+    ),
+    Mutant(
+        "wrap compared as int, in the gate",
+        "",
+        (
+            Patch(client_stream, "SeqSpace", UnwrappedSeqSpace),
+            Patch(gate_connection, "lt", lambda a, b: a < b),
+        ),
+    ),
+    Mutant(
+        "let strangers speak at once",
+        "",
+        (Patch(PrimarySide, "strangers", property(lambda self: True, nothing)),),
+        ("kill-any", "kill-survivor"),
+        (3603, "kill-any"),
+    ),
+    Mutant("two verdicts", "a second verdict", (Patch(Outbox, "accept", _twice),)),
+    Mutant("no verdict", "no verdict", (Patch(Outbox, "drop", _never),)),
+    Mutant(
+        "release the held end without asking",
+        "FIN at the wrong place",
+        (Patch(PrimaryEnds, "outbound", lambda *_: False),),
+        APP,
+        (2, "app-primary"),
+    ),
+    Mutant(
+        "let the end of a failed application go",
+        "FIN at the wrong place",
+        (Patch(EndGate, "judge", _no_mover),),
+        APP,
+        (2, "app-primary"),
+    ),
+    Mutant(
+        "take a server that hangs for one that goes on",
+        "resets a living, promised connection",
+        (Patch(PrimaryEnds, "_alive", lambda *_: True),),
+        APP,
+        (7, "app-crash"),
+    ),
+)

@@ -1,0 +1,180 @@
+"""Bugs planted into the pair: who may be heard, when, and what must have happened before."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from nfq_failover.core import node
+from nfq_failover.core.pair import witness
+from nfq_failover.core.pair.membership import Do, Membership
+from nfq_failover.core.pair.pact import Pact
+from nfq_failover.core.pair.roles import Input, State
+from nfq_failover.core.shadow.checkpoint import Recollection
+
+from .mutant import Mutant, Patch
+
+CUTS = ("cut", "partition", "flapping")
+APP = ("app-primary", "app-crash")
+PARTED = ("witness-partition", "witness-trouble")
+
+
+def _link_checked(self: Membership, ok: bool, detail: str) -> None:
+    """Takes over at once: the fence may do its work later."""
+    _checked(self, ok, detail)
+    if self.state is State.FENCING:
+        self._go(Input.FENCED, "not waited for")
+
+
+_checked = Membership.link_checked
+
+
+def _fenced(self: Membership, ok: bool, detail: str) -> None:
+    """Takes a fence that has failed for one that has worked."""
+    del ok
+    _fence_finished(self, True, detail)
+
+
+_fence_finished = Membership.fenced
+
+
+def _enter(self: Membership, before: State, after: State) -> None:
+    """Serves without having stored the epoch."""
+    _entered(self, before, after)
+    if after in (State.STORING, State.CLAIMING):
+        self.actions.remove(Do.STORE)
+        self.served = True
+        self._go(Input.STORED, "not stored")
+
+
+_entered = Membership._enter
+
+
+def _hears_silence(self: Membership, monitor: Any, now: float) -> None:
+    """Lets everything go as soon as the backup is silent, though it may still take over."""
+    del monitor, now
+    if self.state is State.BACKUP_LOST:
+        self._go(Input.BACKUP_HARMLESS, "released at once")
+
+
+def _careless_backup(self: Membership, monitor: Any, now: float) -> None:
+    """A backup that goes on whatever its checks say."""
+    if self.state is not State.SHADOWING:
+        _watch_health(self, monitor, now)
+
+
+_watch_health = Membership._watch_health
+
+
+def _retry_unfenced(self: Membership) -> None:
+    """Another attempt serves without a fence."""
+    if self.state is State.RETRYING:
+        self._go(Input.ACCEPTED, "tried often enough")
+    else:
+        _act_alone(self)
+
+
+_act_alone = Membership._act_alone
+
+
+PAIR = (
+    Mutant(
+        "never continue a connection",
+        "resets a living, promised connection",
+        (Patch(Membership, "may_continue", lambda self, now: False),),
+    ),
+    Mutant(
+        "take over before the fence",
+        "two owners",
+        (Patch(Membership, "link_checked", _link_checked),),
+        CUTS,
+        (27, "cut"),
+    ),
+    Mutant("believe a failed fence", "two owners", (Patch(Membership, "fenced", _fenced),), CUTS, (115, "cut")),
+    Mutant(
+        "take over without storing",
+        "epoch",
+        (Patch(Membership, "_enter", _enter),),
+        ("effect-takeover", "rejoin"),
+        (12, "effect-takeover"),
+    ),
+    Mutant(
+        "release before the fence",
+        "goes on: acknowledged",
+        (Patch(Membership, "_lost_backup", _hears_silence),),
+        ("clock", "cut"),
+        (1033, "clock"),
+    ),
+    Mutant(
+        "continue too late",
+        "goes on: acknowledged",
+        (Patch(Membership, "may_continue", lambda self, now: not self.invalid),),
+        ("pause", "clock"),
+        (1348, "pause"),
+    ),
+    Mutant(
+        "a daemon that goes on whatever its record says",
+        "",
+        (Patch(Recollection, "allows", lambda self, epoch, served: served),),
+        ("kill-any",),
+        (39, "kill-any"),
+    ),
+    Mutant(
+        "never move",
+        "",
+        (Patch(Membership, "application_failed", lambda *_: False),),
+        APP,
+        (2, "app-primary"),
+    ),
+    Mutant(
+        "move although the backup's application is unwell",
+        "moves to a host whose application",
+        (
+            Patch(Membership, "_peer_well", property(lambda self: True)),
+            Patch(Membership, "_watch_health", _careless_backup),
+        ),
+        ("app-both",),
+        (451, "app-both"),
+    ),
+    Mutant(
+        "speak after having yielded",
+        "",
+        (Patch(node, "_SERVING", node._SERVING | {State.YIELDED}),),
+        APP,
+        (2, "app-primary"),
+    ),
+    Mutant(
+        "act without the witness",
+        "two owners",
+        (Patch(Pact, "outlasted", lambda self, now: now >= self._outlast_at),),
+        PARTED,
+        (2, "witness-partition"),
+    ),
+    Mutant(
+        "act before the lease has ended",
+        "two owners",
+        (Patch(Pact, "outlasted", lambda self, now: self.granted),),
+        PARTED,
+        (10, "witness-partition"),
+    ),
+    Mutant(
+        "a lease without an end",
+        "two owners",
+        (Patch(Pact, "renew", lambda self: None),),
+        PARTED,
+        (7, "witness-trouble"),
+    ),
+    Mutant(
+        "a witness that grants a pact twice",
+        "two owners",
+        (Patch(witness, "decide", lambda last, host, low, high: witness.Grant(high, host)),),
+        PARTED,
+        (1, "witness-partition"),
+    ),
+    Mutant(
+        "retry without a fence",
+        "two owners",
+        (Patch(Membership, "_act_alone", _retry_unfenced),),
+        ("fence-cut", "fence-crash"),
+        (10, "fence-cut"),
+    ),
+)
