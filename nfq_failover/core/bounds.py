@@ -5,7 +5,7 @@ docs/bounds.md says what happens when one is full; a test compares its defaults 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Final
 
 from nfq_failover.core.gate.client_stream import MAX_RETAINED
@@ -23,7 +23,7 @@ Row = dict[str, int]
 
 
 def limits(settings: Settings) -> dict[str, int]:
-    """Name of the store -> its limit. Those "per connection" are of the fullest one."""
+    """Name of the store -> its limit. Those "per connection" and per session are of the fullest one."""
     return {
         "connections": settings.max_connections,
         "shadow_connections": settings.max_connections,
@@ -65,9 +65,12 @@ COUNTERS: Final = {
 """The counter that grows when the store is full. Those without one forget their oldest entry, which costs nothing."""
 
 
-def gauges(primary: PrimarySide, backup: BackupSide, session: Session, counters: Mapping[str, int]) -> dict[str, Row]:
+def gauges(
+    primary: PrimarySide, backup: BackupSide, sessions: Iterable[Session], counters: Mapping[str, int]
+) -> dict[str, Row]:
     """Name of the store -> `now`, `limit`, and `full`: how often there was no room."""
     shadows, gated = backup.flows.values(), primary.flows.values()
+    fullest = [session.tables() for session in sessions]
     now = {
         "connections": len(primary.flows),
         "shadow_connections": len(backup.flows),
@@ -81,7 +84,7 @@ def gauges(primary: PrimarySide, backup: BackupSide, session: Session, counters:
         "handed_over": len(primary.handovers.flows),
         "handed_over_ended": len(backup.handed.over),
         "forgotten": len(backup.forgotten),
-        **session.tables(),
+        **{name: max(tables[name] for tables in fullest) for name in fullest[0]},
     }
     return {
         name: {"now": now[name], "limit": limit, "full": counters.get(COUNTERS.get(name, ""), 0)}

@@ -1,7 +1,8 @@
-"""One host of the service: composes sessions, membership and the two sides of the connections, and decides on packets.
+"""One host of the service: composes links, membership and the two sides of the connections, and decides on packets.
 
-`handle(event, now)` takes one input, `poll_effect()` gives effects until None, `poll_timeout()` the earliest deadline.
-Nothing here does I/O, reads a clock or draws randomness: `rng` is handed in.
+The contract of the loop is one input, then drain, then arm one timer: `handle(event, now)`, then `poll_effect()` until
+it returns None, then `poll_timeout()`; a node is changed by nothing else. It does no I/O, reads no clock and draws no
+randomness: `rng` is handed in.
 """
 
 from __future__ import annotations
@@ -32,13 +33,11 @@ from nfq_failover.core.events import (
     OwnAddress,
     PacketQueued,
     Profile,
-    PublishHeartbeat,
     Queue,
     QueueOverrun,
     Remember,
     RulesApplied,
     RulesLost,
-    SendDatagram,
     StoreEpoch,
     TimerFired,
     WitnessAnswered,
@@ -47,10 +46,10 @@ from nfq_failover.core.gate.connection import Gate
 from nfq_failover.core.gate.table import PrimarySide
 from nfq_failover.core.leftovers import StrangerHunt
 from nfq_failover.core.outbox import Outbox
-from nfq_failover.core.pair.membership import Do, Membership
-from nfq_failover.core.pair.monitor import PeerMonitor
-from nfq_failover.core.pair.roles import Role, State
-from nfq_failover.core.pair.session import Session
+from nfq_failover.core.pair.link import Link, neighbours
+from nfq_failover.core.pair.membership import Membership
+from nfq_failover.core.pair.roles import Do, Role, State
+from nfq_failover.core.pair.session import Received
 from nfq_failover.core.settings import Settings
 from nfq_failover.core.shadow import path_mtu
 from nfq_failover.core.shadow.checkpoint import Memory, Recollection
@@ -58,18 +57,22 @@ from nfq_failover.core.shadow.connection import Shadow
 from nfq_failover.core.shadow.table import BackupSide
 from nfq_failover.core.status import connection_rows, link_row
 from nfq_failover.errors import MalformedDatagram, MalformedSegment
-from nfq_failover.wire.heartbeat import HeartbeatBody
 from nfq_failover.wire.icmp import is_icmp
 from nfq_failover.wire.records import Record
 from nfq_failover.wire.segment import FlowKey, Segment
 
-_ROLES, _STATES = frozenset(Role), frozenset(State)
+_SHADOWING = frozenset((State.SHADOWING, State.CHECKING, State.ASKING, State.FENCING))
 _SERVING = frozenset((State.UNPROTECTED, State.ARMING, State.PROTECTED, State.BACKUP_LOST))
 _RESUMABLE = frozenset((State.UNPROTECTED, State.ARMING))  # serving, and no connection was protected yet
 
 
 class Node:
-    """A host. `stored_epoch` and `served` come from the epoch store ((0, False) on the first start)."""
+    """A host. `stored_epoch` and `served` come from the epoch store ((0, False) on the first start).
+
+    `links`: one per peer, by its name. `protector` is the link to the host that protects this host's connections,
+    `shadowed` the link to the host whose connections this one shadows; in a pair both are the same. The membership is
+    that of a pair: its peer is the protector.
+    """
 
     def __init__(
         self,
@@ -85,21 +88,19 @@ class Node:
         the daemon, on this boot, has left."""
         self.settings = settings
         self.out = Outbox()
-        self.peer = settings.peers[0]
-        self.session = Session(settings, self.peer, rng)
-        self.monitor = PeerMonitor(settings)
-        self.members = Membership(settings, stored_epoch, served, now)
-        self.primary = PrimarySide(settings, self.out)
+        self.links = {peer.name: Link(settings, peer, rng, self.out, now) for peer in settings.peers}
+        self.protector, self.shadowed = neighbours(self.links)
+        self._any_link = tuple(self.links.values())
+        self._by_source = {link.source: (link,) for link in self._any_link}
+        self.members = Membership(settings, self.protector.view, stored_epoch, served, now)
+        self.primary = PrimarySide(settings, self.out.towards(self.protector.lane))
         self.primary.strangers = served or stored_epoch == 0
-        self.primary.ends.on_failure = lambda reason, now: self.members.application_failed(reason, self.monitor, now)
+        self.primary.ends.on_failure = self.members.application_failed
         self.primary.ends.hand_over = lambda connection, reason, now: (
-            self.members.backup_can_go_on(self.monitor, now) and self.primary.handovers.start(connection, reason, now)
+            self.members.backup_can_go_on(now) and self.primary.handovers.start(connection, reason, now)
         )
-        self.backup = BackupSide(settings, self.out)
+        self.backup = BackupSide(settings, self.out.towards(self.shadowed.lane))
         self.hunt = StrangerHunt(self.out, self.primary, self.backup)
-        self._published: bytes = b""
-        self._peer_sent_ms = 0
-        self._echo_ms = 0
         self._inherited = 0
         self._taps_on = False
         self._rules: tuple[Profile, int] = (Profile.BACKUP, 0)
@@ -145,14 +146,16 @@ class Node:
         effects = self.out.effects
         if not effects:
             self.backup.flush()
-            if self.out.records:
-                self._seal()
+            for link in self._any_link:
+                if link.lane:
+                    link.seal(self.members.epoch)
         return effects.popleft() if effects else None
 
     def poll_timeout(self) -> float | None:
         """When to send `TimerFired` at the latest."""
-        deadlines: list[float | None] = [self._next_tick, self.session.poll_timeout()]
-        deadlines.append(self.backup.poll_timeout())
+        deadlines: list[float | None] = [self._next_tick, self.backup.poll_timeout()]
+        for link in self._any_link:
+            deadlines.append(link.session.poll_timeout())
         if self.members.state is not State.DOUBT:  # nothing of it is done then, however long it is due
             deadlines.append(self.primary.poll_timeout())
         return min(d for d in deadlines if d is not None)
@@ -211,21 +214,30 @@ class Node:
     # ------------------------------------------------------------------------------------ the sync channel
 
     def _datagram(self, event: DatagramReceived, now: float) -> None:
-        try:
-            received = self.session.receive(event.data, now)
-        except MalformedDatagram as error:
-            self.session.refused += 1
-            self.out.counters[f"datagram-{error.reason}"] += 1
-            return
+        """Give a datagram to the link to its source, or, from elsewhere, to the one that can authenticate it."""
+        refused = ""
+        for link in self._by_source.get(event.source, self._any_link):
+            try:
+                received = link.receive(event.data, now)
+            except MalformedDatagram as error:
+                refused = error.reason
+            else:
+                self._received(link, received, now)
+                return
+        self.out.counters[f"datagram-{refused}"] += 1
+
+    def _received(self, link: Link, received: Received, now: float) -> None:
+        paired = link.view is self.members.peer
         if received.session_started:
-            self.out.log("info", "session established", peer=self.peer.name)
-            self.members.session_started()
-            self.backup.handed.over.clear()  # a daemon that has restarted counts from the beginning
-            self.monitor.reset(now)
-            self._peer_sent_ms = self._echo_ms = 0
+            if paired:
+                self.members.session_started()
+            if link is self.shadowed:
+                self.backup.handed.over.clear()  # a daemon that has restarted counts from the beginning
             self._publish()
         if received.heartbeat is not None:
-            self._heartbeat(received.heartbeat, received.epoch, now)
+            if paired:
+                self.members.heard(now)
+            self._publish()
         if now - self._last_tick > self._pause_s:
             # This host was paused. Records were waiting, and news of a takeover may wait behind them: nothing may leave
             # for their sake. What matters will be repeated.
@@ -234,88 +246,45 @@ class Node:
             self.out.counters["record-of-old-epoch"] += len(received.records)  # held back by somebody, or overtaken
         else:
             for record in received.records:
-                self._record(record, now)
-        self._handshake()
+                self._record(link, record, now)
+        link.send_handshake()
 
-    def _heartbeat(self, body: HeartbeatBody, epoch: int, now: float) -> None:
-        if body.role not in _ROLES or body.state not in _STATES:
-            self.out.counters["heartbeat-unknown-state"] += 1  # of a later version: silence is safer than a guess
-            return
-        if body.sent_ms < self._peer_sent_ms:
-            self.out.counters["heartbeat-overtaken"] += 1
-            return
-        self._peer_sent_ms = body.sent_ms
-        self.monitor.heard(body, now)
-        if body.loop_age_ms < self.settings.loop_stall_ms:
-            self._echo_ms = body.sent_ms
-        else:
-            self.out.counters["heartbeat-of-stalled-peer"] += 1
-        self.members.heartbeat(body, epoch, self.monitor, now)
-        self._publish()
-
-    def _record(self, record: Record, now: float) -> None:
+    def _record(self, link: Link, record: Record, now: float) -> None:
         if self.members.state is State.DOUBT:
-            return  # nothing may leave, held acknowledgements either: what matters will be repeated
+            return  # nothing may leave, nor any held acknowledgement: what matters will be repeated
         if self.members.role is Role.PRIMARY:
-            to_primary(record, self.primary, self.out, now)
-        elif self.members.state in (State.SHADOWING, State.CHECKING, State.ASKING, State.FENCING):
+            if link is self.protector:
+                to_primary(record, self.primary, self.primary.out, now)
+        elif self.members.state in _SHADOWING and link is self.shadowed:
             to_backup(record, self.backup, now)
 
-    def _seal(self) -> None:
-        records, self.out.records = self.out.records, []
-        if not self.session.established:
-            self.out.counters["record-without-session"] += len(records)
-            return
-        destination = (self.peer.address, self.peer.port)
-        for data in self.session.seal(records, self.members.epoch):
-            self.out.effects.append(SendDatagram(destination, data))
-
-    def _handshake(self) -> None:
-        while (data := self.session.poll_datagram()) is not None:
-            self.out.effects.append(SendDatagram((self.peer.address, self.peer.port), data))
-
     def _publish(self) -> None:
-        """Say our state, and the peer's latest clock, in every heartbeat from now on."""
-        if not self.session.established:
-            return
-        members = self.members
-        template = self.session.heartbeat_template(
-            epoch=members.epoch,
-            role=int(members.role),
-            state=int(members.state),
-            flags=members.flags,
-            stored_epoch=members.stored_epoch,
-            generation=members.generation,
-            echo_ms=self._echo_ms,
-            release_after_ms=self.settings.release_after_ms,
-            pact=members.pact.high,
-            lease_ms=self.settings.lease_ms,
-        ).encode()
-        if template != self._published:
-            self._published = template
-            self.out.effects.append(PublishHeartbeat(self.peer.name, (self.peer.address, self.peer.port), template))
+        """Say our state in every heartbeat from now on."""
+        for link in self._any_link:
+            link.publish(self.members)
 
     def republish(self) -> None:
-        """The heartbeat sender has forgotten what to say."""
-        self._published = b""
-        self._publish()
+        """Say it once more, since the heartbeat sender has forgotten what to say."""
+        for link in self._any_link:
+            link.republish(self.members)
 
     # ------------------------------------------------------------------------------------ time and answers
 
     def _timer(self, now: float) -> None:
         self._last_tick = now
         self._next_tick = now + min(self.settings.heartbeat_interval_ms, 50) / 2000
-        self.session.on_timer(now)
-        self._handshake()
-        self.members.tick(self.monitor, now)
+        for link in self._any_link:
+            link.on_timer(now)
+        self.members.tick(now)
         if self.members.actions:
             self._carry_out(now)
-        if self.members.state is not State.DOUBT:
+        in_doubt = self.members.state is State.DOUBT
+        if not in_doubt:
             self.primary.on_timer(now)
-        self.out.hushed = self.members.state is State.DOUBT
+        self.backup.out.withhold(in_doubt)
         self.backup.on_timer(now)
-        self.out.hushed = False
-        self.backup.handed.on_timer(self.members.state is State.SHADOWING and not self.monitor.lost(now), now)
+        self.backup.out.withhold(False)
+        self.backup.handed.on_timer(self.members.state is State.SHADOWING and not self.shadowed.view.lost(now), now)
         self.hunt.on_timer(self.memory is not None and self.members.state in _SERVING, now)
         self._watch_inherited()
 
@@ -395,11 +364,11 @@ class Node:
         if action is Do.CHECK_LINK:
             emit(CheckLink())
         elif action is Do.FENCE:
-            emit(Fence(self.peer.name, self.settings.fence_deadline_ms))
+            emit(Fence(members.peer.name, self.settings.fence_deadline_ms))
         elif action is Do.ASK:
             emit(AskWitness(members.pact.low, members.pact.high))
-        elif action in (Do.HUSH, Do.SPEAK):
-            emit(OwnAddress(action is Do.SPEAK, self.settings.announce_count))
+        elif action in (Do.LEAVE_ADDRESS, Do.TAKE_ADDRESS):
+            emit(OwnAddress(action is Do.TAKE_ADDRESS, self.settings.announce_count))
         elif action is Do.STORE:
             serves = members.role is Role.PRIMARY or members.state in (State.STORING, State.CLAIMING)
             emit(StoreEpoch(members.epoch, "primary" if serves else "backup"))
@@ -481,6 +450,7 @@ class Node:
     def status(self, now: float) -> dict[str, object]:
         """What people and other programs are shown (JSON-ready)."""
         members = self.members
+        sessions = [link.session for link in self._any_link]
         return {
             "name": self.settings.name,
             "alive": True,
@@ -490,10 +460,10 @@ class Node:
             "epoch": members.epoch,
             "generation": members.generation,
             "witness": members.pact.describe(),
-            "peer": link_row(self.session, self.monitor, self.peer, now),
+            "peer": link_row(self.protector, now),
             "connections": connection_rows(self.primary, self.backup),
             "protected_connections": sum(c.state is Gate.PROTECTED for c in self.primary.flows.values()),
             "application": members.health.row(),
-            "bounds": bounds.gauges(self.primary, self.backup, self.session, self.out.counters),
+            "bounds": bounds.gauges(self.primary, self.backup, sessions, self.out.counters),
             "counters": dict(sorted(self.out.counters.items())),
         }

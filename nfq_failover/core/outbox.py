@@ -1,4 +1,9 @@
-"""Where the parts of a node put what they want done; the node hands it out in order."""
+"""Where the parts of a node put what they want done; the node hands it out in order.
+
+A *lane* is the list of the records that wait for the next datagram to one peer. The gate's records go into the lane
+towards the host that protects its connections, the shadow's into the lane towards the host that it shadows: each side
+has its own view of the one outbox (`towards`). In a pair both lanes are the same one.
+"""
 
 from __future__ import annotations
 
@@ -10,15 +15,28 @@ from nfq_failover.wire.build import build_segment
 from nfq_failover.wire.records import Record
 from nfq_failover.wire.segment import Segment
 
+Lane = list[Record]
+
 
 class Outbox:
-    """Effects in order, records waiting for the next datagram, and counters."""
+    """Effects in order, counters, and the lane that `record` fills."""
 
     def __init__(self) -> None:
         self.effects: deque[Effect] = deque()
-        self.records: list[Record] = []
+        self.records: Lane = []
         self.counters: Counter[str] = Counter()
-        self.hushed = False  # this host is in doubt whether it may be heard
+        self._withheld = False
+
+    def towards(self, lane: Lane) -> Outbox:
+        """A view of this outbox, with the same effects and counters, that puts records into `lane`."""
+        view = Outbox()
+        view.effects, view.counters = self.effects, self.counters
+        view.records = lane
+        return view
+
+    def withhold(self, withheld: bool) -> None:
+        """Drop what this view sends to clients from now on, as a host in doubt must; or send it again."""
+        self._withheld = withheld
 
     def accept(self, queue: Queue, packet_id: int, packet: bytearray | None = None) -> None:
         """Let a queued packet go on, rewritten if `packet` is given."""
@@ -30,8 +48,8 @@ class Outbox:
         self.effects.append(Verdict(queue, packet_id, False))
 
     def outward(self, packet: bytes | bytearray) -> None:
-        """Send a packet to the client, if it may be heard."""
-        if self.hushed:
+        """Send a packet to the client, unless such packets are withheld."""
+        if self._withheld:
             self.counters["in-doubt"] += 1
             return
         self.effects.append(Inject(packet, inward=False))
@@ -41,7 +59,7 @@ class Outbox:
         self.effects.append(Inject(packet, inward=True))
 
     def reset_stranger(self, seg: Segment) -> None:
-        """Our TCP has a connection that nobody is at the other end of: end it, at the byte that it expects.
+        """End a connection of our TCP that nobody is at the other end of, at the byte that it expects.
 
         Left alone it would send for minutes, and answer the client's next SYN from the same port (RFC 9293 section
         3.10.7.4) with an acknowledgement that nobody may hear.
@@ -51,7 +69,7 @@ class Outbox:
             self.inward(build_segment((seg.dst, seg.dport), (seg.src, seg.sport), seg.ack, 0, RST, 0))
 
     def record(self, record: Record) -> None:
-        """Send a record to the peer with the next datagram."""
+        """Send a record with the next datagram to this view's peer."""
         self.records.append(record)
 
     def log(self, level: str, event: str, **fields: object) -> None:

@@ -6,9 +6,7 @@ from ipaddress import ip_address
 
 from nfq_failover.core.gate.connection import Gate
 from nfq_failover.core.gate.table import PrimarySide
-from nfq_failover.core.pair.monitor import PeerMonitor
-from nfq_failover.core.pair.session import Session
-from nfq_failover.core.settings import Peer
+from nfq_failover.core.pair.link import Link
 from nfq_failover.core.shadow.connection import Shadow
 from nfq_failover.core.shadow.table import BackupSide
 from nfq_failover.wire.segment import FlowKey
@@ -65,12 +63,13 @@ def connection_rows(primary: PrimarySide, backup: BackupSide) -> list[dict[str, 
     return rows
 
 
-def link_row(session: Session, monitor: PeerMonitor, peer: Peer, now: float) -> dict[str, object]:
+def link_row(link: Link, now: float) -> dict[str, object]:
     """The sync channel to one peer."""
+    peer, monitor = link.peer, link.view.monitor
     return {
         "name": peer.name,
         "address": f"{peer.address}:{peer.port}",
-        "session": session.established,
+        "session": link.session.established,
         "lost": monitor.lost(now),
         "heartbeat": monitor.statistics(now),
     }

@@ -211,7 +211,7 @@ class Daemon:
         node: Node | None = getattr(self, "node", None)
         if node is None or self._for_good:
             return False
-        return node.members.serves_alone(node.monitor, time.monotonic())
+        return node.members.serves_alone(time.monotonic())
 
     def _remove_address(self) -> None:
         if not self._stay:

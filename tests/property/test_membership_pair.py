@@ -15,9 +15,9 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nfq_failover.core.pair.membership import Do, Membership
-from nfq_failover.core.pair.monitor import PeerMonitor
-from nfq_failover.core.pair.roles import Role, State
+from nfq_failover.core.pair.membership import Membership
+from nfq_failover.core.pair.peer import PeerView
+from nfq_failover.core.pair.roles import Do, Role, State
 from nfq_failover.core.settings import Peer, Settings
 from nfq_failover.wire.heartbeat import HeartbeatBody
 
@@ -49,8 +49,8 @@ class Side:
     """One host."""
 
     name: str
+    peer: PeerView
     members: Membership
-    monitor: PeerMonitor
     echo_ms: int = 0
     last_sent_ms: int = 0
     progress_at: float = 0.0
@@ -88,9 +88,9 @@ class Pair:
             conf = Settings(
                 name=name, service=b"\n\0\0\1", ports=((80, 80),), peers=(Peer(other, "x"),), key=b"", **values
             )
-            monitor = PeerMonitor(conf)
-            self.sides[name] = Side(name, Membership(conf, 0, False, boot[name]), monitor)
-            monitor.reset(boot[name])
+            peer = PeerView(conf, other, boot[name])
+            self.sides[name] = Side(name, peer, Membership(conf, peer, 0, False, boot[name]))
+            peer.monitor.reset(boot[name])
             self._publish(self.sides[name])
             self._at(boot[name] + self.random.random() * INTERVAL_S, "beat", self.sides[name])
             self._at(boot[name] + self.random.random() * TICK_S, "tick", self.sides[name])
@@ -129,12 +129,14 @@ class Pair:
         """The host's daemon starts anew (a new session, as the handshake would bring it about)."""
         side, other = self.sides[name], self.sides["b" if name == "a" else "a"]
         members = side.members
-        side.members = Membership(members.settings, members.stored_epoch, members.served, self.local(side))
-        side.monitor.reset(self.local(side))
+        now = self.local(side)
+        side.peer = PeerView(members.settings, other.name, now)
+        side.members = Membership(members.settings, side.peer, members.stored_epoch, members.served, now)
+        side.peer.monitor.reset(now)
         side.echo_ms = 0
         self._publish(side)
         other.members.session_started()
-        other.monitor.reset(self.local(other))
+        other.peer.monitor.reset(self.local(other))
         other.echo_ms = 0
         self._carry_out(other)
 
@@ -174,10 +176,10 @@ class Pair:
             return
         side.last_sent_ms = body.sent_ms
         now = self.local(side)
-        side.monitor.heard(body, now)
+        side.peer.heard(body, epoch, now)
         if body.loop_age_ms < side.members.settings.loop_stall_ms:
             side.echo_ms = body.sent_ms
-        side.members.heartbeat(body, epoch, side.monitor, now)
+        side.members.heard(now)
         if Do.PROTECT in side.members.actions:
             side.relies_on = shadows
         if side.members.state in (State.PROTECTED, State.BACKUP_LOST):
@@ -185,7 +187,7 @@ class Pair:
 
     def _tick(self, side: Side, _: Any) -> None:
         self._at(self.now + TICK_S * self.random.uniform(0.9, 1.2), "tick", side)
-        side.members.tick(side.monitor, self.local(side))
+        side.members.tick(self.local(side))
 
     def _answer(self, side: Side, more: tuple[str, Any]) -> None:
         name, value = more

@@ -24,11 +24,11 @@ EVERY = 8  # inputs between two looks at the connections
 def check(host: Host, carried: int) -> None:
     """After an input with so many effects."""
     node = host.node
-    primary, backup, session, out = node.primary, node.backup, node.session, node.out
+    primary, backup, out = node.primary, node.backup, node.out
     flows, limit = len(primary.flows) + len(backup.flows), host.settings.max_connections
     _within(host, "effects of one input", carried, EFFECTS + EFFECTS_PER_FLOW * flows)
     _within(host, "effects left", len(out.effects), 0)
-    _within(host, "records left", len(out.records), 0)
+    _within(host, "records left", len(out.records) + sum(len(link.lane) for link in node.links.values()), 0)
     _within(host, "actions left", len(node.members.actions) + len(node.members.changes), 0)
     if host.inputs % EVERY:
         return
@@ -44,8 +44,9 @@ def check(host: Host, carried: int) -> None:
     _within(host, "remembered SYNs", len(primary._syns), MAX_SYNS)
     _within(host, "dialled connections", len(primary._dialled), MAX_DIALLED)
     _within(host, "news for the backup", len(primary._telling), 64 + limit)
-    _within(host, "handshake datagrams", len(session._outgoing), MAX_OUTGOING)
-    _within(host, "retired sessions", len(session._retired), MAX_RETIRED)
+    for link in node.links.values():
+        _within(host, "handshake datagrams", len(link.session._outgoing), MAX_OUTGOING)
+        _within(host, "retired sessions", len(link.session._retired), MAX_RETIRED)
     _timers(host, "primary's timers", primary.timers, len(primary.flows) + len(primary._telling))
     _timers(host, "backup's timers", backup.timers, len(backup.flows))
     _within(host, "connections that recover", len(backup.recovery._waits), len(backup.numbers))

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from nfq_failover.core.pair.membership import Do, Membership
+from nfq_failover.core.pair.membership import Membership
 from nfq_failover.core.pair.monitor import PeerMonitor
-from nfq_failover.core.pair.roles import UNHEALTHY, Input, State
+from nfq_failover.core.pair.peer import PeerView
+from nfq_failover.core.pair.roles import UNHEALTHY, Do, Input, State
 from nfq_failover.wire.heartbeat import HeartbeatBody
 from tests.support.transcript import settings
 
@@ -32,10 +33,14 @@ class Host:
     def __init__(self, epoch: int = 0, served: bool = False, **changes: Any) -> None:
         self.now = 1000.0
         self.settings = settings(**{"has_fence": True, **changes})
-        self.monitor = PeerMonitor(self.settings)
-        self.members = Membership(self.settings, epoch, served, self.now)
+        self.peer = PeerView(self.settings, self.settings.peers[0].name, self.now)
+        self.members = Membership(self.settings, self.peer, epoch, served, self.now)
         self.seen: set[tuple[State, Input]] = set()
         self._peer_clock = 1_000_000
+
+    @property
+    def monitor(self) -> PeerMonitor:
+        return self.peer.monitor
 
     @property
     def state(self) -> State:
@@ -83,14 +88,14 @@ class Host:
             pact,
             self.settings.lease_ms,
         )
-        self.monitor.heard(body, self.now)
-        self.members.heartbeat(body, epoch, self.monitor, self.now)
+        self.peer.heard(body, epoch, self.now)
+        self.members.heard(self.now)
         return self.done()
 
     def tick(self, seconds: float = INTERVAL_S / 2) -> list[Do]:
         """One step of time."""
         self.now += seconds
-        self.members.tick(self.monitor, self.now)
+        self.members.tick(self.now)
         return self.done()
 
     def silence(self, seconds: float) -> list[Do]:
@@ -159,7 +164,7 @@ class Host:
     def yielded(self) -> Host:
         """Our application has failed while protected."""
         self.protect()
-        assert self.members.application_failed("the application has failed", self.monitor, self.now)
+        assert self.members.application_failed("the application has failed", self.now)
         assert self.state is State.YIELDED
         return self
 

@@ -1,59 +1,202 @@
-"""This host's place in the pair: turns heartbeats, silence and answers into state changes and actions.
+"""This host's place in the pair: turns heartbeats, silence and answers into changes of state and actions.
 
-Pure bookkeeping over the table in roles.py. The node carries the actions out.
+It is pure bookkeeping over the table in roles.py. The node carries the actions out.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from math import inf
 
-from nfq_failover.core.pair.actions import Change, Do
-from nfq_failover.core.pair.monitor import PeerMonitor
-from nfq_failover.core.pair.roles import Candidate, Input, Role, State
-from nfq_failover.core.pair.standing import Standing
+from nfq_failover.core.pair.health import Health
+from nfq_failover.core.pair.pact import Pact
+from nfq_failover.core.pair.peer import PeerView
+from nfq_failover.core.pair.retries import Retries
+from nfq_failover.core.pair.roles import UNHEALTHY, Candidate, Change, Do, Input, Role, State, next_state
+from nfq_failover.core.settings import Settings
 from nfq_failover.wire.heartbeat import HeartbeatBody
 
-__all__ = ["Change", "Do", "Membership"]
-
-ALONE_RETRY_FACTOR = 10
+ALONE_RETRY_FACTOR = 10  # the next attempt of a host that nobody answers comes after this many boot waits
 TIME_IS_OVER = "the backup is silent, and its time to take over has passed"
 BACKUP_UNHEALTHY = "the backup's application has failed"
-TARGET_RETRY_S = 1.0
-_SILENT = (Role.JOINING, Role.LEAVING)
-BOTH_ASK_S = 0.2  # so long the backup goes on asking though the primary is back: some questions and answers
+TARGET_RETRY_S = 1.0  # between two checks of our own link before a release
+_NOT_SERVING = (Role.JOINING, Role.LEAVING)
+BOTH_ASK_S = 0.2  # how long a backup still asks after the primary has come back: a few questions and answers
 _PROTECTING = (State.PROTECTED, State.BACKUP_LOST, State.DOUBT)
 _CLAIMABLE = (State.WAITING, State.REFUSED, State.RETRYING, State.ASKING, State.YIELDED)
 
 
-class Membership(Standing):
-    """What the peer says and does not say, how time passes, and what is answered: each may change the state."""
+class Membership:
+    """The membership of one host in a pair: its state, epoch and generation. The node drains `actions` and `changes`.
+
+    `generation` numbers the times that a primary began to protect: the backup drops what it has from an earlier one and
+    says the number back before anything is protected. `invalid`: the shadows of this generation can't be continued.
+    `peer` is the other host as its heartbeats show it.
+    """
+
+    def __init__(self, settings: Settings, peer: PeerView, epoch: int, served: bool, now: float) -> None:
+        self.settings = settings
+        self.peer = peer
+        self.state = State.WAITING
+        self.reason = "waiting for the peer"
+        self.epoch = epoch
+        self.stored_epoch = epoch
+        self.served = served
+        self.generation = 0
+        self.actions: deque[Do] = deque()
+        self.changes: deque[Change] = deque()
+        self.rules_ready = False
+        self.invalid = True
+        self.health = Health(settings)
+        self.pact = Pact(settings)
+        self._boot = now
+        self._detection_s = settings.detection_ms / 1000
+        self._interval_s = settings.heartbeat_interval_ms / 1000
+        self._next_alone = now + (settings.boot_wait_ms + settings.fence_delay_ms) / 1000
+        self._last = now
+        self._resumed = now
+        self._valid_until = 0.0
+        self._act_at: float | None = None  # the end of the fence delay
+        self._both_until: float | None = None  # until then we still ask the witness, as does the primary that is back
+        self._wait_until: float | None = None  # for the witness's word on what a yielding primary has let go
+        self._retries = Retries(settings)
+        self._next_check = 0.0
+        self._checking = False  # before a release
+        self._address_left = False  # to whoever else answers for it, as our lease has ended
+
+    # ------------------------------------------------------------------------------------ views
+
+    @property
+    def lease_until(self) -> float:
+        """When we have to fall silent."""
+        return self.pact.lease_until
+
+    @property
+    def role(self) -> Role:
+        """The role that goes with the state."""
+        return self.state.role
+
+    @property
+    def candidate(self) -> Candidate:
+        """What we bring into an election."""
+        settings = self.settings
+        shadowing = self.state.role is Role.BACKUP and not self.invalid
+        return Candidate(shadowing, self.stored_epoch, self.served, settings.prefer_primary, settings.name)
+
+    @property
+    def flags(self) -> int:
+        """The flags of our heartbeat."""
+        return self.candidate.flags() | (0 if self.health.well else UNHEALTHY)
+
+    def serves_alone(self, now: float) -> bool:
+        """Whether this host serves, unprotected, and nobody is there to hand the service over to."""
+        return self.state is State.UNPROTECTED and not self.peer.is_there(now)
+
+    def backup_can_go_on(self, now: float) -> bool:
+        """Whether the backup has followed us lately, holds this generation of connections, and is well."""
+        return self.state is State.PROTECTED and self.peer.well and self.peer.follows(now)
+
+    def may_continue(self, now: float) -> bool:
+        """Whether the primary can't have acknowledged anything that we lack."""
+        sure = self.settings.split_brain_accepted or self.pact.granted
+        return not self.invalid and (sure or now <= self._valid_until)
+
+    # ------------------------------------------------------------------------------------ transitions
+
+    def _go(self, given: Input, reason: str) -> None:
+        before, after = self.state, next_state(self.state, given)
+        self.state = after
+        self.reason = reason
+        self.changes.append(Change(before, after, given, reason))
+        self._act_at = self._wait_until = self._both_until = None
+        self._checking = False
+        if after is State.REFUSED:
+            # Not where the witness may have let the primary act alone.
+            undecided = not self.pact.held or self.pact.granted
+            useful = undecided and given is not Input.NO_FENCE
+            self._retries.refused(self._last, useful, given is not Input.PEER_BACK)
+        self._enter(before, after)
+        if after in (State.UNPROTECTED, State.PROTECTED) and self._address_left:
+            self.actions.append(Do.TAKE_ADDRESS)
+        if after is not State.DOUBT:
+            self._address_left = False
+        if self.state not in (State.PROTECTED, State.BACKUP_LOST):
+            self.pact.lift_lease()
+
+    def _enter(self, before: State, after: State) -> None:
+        act = self.actions.append
+        if after in (State.CHECKING, State.RETRYING):
+            act(Do.CHECK_LINK)
+        elif after is State.ASKING:
+            self.pact.outlast(self.peer.heard_at)
+        elif after in (State.FENCING, State.BOOT_FENCING):
+            act(Do.FENCE)
+        elif after in (State.STORING, State.CLAIMING):
+            self.epoch += 1
+            act(Do.STORE)
+        elif after is State.UNPROTECTED:
+            if before is State.STORING:
+                act(Do.TAKE_OVER)
+            elif before is State.CLAIMING:
+                act(Do.SERVE)
+            elif before is State.WAITING:
+                act(Do.RESUME)
+            else:
+                act(Do.RELEASE)
+            self.pact.end()
+        elif after is State.ARMING:
+            act(Do.ARM)
+        elif after is State.PROTECTED:
+            if before is State.ARMING:
+                self.pact.propose(self.epoch, self._last)
+                act(Do.PROTECT)
+            else:
+                self.pact.reunited()
+            self.pact.renew()
+        elif after is State.SHADOWING and before is not State.CHECKING:
+            self.generation, self.invalid, self._valid_until = 0, True, 0.0
+            self._retries.begin_anew()
+            self.pact.void()
+        elif after is State.YIELDED or (after is State.WAITING and before.role is Role.PRIMARY):
+            act(Do.SILENCE)
+            self.generation, self.invalid = 0, True
+            self.pact.void()
+        elif after is State.LEAVING and before.role is Role.PRIMARY:
+            act(Do.SILENCE)
+        elif after is State.REFUSED:
+            self.generation = 0  # a primary that hears of it acknowledges what we lack
+            self.pact.end()
+            if not self.invalid:
+                self.invalid = True
+                act(Do.INVALIDATE)
 
     # ------------------------------------------------------------------------------------ inputs
 
-    def heartbeat(self, body: HeartbeatBody, epoch: int, monitor: PeerMonitor, now: float) -> None:
-        """A heartbeat of the peer, already counted by the monitor."""
-        self.peer, self.peer_epoch = body, epoch
-        self._heard_at = now
-        role = Role(body.role)
-        if role not in _SILENT:
+    def heard(self, now: float) -> None:
+        """Take the heartbeat that the peer's view has just taken."""
+        peer, said = self.peer, self.peer.said
+        if said is None:
+            return
+        role = Role(said.role)
+        if role not in _NOT_SERVING:
             self._wait_until = None
         if role is Role.PRIMARY:
-            self._peer_serves(body, epoch, monitor)
+            self._peer_serves(said, peer.epoch)
         elif self.role is Role.PRIMARY:
-            if self._votes() and body.echo_ms:
-                self.pact.vote(body.echo_ms / 1000, now)
-            self._peer_follows(body, role, self.answers(monitor, now))
+            if said.echo_ms and peer.votes(self.generation):
+                self.pact.vote(said.echo_ms / 1000, now)
+            self._peer_follows(said, role, peer.answers(now))
             if self.state in (State.PROTECTED, State.BACKUP_LOST):
-                self.pact.said_back(body.pact)
+                self.pact.said_back(said.pact)
                 self.pact.renew()
         elif self.state in (State.SHADOWING, State.CHECKING, State.ASKING):
-            if role in _SILENT:
+            if role in _NOT_SERVING:
                 self._peer_yields(now)
-        elif self.state in (State.WAITING, State.REFUSED) and self.answers(monitor, now):
-            self._elect(body)
+        elif self.state in (State.WAITING, State.REFUSED) and peer.answers(now):
+            self._elect(said)
         if self.state is State.DOUBT:
-            heard = monitor.heard_by_peer_at
-            if heard is not None and heard >= self._resumed and self._follows(monitor, now):
+            at = peer.monitor.heard_by_peer_at
+            if at is not None and at >= self._resumed and peer.follows(now):
                 self._go(Input.REASSURED, "the peer has answered after our pause")
 
     def _peer_yields(self, now: float) -> None:
@@ -70,9 +213,9 @@ class Membership(Standing):
                 return
         self._go(Input.PEER_YIELDED, "the primary has restarted or leaves")
 
-    def _peer_serves(self, body: HeartbeatBody, epoch: int, monitor: PeerMonitor) -> None:
+    def _peer_serves(self, said: HeartbeatBody, epoch: int) -> None:
         if self.role is Role.PRIMARY:
-            if epoch > self.epoch or (epoch == self.epoch and self._peer_name() < self.settings.name):
+            if epoch > self.epoch or (epoch == self.epoch and self.peer.name < self.settings.name):
                 self._go(Input.OUTDATED, f"the peer serves in epoch {epoch}, ours was {self.epoch}")
             return
         if epoch < self.epoch:
@@ -84,106 +227,101 @@ class Membership(Standing):
         if epoch != self.epoch or self.served:
             self.epoch, self.served = epoch, False
             self.actions.append(Do.STORE)
-        if State(body.state) is State.ARMING and body.generation != self.generation and self.health.well:
+        if State(said.state) is State.ARMING and said.generation != self.generation and self.health.well:
             # Only while it arms: one that protects already has connections that we lack, and must hear so.
-            self.generation = body.generation
+            self.generation = said.generation
             self.invalid = False
             self.pact.void()
             self.actions.append(Do.SHADOW)
-        if State(body.state) is State.UNPROTECTED and not self.invalid:
+        if State(said.state) is State.UNPROTECTED and not self.invalid:
             self.invalid = True
             self.pact.void()
             self.actions.append(Do.INVALIDATE)
-        if body.generation != self.generation or self.invalid:
+        if said.generation != self.generation or self.invalid:
             return
-        if State(body.state) in _PROTECTING:
-            self.pact.adopt(body.pact, body.lease_ms)
-        self._note_validity(monitor)
+        if State(said.state) in _PROTECTING:
+            self.pact.adopt(said.pact, said.lease_ms)
+        self._note_validity()
 
-    def _peer_follows(self, body: HeartbeatBody, role: Role, answers: bool) -> None:
+    def _peer_follows(self, said: HeartbeatBody, role: Role, answers: bool) -> None:
         """We serve, the peer doesn't."""
-        if body.stored_epoch > self.epoch:
-            self.epoch = body.stored_epoch + 1
+        if said.stored_epoch > self.epoch:
+            self.epoch = said.stored_epoch + 1
             self.actions.append(Do.STORE)
-        peer_state = State(body.state)
+        peer_state = State(said.state)
         if self.state is State.UNPROTECTED:
-            if peer_state is State.SHADOWING and answers and self._peer_well:
+            if peer_state is State.SHADOWING and answers and self.peer.well:
                 self.generation += 1
                 self.rules_ready = False
                 self._go(Input.BACKUP_JOINED, "arming the protection")
         elif self.state is State.ARMING:
             if role is not Role.BACKUP:
                 self._go(Input.BACKUP_HARMLESS, "the backup has restarted")
-            elif not self._peer_well:
+            elif not self.peer.well:
                 self._go(Input.BACKUP_HARMLESS, BACKUP_UNHEALTHY)
-            elif self.rules_ready and body.generation == self.generation:
+            elif self.rules_ready and said.generation == self.generation:
                 self._go(Input.ARMED, "")
         elif role is not Role.BACKUP:
             self._go(Input.BACKUP_HARMLESS, "the backup has restarted")
         elif peer_state is State.REFUSED:
             self._go(Input.BACKUP_HARMLESS, "the backup has refused to take over")
-        elif body.generation != self.generation:
-            self._go(Input.BACKUP_HARMLESS, "the backup has lost its state" if self._peer_well else BACKUP_UNHEALTHY)
+        elif said.generation != self.generation:
+            self._go(Input.BACKUP_HARMLESS, "the backup has lost its state" if self.peer.well else BACKUP_UNHEALTHY)
 
-    def _elect(self, body: HeartbeatBody) -> None:
+    def _elect(self, said: HeartbeatBody) -> None:
         """Neither serves: both compare the same two candidates."""
-        if State(body.state) not in (State.WAITING, State.REFUSED, State.LEAVING):
+        if State(said.state) not in (State.WAITING, State.REFUSED, State.LEAVING):
             return
-        theirs = Candidate.from_heartbeat(body.flags, body.stored_epoch, self._peer_name())
-        if State(body.state) is State.LEAVING or self.candidate.goes_before(theirs):
-            self.epoch = max(self.epoch, body.stored_epoch)
+        theirs = Candidate.from_heartbeat(said.flags, said.stored_epoch, self.peer.name)
+        if State(said.state) is State.LEAVING or self.candidate.goes_before(theirs):
+            self.epoch = max(self.epoch, said.stored_epoch)
             self._go(Input.ELECTED, "elected")
 
-    def _peer_name(self) -> str:
-        return self.settings.peers[0].name
-
     def session_started(self) -> None:
-        """A new session: the peer's daemon has restarted, and has nothing of ours. A pact is kept: what the witness has
-        decided of it tells what the old daemon may have let go."""
+        """Note that a session has begun: the peer's daemon has restarted, and has nothing of ours. A pact is kept: what
+        the witness has decided about it tells what the old daemon may have let go."""
         if self.role is Role.BACKUP:
             self.generation = 0  # the peer counts from the beginning again
         if self.state is State.ARMING or self.state in _PROTECTING:
             self._go(Input.BACKUP_HARMLESS, "the backup has restarted")
 
-    def tick(self, monitor: PeerMonitor, now: float) -> None:
-        """Time has passed. Everything that was received before has been handled."""
+    def tick(self, now: float) -> None:
+        """Let time pass. Everything that was received before `now` has been handled."""
         pause, self._last = now - self._last, now
-        interval = self.settings.heartbeat_interval_ms / 1000
-        if pause > interval:
-            monitor.excuse(pause - interval, now)  # not all of it: a loop that is always late must detect too
-        detection = self.settings.detection_ms / 1000
-        paused = pause > detection and not self._follows(monitor, now)
+        if pause > self._interval_s:  # not all of it is excused: a loop that is always late must detect silence, too
+            self.peer.monitor.excuse(pause - self._interval_s, now)
+        paused = pause > self._detection_s and not self.peer.follows(now)
         if paused and self.state in (State.PROTECTED, State.BACKUP_LOST, State.DOUBT):
             self._resumed = now
             self._go(Input.PAUSED, f"this host was paused for {pause:.2f} s")
             return
-        self._watch_health(monitor, now)
+        self._watch_health(now)
         state = self.state
         if state is State.WAITING:
-            self._wait_alone(monitor, now)
+            self._wait_alone(now)
         elif state is State.SHADOWING:
-            if monitor.lost(now):
+            if self.peer.lost(now):
                 self._go(Input.PEER_SILENT, "no heartbeat from the primary")
         elif state in (State.CHECKING, State.RETRYING):
-            if not monitor.lost(now):
+            if not self.peer.lost(now):
                 self._go(Input.PEER_BACK, "")
             elif self._act_at is not None and now >= self._act_at:
                 self._act_alone()
         elif state is State.ASKING:
-            self._asking(monitor, now)
+            self._asking(now)
         elif state is State.REFUSED:
-            if self._retries.due(now) and monitor.lost(now):
+            if self._retries.due(now) and self.peer.lost(now):
                 self._go(Input.RETRY, "the primary is still silent")
         elif state is State.ARMING:
-            if not self.answers(monitor, now):
+            if not self.peer.answers(now):
                 self._go(Input.PEER_SILENT, "the backup is silent")
-        elif state is State.PROTECTED and not self.answers(monitor, now):
+        elif state is State.PROTECTED and not self.peer.answers(now):
             self._go(Input.PEER_SILENT, "no heartbeat from the backup")
         if self.state in (State.BACKUP_LOST, State.DOUBT):
-            self._lost_backup(monitor, now)
+            self._lost_backup(now)
 
-    def _watch_health(self, monitor: PeerMonitor, now: float) -> None:
-        """What our application's health means in this state."""
+    def _watch_health(self, now: float) -> None:
+        """Draw what follows, in this state, from our application's health."""
         if self.state is State.YIELDED:
             if self.health.recovered(now):
                 self._next_alone = now + self.settings.boot_wait_ms / 1000
@@ -192,27 +330,23 @@ class Membership(Standing):
             return
         elif self.state is State.PROTECTED:
             if self.settings.on_app_failure != "off":
-                self.application_failed(self.health.reason, monitor, now)
+                self.application_failed(self.health.reason, now)
         elif self.state is State.SHADOWING and not self.invalid:
             self.invalid, self.generation = True, 0  # the primary sees it, and knows that nothing is kept here
             self.pact.void()
             self.actions.append(Do.INVALIDATE)
 
-    def backup_can_go_on(self, monitor: PeerMonitor, now: float) -> bool:
-        """Whether the backup follows us lately, holds this generation of connections, and is well."""
-        return self.state is State.PROTECTED and self._peer_well and self._follows(monitor, now)
-
-    def application_failed(self, reason: str, monitor: PeerMonitor, now: float) -> bool:
-        """Our application has failed: yield, if the backup can go on: it takes over as soon as it hears us. Returns
-        whether this host is silent now."""
-        if not self.backup_can_go_on(monitor, now):
+    def application_failed(self, reason: str, now: float) -> bool:
+        """Yield, since our application has failed, if the backup can go on: it takes over as soon as it hears of that.
+        Returns whether this host is silent now."""
+        if not self.backup_can_go_on(now):
             return False
         self.health.yielded(now)
         self._go(Input.APP_FAILED, reason)
         return True
 
-    def _wait_alone(self, monitor: PeerMonitor, now: float) -> None:
-        if now < self._next_alone or not monitor.lost(now):
+    def _wait_alone(self, now: float) -> None:
+        if now < self._next_alone or not self.peer.lost(now):
             return
         self._next_alone = now + ALONE_RETRY_FACTOR * self.settings.boot_wait_ms / 1000
         if self.settings.boot_alone == "fence" and self.settings.has_fence:
@@ -220,7 +354,7 @@ class Membership(Standing):
         else:
             self.reason = "the peer does not answer; this host will not serve alone unless told so (claim)"
 
-    def _asking(self, monitor: PeerMonitor, now: float) -> None:
+    def _asking(self, now: float) -> None:
         pact = self.pact
         if self._wait_until is not None:
             if now >= self._wait_until:
@@ -228,8 +362,8 @@ class Membership(Standing):
             elif pact.ask(now):
                 self.actions.append(Do.ASK)
             return
-        heard = now - self._heard_at <= self.settings.detection_ms / 1000  # a new session alone says nothing yet
-        if not pact.granted and heard and not monitor.lost(now) and not self._both_ask(now):
+        heard = now - self.peer.heard_at <= self._detection_s  # a new session alone says nothing yet
+        if not pact.granted and heard and not self.peer.lost(now) and not self._both_ask(now):
             self._go(Input.PEER_BACK, "the primary is back, and the witness may have been asked")
         elif pact.ask(now):
             self.actions.append(Do.ASK)
@@ -239,30 +373,32 @@ class Membership(Standing):
     def _both_ask(self, now: float) -> bool:
         """The primary is back, but in doubt: it can't go on without the witness either, which may have decided for us.
         If we gave up at once nobody could go on. That we are heard does not matter: in this state we don't vote."""
-        if self.peer is None or State(self.peer.state) is not State.DOUBT:
+        if self.peer.state is not State.DOUBT:
             return False
         if self._both_until is None:
-            self._both_until = now + max(self.settings.detection_ms / 1000, BOTH_ASK_S)
+            self._both_until = now + max(self._detection_s, BOTH_ASK_S)
         return now < self._both_until
 
     def expire(self, now: float) -> None:
-        """Our lease has ended: nothing may leave before the witness, or the backup, has answered."""
+        """Fall silent, since our lease has ended: nothing may leave before the witness or the backup has answered."""
         self._resumed = now
         self._go(Input.EXPIRED, "the backup's votes are too old, and the witness has not answered")
-        self._hushed = True
-        self.actions.append(Do.HUSH)
+        self._address_left = True
+        self.actions.append(Do.LEAVE_ADDRESS)
 
-    def _lost_backup(self, monitor: PeerMonitor, now: float) -> None:
-        pact = self.pact
-        if self.state is State.BACKUP_LOST and self.answers(monitor, now) and (not pact.held or self._votes()):
+    def _lost_backup(self, now: float) -> None:
+        pact, peer = self.pact, self.peer
+        votes = not pact.held or peer.votes(self.generation)
+        if self.state is State.BACKUP_LOST and votes and peer.answers(now):
             self._go(Input.PEER_BACK, "")
             return
         if pact.ask(now):
             self.actions.append(Do.ASK)
-        since = monitor.last_progress if monitor.last_progress is not None else self._boot
+        progress = peer.monitor.last_progress
+        since = self._boot if progress is None else progress
         if self.state is State.DOUBT:
             since = max(since, self._resumed)
-        over = now - since >= self._release_after_s()
+        over = now - since >= peer.release_after_s()
         if pact.held:
             # A backup that has not said the pact back may be one that does not ask.
             if pact.granted and (pact.confirmed or over):
@@ -275,17 +411,17 @@ class Membership(Standing):
         elif over:
             self._go(Input.BACKUP_HARMLESS, TIME_IS_OVER)
 
-    def _note_validity(self, monitor: PeerMonitor) -> None:
+    def _note_validity(self) -> None:
         """Note until when the shadows may be continued: the primary, which protects, releases after that. What it says
         of us later proves nothing: it may have let everything go in between."""
-        heard = monitor.heard_by_peer_at
-        if heard is not None and self.peer is not None:
-            self._valid_until = heard + self._release_after_s() - self.settings.detection_ms / 2000
+        heard = self.peer.monitor.heard_by_peer_at
+        if heard is not None:
+            self._valid_until = heard + self.peer.release_after_s() - self.settings.detection_ms / 2000
 
     # ------------------------------------------------------------------------------------ answers
 
     def link_checked(self, ok: bool, detail: str) -> None:
-        """Our own link is up, or not."""
+        """Take the answer to `Do.CHECK_LINK`: our own link is up, or it is not."""
         if self.state in (State.BACKUP_LOST, State.DOUBT):
             if self._checking and ok:
                 self._go(Input.BACKUP_HARMLESS, TIME_IS_OVER)
@@ -299,7 +435,7 @@ class Membership(Standing):
             return
         self._act_at = self._last + self.settings.fence_delay_ms / 1000
         if self.pact.held and not self.settings.has_fence:
-            self._act_at = max(self._act_at, self.pact.ask_from(self._heard_at))
+            self._act_at = max(self._act_at, self.pact.ask_from(self.peer.heard_at))
         if self._act_at <= self._last:
             self._act_alone()
         else:
@@ -316,7 +452,7 @@ class Membership(Standing):
             self._go(Input.NO_FENCE, "there is no fence, and split_brain is not accepted")
 
     def fenced(self, ok: bool, detail: str) -> None:
-        """The fence has come to an end."""
+        """Take the answer to `Do.FENCE`."""
         if self.state is State.BOOT_FENCING:
             self._go(Input.FENCED if ok else Input.FENCE_FAILED, detail)
         elif self.state is State.FENCING:
@@ -328,16 +464,16 @@ class Membership(Standing):
                 self._go(Input.FENCE_FAILED, f"the fence failed: {detail}")
 
     def witnessed(self, number: int, granted: bool, detail: str) -> None:
-        """The witness has answered for the pact that we asked for."""
+        """Take the witness's answer; it counts only for the pact that we have asked for."""
         pact = self.pact
         if not pact.asked or number != pact.high:
             return
         if self.state in (State.BACKUP_LOST, State.DOUBT):
-            pact.granted = granted
+            pact.answered(granted)
             if not granted:
                 self._go(Input.DENIED, f"the witness has let the peer act alone: {detail}")
         elif self.state is State.ASKING:
-            pact.granted = granted
+            pact.answered(granted)
             if not granted:
                 self._go(Input.DENIED, f"the witness has let the primary act alone: {detail}")
             elif self._wait_until is not None:
@@ -346,7 +482,7 @@ class Membership(Standing):
                 self._go(Input.GRANTED, "granted by the witness: fencing the primary")
 
     def epoch_stored(self, epoch: int, ok: bool, detail: str) -> None:
-        """The record is on disk, or not."""
+        """Take the answer to `Do.STORE`: epoch and role are on disk, or they are not."""
         if ok:
             self.stored_epoch = max(self.stored_epoch, epoch)
         if self.state not in (State.STORING, State.CLAIMING) or epoch != self.epoch:
@@ -355,12 +491,12 @@ class Membership(Standing):
         self._go(Input.STORED if ok else Input.STORE_FAILED, detail)
 
     def rules_applied(self) -> None:
-        """The rules for a protected primary are in force."""
+        """Note that the rules for a protected primary are in force."""
         if self.state is State.ARMING:
             self.rules_ready = True
 
     def claim(self) -> str:
-        """The operator says that the peer is off. Returns what came of it."""
+        """Serve because the operator says that the peer is off. Returns what came of it."""
         if self.state not in _CLAIMABLE:
             return f"nothing to claim: this host is {self.role.name.lower()} ({self.state.label})"
         self.invalid = True
@@ -368,12 +504,12 @@ class Membership(Standing):
         return "claimed"
 
     def resume(self, epoch: int) -> None:
-        """Our daemon has restarted on a host that served, unprotected, in `epoch`; roles.py has why it may."""
+        """Serve again, as this host did, unprotected, in `epoch` before its daemon restarted (roles.py says why)."""
         self.epoch = max(self.epoch, epoch)
         if self.epoch != self.stored_epoch:
-            self.actions.append(Do.STORE)  # it was announced, and the daemon died before it was on disk
+            self.actions.append(Do.STORE)  # the epoch was announced, and the daemon died before it was on disk
         self._go(Input.RESUMED, "the daemon has restarted: no backup yet")
 
     def stop(self) -> None:
-        """Clean stop."""
+        """Leave the pair, as a clean stop does."""
         self._go(Input.STOP, "stopped")

@@ -18,6 +18,7 @@ class PeerMonitor:
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
+        self._detection_s = settings.detection_ms / 1000
         self.last_alive: float | None = None
         self.last_heard: float | None = None
         self.last_progress: float | None = None
@@ -28,12 +29,12 @@ class PeerMonitor:
         self.largest_gap_s = 0.0
 
     def reset(self, now: float) -> None:
-        """A new session begins: the peer counts as alive from now on, and has proved nothing yet."""
+        """Begin a new session: the peer counts as alive from now on, and has proved nothing yet."""
         self.last_alive = self.last_heard = self.last_progress = self.began = now
         self.heard_by_peer_at = None
 
     def heard(self, body: HeartbeatBody, now: float) -> None:
-        """A heartbeat has arrived."""
+        """Take a heartbeat that has arrived."""
         if self.last_heard is not None:
             gap = now - self.last_heard
             self.largest_gap_s = max(self.largest_gap_s, gap)
@@ -48,17 +49,17 @@ class PeerMonitor:
                 self.heard_by_peer_at = min(echoed, now)
 
     def excuse(self, pause_s: float, now: float) -> None:
-        """We did not run for that long: silence counts only while we are awake to hear it."""
+        """Leave out the time in which we did not run: silence counts only while we are awake to hear it."""
         if self.last_alive is not None:
             self.last_alive = min(self.last_alive + pause_s, now)
 
     def lost(self, now: float) -> bool:
-        """No living heartbeat for the detection time."""
-        return self.last_alive is None or now - self.last_alive > self.settings.detection_ms / 1000
+        """Whether no living heartbeat has come for the detection time."""
+        return self.last_alive is None or now - self.last_alive > self._detection_s
 
     def deadline(self) -> float | None:
         """When the peer will count as lost."""
-        return None if self.last_alive is None else self.last_alive + self.settings.detection_ms / 1000
+        return None if self.last_alive is None else self.last_alive + self._detection_s
 
     def statistics(self, now: float) -> dict[str, object]:
         """For the status. `bandwidth_bps` is one direction's; heartbeats go both ways."""

@@ -7,7 +7,7 @@ decided needs both: a primary is heard only as long as the backup's votes last (
 
 - A vote is a heartbeat of a backup that follows. It counts from the moment when we sent the heartbeat that it echoes,
   by our own clock, so neither delays nor differing clocks can lengthen a lease.
-- A backup that begins to ask has stopped to vote. It outlasts the primary's lease, reckoned from the latest heartbeat
+- A backup that begins to ask has stopped voting. It outlasts the primary's lease, reckoned from the latest heartbeat
   that it can have echoed, with a margin for clocks that run at different rates.
 - A primary that has asked and is then reunited with its backup proposes a new pact: the witness may have decided the
   old one. Until the backup has said the new one back it may hold either, so the primary asks for both at once (`low`,
@@ -21,7 +21,7 @@ from math import inf
 
 from nfq_failover.core.settings import Settings
 
-CLOCK_MARGIN = 1.05  # both clocks off by 2 %, in opposite directions: 1.02 / 0.98, and some more
+CLOCK_MARGIN = 1.05  # both clocks off by 2 %, in opposite directions: 1.02 / 0.98, and a little more
 OUTLAST_MARGIN_S = 0.02  # from the last look at the clock to the packet on the wire
 ASK_EVERY_S = 0.05
 ASK_AFTER = 2 / 3  # of the lease: a shorter silence of the backup is no cause to decide anything
@@ -60,7 +60,7 @@ class Pact:
         return {"pact": self.high, "confirmed": self.confirmed, "asked": self.asked, "granted": self.granted}
 
     def end(self) -> None:
-        """There is no pact any more. Whoever was granted it keeps the right."""
+        """There is no longer a pact. Whoever was granted it keeps the right."""
         self.low = self.high = 0
         self.confirmed = self.asked = False
         self.lease_until = inf
@@ -112,14 +112,22 @@ class Pact:
         return heard + self._lease_s - HEAD_START_S
 
     def outlast(self, heard: float) -> None:
-        """We stop to vote. `heard`: when we last heard the primary."""
+        """We stop voting. `heard`: when we last heard the primary."""
         self._outlast_at = heard + self._lease_s * CLOCK_MARGIN + OUTLAST_MARGIN_S
 
     def outlasted(self, now: float) -> bool:
         """Whether the primary's lease has ended, and we may act."""
         return self.granted and now >= self._outlast_at
 
+    def lift_lease(self) -> None:
+        """No lease runs: this host does not serve protected connections."""
+        self.lease_until = inf
+
     # ------------------------------------------------------------------------------------ the witness
+
+    def answered(self, granted: bool) -> None:
+        """The witness has granted us the pact that we asked for, or has denied it."""
+        self.granted = granted
 
     def ask(self, now: float) -> bool:
         """Whether it is time to ask (again)."""

@@ -233,3 +233,33 @@ class Candidate:
     def from_heartbeat(cls, flags: int, stored_epoch: int, name: str) -> Candidate:
         """The peer's candidate."""
         return cls(bool(flags & 1), stored_epoch, bool(flags & 2), bool(flags & 4), name)
+
+
+class Do(Enum):
+    """What a node must do after a change of its host's state."""
+
+    CHECK_LINK = "check our own link"
+    FENCE = "fence the peer"
+    ASK = "ask the witness whether we may act alone"
+    LEAVE_ADDRESS = "let others answer for the service address"
+    TAKE_ADDRESS = "answer for the service address again"
+    STORE = "store epoch and role"
+    SERVE = "be heard, with no connections"
+    RESUME = "be heard again, with the connections that were taken over before the daemon's restart"
+    TAKE_OVER = "be heard, with the shadow connections"
+    ARM = "tighten the rules"
+    PROTECT = "open new connections towards the backup"
+    RELEASE = "let everything go unprotected"
+    SHADOW = "start with an empty shadow table"
+    INVALIDATE = "the shadows can't be continued"
+    SILENCE = "be silent, forget all connections"
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """A change of state, for the log and for people."""
+
+    before: State
+    after: State
+    given: Input
+    reason: str

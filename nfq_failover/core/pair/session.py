@@ -214,7 +214,14 @@ class Session:
     # ------------------------------------------------------------------------------------ receiving
 
     def receive(self, data: bytes, now: float) -> Received:
-        """Take a datagram. Raises `MalformedDatagram` with a countable reason; nothing has changed then."""
+        """Take a datagram. Raises `MalformedDatagram` with a countable reason; only `refused` has changed then."""
+        try:
+            return self._receive(data, now)
+        except MalformedDatagram:
+            self.refused += 1
+            raise
+
+    def _receive(self, data: bytes, now: float) -> Received:
         header = read_header(data)
         if header.direction is self.direction:
             raise MalformedDatagram("reflected")

@@ -14,7 +14,7 @@ from nfq_failover.shell.peer.socket import SyncSockets
 
 BATCH: Final = 64
 BUDGET_S: Final = 0.02  # for the sync socket in one turn of the loop: records must not keep packets waiting
-MAX_REFUSED: Final = 64  # so many refused datagrams end a turn at once: nobody gains time on the loop by garbage
+MAX_REFUSED: Final = 64  # this many refused datagrams end a turn at once: nobody gains time on the loop by garbage
 PATIENCE_S: Final = 0.2  # how long timers wait for a sync socket that never becomes empty
 RECEIVE_BYTES: Final = 2048  # longer than any valid datagram, so that one too long is seen as such
 _SO_MEMINFO: Final = 55  # asm-generic/socket.h; not in Python's socket
@@ -25,7 +25,7 @@ _QUEUED, _LIMIT, _DROPS = 0, 1, 8  # SK_MEMINFO_RMEM_ALLOC, _RCVBUF and _DROPS, 
 class SyncReader:
     """The receiving half of the sync channel.
 
-    A datagram from anybody but the peer's address and port is refused before anything else is looked at. What the
+    A datagram from anywhere but a peer's address and port is refused before anything else is looked at. What the
     kernel dropped, since the socket's buffer was full, is asked of the socket (the number that SO_RXQ_OVFL attaches to
     datagrams, without waiting for another datagram to bring it).
     """
@@ -34,20 +34,20 @@ class SyncReader:
         self._sockets = sockets
         self._node = node
         self._feed = feed
-        self._peer = (node.peer.address, node.peer.port)
+        self._sessions = {link.source: link.session for link in node.links.values()}
         self._reported = 0
         self._last_empty = time.monotonic()
         self.patience_s = min(PATIENCE_S, node.settings.detection_ms / 2000)
 
     def read(self, carry_out: Callable[[], None]) -> bool:
         """Read what is there, heartbeats first; False if the turn was over before the end."""
-        session, clock = self._node.session, time.monotonic
+        sessions, clock = self._sessions, time.monotonic
         now = clock()
-        limit, refused = now + BUDGET_S, session.refused
-        count = foreign = 0
+        limit = now + BUDGET_S
+        count = refused = 0
         for each in self._sockets.both:
             receive = each.recvfrom
-            while now < limit and session.refused - refused + foreign < MAX_REFUSED:
+            while now < limit and refused < MAX_REFUSED:
                 try:
                     data, source = receive(RECEIVE_BYTES)
                 except BlockingIOError:
@@ -56,11 +56,14 @@ class SyncReader:
                     now = clock()
                     continue
                 now = clock()
-                if source != self._peer:
-                    foreign += 1
+                session = sessions.get(source)
+                if session is None:
+                    refused += 1
                     self._node.out.counters["datagram-wrong-source"] += 1
                     continue
+                before = session.refused
                 self._feed(DatagramReceived(source, data), now)
+                refused += session.refused - before
                 count += 1
                 if count % BATCH == 0:
                     carry_out()

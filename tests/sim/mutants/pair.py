@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from nfq_failover.core import node
 from nfq_failover.core.pair import witness
-from nfq_failover.core.pair.membership import Do, Membership
+from nfq_failover.core.pair.membership import Membership
 from nfq_failover.core.pair.pact import Pact
-from nfq_failover.core.pair.roles import Input, State
+from nfq_failover.core.pair.peer import PeerView
+from nfq_failover.core.pair.roles import Do, Input, State
 from nfq_failover.core.shadow.checkpoint import Recollection
 
 from .mutant import Mutant, Patch
@@ -49,17 +48,17 @@ def _enter(self: Membership, before: State, after: State) -> None:
 _entered = Membership._enter
 
 
-def _hears_silence(self: Membership, monitor: Any, now: float) -> None:
+def _hears_silence(self: Membership, now: float) -> None:
     """Lets everything go as soon as the backup is silent, though it may still take over."""
-    del monitor, now
+    del now
     if self.state is State.BACKUP_LOST:
         self._go(Input.BACKUP_HARMLESS, "released at once")
 
 
-def _careless_backup(self: Membership, monitor: Any, now: float) -> None:
+def _careless_backup(self: Membership, now: float) -> None:
     """A backup that goes on whatever its checks say."""
     if self.state is not State.SHADOWING:
-        _watch_health(self, monitor, now)
+        _watch_health(self, now)
 
 
 _watch_health = Membership._watch_health
@@ -129,7 +128,7 @@ PAIR = (
         "move although the backup's application is unwell",
         "moves to a host whose application",
         (
-            Patch(Membership, "_peer_well", property(lambda self: True)),
+            Patch(PeerView, "well", property(lambda self: True)),
             Patch(Membership, "_watch_health", _careless_backup),
         ),
         ("app-both",),

@@ -57,7 +57,7 @@ def test_log_that_is_full_confirms_nothing_more() -> None:
         assert t.effects.popleft().cum == client_seq(10)  # type: ignore[union-attr]
         t >> from_client(20, 10) << "pass [.] 20:30 ack 0 wnd 500 ts 1001/7000000"
         assert t.effects.popleft().ranges == ()  # type: ignore[union-attr]
-        row = bounds.gauges(_no_primary(), t.side, _session(), t.out.counters)["log_pieces"]
+        row = bounds.gauges(_no_primary(), t.side, [_session()], t.out.counters)["log_pieces"]
         assert (row["now"], row["full"]) == (1, 1)
 
 
@@ -106,7 +106,7 @@ def test_full_table_is_said_aloud_and_looked_through_soon() -> None:
             t << "pass"
         assert t.out.counters["connection-not-tracked"] == 2
         assert t.side.poll_timeout() is not None
-        row = bounds.gauges(t.side, Shadowing().side, _session(), t.out.counters)["connections"]
+        row = bounds.gauges(t.side, Shadowing().side, [_session()], t.out.counters)["connections"]
         assert row == {"now": 1, "limit": 1, "full": 2}
 
 
@@ -159,7 +159,7 @@ def test_timers_that_are_moved_leave_little_behind() -> None:
 def test_every_store_has_a_gauge() -> None:
     with Gated() as t:
         t >> ack(1) << HELD
-        rows = bounds.gauges(t.side, Shadowing().side, _session(), t.out.counters)
+        rows = bounds.gauges(t.side, Shadowing().side, [_session()], t.out.counters)
         assert rows.keys() == bounds.limits(settings()).keys()
         assert rows["held_acks"] == {"now": 1, "limit": MAX_HELD, "full": 0}
         assert all(row["now"] <= row["limit"] for row in rows.values())

@@ -7,8 +7,7 @@ import pytest
 from nfq_failover.core.events import ApplyRules, Inject, OperatorCommand, Profile, TimerFired
 from nfq_failover.core.gate.connection import Gate, PrimaryConnection
 from nfq_failover.core.node import Node
-from nfq_failover.core.pair.membership import Do
-from nfq_failover.core.pair.roles import UNHEALTHY, State
+from nfq_failover.core.pair.roles import UNHEALTHY, Do, State
 from nfq_failover.wire.records import Handed, HandedOver, HandOver
 from tests.support.transcript import FLOW, opening
 from tests.unit.core.test_node import Pair
@@ -47,7 +46,7 @@ def test_it_begins_only_if_the_backup_can_go_on(state: State, flags: int, late_s
     assert node.primary.ends.hand_over(connection, "it has failed", pair.now + late_s) is may
     assert (connection.state is Gate.HANDED) is may
     assert (FLOW in node.primary.flows) is not may
-    assert any(isinstance(record, HandOver) for record in node.out.records) is may
+    assert any(isinstance(record, HandOver) for record in node.protector.lane) is may
 
 
 def rules(node: Node) -> list[Profile]:

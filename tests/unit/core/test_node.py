@@ -9,6 +9,7 @@ import pytest
 
 from nfq_failover.core.events import DatagramReceived, HealthChecked, PublishHeartbeat, SendDatagram, TimerFired
 from nfq_failover.core.node import Node
+from nfq_failover.core.pair.link import Link
 from nfq_failover.core.pair.roles import UNHEALTHY, State
 from nfq_failover.core.settings import Peer, Settings
 from nfq_failover.wire.datagram import Kind
@@ -41,6 +42,10 @@ class Pair:
                 self.drain(name)
             self.now += 0.05
 
+    def link(self, name: str) -> Link:
+        """The link of `name` to the other."""
+        return self.nodes[name].links["b" if name == "a" else "a"]
+
     def drain(self, name: str) -> None:
         """Carry datagrams over; keep heartbeat templates; all else is another test's affair."""
         other = "b" if name == "a" else "a"
@@ -63,7 +68,7 @@ class Pair:
 
 def test_two_nodes_find_each_other() -> None:
     pair = Pair()
-    assert all(node.session.established for node in pair.nodes.values())
+    assert all(pair.link(name).session.established for name in pair.nodes)
     assert set(pair.templates) == {"a", "b"}
 
 
@@ -71,24 +76,23 @@ def test_two_nodes_find_each_other() -> None:
 def test_heartbeat_of_an_unknown_role_or_state_is_counted_and_proves_nothing(changes: dict[str, int]) -> None:
     pair = Pair()
     node = pair.nodes["a"]
-    heard = node.monitor.received
+    heard = pair.link("a").view.monitor.received
     pair.heartbeat("b", **changes)
     assert node.out.counters["heartbeat-unknown-state"] == 1
-    assert node.monitor.received == heard
+    assert pair.link("a").view.monitor.received == heard
     assert node.members.state is State.WAITING
     pair.now += 0.05
     pair.heartbeat("b")
-    assert node.monitor.received == heard + 1
+    assert pair.link("a").view.monitor.received == heard + 1
 
 
 def test_overtaken_heartbeat_is_counted_and_ignored() -> None:
     pair = Pair()
-    node = pair.nodes["a"]
     pair.heartbeat("b")
-    heard = node.monitor.received
+    heard = pair.link("a").view.monitor.received
     pair.now -= 0.05
     pair.heartbeat("b")
-    assert node.monitor.received == heard
+    assert pair.link("a").view.monitor.received == heard
 
 
 @pytest.mark.parametrize("data", [b"", b"garbage", bytes(100), b"\x01" * 1500])
@@ -104,13 +108,13 @@ def test_garbage_is_counted(data: bytes) -> None:
 def test_records_that_waited_through_a_pause_are_not_acted_on() -> None:
     """The news that the peer has taken over may wait behind them."""
     pair = Pair()
-    a, b = pair.nodes["a"], pair.nodes["b"]
+    a = pair.nodes["a"]
     a.members.state = State.PROTECTED
     seen: list[object] = []
     a.primary.on_told = seen.append  # type: ignore[assignment, method-assign]
 
     def say(number: int) -> None:
-        for data in b.session.seal([Closed(number)], 1):
+        for data in pair.link("b").session.seal([Closed(number)], 1):
             a.handle(DatagramReceived((ADDRESSES["b"], 7766), data), pair.now)
 
     say(1)
@@ -127,13 +131,13 @@ def test_records_that_waited_through_a_pause_are_not_acted_on() -> None:
 def test_records_of_an_older_epoch_are_counted_and_not_acted_on() -> None:
     """Held back by somebody on the way, who lets them go when the roles have changed."""
     pair = Pair()
-    a, b = pair.nodes["a"], pair.nodes["b"]
+    a = pair.nodes["a"]
     a.members.state = State.PROTECTED
     seen: list[object] = []
     a.primary.on_told = seen.append  # type: ignore[assignment, method-assign]
-    held_back = b.session.seal([Closed(1), Closed(2)], a.members.epoch)
+    held_back = pair.link("b").session.seal([Closed(1), Closed(2)], a.members.epoch)
     a.members.epoch += 1
-    for data in [*held_back, *b.session.seal([Closed(3)], a.members.epoch)]:
+    for data in [*held_back, *pair.link("b").session.seal([Closed(3)], a.members.epoch)]:
         a.handle(DatagramReceived((ADDRESSES["b"], 7766), data), pair.now)
     assert seen == [Closed(3)]
     assert a.out.counters["record-of-old-epoch"] == 2
@@ -142,14 +146,14 @@ def test_records_of_an_older_epoch_are_counted_and_not_acted_on() -> None:
 def test_refused_datagrams_and_handshakes_count_against_a_turn() -> None:
     pair = Pair()
     a = pair.nodes["a"]
-    before = a.session.refused
+    before = pair.link("a").session.refused
     a.handle(DatagramReceived((ADDRESSES["b"], 7766), b"garbage"), pair.now)
     pair.heartbeat("b")
-    assert a.session.refused == before + 1
-    pair.nodes["b"].session._say(Kind.HELLO)
-    pair.nodes["b"]._handshake()
+    assert pair.link("a").session.refused == before + 1
+    pair.link("b").session._say(Kind.HELLO)
+    pair.link("b").send_handshake()
     pair.drain("b")
-    assert a.session.refused == before + 2
+    assert pair.link("a").session.refused == before + 2
 
 
 @pytest.mark.parametrize(("epoch", "served", "may"), [(0, False, True), (3, True, True), (3, False, False)])
@@ -187,7 +191,7 @@ def test_host_whose_application_has_failed_is_silent_at_once() -> None:
 
     node.primary.ends.on_end = fails  # type: ignore[method-assign]
     end = End(1, 2, 3, EndKind.OPEN)
-    for data in pair.nodes["b"].session.seal([end, end], 1):
+    for data in pair.link("b").session.seal([end, end], 1):
         node.handle(DatagramReceived((ADDRESSES["b"], 7766), data), pair.now)
     assert records == [end]
     pair.drain("a")

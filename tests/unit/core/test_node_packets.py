@@ -23,8 +23,7 @@ from nfq_failover.core.events import (
     Verdict,
 )
 from nfq_failover.core.node import Node
-from nfq_failover.core.pair.membership import Do
-from nfq_failover.core.pair.roles import State
+from nfq_failover.core.pair.roles import Do, State
 from nfq_failover.wire.records import Confirm, Opened
 from nfq_failover.wire.segment import Segment
 from tests.support.transcript import (
@@ -129,7 +128,7 @@ class Protected(Host):
 
 def test_confirmation_releases_what_was_held() -> None:
     host = Protected()
-    host.node._record(host.confirm, host.now)
+    host.node._record(host.node.protector, host.confirm, host.now)
     assert [Segment(bytearray(e.packet)).ack for e in host.effects() if isinstance(e, Inject)] == [client_seq(1000)]
 
 
@@ -140,7 +139,7 @@ def test_first_packet_after_a_pause_finds_the_host_in_doubt() -> None:
     assert host.node.members.state is State.DOUBT
     assert host.packet(server(0, ack=None, flags="R")) == "drop"
     assert host.packet(client(-1, ack=None, flags="S", port=41000)) == "drop"
-    host.node._record(host.confirm, host.now)
+    host.node._record(host.node.protector, host.confirm, host.now)
     host.node.handle(TimerFired(), host.now)
     host.node.handle(FlowsGone([]), host.now)
     host.node.handle(FrameCopied(client(0, 1000).packet(ISS)), host.now)

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from nfq_failover.core.pair.membership import Do
-from nfq_failover.core.pair.roles import Role, State
+from nfq_failover.core.pair.roles import Do, Role, State
 from tests.support.hosts import DETECTION_S, Host, Scenario, collector
 
 S = State

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from nfq_failover.core.pair.membership import Do
-from nfq_failover.core.pair.roles import State
+from nfq_failover.core.pair.roles import Do, State
 from tests.support.hosts import Host, Scenario, collector
 
 S = State

@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 
 from nfq_failover.core.pair.health import CHECKED_REST_S, UNCHECKED_REST_S
-from nfq_failover.core.pair.membership import Do
-from nfq_failover.core.pair.roles import UNHEALTHY, Role
+from nfq_failover.core.pair.roles import UNHEALTHY, Do, Role
 from nfq_failover.core.pair.roles import State as S
 from tests.support.hosts import Host, Scenario, collector
 
@@ -84,7 +83,7 @@ def yielded_host_can_be_stopped() -> Host:
 def service_is_not_yielded_to_a_backup_that_can_not_go_on() -> Host:
     h = checked().lose_backup()
     h.check_health(False, False, False)
-    assert not h.members.application_failed("a connection", h.monitor, h.now)
+    assert not h.members.application_failed("a connection", h.now)
     h.silence(0.3)
     assert h.at(S.BACKUP_LOST)
     h.hear(S.SHADOWING, 1, generation=1)
@@ -97,7 +96,7 @@ def service_is_not_yielded_to_a_backup_that_can_not_go_on() -> Host:
 def service_is_not_yielded_to_a_backup_that_is_about_to_take_over() -> Host:
     h = Host().protect()
     h.hear(S.CHECKING, 1, generation=1)
-    assert not h.members.application_failed("a connection", h.monitor, h.now)
+    assert not h.members.application_failed("a connection", h.now)
     return h
 
 
@@ -174,5 +173,5 @@ def unhealthy_backup_that_still_holds_everything_is_not_released_yet() -> Host:
     """It may be taking over at this moment: only its own word that it has nothing makes it harmless."""
     h = Host().protect()
     assert h.hear(S.SHADOWING, 1, generation=1, well=False) == [] and h.at(S.PROTECTED)
-    assert not h.members.application_failed("a connection", h.monitor, h.now)
+    assert not h.members.application_failed("a connection", h.now)
     return h

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from nfq_failover.core.pair.membership import Do
-from nfq_failover.core.pair.roles import State
+from nfq_failover.core.pair.roles import Do, State
 from nfq_failover.core.settings import Peer
 from tests.support.hosts import DETECTION_S, Host, Scenario, collector
 
@@ -204,23 +203,23 @@ def test_backup_that_has_just_come_is_not_left_alone_with_a_silence() -> None:
     """It may have heard that we serve already, and would fence us if our daemon ended without a word."""
     h = Host().serve()
     h.silence(DETECTION_S + 0.2)
-    assert h.members.serves_alone(h.monitor, h.now)
+    assert h.members.serves_alone(h.now)
     h.monitor.reset(began := h.now)  # a session
-    assert not h.members.serves_alone(h.monitor, h.now)
+    assert not h.members.serves_alone(h.now)
     h.silence(DETECTION_S / 2)
     h.hear(S.SHADOWING, 1, heard=False)
-    assert not h.members.serves_alone(h.monitor, h.now)
+    assert not h.members.serves_alone(h.now)
     while h.now < began + 2 * DETECTION_S + 0.2:  # it never hears us
         h.hear(S.WAITING, 1, heard=False)
         h.silence(DETECTION_S / 2)
-    assert h.members.serves_alone(h.monitor, h.now)
+    assert h.members.serves_alone(h.now)
 
 
 def test_peer_that_answers_is_handed_the_service() -> None:
     h = Host().serve()
-    assert not h.members.serves_alone(h.monitor, h.now)
+    assert not h.members.serves_alone(h.now)
     h.hear(S.SHADOWING, 1)
-    assert not h.members.serves_alone(h.monitor, h.now)  # arming: not unprotected for long
+    assert not h.members.serves_alone(h.now)  # arming: not unprotected for long
 
 
 @pytest.mark.parametrize("run", SCENARIOS, ids=lambda run: run.__name__)

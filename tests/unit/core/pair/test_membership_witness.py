@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from nfq_failover.core.pair.membership import BOTH_ASK_S, Do
+from nfq_failover.core.pair.membership import BOTH_ASK_S
 from nfq_failover.core.pair.pact import CLOCK_MARGIN, OUTLAST_MARGIN_S
-from nfq_failover.core.pair.roles import State
+from nfq_failover.core.pair.roles import Do, State
 from tests.support.hosts import DETECTION_S, Host, Scenario, collector
 
 S = State
@@ -357,10 +357,10 @@ def is_silent_when_its_lease_has_ended_until_the_witness_answers() -> Host:
     h.silence(ASKS_S)
     assert h.members.lease_until == pytest.approx(voted + LEASE_S, abs=0.002)
     h.members.expire(h.now)
-    assert h.done() == [Do.HUSH] and h.at(S.DOUBT)
+    assert h.done() == [Do.LEAVE_ADDRESS] and h.at(S.DOUBT)
     assert Do.RELEASE not in h.silence(60), "no time is long enough"
     h.witness(True)
-    assert h.tick() == [Do.RELEASE, Do.SPEAK] and h.at(S.UNPROTECTED)
+    assert h.tick() == [Do.RELEASE, Do.TAKE_ADDRESS] and h.at(S.UNPROTECTED)
     return h
 
 
@@ -384,7 +384,7 @@ def lease_ends_while_the_backup_is_heard_but_does_not_follow() -> Host:
         h.hear(S.ASKING, 1, 1, pact=h.members.pact.high)
     assert h.at(S.PROTECTED)
     h.members.expire(h.now)
-    assert h.done() == [Do.HUSH] and h.at(S.DOUBT)
+    assert h.done() == [Do.LEAVE_ADDRESS] and h.at(S.DOUBT)
     return h
 
 
@@ -396,7 +396,7 @@ def speaks_again_when_the_backup_follows_again() -> Host:
     h.done()
     old = h.members.pact.high
     h.tick()
-    assert h.hear(S.SHADOWING, 1, 1, pact=old) == [Do.SPEAK]
+    assert h.hear(S.SHADOWING, 1, 1, pact=old) == [Do.TAKE_ADDRESS]
     assert h.at(S.PROTECTED) and h.members.lease_until > h.now
     assert (h.members.pact.low, h.members.pact.high) == (old, old + 1), "the witness may have decided the old one"
     assert not h.members.pact.confirmed

@@ -6,7 +6,7 @@ from nfq_failover.core.settings import Settings
 
 
 class Retries:
-    """The time of the next attempt, later after each one."""
+    """The time of the next attempt; each attempt makes the wait for the next one longer."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -14,11 +14,11 @@ class Retries:
         self._wait_s = 0.0
 
     def begin_anew(self) -> None:
-        """There was a primary to follow since."""
+        """Forget earlier refusals: there has been a primary to follow since."""
         self._wait_s = 0.0
 
     def refused(self, now: float, useful: bool, attempted: bool) -> None:
-        """A refusal. `useful`: another attempt might succeed, and is allowed; `attempted`: one has just failed."""
+        """Note a refusal. `useful`: another attempt might succeed, and is allowed; `attempted`: one has just failed."""
         settings = self.settings
         if not useful or not settings.fence_retry_ms or not (settings.has_fence or settings.split_brain_accepted):
             self._at = None
@@ -27,5 +27,5 @@ class Retries:
             self._at = now + self._wait_s
 
     def due(self, now: float) -> bool:
-        """Whether it is time."""
+        """Whether it is time for another attempt."""
         return self._at is not None and now >= self._at

@@ -1,0 +1,127 @@
+"""The link to one peer: the session with it, its heartbeats and ours, and the records that wait for the way to it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+
+from nfq_failover.core.events import PublishHeartbeat, SendDatagram
+from nfq_failover.core.outbox import Lane, Outbox
+from nfq_failover.core.pair.membership import Membership
+from nfq_failover.core.pair.peer import PeerView
+from nfq_failover.core.pair.roles import Role, State
+from nfq_failover.core.pair.session import Received, Session
+from nfq_failover.core.settings import Peer, Settings
+from nfq_failover.wire.heartbeat import HeartbeatBody
+
+_ROLES, _STATES = frozenset(Role), frozenset(State)
+
+
+class Link:
+    """Everything of this host that belongs to one peer.
+
+    `session` authenticates its datagrams and ours; `view` is the peer as its heartbeats show it; `lane` holds the
+    records for the next datagram. `rng(n)` returns n random bytes. What is to be sent goes into `out`.
+    """
+
+    def __init__(self, settings: Settings, peer: Peer, rng: Callable[[int], bytes], out: Outbox, now: float) -> None:
+        self.settings = settings
+        self.peer = peer
+        self.source = (peer.address, peer.port)
+        self.session = Session(settings, peer, rng)
+        self.view = PeerView(settings, peer.name, now)
+        self.lane: Lane = []
+        self._out = out
+        self._published = b""
+        self._peer_sent_ms = 0  # of the latest heartbeat that has come
+        self._echo_ms = 0  # of the latest one whose sender's loop was making progress
+
+    # ------------------------------------------------------------------------------------ receiving
+
+    def receive(self, data: bytes, now: float) -> Received:
+        """Take a datagram of the peer. What is returned has no heartbeat if it says nothing that is still true.
+
+        Raises `MalformedDatagram` if it is not the peer's, or nothing that this session may receive. The answers of a
+        handshake wait for `send_handshake`.
+        """
+        received = self.session.receive(data, now)
+        if received.session_started:
+            self._out.log("info", "session established", peer=self.peer.name)
+            self.view.monitor.reset(now)
+            self._peer_sent_ms = self._echo_ms = 0
+        if received.heartbeat is not None and not self._take(received.heartbeat, received.epoch, now):
+            return replace(received, heartbeat=None)
+        return received
+
+    def _take(self, body: HeartbeatBody, epoch: int, now: float) -> bool:
+        counters = self._out.counters
+        if body.role not in _ROLES or body.state not in _STATES:
+            counters["heartbeat-unknown-state"] += 1  # of a later version: silence is safer than a guess
+            return False
+        if body.sent_ms < self._peer_sent_ms:
+            counters["heartbeat-overtaken"] += 1
+            return False
+        self._peer_sent_ms = body.sent_ms
+        self.view.heard(body, epoch, now)
+        if body.loop_age_ms < self.settings.loop_stall_ms:
+            self._echo_ms = body.sent_ms
+        else:
+            counters["heartbeat-of-stalled-peer"] += 1
+        return True
+
+    # ------------------------------------------------------------------------------------ sending
+
+    def on_timer(self, now: float) -> None:
+        """Let time pass in the session, and send what its handshake has to say."""
+        self.session.on_timer(now)
+        self.send_handshake()
+
+    def send_handshake(self) -> None:
+        """Send what the session's handshake has to say."""
+        while (data := self.session.poll_datagram()) is not None:
+            self._out.effects.append(SendDatagram(self.source, data))
+
+    def seal(self, epoch: int) -> None:
+        """Send the records of the lane; without a session they are dropped, and counted."""
+        records = self.lane.copy()
+        self.lane.clear()
+        if not self.session.established:
+            self._out.counters["record-without-session"] += len(records)
+            return
+        for data in self.session.seal(records, epoch):
+            self._out.effects.append(SendDatagram(self.source, data))
+
+    def publish(self, members: Membership) -> None:
+        """Say this host's state, and the peer's latest clock, in every heartbeat from now on."""
+        if not self.session.established:
+            return
+        template = self.session.heartbeat_template(
+            epoch=members.epoch,
+            role=int(members.role),
+            state=int(members.state),
+            flags=members.flags,
+            stored_epoch=members.stored_epoch,
+            generation=members.generation,
+            echo_ms=self._echo_ms,
+            release_after_ms=self.settings.release_after_ms,
+            pact=members.pact.high,
+            lease_ms=self.settings.lease_ms,
+        ).encode()
+        if template != self._published:
+            self._published = template
+            self._out.effects.append(PublishHeartbeat(self.peer.name, self.source, template))
+
+    def republish(self, members: Membership) -> None:
+        """Say it once more: the heartbeat sender has forgotten what to say."""
+        self._published = b""
+        self.publish(members)
+
+
+def neighbours(links: Mapping[str, Link]) -> tuple[Link, Link]:
+    """The links to the host that protects our connections, and to the one whose connections we shadow.
+
+    The peers are in the order in which they follow this host in a ring: the next one protects it, and it shadows the
+    one before it. In a pair the only other host is both. Raises `ValueError` if there is no peer.
+    """
+    protector, *others = links.values()
+    return protector, others[-1] if others else protector
