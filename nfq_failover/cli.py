@@ -138,7 +138,8 @@ def _keygen(args: argparse.Namespace) -> int:
 def _check_config(args: argparse.Namespace) -> int:
     from nfq_failover.config import advice, load
     from nfq_failover.shell.fencing import metadata as agent_metadata
-    from nfq_failover.shell.privileged.rights import DAEMON, DEFAULT_USER, account
+    from nfq_failover.shell.privileged.account import DEFAULT_USER, account
+    from nfq_failover.shell.privileged.rights import DAEMON
 
     config = load(args.config)
     s = config.settings

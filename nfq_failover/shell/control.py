@@ -16,7 +16,7 @@ from typing import Any
 import structlog
 
 from nfq_failover.errors import CommandError
-from nfq_failover.shell.privileged.rights import plain
+from nfq_failover.shell.privileged.files import plain
 
 MAX_LINE = 4096
 MAX_CLIENTS = 64

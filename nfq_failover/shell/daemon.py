@@ -54,10 +54,9 @@ from nfq_failover.core.pair.roles import State
 from nfq_failover.core.shadow.checkpoint import Memory
 from nfq_failover.errors import InternalError
 from nfq_failover.shell.control import ControlServer
-from nfq_failover.shell.fencing.second_opinion import Opinions
+from nfq_failover.shell.fencing.second_opinion import SecondOpinion
 from nfq_failover.shell.firewall.keeper import RulesKeeper
-from nfq_failover.shell.host.connections import FlowQueries
-from nfq_failover.shell.host.flow_list import FlowList
+from nfq_failover.shell.host.connections import FlowList, FlowQueries
 from nfq_failover.shell.host.health import HealthChecks
 from nfq_failover.shell.packets.copies import InboundCopies
 from nfq_failover.shell.packets.inject import Injector
@@ -182,7 +181,7 @@ class Daemon:
         self.heartbeats = HeartbeatProcess(config.settings.heartbeat_interval_ms, self.udp, ground.helper.start_sender)
         self._undo.append(self.heartbeats.close)
         self.fences = RemoteFences(ground.helper, config.settings.peers, self._watch, self._unwatch, self._answer)
-        self.opinions = Opinions(config, self._watch, self._feed, self._answer)
+        self.opinions = SecondOpinion(config, self._watch, self._feed, self._answer)
         self._undo += [self.fences.close, self.opinions.close]
         self.health = HealthChecks(config.health, config.service, self._watch, self._unwatch, self._answer)
         self._undo.append(self.health.close)

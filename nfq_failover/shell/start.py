@@ -17,11 +17,12 @@ from pathlib import Path
 from nfq_failover.config import Config
 from nfq_failover.errors import CommandError
 from nfq_failover.shell.firewall.script import find_script
-from nfq_failover.shell.host.address import Host
+from nfq_failover.shell.host.address import ServiceAddress
 from nfq_failover.shell.notify import ServiceManager
 from nfq_failover.shell.packets.nfqueue import open_counters
 from nfq_failover.shell.peer.socket import SyncSockets, open_sync
-from nfq_failover.shell.privileged import rights as privileges
+from nfq_failover.shell.privileged import files, rights
+from nfq_failover.shell.privileged.account import Account, account
 from nfq_failover.shell.privileged.client import Helper, helper_settings
 from nfq_failover.shell.state.checkpoint import TranslationStore
 
@@ -59,7 +60,7 @@ def take_locks(directory: Path, instance: str, undo: list[Callable[[], object]])
 class Ground:
     """What the daemon stands on; `undo` gives all of it back, last things first."""
 
-    who: privileges.Account | None  # None: root, as before
+    who: Account | None  # None: root, as before
     undo: list[Callable[[], object]] = field(default_factory=list)
     state: int = -1  # the state directory
     helper: Helper = field(init=False)
@@ -71,17 +72,17 @@ class Ground:
 
     def file(self, name: str) -> Path:
         """A path of a file in the state directory."""
-        return privileges.via(self.state, name)
+        return files.via(self.state, name)
 
     def may_ask(self) -> frozenset[int]:
         """The users whose commands count. `nobody` is somebody else, too."""
         return frozenset({0} if self.who is None or self.who.fallback else {0, self.who.uid})
 
-    def host(self, config: Config) -> Host:
+    def host(self, config: Config) -> ServiceAddress:
         """The host's address and settings; the address by way of the helper."""
         names = (config.service, config.interface, config.tap, config.tap_mac)
         refresh_s = config.announce_refresh_ms / 1000
-        return Host(*names, self.file("host.json"), self.helper.change_address, refresh_s)
+        return ServiceAddress(*names, self.file("host.json"), self.helper.change_address, refresh_s)
 
     def helped(self) -> None:
         """Take the helper's answers. Without it nothing can be put in order, so nothing is: as good as killed."""
@@ -102,7 +103,7 @@ class Ground:
 
 def stand(config: Config) -> Ground:
     """Do all that needs root, then be root no more. To be called before threads are started. Raises `CommandError`."""
-    ground = Ground(privileges.account(config))
+    ground = Ground(account(config))
     try:
         _stand(config, ground)
     except BaseException:
@@ -121,7 +122,7 @@ def _stand(config: Config, ground: Ground) -> None:
     take_locks(config.state_dir, config.instance, ground.undo)
     if len(os.fsencode(config.state_dir / "control.sock")) > _UNIX_PATH:
         raise CommandError(f"{config.state_dir}/control.sock is too long: set a 'state_dir' with a shorter path")
-    privileges.roots_own(config.state_dir / "rules")
+    files.roots_own(config.state_dir / "rules")
     ground.helper = Helper(helper_settings(config, ground.who))
     ground.undo.append(ground.helper.close)
     ground.state = os.open(config.state_dir, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -137,11 +138,11 @@ def _stand(config: Config, ground: Ground) -> None:
         ground.sync = open_sync(config.listen, config.limits.sync_buffer_bytes)
         ground.undo.append(ground.sync.close)
     try:
-        privileges.hand_over(ground.state, ground.who)
+        files.hand_over(ground.state, ground.who)
     except OSError as error:
         if ground.who is None:
             return  # root does not need it
         raise CommandError(f"can't hand {config.state_dir} over to the daemon's user: {error}") from None
-    ground.threads = privileges.threads() - 1
+    ground.threads = rights.threads() - 1
     if ground.who is not None:
-        privileges.become(ground.who.uid, ground.who.gid, privileges.DAEMON)
+        rights.become(ground.who.uid, ground.who.gid, rights.DAEMON)

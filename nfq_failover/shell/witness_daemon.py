@@ -1,4 +1,4 @@
-"""The witness: a small daemon on a third machine, and the hosts' handle on it.
+"""The witness: a small daemon on a third machine.
 
 It decides which host of a pair may act alone when the two don't hear each other, puts each decision on disk before it
 says it, and does nothing else: it needs no root, hears no heartbeats, and can be away as long as both hosts are there.
@@ -12,84 +12,19 @@ import os
 import select
 import signal
 import socket
-from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 
 import structlog
 
-from nfq_failover.config_fence import WitnessPlan
-from nfq_failover.core.events import AskWitness, WitnessAnswered
 from nfq_failover.core.pair.witness import Grant, decide
 from nfq_failover.errors import CommandError, ConfigError, MalformedDatagram
-from nfq_failover.wire.witness import NONCE_BYTES, Answer, Question, seal, unseal, witness_key
+from nfq_failover.wire.witness import Answer, Question, seal, unseal, witness_key
 
 MAX_PAIRS = 1000
-OPEN_QUESTIONS = 64
 _BATCH = 64
 
 log = structlog.get_logger()
-
-
-class WitnessClient:
-    """Asks, and hands the answers of the latest questions on. `fileno()` is readable when one may have come."""
-
-    def __init__(self, plan: WitnessPlan, host: str) -> None:
-        self._plan = plan
-        self._host = host
-        self._key = witness_key(plan.key)
-        self._asked: OrderedDict[bytes, int] = OrderedDict()
-        self.sent = self.answered = 0
-        self.refused: dict[str, int] = {}
-        self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        self._socket.setblocking(False)
-
-    def fileno(self) -> int:
-        """To wait with."""
-        return self._socket.fileno()
-
-    def ask(self, order: AskWitness) -> None:
-        """Send the question once; lost ones are repeated by who orders them."""
-        nonce = os.urandom(NONCE_BYTES)
-        self._asked[nonce] = order.high
-        if len(self._asked) > OPEN_QUESTIONS:
-            self._asked.popitem(last=False)
-        question = Question(nonce, self._plan.pair, self._host, order.low, order.high)
-        self.sent += 1
-        with contextlib.suppress(OSError):  # no route at this moment
-            self._socket.sendto(seal(question, self._key), self._plan.address)
-
-    def answers(self) -> list[WitnessAnswered]:
-        """What has come."""
-        found = []
-        for _ in range(_BATCH):
-            try:
-                data = self._socket.recv(2048)
-            except BlockingIOError:
-                break
-            except OSError:  # an ICMP error: nobody listens there
-                continue
-            try:
-                answer = unseal(data, self._key)
-                if not isinstance(answer, Answer) or self._asked.get(answer.nonce) != answer.high:
-                    raise MalformedDatagram("not-asked")
-            except MalformedDatagram as error:
-                self.refused[error.reason] = self.refused.get(error.reason, 0) + 1
-                continue
-            del self._asked[answer.nonce]
-            self.answered += 1
-            found.append(WitnessAnswered(answer.high, answer.granted, f"it is {answer.holder}'s"))
-        return found
-
-    def describe(self) -> dict[str, object]:
-        """For the status."""
-        host, port = self._plan.address
-        counts = {"asked": self.sent, "answered": self.answered, "refused": dict(self.refused)}
-        return {"address": f"{host}:{port}", **counts}
-
-    def close(self) -> None:
-        """Ask no more."""
-        self._socket.close()
 
 
 class Decisions:

@@ -9,15 +9,15 @@ import structlog
 
 from nfq_failover.config import Config
 from nfq_failover.core.events import AskWitness, CheckLink, Event
+from nfq_failover.shell.fencing.witness_client import WitnessClient
 from nfq_failover.shell.host.link import LinkChecker
-from nfq_failover.shell.witness_daemon import WitnessClient
 
 ALARM_EVERY_S = 5.0
 
 log = structlog.get_logger()
 
 
-class Opinions:
+class SecondOpinion:
     """`feed` takes an answer while effects are being carried out, `answer` one that comes by itself."""
 
     def __init__(

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Protocol
 
 import structlog
 
 from nfq_failover.core.events import ApplyRules, Event, Profile, RulesApplied, RulesLost
 from nfq_failover.shell.firewall.script import RulesError
-from nfq_failover.shell.privileged.client import RemoteRules, RemoteScript
+from nfq_failover.wire.segment import FlowKey
 
 CHECK_EVERY_S = 2.0
 RETRY_S = 1.0
@@ -17,11 +18,43 @@ STUCK_S = 60.0
 log = structlog.get_logger()
 
 
+class Script(Protocol):
+    """A run of the rules script, under way."""
+
+    def pidfd(self) -> int:
+        """A descriptor that polls readable when the script has ended."""
+
+    def wait(self) -> tuple[int, str]:
+        """Exit code and what the script said, waiting for both."""
+
+    def finish(self) -> str:
+        """Warnings ('' for none) of a run that succeeded. Raises `RulesError` for one that did not."""
+
+    def finish_check(self) -> str | None:
+        """For `start_check`: None if all rules are as installed, else what is missing or changed."""
+
+
+class Runner(Protocol):
+    """What runs the script: firewall/script.py itself, or the privileged helper. All of it raises `RulesError`."""
+
+    def start_apply(self, profile: Profile, inherited: tuple[FlowKey, ...] = ()) -> Script:
+        """Begin to install a profile."""
+
+    def apply(self, profile: Profile, inherited: tuple[FlowKey, ...] = ()) -> str:
+        """Install a profile and wait for it. Returns warnings."""
+
+    def start_check(self) -> Script:
+        """Begin to compare the rules with what was installed."""
+
+    def remove(self) -> str:
+        """Take all rules out, and wait for it."""
+
+
 class RulesKeeper:
     """One script run at a time: the newest wanted profile first, else a periodic check."""
 
     def __init__(
-        self, runner: RemoteRules, watch: Callable[[int, Callable[[], None]], None], unwatch: Callable[[int], None]
+        self, runner: Runner, watch: Callable[[int, Callable[[], None]], None], unwatch: Callable[[int], None]
     ):
         self._runner = runner
         self._watch = watch
@@ -29,7 +62,7 @@ class RulesKeeper:
         self._wanted = ApplyRules(Profile.BACKUP)
         self._was_told = False
         self._pending = False
-        self._running: tuple[RemoteScript, ApplyRules | None] | None = None
+        self._running: tuple[Script, ApplyRules | None] | None = None
         self._events: list[Event] = []
         self._next_check = 0.0
         self._stuck_at: float | None = None
@@ -58,7 +91,7 @@ class RulesKeeper:
         except RulesError as error:
             self._failed(wanted, str(error))
 
-    def _run(self, script: RemoteScript, wanted: ApplyRules | None) -> None:
+    def _run(self, script: Script, wanted: ApplyRules | None) -> None:
         self._running = (script, wanted)
         self._stuck_at = None
         self._watch(script.pidfd(), self._ended)

@@ -13,15 +13,14 @@ import fcntl
 import json
 import socket
 import struct
-from array import array
 from collections.abc import Callable
 from pathlib import Path
 
 import structlog
 
 from nfq_failover.errors import CommandError
-from nfq_failover.shell.host.address_change import change_address, has_address
 from nfq_failover.shell.host.announcer import Announcer
+from nfq_failover.shell.host.loopback import change_address, has_address
 
 _SYSCTL = Path("/proc/sys/net/ipv4/conf")
 _CHANGED = ("arp_announce", "arp_ignore")
@@ -30,47 +29,15 @@ _NETNS = Path("/proc/thread-self/ns/net")
 _ETH_P_ARP = 0x0806
 _BROADCAST = b"\xff" * 6
 _ARP = struct.Struct("!HHBBH6s4s6s4s")
-_SIOCGIFFLAGS = 0x8913
-_SIOCGIFHWADDR = 0x8927
-_SIOCETHTOOL, _ETHTOOL_GLINK = 0x8946, 0x0A  # linux/sockios.h, linux/ethtool.h
-_IFF_UP, _IFF_RUNNING = 0x1, 0x40
+_SIOCGIFHWADDR = 0x8927  # linux/sockios.h
 _SOL_PACKET, _PACKET_ADD_MEMBERSHIP, _PACKET_MR_MULTICAST = 263, 1, 0
 
 log = structlog.get_logger()
 
 
-def _ioctl(interface: str, request: int) -> bytes:
+def _hardware_address(interface: str) -> bytes:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
-        return fcntl.ioctl(s, request, struct.pack("256s", interface[:15].encode()))
-
-
-def _carrier(interface: str) -> bool | None:
-    """Whether the driver sees a carrier at this moment; None if it can't tell.
-
-    The interface's IFF_RUNNING flag lags: the kernel brings it up to date at most once a second.
-    """
-    value = array("I", [_ETHTOOL_GLINK, 0])
-    request = struct.pack("16sP", interface[:15].encode(), value.buffer_info()[0])
-    try:
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
-            fcntl.ioctl(s, _SIOCETHTOOL, request.ljust(256, b"\0"))
-    except OSError:
-        return None
-    return bool(value[1])
-
-
-def link_up(interface: str) -> tuple[bool, str]:
-    """Whether our own link is up (administratively, and with a carrier)."""
-    try:
-        (flags,) = struct.unpack_from("H", _ioctl(interface, _SIOCGIFFLAGS), 16)
-    except OSError as error:
-        return False, f"{interface}: {error.strerror}"
-    if not flags & _IFF_UP:
-        return False, f"{interface} is down"
-    carrier = _carrier(interface)
-    if carrier is False or (carrier is None and not flags & _IFF_RUNNING):
-        return False, f"{interface} has no carrier"
-    return True, ""
+        return fcntl.ioctl(s, _SIOCGIFHWADDR, struct.pack("256s", interface[:15].encode()))[18:24]
 
 
 def gratuitous_arp(mac: bytes, address: bytes) -> tuple[bytes, bytes]:
@@ -81,7 +48,7 @@ def gratuitous_arp(mac: bytes, address: bytes) -> tuple[bytes, bytes]:
     return request, reply
 
 
-class Host:
+class ServiceAddress:
     """The service address and the interface's ARP behaviour. Made once per daemon."""
 
     def __init__(
@@ -207,7 +174,7 @@ class Host:
 
     def _announce(self) -> None:
         with contextlib.suppress(OSError):  # link down, or interface gone: a later one may get through
-            mac = _ioctl(self.interface, _SIOCGIFHWADDR)[18:24]
+            mac = _hardware_address(self.interface)
             for frame in gratuitous_arp(mac, socket.inet_aton(self.service)):
                 if self._raw is not None:
                     self._raw.send(frame)

@@ -1,15 +1,18 @@
-"""Which connections the kernel has.
+"""Which connections the kernel has (linux/inet_diag.h).
 
-Each is looked up by itself (linux/inet_diag.h, a request that is no dump): that is exact, while a walk through all
-sockets may miss one that moves meanwhile, and its cost does not grow with the host's other sockets. IPv4 connections of
-an application that listens on `::` are found too.
+`FlowQueries` looks known connections up, one by one: that is exact, whereas a walk through all sockets may miss one
+that moves in the meantime, and its cost does not grow with the host's other sockets. `FlowList` walks through all
+sockets at the service's ports, to find the connections that nobody knows. Both do a little at a time, and both find the
+IPv4 connections of an application that listens on `::`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import socket
+from collections.abc import Callable
 from enum import Enum
 from itertools import islice
 from struct import Struct
@@ -21,23 +24,31 @@ from nfq_failover.wire.segment import FlowKey
 _NETLINK_SOCK_DIAG: Final = 4
 _SOCK_DIAG_BY_FAMILY: Final = 20
 _NLMSG_ERROR: Final = 2
-_NLM_F_REQUEST: Final = 1
+_NLMSG_DONE: Final = 3
+_NLM_F_REQUEST: Final = 0x001
+_NLM_F_DUMP: Final = 0x300
 _TCP_ESTABLISHED: Final = 1  # include/net/tcp_states.h
 _TCP_SYN_RECV: Final = 3
 _TCP_CLOSE_WAIT: Final = 8
 _TCP_LISTEN: Final = 10
 _TCP_NEW_SYN_RECV: Final = 12
 _ALL_STATES: Final = 0xFFFFFFFF
+_OPEN_STATES: Final = 1 << 1 | 1 << 4 | 1 << 5 | 1 << 8 | 1 << 9 | 1 << 11  # ESTABLISHED to CLOSING, RFC 9293
 _NO_COOKIE: Final = 0xFFFFFFFF
 # nlmsghdr; inet_diag_req_v2: family, protocol, extensions, padding, states; inet_diag_sockid: our port, their port,
 # our address, their address (16 bytes each), interface, cookie.
 _REQUEST = Struct("=IHHII BBBxI 2s2s16s16sIII")
+_DUMP = Struct("=IHHII BBBxI 48s")  # the same without a connection
 _HEADER = Struct("=IHHII")
 _ERROR = Struct("=i")
 _INODE = Struct("=I")
 _INODE_AT: Final = 68  # inet_diag_msg: four bytes, inet_diag_sockid (48), expires, rqueue, wqueue, uid; inode
+_SOCKET = Struct("!4x2s2s16s16s")  # the beginning of inet_diag_msg: our port and theirs, our address and theirs
+_MAPPED: Final = bytes(10) + b"\xff\xff"  # RFC 4291 section 2.5.5.2
+_FAMILIES: Final = (socket.AF_INET, socket.AF_INET6)  # a listener on `::` has IPv4 connections of the second kind
 _BATCH: Final = 64  # about a millisecond
 _ANSWER_BYTES: Final = 4096
+_DUMP_BYTES: Final = 1 << 16
 
 
 def gone(flows: list[FlowKey]) -> list[FlowKey]:
@@ -134,3 +145,76 @@ class FlowQueries:
         for flow in batch:
             del self._asked[flow]
         return gone(batch)
+
+
+class FlowList:
+    """One walk at a time. `step` reads some, and gives the list at the end."""
+
+    def __init__(self, service: bytes, serves: Callable[[int], bool]) -> None:
+        self._service = service
+        self._serves = serves
+        self._socket: socket.socket | None = None
+        self._families: list[int] = []
+        self._found: list[FlowKey] = []
+
+    def start(self) -> None:
+        """Begin a walk; one under way begins anew. Raises OSError."""
+        self.close()
+        self._found, self._families = [], list(_FAMILIES)
+        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_SOCK_DIAG)
+        self._ask()
+
+    def _ask(self) -> None:
+        assert self._socket is not None
+        flags = _NLM_F_REQUEST | _NLM_F_DUMP
+        request = _DUMP.pack(
+            *(_REQUEST.size, _SOCK_DIAG_BY_FAMILY, flags, 1, 0),
+            *(self._families.pop(0), socket.IPPROTO_TCP, 0, _OPEN_STATES, b""),
+        )
+        self._socket.send(request)
+
+    def step(self) -> list[FlowKey] | None:
+        """Some more; the list when it is complete. Raises OSError, and the walk is over then."""
+        if self._socket is None:
+            return None
+        try:
+            data = self._socket.recv(_DUMP_BYTES, socket.MSG_DONTWAIT)
+            if not self._take(data):
+                return None
+            if self._families:
+                self._ask()
+                return None
+        except OSError:
+            self.close()
+            raise
+        self.close()
+        return self._found
+
+    def _take(self, data: bytes) -> bool:
+        """True at the end of a family."""
+        at = 0
+        while at + _HEADER.size <= len(data):
+            length, kind, _, _, _ = _HEADER.unpack_from(data, at)
+            if kind == _NLMSG_DONE:
+                return True
+            if kind == _NLMSG_ERROR:
+                code = -int.from_bytes(data[at + 16 : at + 20], "little", signed=True)
+                raise OSError(code, os.strerror(code))
+            self._note(*_SOCKET.unpack_from(data, at + _HEADER.size))
+            at += (length + 3) & ~3
+        return False
+
+    def _note(self, our_port: bytes, their_port: bytes, ours: bytes, theirs: bytes) -> None:
+        if ours.startswith(_MAPPED) and theirs.startswith(_MAPPED):
+            ours, theirs = ours[12:], theirs[12:]
+        size = len(self._service)
+        port = int.from_bytes(our_port, "big")
+        if ours[:size] == self._service and self._serves(port):
+            self._found.append((theirs[:size], int.from_bytes(their_port, "big"), self._service, port))
+
+    def close(self) -> None:
+        """Give up a walk. Repeatable."""
+        if self._socket is not None:
+            with contextlib.suppress(OSError):
+                self._socket.close()
+            self._socket = None

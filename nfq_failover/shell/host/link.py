@@ -9,19 +9,54 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
 import socket
 import struct
 import time
+from array import array
 from collections.abc import Callable
 
 from nfq_failover.core.events import LinkChecked
-from nfq_failover.shell.host.address import link_up
 from nfq_failover.wire.checksum import ipv4_header_checksum
 
 _ECHO_REQUEST, _ECHO_REPLY = 8, 0  # RFC 792
 _ECHO = struct.Struct("!BBHHH")
+_SIOCGIFFLAGS = 0x8913
+_SIOCETHTOOL, _ETHTOOL_GLINK = 0x8946, 0x0A  # linux/sockios.h, linux/ethtool.h
+_IFF_UP, _IFF_RUNNING = 0x1, 0x40
 _REPEAT_S = 0.1  # a lost echo must not decide
+
+
+def _carrier(interface: str) -> bool | None:
+    """Whether the driver sees a carrier at this moment; None if it can't tell.
+
+    The interface's IFF_RUNNING flag lags: the kernel brings it up to date at most once a second.
+    """
+    value = array("I", [_ETHTOOL_GLINK, 0])
+    request = struct.pack("16sP", interface[:15].encode(), value.buffer_info()[0])
+    try:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
+            fcntl.ioctl(s, _SIOCETHTOOL, request.ljust(256, b"\0"))
+    except OSError:
+        return None
+    return bool(value[1])
+
+
+def link_up(interface: str) -> tuple[bool, str]:
+    """Whether our own link is up (administratively, and with a carrier)."""
+    try:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
+            answer = fcntl.ioctl(s, _SIOCGIFFLAGS, struct.pack("256s", interface[:15].encode()))
+    except OSError as error:
+        return False, f"{interface}: {error.strerror}"
+    (flags,) = struct.unpack_from("H", answer, 16)
+    if not flags & _IFF_UP:
+        return False, f"{interface} is down"
+    carrier = _carrier(interface)
+    if carrier is False or (carrier is None and not flags & _IFF_RUNNING):
+        return False, f"{interface} has no carrier"
+    return True, ""
 
 
 class Probe:

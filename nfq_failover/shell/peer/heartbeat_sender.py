@@ -24,7 +24,7 @@ import sys
 import time
 
 from nfq_failover.errors import MalformedDatagram
-from nfq_failover.shell.privileged import rights as privileges
+from nfq_failover.shell.privileged import rights
 from nfq_failover.wire.heartbeat import HeartbeatTemplate
 
 PROGRESS = struct.Struct("=Q")
@@ -150,7 +150,7 @@ def main(arguments: list[str]) -> None:
         signal.signal(number, signal.SIG_IGN)
     be_punctual()
     if user:
-        privileges.become(user[0], user[1], privileges.NOTHING)
+        rights.become(user[0], user[1], rights.NOTHING)
     Sender(
         interval_ms / 1000,
         socket.socket(fileno=udp),

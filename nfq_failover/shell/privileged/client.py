@@ -1,4 +1,4 @@
-"""The daemon's handle on its privileged helper (privileged.py), with the faces that rules and fence have for the loop.
+"""The daemon's handle on its privileged helper (helper.py), with the faces that rules and fence have for the loop.
 
 Nothing here waits, unless it is asked to: a request that can't be sent at once has failed, and an answer makes the
 descriptor of its request readable.
@@ -22,6 +22,7 @@ from nfq_failover.core.events import Event, Fence, FenceFinished, Profile
 from nfq_failover.core.settings import Peer
 from nfq_failover.errors import CommandError
 from nfq_failover.shell.firewall.script import PROBLEM, PeerHost, RulesError, RulesOptions
+from nfq_failover.shell.privileged.account import Account
 from nfq_failover.shell.privileged.requests import (
     MAX_MESSAGE,
     Answer,
@@ -37,7 +38,7 @@ from nfq_failover.shell.privileged.requests import (
     encode_request,
     flow_file,
 )
-from nfq_failover.shell.privileged.rights import HELPER, Account
+from nfq_failover.shell.privileged.rights import HELPER
 from nfq_failover.wire.segment import FlowKey
 
 WAIT_S = 40.0  # for a rules script: it gets 30 s

@@ -1,7 +1,7 @@
 """The privileged helper: a small process that does, as root, the few things for which the daemon is not trusted.
 
 It installs, checks and removes the rules, runs the fence command, configures the service address and starts the
-heartbeat sender. The daemon asks over a socketpair, in typed requests (privileged_requests.py); every command that is
+heartbeat sender. The daemon asks over a socketpair, in typed requests (requests.py); every command that is
 run comes from the helper's own copy of the configuration, which it got before the daemon had seen a packet.
 
 It ends when the daemon's end of the socket is closed. A rules script that runs then may finish (what it does is one
@@ -28,8 +28,8 @@ from ipaddress import IPv4Address
 from nfq_failover.core.events import Event, Fence, FenceFinished
 from nfq_failover.shell.fencing.agent import FenceKeeper
 from nfq_failover.shell.firewall.script import RulesError, RulesRunner, RunningScript
-from nfq_failover.shell.host.address_change import change_address
-from nfq_failover.shell.privileged import rights as privileges
+from nfq_failover.shell.host.loopback import change_address
+from nfq_failover.shell.privileged import rights
 from nfq_failover.shell.privileged.requests import (
     MAX_MESSAGE,
     REFUSED,
@@ -238,7 +238,7 @@ def main(arguments: list[str]) -> None:
         os.environ.pop(name, None)
     if settings.keep is not None:
         try:
-            privileges.limit(settings.keep, settings.no_new_privileges)
+            rights.limit(settings.keep, settings.no_new_privileges)
         except OSError as error:
             sys.exit(f"nfq-failover: the helper can't give its rights up (CAP_SETPCAP is needed): {error}")
     Helper(settings, socket.socket(fileno=int(arguments[0]))).run()

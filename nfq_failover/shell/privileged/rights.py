@@ -9,13 +9,9 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
-import pwd
-import stat
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from nfq_failover.config import Config
 from nfq_failover.errors import CommandError
 
 # linux/capability.h, in the order of their numbers.
@@ -40,54 +36,14 @@ HELPER: Final = frozenset(
 )
 NOTHING: Final[frozenset[str]] = frozenset()
 
-FALLBACK_USER: Final = "nobody"
-DEFAULT_USER: Final = "nfq-failover"
 
 _PR_SET_DUMPABLE, _PR_SET_KEEPCAPS, _PR_CAPBSET_DROP = 4, 8, 24  # linux/prctl.h
 _PR_SET_NO_NEW_PRIVS, _PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL = 38, 47, 4
 _CAPABILITY_VERSION_3: Final = 0x20080522
 _LAST: Final = Path("/proc/sys/kernel/cap_last_cap")
 _STATUS: Final = Path("/proc/thread-self/status")
-_HANDED_OVER: Final = ("epoch.json", "epoch.new", "host.json", "host.new", "control.sock")
 
 _libc = ctypes.CDLL(None, use_errno=True)
-
-
-@dataclass(frozen=True, slots=True)
-class Account:
-    """The user that a process becomes."""
-
-    name: str
-    uid: int
-    gid: int
-    fallback: bool = False  # nobody was named, and the user that is meant for it does not exist
-
-
-def account(config: Config) -> Account | None:
-    """Who the daemon will be; None if it stays what it is. Raises `CommandError` for a user that can't be."""
-    wanted = config.privileges
-    if not wanted.drop:
-        return None
-    name = wanted.user or DEFAULT_USER
-    fallback = False
-    try:
-        entry = pwd.getpwnam(name)
-    except KeyError:
-        if wanted.user is not None:
-            raise CommandError(
-                f"there is no user '{name}': make one (useradd --system {name}), or correct 'user' in [privileges]"
-            ) from None
-        fallback = True
-        try:
-            entry = pwd.getpwnam(FALLBACK_USER)
-        except KeyError:
-            raise CommandError(f"make a user for the daemon: useradd --system {DEFAULT_USER}") from None
-    for capability in wanted.fence_capabilities:
-        if capability not in NUMBERS:
-            raise CommandError(f"there is no capability {capability}: correct 'fence_capabilities' in [privileges]")
-    if not entry.pw_uid or not entry.pw_gid:
-        raise CommandError(f"the user '{name}' has root's rights: name another in [privileges], or set drop = false")
-    return Account(entry.pw_name, entry.pw_uid, entry.pw_gid, fallback)
 
 
 # ------------------------------------------------------------------------------------------------ the kernel's calls
@@ -203,58 +159,3 @@ def hold_nothing() -> None:
     """The calling thread gives up all capabilities: it needs none."""
     with contextlib.suppress(OSError):
         _capset(NOTHING)
-
-
-# ------------------------------------------------------------------------------------------------ files
-
-
-def via(directory: int, name: str) -> Path:
-    """A path to a file in an open directory, for this process: no right to the directories above it is needed."""
-    return Path(f"/proc/self/fd/{directory}/{name}")
-
-
-def plain(path: Path) -> Path:
-    """The same for people: where a path made by `via` leads."""
-    if path.is_relative_to("/proc/self/fd"):
-        with contextlib.suppress(OSError):
-            return path.parent.readlink() / path.name
-    return path
-
-
-def hand_over(directory: int, who: Account | None) -> None:
-    """Let the user work in root's directory (a descriptor), and own what it replaces there; None: root alone again.
-
-    The directory stays root's, with the sticky bit: what root has put there (the lock, the rules' records) can't be
-    renamed or replaced by the user. Raises OSError.
-    """
-    uid, gid = (who.uid, who.gid) if who else (0, 0)
-    for name in _HANDED_OVER:
-        try:
-            fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=directory)
-        except FileNotFoundError:
-            continue
-        try:
-            found = os.fstat(fd)
-            # Neither a symbolic link nor another name of somebody's file is given away.
-            plain = (stat.S_ISREG(found.st_mode) and found.st_nlink == 1) or stat.S_ISSOCK(found.st_mode)
-            if plain and found.st_uid != uid:
-                os.chown(f"/proc/self/fd/{fd}", uid, gid)
-        finally:
-            os.close(fd)
-    had = os.fstat(directory)
-    if (had.st_uid, had.st_gid) != (0, gid):
-        os.fchown(directory, 0, gid)
-    mode = 0o1770 if who else 0o700
-    if stat.S_IMODE(had.st_mode) != mode:
-        os.fchmod(directory, mode)
-
-
-def roots_own(directory: Path) -> None:
-    """Make the directory, or see that it is root's and nobody else can write there. Raises `CommandError`."""
-    with contextlib.suppress(FileExistsError):
-        directory.mkdir(mode=0o700)
-    found = directory.lstat()
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o022:
-        raise CommandError(
-            f"{directory} is not a directory that only root can write to: move it away, then start again"
-        )

@@ -11,7 +11,8 @@ from queue import SimpleQueue
 
 from nfq_failover.core.events import EpochStored
 from nfq_failover.errors import ConfigError
-from nfq_failover.shell.privileged.rights import hold_nothing, plain
+from nfq_failover.shell.privileged.files import plain
+from nfq_failover.shell.privileged.rights import hold_nothing
 
 CLOSE_WAIT_S = 5.0
 

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from nfq_failover.errors import CommandError
-from nfq_failover.shell.host.address import Host, link_up
+from nfq_failover.shell.host.address import ServiceAddress
+from nfq_failover.shell.host.link import link_up
 from tests.support.namespaces import CLIENT, SERVICE, Namespace, pair
 
 pytestmark = pytest.mark.netns
@@ -88,8 +89,8 @@ def snapshot(server: Namespace) -> dict[str, str]:
     }
 
 
-def make(server: Namespace, record: Path, tap: str = "clone") -> Host:
-    host = Host(SERVICE, "eth0", tap, TAP_MAC if tap == "multicast" else None, record)
+def make(server: Namespace, record: Path, tap: str = "clone") -> ServiceAddress:
+    host = ServiceAddress(SERVICE, "eth0", tap, TAP_MAC if tap == "multicast" else None, record)
     host.prepare()
     host.add_address()
     return host
@@ -254,7 +255,7 @@ def test_a_host_that_could_never_answer_is_refused(world: tuple[Namespace, Names
     _, server, _ = world
     server.run("sh", "-c", "echo 1 >/proc/sys/net/ipv4/conf/all/arp_ignore")
     with server.entered():
-        host = Host(SERVICE, "eth0", "clone", None, tmp_path / "host.json")
+        host = ServiceAddress(SERVICE, "eth0", "clone", None, tmp_path / "host.json")
         with pytest.raises(CommandError, match=r"all\.arp_ignore"):
             host.prepare()
         host.restore()
@@ -263,7 +264,7 @@ def test_a_host_that_could_never_answer_is_refused(world: tuple[Namespace, Names
 def test_an_unknown_interface_is_refused_with_advice(world: tuple[Namespace, Namespace, Ears], tmp_path: Path) -> None:
     _, server, _ = world
     with server.entered(), pytest.raises(CommandError, match="no interface 'eth7'"):
-        Host(SERVICE, "eth7", "clone", None, tmp_path / "host.json").prepare()
+        ServiceAddress(SERVICE, "eth7", "clone", None, tmp_path / "host.json").prepare()
 
 
 def test_the_interface_may_vanish_while_we_own_the_address(

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from nfq_failover.shell.host.address import Host
+from nfq_failover.shell.host.address import ServiceAddress
 from nfq_failover.shell.privileged.rights import DAEMON, HELPER, NUMBERS
 from tests.netns.daemon.test_daemon import World, _world, pings, refused, wait_until
 from tests.support.namespaces import SERVICE, run
@@ -189,7 +189,7 @@ def test_a_user_that_can_not_be_is_a_refusal(world: World, line: str, says: str)
 
 # ------------------------------------------------------------------------------------------ nothing less would do
 
-LESS = "from nfq_failover.shell import privileges; privileges.{} -= {{'{}'}}\n"
+LESS = "from nfq_failover.shell.privileged import rights; rights.{} -= {{'{}'}}\n"
 
 
 @pytest.mark.parametrize(
@@ -277,7 +277,7 @@ def test_the_record_of_what_to_put_back_names_our_settings_and_nothing_else(tmp_
     """Also while the daemon is root: at its start, or with drop = false."""
     victim, record = tmp_path / "victim", tmp_path / "host.json"
     victim.write_text("untouched")
-    life = Host(SERVICE, "lo", "clone", None, record)._life
+    life = ServiceAddress(SERVICE, "lo", "clone", None, record)._life
     ours = "/proc/sys/net/ipv4/conf/lo/arp_ignore"
     for sysctls, kept in (
         ({str(victim): "0", ours: "0"}, {ours: "0"}),
@@ -285,7 +285,7 @@ def test_the_record_of_what_to_put_back_names_our_settings_and_nothing_else(tmp_
         ({ours: "0\nmore"}, {}),
     ):
         record.write_text(json.dumps({"life": life, "sysctls": sysctls, "address": False}))
-        host = Host(SERVICE, "lo", "clone", None, record)
+        host = ServiceAddress(SERVICE, "lo", "clone", None, record)
         assert host.lived
         assert host._saved == kept
         host._saved.pop(ours, None)  # this is the real host's

@@ -13,7 +13,8 @@ import pytest
 from nfq_failover.config_fence import WitnessPlan
 from nfq_failover.core.events import AskWitness, WitnessAnswered
 from nfq_failover.errors import CommandError, ConfigError, MalformedDatagram
-from nfq_failover.shell.witness_daemon import Witness, WitnessClient
+from nfq_failover.shell.fencing.witness_client import WitnessClient
+from nfq_failover.shell.witness_daemon import Witness
 from nfq_failover.wire.witness import Answer, Question, seal, unseal, witness_key
 
 KEY = b"a key that hosts and witness share"

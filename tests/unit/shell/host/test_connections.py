@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 
@@ -10,7 +11,7 @@ import pytest
 
 from nfq_failover.errors import CommandError
 from nfq_failover.shell.host import connections as flows
-from nfq_failover.shell.host.connections import FlowQueries, Peered, gone, peered
+from nfq_failover.shell.host.connections import FlowList, FlowQueries, Peered, gone, peered
 from nfq_failover.wire.segment import FlowKey
 
 LOOPBACK = bytes([127, 0, 0, 1])
@@ -122,3 +123,31 @@ def test_connection_that_waits_for_data_is_opening(service: Service) -> None:
     service.listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_DEFER_ACCEPT, 30)
     client = service.stack.enter_context(socket.create_connection(("127.0.0.1", service.port)))
     assert peered(service.flow(client.getsockname()[1])) is Peered.OPENING
+
+
+def walk(port: int) -> list[FlowKey]:
+    found = FlowList(LOOPBACK, lambda number: number == port)
+    found.start()
+    give_up = time.monotonic() + 10
+    while (flows := found.step()) is None:
+        assert time.monotonic() < give_up
+    assert found.step() is None
+    return flows
+
+
+@pytest.mark.parametrize(("family", "address"), [(socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::")])
+def test_established_connections_of_the_service_are_listed(family: int, address: str) -> None:
+    with socket.socket(family) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+        try:
+            listener.bind((address, 0))
+        except OSError:
+            pytest.skip("no IPv6 here")
+        listener.listen()
+        port = listener.getsockname()[1]
+        assert walk(port) == []
+        with socket.create_connection(("127.0.0.1", port)) as client, listener.accept()[0]:
+            assert walk(port) == [(LOOPBACK, client.getsockname()[1], LOOPBACK, port)]
+            assert walk(port + 1 if port < 65535 else 1) == []

@@ -1,4 +1,7 @@
-"""The service address: a /32 on lo."""
+"""The service address as a /32 on lo: whether it is there, and how it comes and goes.
+
+This is all of `host/` that the privileged helper loads.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ def has_address(service: str) -> bool:
 
 
 def change_address(service: str, add: bool) -> str:
-    """Configure the address, or take it away; '' if that was done, else why not. Needs CAP_NET_ADMIN."""
+    """Add the address to lo, or remove it. Returns '' on success, otherwise the reason. Needs CAP_NET_ADMIN."""
     if add:
         subprocess.run(["ip", "link", "set", "lo", "up"], capture_output=True, check=False)
     command = ["ip", "addr", "add" if add else "del", f"{service}/32", "dev", "lo"]
