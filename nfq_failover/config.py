@@ -72,7 +72,7 @@ class HealthConfig:
 
 @dataclass(frozen=True, slots=True)
 class Privileges:
-    """What the daemon gives up after its start; docs/privileges.md."""
+    """What the daemon gives up after its start; docs/operate/privileges.md."""
 
     user: str | None = None
     drop: bool = True

@@ -1,4 +1,4 @@
-"""The part of the configuration that says how much the kernel may keep for the daemon; see docs/bounds.md."""
+"""The part of the configuration that says how much the kernel may keep for the daemon; see docs/operate/limits.md."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Every store of the core that a peer, a client or a busy host could fill: its limit, and how full it is.
 
-docs/bounds.md says what happens when one is full; a test compares its defaults with `LIMITS`.
+docs/operate/limits.md says what happens when one is full; a test compares its defaults with `LIMITS`.
 """
 
 from __future__ import annotations

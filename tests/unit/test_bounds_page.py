@@ -1,4 +1,4 @@
-"""The limits in docs/bounds.md are the code's own."""
+"""The limits in docs/operate/limits.md are the code's own."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from nfq_failover.constants import DEFAULT_QUEUE_BUFFER, DEFAULT_QUEUE_PACKETS, 
 from nfq_failover.core import bounds
 from nfq_failover.core.settings import Peer, Settings
 
-PAGE = (Path(__file__).parents[2] / "docs" / "bounds.md").read_text()
+PAGE = (Path(__file__).parents[2] / "docs" / "operate" / "limits.md").read_text()
 ROW = re.compile(r"^\| `(\w+)` \| (\d+) \| ([^|]+) \| ([^|]+) \| ([^|]+) \|$", re.MULTILINE)
 KERNEL = {
     "queue_max_packets": DEFAULT_QUEUE_PACKETS,

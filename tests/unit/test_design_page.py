@@ -1,14 +1,16 @@
-"""The state diagram in docs/design.md is the code's own table."""
+"""The diagrams of states in docs/design are the code's own tables."""
 
 from __future__ import annotations
 
 import runpy
 from pathlib import Path
 
-DOCS = Path(__file__).parents[2] / "docs"
+import pytest
+
+DRAWN = runpy.run_path(str(Path(__file__).parents[2] / "docs" / "design" / "states.py"))
 
 
-def test_the_diagram_is_up_to_date() -> None:
-    text = (DOCS / "design.md").read_text()
-    page = runpy.run_path(str(DOCS / "states.py"))["page"]
-    assert page(text) == text, "run: .venv/bin/python docs/states.py --write"
+@pytest.mark.parametrize("path", DRAWN["PAGES"], ids=lambda path: path.name)
+def test_the_diagrams_are_up_to_date(path: Path) -> None:
+    text = path.read_text()
+    assert DRAWN["page"](text, DRAWN["PAGES"][path]) == text, "run: .venv/bin/python docs/design/states.py --write"

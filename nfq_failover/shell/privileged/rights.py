@@ -1,7 +1,7 @@
 """Which rights a process of ours keeps: an unprivileged user, a named set of capabilities, and no way to get more.
 
-Nothing here logs or imports much: the heartbeat sender uses it, too. docs/privileges.md has the table of who keeps what
-and why; capabilities(7) the rules of the kernel.
+Nothing here logs or imports much: the heartbeat sender uses it, too. docs/operate/privileges.md has the table of who
+keeps what and why; capabilities(7) the rules of the kernel.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from nfq_failover.wire.tcp_options import SynOptions, each_option
 from tests.netns.conformance.client import End, Seen, content_digest
 
 CLOSED_PORT: Final = 7055
-# Beyond what a survivor has to believe, since it can't know how far the primary had come (docs/conformance.md).
+# Beyond what a survivor has to believe, since it can't know how far the primary had come (docs/design/conformance.md).
 NEVER_SENT: Final = 1_500_000_000
 Transcript = list[str]
 

@@ -1,6 +1,6 @@
 """Standard TCP behaviour is unchanged: plain, protected and after a takeover the same cases give the same transcripts.
 
-Differences that are allowed, and why, are in docs/conformance.md. They are in how a transcript is written down
+Differences that are allowed, and why, are in docs/design/conformance.md. They are in how a transcript is written down
 (conformance_cases), not in a list of exceptions here.
 """
 

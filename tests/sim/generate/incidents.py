@@ -50,7 +50,7 @@ def draw(random: Random, kind: str, length: float, detection_s: float) -> tuple[
         return (unplug, *_maybe_crash(random, at))
     if kind == "clock":
         # Forward by less than half the detection time, or by so much that it is seen: what lies between is not
-        # tolerated on a primary (docs/design.md). Not beyond what a takeover adds to the timestamps.
+        # tolerated on a primary (docs/design/pair.md). Not beyond what a takeover adds to the timestamps.
         jump = random.choice((0.4 * detection_s, 2.1 * detection_s + 0.05, 0.7))
         jumps = Incident(at, "jump", random.choice(("primary", "backup")), min(jump, 0.7))
         then = random.choice(("crash", "cut", "late", "nothing"))

@@ -9,7 +9,7 @@ def most_rate(detection_s: float) -> float:
     """How far one clock may be off, so that two that are off in opposite directions are still tolerated.
 
     A backup may continue connections for `release - detection / 2` of its own clock, a primary waits for `release` of
-    its own (docs/design.md, "The backup's time to act").
+    its own (docs/design/pair.md, "The backup's time to act").
     """
     release_s = release(detection_s)
     margin = (detection_s / 2) / (release_s - detection_s / 2)

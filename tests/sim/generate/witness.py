@@ -19,7 +19,7 @@ KINDS = (
 )
 LINKS = ("sync>a", "sync>b", "a>witness", "witness>a", "b>witness", "witness>b")
 FENCES = ("late", "flaky", "timeout", "lies", "fails")
-WITNESS_RATE = 0.02  # docs/fencing.md, "The bound"
+WITNESS_RATE = 0.02  # docs/operate/fencing.md, "The bound"
 
 
 def extend(scenario: Scenario, length: float, detection_s: float) -> Scenario:

@@ -189,7 +189,7 @@ def describe(record: Record) -> str:
 
 
 def write_report(cells: Sequence[Cell], records: dict[str, Record], settings: Settings, docs: Path) -> None:
-    """The section of docs/results.md, and the picture beside it."""
+    """The section of docs/results/README.md, and the picture beside it."""
     from nfq_failover.lab.measure.plots import plot_silences
 
     wanted = len(plan(cells, 0))
@@ -231,7 +231,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--rate", default="200mbit", help="of the client's link, in tc's syntax")
     parser.add_argument("--name", default="nfqfcamp", help="of the lab")
     parser.add_argument("--output", type=Path, default=Path("results-output"), help="results and odd runs")
-    parser.add_argument("--docs", type=Path, default=Path("docs/results.md"), help="file whose section is rewritten")
+    parser.add_argument("--docs", type=Path, default=Path("docs/results/README.md"), help="file that holds the section")
     parser.add_argument("--report-only", action="store_true", help="run nothing, write the report anew")
     parser.set_defaults(run=run)
 

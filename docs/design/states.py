@@ -1,0 +1,51 @@
+"""Draws the diagrams of states in the pages of this folder from the code's own tables.
+
+python docs/design/states.py            prints them
+python docs/design/states.py --write    puts each into its page, between `<!-- NAME:begin -->` and `<!-- NAME:end -->`
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from nfq_failover.core.pair.roles import TRANSITIONS, Input, State
+
+
+def hosts() -> str:
+    """Returns Mermaid text: one arrow per pair of a host's states, labelled with all inputs that lead along it."""
+    arrows: dict[tuple[State, State], list[Input]] = {}
+    for (before, given), after in TRANSITIONS.items():
+        if given is not Input.STOP:
+            arrows.setdefault((before, after), []).append(given)
+    lines = ["```mermaid", "stateDiagram-v2", "    [*] --> WAITING"]
+    for (before, after), given in arrows.items():
+        label = ", ".join(one.name.lower().replace("_", " ") for one in given)
+        lines.append(f"    {before.name} --> {after.name}: {label}")
+    lines += ["```", "", "`STOP` leads from every state to LEAVING. What the inputs mean:", ""]
+    lines += [f"- **{one.name.lower().replace('_', ' ')}**: {one.value}" for one in Input]
+    return "\n".join(lines)
+
+
+PAGES: dict[Path, dict[str, Callable[[], str]]] = {
+    Path(__file__).parent / "pair.md": {"states": hosts},
+}
+
+
+def page(text: str, diagrams: dict[str, Callable[[], str]]) -> str:
+    """Returns the page's text with each diagram in its place; ValueError if a page lacks a place."""
+    for name, draw in diagrams.items():
+        begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
+        head, rest = text.split(begin)
+        _, tail = rest.split(end)
+        text = f"{head}{begin}\n{draw()}\n{end}{tail}"
+    return text
+
+
+if __name__ == "__main__":
+    for path, diagrams in PAGES.items():
+        if "--write" in sys.argv[1:]:
+            path.write_text(page(path.read_text(), diagrams))
+        else:
+            print("\n\n".join(draw() for draw in diagrams.values()))
