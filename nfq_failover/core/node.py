@@ -55,7 +55,7 @@ from nfq_failover.core.shadow import path_mtu
 from nfq_failover.core.shadow.checkpoint import Memory, Recollection
 from nfq_failover.core.shadow.connection import Shadow
 from nfq_failover.core.shadow.table import BackupSide
-from nfq_failover.core.status import connection_rows, link_row
+from nfq_failover.core.status import Status, connections_of, link_status
 from nfq_failover.errors import MalformedDatagram, MalformedSegment
 from nfq_failover.wire.icmp import is_icmp
 from nfq_failover.wire.records import Record
@@ -151,14 +151,19 @@ class Node:
                     link.seal(self.members.epoch)
         return effects.popleft() if effects else None
 
-    def poll_timeout(self) -> float | None:
+    def poll_timeout(self) -> float:
         """When to send `TimerFired` at the latest."""
-        deadlines: list[float | None] = [self._next_tick, self.backup.poll_timeout()]
+        earliest = self._next_tick
         for link in self._any_link:
-            deadlines.append(link.session.poll_timeout())
-        if self.members.state is not State.DOUBT:  # nothing of it is done then, however long it is due
-            deadlines.append(self.primary.poll_timeout())
-        return min(d for d in deadlines if d is not None)
+            earliest = min(earliest, link.session.poll_timeout())
+        due = self.backup.poll_timeout()
+        if due is not None and due < earliest:
+            earliest = due
+        if self.members.state is not State.DOUBT:  # in doubt nothing of it is done, however long it has been due
+            due = self.primary.poll_timeout()
+            if due is not None and due < earliest:
+                earliest = due
+        return earliest
 
     @property
     def wants_copies(self) -> bool:
@@ -278,12 +283,13 @@ class Node:
         self.members.tick(now)
         if self.members.actions:
             self._carry_out(now)
-        in_doubt = self.members.state is State.DOUBT
-        if not in_doubt:
+        if self.members.state is not State.DOUBT:
             self.primary.on_timer(now)
-        self.backup.out.withhold(in_doubt)
-        self.backup.on_timer(now)
-        self.backup.out.withhold(False)
+            self.backup.on_timer(now)
+        else:
+            self.backup.out.withhold(True)
+            self.backup.on_timer(now)
+            self.backup.out.withhold(False)
         self.backup.handed.on_timer(self.members.state is State.SHADOWING and not self.shadowed.view.lost(now), now)
         self.hunt.on_timer(self.memory is not None and self.members.state in _SERVING, now)
         self._watch_inherited()
@@ -447,23 +453,24 @@ class Node:
 
     # ------------------------------------------------------------------------------------ views
 
-    def status(self, now: float) -> dict[str, object]:
-        """What people and other programs are shown (JSON-ready)."""
+    def status(self, now: float) -> Status:
+        """What people and other programs are shown."""
         members = self.members
-        sessions = [link.session for link in self._any_link]
-        return {
-            "name": self.settings.name,
-            "alive": True,
-            "role": members.role.name.lower(),
-            "state": members.state.label,
-            "reason": members.reason,
-            "epoch": members.epoch,
-            "generation": members.generation,
-            "witness": members.pact.describe(),
-            "peer": link_row(self.protector, now),
-            "connections": connection_rows(self.primary, self.backup),
-            "protected_connections": sum(c.state is Gate.PROTECTED for c in self.primary.flows.values()),
-            "application": members.health.row(),
-            "bounds": bounds.gauges(self.primary, self.backup, sessions, self.out.counters),
-            "counters": dict(sorted(self.out.counters.items())),
-        }
+        return Status(
+            name=self.settings.name,
+            alive=True,
+            role=members.role.name.lower(),
+            state=members.state.label,
+            reason=members.reason,
+            epoch=members.epoch,
+            generation=members.generation,
+            witness=members.pact.status(),
+            peer=link_status(self.protector, now),
+            connections=connections_of(self.primary, self.backup),
+            protected_connections=sum(c.state is Gate.PROTECTED for c in self.primary.flows.values()),
+            application=members.health.status(),
+            bounds=bounds.gauges(
+                self.primary, self.backup, [link.session for link in self._any_link], self.out.counters
+            ),
+            counters=dict(sorted(self.out.counters.items())),
+        )

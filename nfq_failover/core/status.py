@@ -1,15 +1,94 @@
-"""What a node shows of itself, as JSON-ready rows."""
+"""What a node shows of itself: one typed value, and the JSON object that the control socket makes of it."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
 from ipaddress import ip_address
 
 from nfq_failover.core.gate.connection import Gate
 from nfq_failover.core.gate.table import PrimarySide
+from nfq_failover.core.pair.health import HealthStatus
 from nfq_failover.core.pair.link import Link
+from nfq_failover.core.pair.monitor import HeartbeatStatistics
+from nfq_failover.core.pair.pact import PactStatus
 from nfq_failover.core.shadow.connection import Shadow
 from nfq_failover.core.shadow.table import BackupSide
 from nfq_failover.wire.segment import FlowKey
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectionStatus:
+    """One connection. Its ends are `address:port`; `reason` says why it is as it is.
+
+    `lag_bytes`: taken by this host's TCP (primary) or logged (backup), and not confirmed.
+    """
+
+    client: str
+    server: str
+    protected: bool
+    reason: str
+    logged_bytes: int = 0
+    confirmed_bytes: int = 0
+    lag_bytes: int = 0
+    differences: int = 0
+
+    def as_dict(self) -> dict[str, object]:
+        """The JSON object. There may be 20,000 of them, so this is written out."""
+        return {
+            "client": self.client,
+            "server": self.server,
+            "protected": self.protected,
+            "reason": self.reason,
+            "logged_bytes": self.logged_bytes,
+            "confirmed_bytes": self.confirmed_bytes,
+            "lag_bytes": self.lag_bytes,
+            "differences": self.differences,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class LinkStatus:
+    """The sync channel to one peer. `session`: there is one; `lost`: no living heartbeat for the detection time."""
+
+    name: str
+    address: str
+    session: bool
+    lost: bool
+    heartbeat: HeartbeatStatistics
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """A node at one moment. The names of the fields are the keys that operators read, in this order."""
+
+    name: str
+    alive: bool
+    role: str
+    state: str
+    reason: str
+    epoch: int
+    generation: int
+    witness: PactStatus | None
+    peer: LinkStatus
+    connections: list[ConnectionStatus]
+    protected_connections: int
+    application: HealthStatus
+    bounds: dict[str, dict[str, int]]
+    counters: dict[str, int]
+
+    def as_dict(self) -> dict[str, object]:
+        """The JSON object."""
+        return _members(self) | {
+            "witness": None if self.witness is None else _members(self.witness),
+            "peer": _members(self.peer) | {"heartbeat": _members(self.peer.heartbeat)},
+            "connections": [connection.as_dict() for connection in self.connections],
+            "application": _members(self.application),
+        }
+
+
+def _members(value: Status | LinkStatus | HeartbeatStatistics | PactStatus | HealthStatus) -> dict[str, object]:
+    return {field.name: getattr(value, field.name) for field in fields(value)}
 
 
 def end_names(flow: FlowKey) -> tuple[str, str]:
@@ -18,58 +97,51 @@ def end_names(flow: FlowKey) -> tuple[str, str]:
     return f"{ip_address(client)}:{client_port}", f"{ip_address(server)}:{server_port}"
 
 
-def connection_rows(primary: PrimarySide, backup: BackupSide) -> list[dict[str, object]]:
-    """One row per connection. `lag_bytes`: taken by this host's TCP (primary) or logged (backup), not yet confirmed."""
-    rows: list[dict[str, object]] = []
-    for gated in primary.flows.values():
-        client, server = end_names(gated.flow)
-        protected = gated.state is Gate.PROTECTED
-        rows.append(
-            {
-                "client": client,
-                "server": server,
-                "protected": protected,
-                "reason": gated.reason,
-                "logged_bytes": gated.retained.size,
-                "confirmed_bytes": gated.confirmed,
-                "lag_bytes": max(gated.kernel_ack - gated.confirmed, 0) if protected else 0,
-                "differences": primary.digests.differences(gated.conn),
-            }
+def connections_of(primary: PrimarySide, backup: BackupSide) -> list[ConnectionStatus]:
+    """All connections of a host: those of its own service, those that it has handed over, those that it shadows."""
+    return [*_gated(primary), *_handed_over(primary), *_shadowed(backup)]
+
+
+def _gated(primary: PrimarySide) -> Iterable[ConnectionStatus]:
+    for connection in primary.flows.values():
+        protected = connection.state is Gate.PROTECTED
+        yield ConnectionStatus(
+            *end_names(connection.flow),
+            protected,
+            connection.reason,
+            connection.retained.size,
+            connection.confirmed,
+            max(connection.kernel_ack - connection.confirmed, 0) if protected else 0,
+            primary.digests.differences(connection.conn),
         )
+
+
+def _handed_over(primary: PrimarySide) -> Iterable[ConnectionStatus]:
     for flow, handed in primary.handovers.flows.items():
-        client, server = end_names(flow)
-        row = dict.fromkeys(("logged_bytes", "confirmed_bytes", "lag_bytes", "differences"), 0)
-        rows.append({"client": client, "server": server, "protected": False, "reason": handed.reason, **row})
-    for shadow in backup.flows.values():
-        client, server = end_names(shadow.flow)
-        reason = shadow.reason
-        if shadow.state is Shadow.ACTIVE:
-            how = "handed over by the primary" if shadow.handed else "taken over"
+        yield ConnectionStatus(*end_names(flow), False, handed.reason)
+
+
+def _shadowed(backup: BackupSide) -> Iterable[ConnectionStatus]:
+    for connection in backup.flows.values():
+        reason = connection.reason
+        if connection.state is Shadow.ACTIVE:
+            how = "handed over by the primary" if connection.handed else "taken over"
             reason = f"{how}: an open connection survives one failure"
-        elif shadow.state is Shadow.OPENING:
+        elif connection.state is Shadow.OPENING:
             reason = "opening"
-        rows.append(
-            {
-                "client": client,
-                "server": server,
-                "protected": shadow.state is Shadow.SHADOW,
-                "reason": reason,
-                "logged_bytes": shadow.journal.size,
-                "confirmed_bytes": shadow.cum,
-                "lag_bytes": max(shadow.cum - shadow.k_ack, 0),
-                "differences": 0 if shadow.compare is None else shadow.compare.differences,
-            }
+        yield ConnectionStatus(
+            *end_names(connection.flow),
+            connection.state is Shadow.SHADOW,
+            reason,
+            connection.journal.size,
+            connection.cum,
+            max(connection.cum - connection.k_ack, 0),
+            0 if connection.compare is None else connection.compare.differences,
         )
-    return rows
 
 
-def link_row(link: Link, now: float) -> dict[str, object]:
+def link_status(link: Link, now: float) -> LinkStatus:
     """The sync channel to one peer."""
     peer, monitor = link.peer, link.view.monitor
-    return {
-        "name": peer.name,
-        "address": f"{peer.address}:{peer.port}",
-        "session": link.session.established,
-        "lost": monitor.lost(now),
-        "heartbeat": monitor.statistics(now),
-    }
+    address = f"{peer.address}:{peer.port}"
+    return LinkStatus(peer.name, address, link.session.established, monitor.lost(now), monitor.statistics(now))

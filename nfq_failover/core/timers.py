@@ -54,6 +54,8 @@ class TimerQueue(Generic[K]):
     def pop_due(self, now: float) -> list[K]:
         """Disarm and return the keys that are due, earliest first."""
         due: list[K] = []
+        if not self._heap or self._heap[0][0] > now:  # no entry is due, so none that counts
+            return due
         while (first := self.next()) is not None and first <= now:
             key = heappop(self._heap)[2]
             if self._when.pop(key, None) is not None:

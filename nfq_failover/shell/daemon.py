@@ -469,7 +469,7 @@ class Daemon:
         return {"error": f"unknown command '{command}': status, claim, leave or ping"}
 
     def _status(self) -> dict[str, Any]:
-        status: dict[str, Any] = self.node.status(time.monotonic())
+        status: dict[str, Any] = self.node.status(time.monotonic()).as_dict()
         status["shell"] = {
             "queues": {q.name.lower(): queue.gauge() for q, queue in self.queues.items()},
             "sync_socket": self.sync.gauge(),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from nfq_failover.core.settings import Settings
 
 UNCHECKED_REST_S = 5.0
@@ -10,8 +12,18 @@ CHECKED_REST_S = 1.0
 """After a failure: from when on a good check counts. What is about to die may pass another one."""
 
 
+@dataclass(frozen=True, slots=True)
+class HealthStatus:
+    """The application's health, for people. `checked`: it is checked at all; `detail`: what was wrong last."""
+
+    checked: bool
+    well: bool
+    failed_checks: int
+    detail: str
+
+
 class Health:
-    """What the checks say. Without checks, the application counts as well."""
+    """What the checks have found. Without checks, the application counts as well."""
 
     def __init__(self, settings: Settings) -> None:
         self._checked = settings.health_checked
@@ -23,7 +35,7 @@ class Health:
 
     @property
     def well(self) -> bool:
-        """Not so many failed checks in a row that the application counts as failed."""
+        """Whether too few checks in a row have failed for the application to count as failed."""
         return self.failed < self._failures
 
     @property
@@ -32,7 +44,7 @@ class Health:
         return f"the application has failed {self.failed} health checks: {self.detail}"
 
     def checked(self, ok: bool, detail: str, now: float) -> bool:
-        """A check has come to an end. Returns whether the verdict has changed."""
+        """Take the outcome of a check. Returns whether the verdict has changed."""
         before = self.well
         self.failed = 0 if ok else self.failed + 1
         self.detail = detail
@@ -41,7 +53,7 @@ class Health:
         return self.well is not before
 
     def yielded(self, now: float) -> None:
-        """The service has been given away: from now on only later checks count."""
+        """Note that the service has been given away: only checks from now on count."""
         self._yielded_at = now
 
     def recovered(self, now: float) -> bool:
@@ -50,6 +62,6 @@ class Health:
             return now - self._yielded_at >= UNCHECKED_REST_S
         return self.failed == 0 and self._well_at is not None and self._well_at > self._yielded_at + CHECKED_REST_S
 
-    def row(self) -> dict[str, object]:
-        """For the status."""
-        return {"checked": self._checked, "well": self.well, "failed_checks": self.failed, "detail": self.detail}
+    def status(self) -> HealthStatus:
+        """What the checks say, for people."""
+        return HealthStatus(self._checked, self.well, self.failed, self.detail)

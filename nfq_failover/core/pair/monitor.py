@@ -2,8 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from nfq_failover.core.settings import Settings
 from nfq_failover.wire.heartbeat import HeartbeatBody, datagram_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class HeartbeatStatistics:
+    """Heartbeats of one peer, for people. `bandwidth_bps` is one direction's; heartbeats go both ways."""
+
+    interval_ms: int
+    count: int
+    detection_ms: int
+    datagram_bytes: int
+    bandwidth_bps: int
+    received: int
+    missed: int
+    largest_gap_ms: float
+    silent_ms: float | None
 
 
 class PeerMonitor:
@@ -61,17 +78,18 @@ class PeerMonitor:
         """When the peer will count as lost."""
         return None if self.last_alive is None else self.last_alive + self._detection_s
 
-    def statistics(self, now: float) -> dict[str, object]:
-        """For the status. `bandwidth_bps` is one direction's; heartbeats go both ways."""
+    def statistics(self, now: float) -> HeartbeatStatistics:
+        """What was agreed, what it costs and what has come, for people."""
         interval = self.settings.heartbeat_interval_ms
-        return {
-            "interval_ms": interval,
-            "count": self.settings.heartbeat_count,
-            "detection_ms": self.settings.detection_ms,
-            "datagram_bytes": datagram_bytes(self.settings.lease_ms),
-            "bandwidth_bps": round(datagram_bytes(self.settings.lease_ms) * 8 * 1000 / interval),
-            "received": self.received,
-            "missed": self.missed,
-            "largest_gap_ms": round(self.largest_gap_s * 1000, 1),
-            "silent_ms": None if self.last_heard is None else round((now - self.last_heard) * 1000, 1),
-        }
+        size = datagram_bytes(self.settings.lease_ms)
+        return HeartbeatStatistics(
+            interval_ms=interval,
+            count=self.settings.heartbeat_count,
+            detection_ms=self.settings.detection_ms,
+            datagram_bytes=size,
+            bandwidth_bps=round(size * 8 * 1000 / interval),
+            received=self.received,
+            missed=self.missed,
+            largest_gap_ms=round(self.largest_gap_s * 1000, 1),
+            silent_ms=None if self.last_heard is None else round((now - self.last_heard) * 1000, 1),
+        )

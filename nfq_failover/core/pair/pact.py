@@ -17,6 +17,7 @@ decided needs both: a primary is heard only as long as the backup's votes last (
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from math import inf
 
 from nfq_failover.core.settings import Settings
@@ -28,6 +29,16 @@ ASK_AFTER = 2 / 3  # of the lease: a shorter silence of the backup is no cause t
 HEAD_START_S = 0.1  # a backup that can't act before the lease has ended asks no earlier than this before
 _EPOCH_SHIFT = 32
 _PER_S = 10  # 13 years of uptime have room in an epoch; a daemon takes longer than that to come back and be joined
+
+
+@dataclass(frozen=True, slots=True)
+class PactStatus:
+    """A pact, for people. `pact` is the highest number that the backup may hold; 0: there is none."""
+
+    pact: int
+    confirmed: bool
+    asked: bool
+    granted: bool
 
 
 class Pact:
@@ -53,11 +64,11 @@ class Pact:
         """Whether there is a pact, so that nobody may act alone without a grant."""
         return self.high != 0
 
-    def describe(self) -> dict[str, object] | None:
-        """For the status; None without a witness."""
+    def status(self) -> PactStatus | None:
+        """How it stands, for people; None without a witness."""
         if not self.settings.has_witness:
             return None
-        return {"pact": self.high, "confirmed": self.confirmed, "asked": self.asked, "granted": self.granted}
+        return PactStatus(self.high, self.confirmed, self.asked, self.granted)
 
     def end(self) -> None:
         """There is no longer a pact. Whoever was granted it keeps the right."""

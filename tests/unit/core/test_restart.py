@@ -36,7 +36,7 @@ from nfq_failover.core.shadow.checkpoint import (
     unpack,
 )
 from nfq_failover.core.shadow.connection import Shadow
-from nfq_failover.core.status import connection_rows
+from nfq_failover.core.status import connections_of
 from tests.support.shadow import EDGE, Shadowing, from_client, replica
 from tests.support.transcript import FLOW, After, server, settings, syn, syn_ack
 from tests.unit.core.shadow.test_takeover import AT, shown
@@ -412,7 +412,7 @@ def test_a_connection_that_was_opened_while_the_daemon_was_away_is_listed_as_unp
     for number in (1, 2):
         made.handle(PacketQueued(Queue.OUT, number, sent.packet(1)), 200.1)
     assert [(e.accept, e.packet) for e in drain(made) if isinstance(e, Verdict)] == [(True, None)] * 2
-    (row,) = connection_rows(made.primary, made.backup)
-    assert (row["protected"], row["reason"]) == (False, "opened while no daemon was there")
+    (row,) = connections_of(made.primary, made.backup)
+    assert (row.protected, row.reason) == (False, "opened while no daemon was there")
     made.handle(FlowsGone([FLOW]), 203.0)
-    assert connection_rows(made.primary, made.backup) == []
+    assert connections_of(made.primary, made.backup) == []

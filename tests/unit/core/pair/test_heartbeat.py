@@ -179,17 +179,17 @@ def test_silence_counts_only_while_we_are_awake() -> None:
 def test_statistics(interval_ms: int, bandwidth_bps: int) -> None:
     m = monitor(interval_ms=interval_ms)
     interval = interval_ms / 1000
-    assert m.statistics(1.0)["silent_ms"] is None
+    assert m.statistics(1.0).silent_ms is None
     now = 10.0
     for gap in (1, 1.02, 0.98, 1.3, 4, 1):  # in intervals; four of them: three heartbeats are missing
         m.heard(BODY, now)
         now += gap * interval
     m.heard(BODY, now)
     shown = m.statistics(now + 0.02)
-    assert shown["received"] == 7
-    assert shown["missed"] == 3
-    assert shown["largest_gap_ms"] == pytest.approx(4 * interval_ms, abs=0.1)
-    assert shown["silent_ms"] == pytest.approx(20.0, abs=0.1)
-    assert shown["detection_ms"] == 3 * interval_ms
-    assert shown["datagram_bytes"] == 113
-    assert shown["bandwidth_bps"] == bandwidth_bps
+    assert shown.received == 7
+    assert shown.missed == 3
+    assert shown.largest_gap_ms == pytest.approx(4 * interval_ms, abs=0.1)
+    assert shown.silent_ms == pytest.approx(20.0, abs=0.1)
+    assert shown.detection_ms == 3 * interval_ms
+    assert shown.datagram_bytes == 113
+    assert shown.bandwidth_bps == bandwidth_bps

@@ -9,7 +9,7 @@ from nfq_failover.core.gate.table import PrimarySide
 from nfq_failover.core.shadow.checkpoint import HEADER_BYTES, LIFE_BYTES, SLOT_BYTES, Memory, pack, unpack
 from nfq_failover.core.shadow.connection import Shadow
 from nfq_failover.core.shadow.handover import COMPARE_PATIENCE_S, FIRST_NUMBER, ORPHAN_S
-from nfq_failover.core.status import connection_rows
+from nfq_failover.core.status import connections_of
 from nfq_failover.wire.records import Close, Closed, Handed, HandedOver, HandOver, Progress, Unprotected
 from tests.support.shadow import EDGE, SILENT, Shadowing, from_client, replica
 from tests.support.transcript import FLOW, IRS, ISS, After, opening, server_seq, settings, syn
@@ -211,13 +211,13 @@ def test_status_says_how_it_came_here(everything: bool) -> None:
     with Taking() as t:
         if everything:
             t >> "takeover"
-        (row,) = connection_rows(PrimarySide(settings(), t.out), t.side)
+        (row,) = connections_of(PrimarySide(settings(), t.out), t.side)
         assert (
-            row["reason"]
+            row.reason
             == ("taken over" if everything else "handed over by the primary")
             + ": an open connection survives one failure"
         )
-        assert row["protected"] is False
+        assert row.protected is False
 
 
 @pytest.mark.parametrize("why", ["dead", "differs"])

@@ -1,0 +1,78 @@
+"""What a node shows of itself: a program that reads the control socket's JSON finds each key where it was."""
+
+from __future__ import annotations
+
+import json
+
+from nfq_failover.core.node import Node
+from nfq_failover.core.pair.roles import State
+from tests.unit.core.test_node_packets import Host, Protected, shadowing
+
+KEYS = [
+    *("name", "alive", "role", "state", "reason", "epoch", "generation", "witness", "peer", "connections"),
+    *("protected_connections", "application", "bounds", "counters"),
+]
+
+PRIMARY = (
+    '{"name":"a","alive":true,"role":"primary","state":"protected","reason":"waiting for the peer",'
+    '"epoch":0,"generation":0,"witness":null,"peer":{"name":"b","address":"10.77.0.3:7766",'
+    '"session":false,"lost":true,"heartbeat":{"interval_ms":50,"count":3,"detection_ms":150,'
+    '"datagram_bytes":113,"bandwidth_bps":18080,"received":0,"missed":0,"largest_gap_ms":0.0,'
+    '"silent_ms":null}},"connections":[{"client":"10.77.0.1:40000","server":"10.77.0.100:80",'
+    '"protected":true,"reason":"","logged_bytes":0,"confirmed_bytes":0,"lag_bytes":1000,"differences":0}'
+    '],"protected_connections":1,"application":{"checked":false,"well":true,"failed_checks":0,'
+    '"detail":""},"counters":{"ack-held":1,"record-without-session":1,"syn-ack-held":1}}'
+)
+"""A primary with one protected connection, of which 1000 bytes are not confirmed; without `bounds`."""
+
+
+def text(value: object) -> str:
+    """As it goes over the control socket, without the spaces."""
+    return json.dumps(value, separators=(",", ":"))
+
+
+def shown(host: Host) -> list[str]:
+    """The connections of a host."""
+    return [text(connection.as_dict()) for connection in host.node.status(host.now).connections]
+
+
+def row(protected: bool, reason: str) -> str:
+    """One connection without any bytes."""
+    ends = '"client":"10.77.0.1:40000","server":"10.77.0.100:80"'
+    counts = '"logged_bytes":0,"confirmed_bytes":0,"lag_bytes":0,"differences":0'
+    return f'{{{ends},"protected":{str(protected).lower()},"reason":"{reason}",{counts}}}'
+
+
+def test_keys_and_their_order_are_what_operators_read() -> None:
+    host = Protected()
+    found = host.node.status(host.now).as_dict()
+    assert list(found) == KEYS
+    bounds = found.pop("bounds")
+    assert text(found) == PRIMARY
+    assert isinstance(bounds, dict)
+    assert text(bounds["connections"]) == '{"now":1,"limit":20000,"full":0}'
+
+
+def test_connection_that_is_handed_over_is_shown() -> None:
+    host = Protected()
+    (connection,) = host.node.primary.flows.values()
+    host.node.primary.handovers.start(connection, "it has failed", host.now)
+    assert shown(host) == [row(False, "being handed over to the backup")]
+
+
+def test_shadow_connection_is_shown_before_and_after_a_takeover() -> None:
+    host, _ = shadowing()
+    assert shown(host) == [row(True, "")]
+    host.node.members.state = State.PROTECTED
+    host.node.backup.take_over(host.now)
+    assert shown(host) == [row(False, "taken over: an open connection survives one failure")]
+
+
+def test_witness_is_shown_where_there_is_one() -> None:
+    host = Host(State.SHADOWING)
+    conf = host.node.settings
+    values = {name: getattr(conf, name) for name in conf.__dataclass_fields__} | {"has_witness": True}
+    node = Node(type(conf)(**values), lambda count: bytes(count), 0, False, host.now)
+    assert text(node.status(host.now).as_dict()["witness"]) == (
+        '{"pact":0,"confirmed":false,"asked":false,"granted":false}'
+    )
