@@ -211,11 +211,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = build_parser()
     subparsers = next(a for a in parser._actions if isinstance(a, argparse._SubParsersAction))
     if not argv or argv[0] in (*LAB_COMMANDS, "-h", "--help"):
-        from nfq_failover.lab.command import add_parser  # only here: servers need neither it nor what it needs
-        from nfq_failover.lab.commands import add_parsers
+        from nfq_failover.lab import command as lab  # only here: servers need neither it nor what it needs
+        from nfq_failover.lab.campaign import bench
+        from nfq_failover.lab.campaign.crashes import run as crashes
+        from nfq_failover.lab.campaign.faults import run as faults
+        from nfq_failover.lab.demo import command as demo
 
-        add_parser(subparsers)
-        add_parsers(subparsers)
+        for program in (lab, demo, crashes, faults, bench):
+            program.add_parser(subparsers)
     if not argv or argv[0] in (*PROBE_COMMANDS, "-h", "--help"):
         from nfq_failover.operator.probe import command as probe
 

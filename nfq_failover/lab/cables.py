@@ -1,14 +1,14 @@
-"""Lost segments and cut cables: one bridge table of nftables in the switch.
+"""Cut cables and lost segments: one bridge table of nftables in the switch.
 
 The drops are in the switch, so whatever is dropped has been sent: the sender's TCP sees no local error. The rules match
 ports by name, so they outlive a port that goes away with its host and comes back. With --loss or --tap-loss the nodes
-cut their segments before the wire (topology.py), so each drop is of one frame of at most one MTU.
+cut their segments before the wire (wires.py), so each drop is of one frame of at most one MTU.
 
 What each fault covers:
 - loss: every frame on the client's link, each direction by itself, ARP included;
 - tap loss: what reaches the backup by the tap. Clone: frames for the service address that do not come from the client
-  itself, on either server's port, so the rule needs no change with the roles. Multicast: the client's frames for the
-  service address, on the port of the backup of the moment (`LabState.tap_loss_at`);
+  itself (or the router before it), on each server's port, so the rule needs no change with the roles. Multicast: the
+  client's frames for the service address, on the port of the backup of the moment (`LabState.tap_loss_at`);
 - cut: everything; `sync`: UDP with the sync port as source or destination, and nothing else; `witness`: the same with
   the witness's port (what the switch itself sends is cut where it leaves the switch, too); `client`: everything
   between the node and the client, ARP included, and the copies of the client's packets that a tap brings.
@@ -22,7 +22,7 @@ from nfq_failover.config_fence import DEFAULT_WITNESS_PORT
 from nfq_failover.constants import DEFAULT_SYNC_PORT
 from nfq_failover.lab import netns
 from nfq_failover.lab.state import Cut, LabState
-from nfq_failover.lab.topology import ADDRESSES, CLIENT, HARDWARE, SERVERS, SERVICE_ADDRESS, SWITCH, namespace, port
+from nfq_failover.lab.topology import SWITCH, Topology, namespace, port
 
 _TABLE = "bridge lab"
 _CHAINS = {"arriving": "prerouting", "passing": "forward", "leaving": "postrouting"}
@@ -31,7 +31,7 @@ COUNTERS = ("from_client", "from_client_lost", "to_client", "to_client_lost", "t
 
 def ruleset(state: LabState) -> str:
     """The nft script that brings the table to `state`, whatever it was before; counters go on counting."""
-    rules = [*_cut_rules(state.cuts), *_loss_rules(state)]
+    rules = [*_cut_rules(state.topology, state.cuts), *_loss_rules(state)]
     if not rules and not state.options.loss and not state.options.tap_loss:
         return f"add table {_TABLE}\ndelete table {_TABLE}\n"
     lines = [f"add table {_TABLE}"]
@@ -61,48 +61,50 @@ def counters(name: str) -> dict[str, int]:
     return found
 
 
-def _cut_rules(cuts: list[Cut]) -> Iterator[str]:
+def _cut_rules(topology: Topology, cuts: list[Cut]) -> Iterator[str]:
+    entrance, _ = topology.entrance
     for cut in cuts:
-        cable = port(cut.node)
         inward, outward = cut.direction in (None, "in"), cut.direction in (None, "out")
-        if cut.only is None:
-            if outward:
-                yield f"arriving iifname {cable} drop"
-            if inward:
-                yield f"leaving oifname {cable} drop"
-        elif cut.only in ("sync", "witness"):
-            number = DEFAULT_SYNC_PORT if cut.only == "sync" else DEFAULT_WITNESS_PORT
-            for end in ("sport", "dport"):
+        for cable in topology.node(cut.node).ports:
+            if cut.only is None:
                 if outward:
-                    yield f"arriving iifname {cable} udp {end} {number} drop"
+                    yield f"arriving iifname {cable} drop"
                 if inward:
-                    yield f"leaving oifname {cable} udp {end} {number} drop"
-        else:
-            if outward:
-                yield f"passing iifname {cable} oifname {port(CLIENT)} drop"
-            if inward:
-                yield f"passing iifname {port(CLIENT)} oifname {cable} drop"
-                yield f"leaving oifname {cable} ip saddr {ADDRESSES[CLIENT]} drop"
+                    yield f"leaving oifname {cable} drop"
+            elif cut.only in ("sync", "witness"):
+                number = DEFAULT_SYNC_PORT if cut.only == "sync" else DEFAULT_WITNESS_PORT
+                for end in ("sport", "dport"):
+                    if outward:
+                        yield f"arriving iifname {cable} udp {end} {number} drop"
+                    if inward:
+                        yield f"leaving oifname {cable} udp {end} {number} drop"
+            else:
+                if outward:
+                    yield f"passing iifname {cable} oifname {entrance} drop"
+                if inward:
+                    yield f"passing iifname {entrance} oifname {cable} drop"
+                    yield f"leaving oifname {cable} ip saddr {topology.address(topology.client)} drop"
 
 
 def _loss_rules(state: LabState) -> Iterator[str]:
-    options = state.options
+    options, topology = state.options, state.topology
     if options.loss:
-        cable = port(CLIENT)
+        cable = port(topology.client)
         yield f"arriving iifname {cable} counter name from_client"
         yield f"arriving iifname {cable} {_one_in(options.loss)} counter name from_client_lost drop"
         yield f"leaving oifname {cable} counter name to_client"
         yield f"leaving oifname {cable} {_one_in(options.loss)} counter name to_client_lost drop"
     if options.tap_loss and not options.plain:
+        _, clients = topology.entrance
         if options.tap == "clone":
-            copies = [f"oifname {port(node)} ether saddr != {HARDWARE[CLIENT]}" for node in SERVERS]
+            copies = [f"oifname {port(host)} ether saddr != {clients.hardware}" for host in topology.hosts]
         else:
-            copies = [
-                f"oifname {port(node)} ether saddr {HARDWARE[CLIENT]}" for node in SERVERS if node == state.tap_loss_at
-            ]
+            at = [host for host in topology.hosts if host == state.tap_loss_at]
+            copies = [f"oifname {port(host)} ether saddr {clients.hardware}" for host in at]
         for match in copies:
-            yield f"leaving {match} ip daddr {SERVICE_ADDRESS} counter name tap"
-            yield f"leaving {match} ip daddr {SERVICE_ADDRESS} {_one_in(options.tap_loss)} counter name tap_lost drop"
+            matched = f"leaving {match} ip daddr {topology.service}"
+            yield f"{matched} counter name tap"
+            yield f"{matched} {_one_in(options.tap_loss)} counter name tap_lost drop"
 
 
 def _one_in(percent: float) -> str:

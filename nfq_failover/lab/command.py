@@ -1,4 +1,4 @@
-"""`nfq-failover lab`: the command line of the lab. All work is done in lab.py."""
+"""`nfq-failover lab`, the command line of the lab. All work is done in lab.py."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from nfq_failover.errors import CommandError
 from nfq_failover.lab.lab import Lab
 from nfq_failover.lab.netns import LabError
 from nfq_failover.lab.state import DEFAULT_HEARTBEAT_MS, DEFAULT_PORTS, Cut, Options
-from nfq_failover.lab.topology import DEFAULT_RATE, UNLIMITED
+from nfq_failover.lab.topology import TWO_HOSTS
+from nfq_failover.lab.wires import DEFAULT_RATE, UNLIMITED
 
 _LAB = """\
 A client, two servers and a switch in network namespaces of this machine, with the real daemons. Needs root.
@@ -162,7 +163,7 @@ def _add_up(commands: Any) -> None:
 
 
 def _add_commands(commands: Any) -> None:
-    server, any_node = "a, b, primary or backup", "client, a, b, primary or backup"
+    server, any_node = (f"{', '.join(names)}, primary or backup" for names in (TWO_HOSTS.hosts, TWO_HOSTS.names))
 
     command = _add(
         commands,
@@ -184,7 +185,7 @@ def _add_commands(commands: Any) -> None:
     command = _add(commands, "crash", _crash, help="power loss of a server", description=_CRASH)
     command.add_argument("node", metavar="NODE", help=server)
     command = _add(commands, "restore", _restore, help="boot a server that is off", description=_RESTORE)
-    command.add_argument("node", metavar="NODE", help="a or b")
+    command.add_argument("node", metavar="NODE", help=" or ".join(TWO_HOSTS.hosts))
 
     command = _add(commands, "cut", _cut, help="cut a cable, or a part of it", description=_CUT)
     command.add_argument("node", metavar="NODE", help=any_node)
@@ -250,7 +251,7 @@ def _up(lab: Lab, arguments: argparse.Namespace) -> int:
         odd_host=os.environ.get("NFQF_LAB_ODD_HOST") or None,
     )
     lab.up(options, _seed())
-    kind = "plain" if options.plain else f"protected, {options.tap} tap, a is the primary"
+    kind = "plain" if options.plain else f"protected, {options.tap} tap, {lab.topology.hosts[0]} is the primary"
     print(f"Lab {lab.name} is up: {kind}, {options.rate}, seed {lab.store.read().seed}.")
     return 0
 
@@ -277,8 +278,9 @@ def _exec(lab: Lab, arguments: argparse.Namespace) -> int:
 
 def _serve(lab: Lab, arguments: argparse.Namespace) -> int:
     servers = lab.serve(arguments.command)
-    if len(servers) < 2:
-        print(f"Only {servers[0]} is on. The other server starts it when it is restored.", file=sys.stderr)
+    if others := set(lab.topology.hosts) - set(servers):
+        rest = "The other server starts" if len(others) == 1 else "The other servers start"
+        print(f"Only {', '.join(servers)} is on. {rest} it when it is restored.", file=sys.stderr)
     return 0
 
 

@@ -21,11 +21,11 @@ from pathlib import Path
 from typing import Any, Final, NoReturn
 
 from nfq_failover.errors import CommandError
-from nfq_failover.lab import cables as faults
-from nfq_failover.lab import netns, nodes, power, topology
+from nfq_failover.lab import cables, netns, nodes, power, wires
 from nfq_failover.lab.netns import LabError
 from nfq_failover.lab.state import Application, Cut, LabState, Options, Store
-from nfq_failover.lab.topology import NODES, SERVERS, SERVICE_ADDRESS, SWITCH, namespace
+from nfq_failover.lab.testbed import wait_until
+from nfq_failover.lab.topology import TWO_HOSTS, Topology, namespace
 
 ROLES: Final = ("primary", "backup")
 CONNECTION_KEYS: Final = (
@@ -37,31 +37,37 @@ _ADDRESS_DEADLINE_S: Final = 20.0
 
 
 class Lab:
-    """One lab. The object holds nothing but the name: several may stand for the same lab."""
+    """One lab. The object holds its name and what `up` would build: several objects may stand for the same lab."""
 
-    def __init__(self, name: str = "nfqf") -> None:
+    def __init__(self, name: str = "nfqf", topology: Topology = TWO_HOSTS) -> None:
         self.name = name
         self.store = Store(name)
+        self._topology = topology
+
+    @property
+    def topology(self) -> Topology:
+        """The topology of the lab that is up; if none is, of the one that `up` would build."""
+        return self.store.read().topology if self.store.exists else self._topology
 
     # ---------------------------------------------------------------------------------------------- up and down
 
     def up(self, options: Options | None = None, seed: int | None = None) -> None:
         """Build it and start the daemons; returns when the pair is protected. Nothing stays behind if that fails."""
         options = options or Options()
-        options.check()
+        options.check(self._topology)
         _need_root()
-        taken = netns.present(topology.namespaces(self.name))
+        taken = netns.present(self._topology.namespaces(self.name))
         if taken and not self.store.exists:
             raise CommandError(
                 f"These namespaces exist already: {', '.join(taken)}. If they are left over from a lab:"
                 f" nfq-failover lab --name {self.name} down"
             )
-        state = LabState(options, secrets.randbits(32) if seed is None else seed)
-        state.boots = dict.fromkeys(SERVERS, 1)
+        state = LabState(options, secrets.randbits(32) if seed is None else seed, self._topology)
+        state.boots = dict.fromkeys(self._topology.hosts, 1)
         self.store.create(state)
         try:
-            topology.build_all(self.name, options.wires)
-            faults.apply(self.name, state)
+            wires.build_all(self.name, state.topology, options.wires)
+            cables.apply(self.name, state)
             if not options.plain:
                 self._start_daemons(state)
             with self.store.changing() as now:
@@ -72,47 +78,57 @@ class Lab:
             raise
 
     def _start_daemons(self, state: LabState) -> None:
-        nodes.start_agent(self.store)
+        hosts = state.topology.hosts
+        nodes.start_agent(self.store, state.topology)
         if state.options.witness:
-            nodes.start_witness(self.store)
-        for node in SERVERS:
-            nodes.write_config(self.store, state.options, node)
-        daemons = self._boot(state, SERVERS)
-        self._wait_protected(daemons, primary="a")
+            nodes.start_witness(self.store, state.topology)
+        for host in hosts:
+            nodes.write_config(self.store, state, host)
+        daemons = self._boot(state, hosts)
+        self._wait_protected(daemons, primary=hosts[0])
 
-    def _boot(self, state: LabState, servers: Sequence[str]) -> dict[str, subprocess.Popen[bytes]]:
+    def _boot(self, state: LabState, hosts: Sequence[str]) -> dict[str, subprocess.Popen[bytes]]:
         if state.options.scramble:
-            stages = [nodes.start_scrambler(self.store, state, node) for node in servers]
+            stages = [nodes.start_scrambler(self.store, state, host) for host in hosts]
             for wait in stages:
                 wait()
-        return {node: nodes.start_daemon(self.store, node) for node in servers}
+        return {host: nodes.start_daemon(self.store, host) for host in hosts}
 
     def down(self) -> None:
         """Take everything away, also of a lab that is half up. CommandError if there is nothing of that name."""
         _need_root()
+        topology = self.topology
         present = netns.present(topology.namespaces(self.name))
         if not present and not self.store.directory.exists():
             raise CommandError(f"There is no lab {self.name!r}: nothing to take down.")
-        # The switch first: its fence agent must not act on what goes on now.
-        for target in sorted(present, key=lambda target: target != namespace(self.name, SWITCH)):
+        # The fence agent first: it must not act on what goes on now.
+        agent = namespace(self.name, topology.fence_agent)
+        for target in sorted(present, key=lambda target: target != agent):
             netns.kill_all(target)
         for target in present:
-            topology.clear_namespace(target)
+            wires.clear_namespace(target)
         netns.reap()
         self.store.remove()
 
     # ------------------------------------------------------------------------------------------------- commands
 
-    def resolve(self, node: str, among: Sequence[str] = NODES) -> str:
+    def resolve(self, node: str) -> str:
         """A node's name from its name or its role of this moment. CommandError if there is no such node now."""
+        return self._resolve(node, self.store.read().topology.names)
+
+    def _resolve_host(self, node: str) -> str:
+        """The same, when only a host will do."""
+        return self._resolve(node, self.store.read().topology.hosts)
+
+    def _resolve(self, node: str, among: Sequence[str]) -> str:
         state = self.store.read()
         if node not in ROLES:
             if node not in among:
                 raise CommandError(f"There is no node {node!r} for this. Use one of: {', '.join((*among, *ROLES))}.")
             return node
         if state.options.plain:
-            return SERVERS[ROLES.index(node)]
-        rows = {name: (nodes.ask_daemon(self.store, name) or {}) for name in power.servers_on(self.name)}
+            return state.topology.hosts[ROLES.index(node)]
+        rows = {name: (nodes.ask_daemon(self.store, name) or {}) for name in power.hosts_on(self.name, state.topology)}
         held = [name for name, row in rows.items() if row.get("role") == node]
         if not held:
             told = ", ".join(f"{name} is {row['state']}" for name, row in self.status()["nodes"].items())
@@ -141,11 +157,11 @@ class Lab:
         return netns.spawn(inside, argv, log).pid, log
 
     def serve(self, argv: Sequence[str], cwd: str | None = None, env: dict[str, str] | None = None) -> list[str]:
-        """Start the same application on both servers; returns the servers when it listens on all that are on."""
+        """Start the same application on all hosts; returns those that are on, when it listens there."""
         state = self.store.read()
-        servers = power.servers_on(self.name)
+        servers = power.hosts_on(self.name, state.topology)
         if not servers:
-            raise CommandError("Both servers are off. Boot one first: restore a")
+            raise CommandError(f"All servers are off. Boot one first: restore {state.topology.hosts[0]}")
         application = Application(tuple(argv), cwd or str(Path.cwd()), dict(os.environ) if env is None else env)
         number = len(state.applications)
         self._start_applications(state, servers, [(number, application)])
@@ -162,10 +178,10 @@ class Lab:
 
     def crash(self, node: str) -> dict[str, Any]:
         """Power loss. Returns the event: `monotonic_s` and `time_s` are the moment from which it was silent."""
-        node = self.resolve(node, SERVERS)
+        node = self._resolve_host(node)
         if not power.is_on(self.name, node):
             raise CommandError(f"{node} is off already. Boot it: restore {node}")
-        moment = power.power_off(self.name, node)
+        moment = power.power_off(self.name, self.topology.node(node))
         event = power.clear_away(self.store, node, "crash", moment)
         if event is None:  # its peer had it turned off in the same moment
             event = self.store.read().last_event(node, "crash", "fenced")
@@ -174,17 +190,17 @@ class Lab:
 
     def restore(self, node: str) -> str:
         """Boot a server that is off; returns when the pair is protected, or else what the server has settled in."""
-        node = self.resolve(node, SERVERS)
+        node = self._resolve_host(node)
         with self.store.changing() as state:
             if power.is_on(self.name, node):
                 raise CommandError(
                     f"{node} is on. Only a server that is off can be restored; turn it off: crash {node}"
                 )
-            topology.clear_node(self.name, node)
+            wires.clear_node(self.name, state.topology.node(node))
             try:
-                topology.build_node(self.name, node, state.options.wires)
+                wires.build_node(self.name, state.topology, node, state.options.wires)
             except BaseException:
-                topology.clear_node(self.name, node)
+                wires.clear_node(self.name, state.topology.node(node))
                 raise
             state.boots[node] += 1
             state.note("restore", node)
@@ -206,13 +222,13 @@ class Lab:
     def cut(self, cut: Cut) -> None:
         """Disturb a node's cable, on top of what is cut already. It stays so over a crash, until `heal`."""
         cut = Cut(self.resolve(cut.node), cut.only, cut.direction)
-        cut.check()
         with self.store.changing() as state:
-            if cut.node in SERVERS and not power.is_on(self.name, cut.node):
+            cut.check(state.topology)
+            if cut.node in state.topology.hosts and not power.is_on(self.name, cut.node):
                 raise CommandError(f"{cut.node} is off. Boot it first: restore {cut.node}")
             if cut not in state.cuts:
                 state.cuts.append(cut)
-            faults.apply(self.name, state)
+            cables.apply(self.name, state)
             state.note("cut", cut.node, only=cut.only, direction=cut.direction)
 
     def heal(self, node: str) -> None:
@@ -220,14 +236,14 @@ class Lab:
         node = self.resolve(node)
         with self.store.changing() as state:
             state.cuts = [cut for cut in state.cuts if cut.node != node]
-            faults.apply(self.name, state)
+            cables.apply(self.name, state)
             state.note("heal", node)
 
     def status(self) -> dict[str, Any]:
         """`{"epoch", "nodes": {"a": {"alive", "role", "state", "reason"}, ...}, "connections": [...]}`."""
         state = self.store.read()
         rows, answers = {}, {}
-        for node in SERVERS:
+        for node in state.topology.hosts:
             alive = power.is_on(self.name, node)
             answer = nodes.ask_daemon(self.store, node) if alive and not state.options.plain else None
             if answer is not None:
@@ -238,7 +254,7 @@ class Lab:
 
     def daemon_pid(self, node: str) -> int:
         """The process id of the daemon that was last started on the server."""
-        return int((self.store.directory / self.resolve(node, SERVERS) / "daemon.pid").read_text())
+        return int((self.store.directory / self._resolve_host(node) / "daemon.pid").read_text())
 
     def start_daemon(self, node: str) -> None:
         """Start the daemon again on a server that is on and whose daemon has died; returns when it answers."""
@@ -249,11 +265,11 @@ class Lab:
             self._check_alive(daemon)
             return nodes.ask_daemon(self.store, node) is not None
 
-        nodes.wait_until(answers, _PROTECT_DEADLINE_S, f"The daemon on {node} did not answer")
+        wait_until(answers, _PROTECT_DEADLINE_S, f"The daemon on {node} did not answer")
 
     def losses(self) -> dict[str, int]:
-        """Frames seen and lost so far, by --loss and --tap-loss (faults.COUNTERS)."""
-        return faults.counters(self.name)
+        """Frames seen and lost so far, by --loss and --tap-loss (cables.COUNTERS)."""
+        return cables.counters(self.name)
 
     # -------------------------------------------------------------------------------------------------- waiting
 
@@ -265,26 +281,27 @@ class Lab:
 
     def _why_alone(self, node: str, state: LabState) -> str | None:
         """Why the pair can't be protected now, if it can't."""
-        peer = nodes.other(node)
-        if not power.is_on(self.name, peer):
-            return f"{peer} is off (restore {peer})"
-        severed = [cut.node for cut in state.cuts if cut.node in SERVERS and cut.only in (None, "sync")]
+        for peer in state.topology.others(node):
+            if not power.is_on(self.name, peer):
+                return f"{peer} is off (restore {peer})"
+        severed = [cut.node for cut in state.cuts if cut.node in state.topology.hosts and cut.only in (None, "sync")]
         return f"{severed[0]} is cut (heal {severed[0]})" if severed else None
 
     def _wait_protected(self, daemons: dict[str, subprocess.Popen[bytes]], primary: str | None = None) -> None:
         # With health checks there is no protection before the applications are started.
-        wanted = ("protected", "arming", "unprotected") if self.store.read().options.health else ("protected",)
+        state = self.store.read()
+        wanted = ("protected", "arming", "unprotected") if state.options.health else ("protected",)
 
         def protected() -> bool:
             self._check_alive(daemons)
-            rows = {node: nodes.ask_daemon(self.store, node) or {} for node in SERVERS}
-            serving = [node for node in SERVERS if rows[node].get("state") in wanted]
+            rows = {host: nodes.ask_daemon(self.store, host) or {} for host in state.topology.hosts}
+            serving = [host for host, row in rows.items() if row.get("state") in wanted]
             if len(serving) != 1 or primary not in (None, serving[0]):
                 return False
-            return rows[nodes.other(serving[0])].get("role") == "backup"
+            return all(rows[host].get("role") == "backup" for host in state.topology.others(serving[0]))
 
         try:
-            nodes.wait_until(protected, _PROTECT_DEADLINE_S, "The pair was not protected")
+            wait_until(protected, _PROTECT_DEADLINE_S, "The pair was not protected")
         except LabError as error:
             raise LabError(f"{error}{self._logs()}") from None
         self._follow_roles()
@@ -292,16 +309,16 @@ class Lab:
     def _wait_for_address(self, node: str, daemons: dict[str, subprocess.Popen[bytes]]) -> None:
         def there() -> bool:
             self._check_alive(daemons)
-            return netns.has_address(namespace(self.name, node), SERVICE_ADDRESS)
+            return netns.has_address(namespace(self.name, node), self.topology.service)
 
-        nodes.wait_until(there, _ADDRESS_DEADLINE_S, f"The daemon on {node} did not configure the service address")
+        wait_until(there, _ADDRESS_DEADLINE_S, f"The daemon on {node} did not configure the service address")
 
     def _wait_settled(self, node: str, daemons: dict[str, subprocess.Popen[bytes]]) -> None:
         def settled() -> bool:
             self._check_alive(daemons)
             return (nodes.ask_daemon(self.store, node) or {}).get("state") in ("waiting", "unprotected", "refused")
 
-        nodes.wait_until(settled, _PROTECT_DEADLINE_S, f"The daemon on {node} did not answer")
+        wait_until(settled, _PROTECT_DEADLINE_S, f"The daemon on {node} did not answer")
 
     def _check_alive(self, daemons: dict[str, subprocess.Popen[bytes]]) -> None:
         for node, process in daemons.items():
@@ -310,18 +327,18 @@ class Lab:
                 raise LabError(f"The daemon on {node} has ended with exit code {process.returncode}:{nodes.tail(log)}")
 
     def _follow_roles(self) -> None:
-        """Lose the tap's frames where the tap now ends. Only the multicast tap needs it (faults.py)."""
+        """Lose the tap's frames where the tap now ends. Only the multicast tap needs it (cables.py)."""
         options = self.store.read().options
         if options.tap_loss and options.tap == "multicast":
             backup = self.resolve("backup")
             with self.store.changing() as state:
                 state.tap_loss_at = backup
-                faults.apply(self.name, state)
+                cables.apply(self.name, state)
 
     def _logs(self) -> str:
         rows = self.status()["nodes"]
         parts = [f"\n  {node}: {row['state']}: {row['reason']}" for node, row in rows.items()]
-        parts += [f"\n  daemon on {node}:{nodes.tail(self.store.log(f'daemon-{node}'))}" for node in SERVERS]
+        parts += [f"\n  daemon on {node}:{nodes.tail(self.store.log(f'daemon-{node}'))}" for node in rows]
         return "".join(parts)
 
 

@@ -180,7 +180,7 @@ def spawn(
 ) -> subprocess.Popen[bytes]:
     """Start a process inside, in a session of its own, with its output appended to `log`. It outlives the caller.
 
-    Raises LabError if there is no such program.
+    It has the descriptors 0 to 2 only, and none of them is the caller's. Raises LabError if there is no such program.
     """
     reap()
     with open(log, "ab") as output, entered(namespace):
@@ -195,13 +195,22 @@ def spawn(
 
 
 def become(namespace: str, argv: Sequence[str]) -> NoReturn:
-    """Replace this process by `argv`, inside. OSError if there is no such program."""
+    """Replace this process by `argv`, inside, with the descriptors 0 to 2 only. OSError if there is no such program."""
     enter(namespace)
+    _pass_standard_streams_only()
     for number in (signal.SIGPIPE, signal.SIGXFSZ):
         signal.signal(number, signal.SIG_DFL)  # Python ignores these, and a new program would inherit that
     sys.stdout.flush()
     sys.stderr.flush()
     os.execvp(argv[0], list(argv))  # noqa: S606
+
+
+def _pass_standard_streams_only() -> None:
+    """Let no descriptor above 2 pass to the program that replaces this one: it may be a lock of our caller's."""
+    for name in os.listdir("/proc/self/fd"):  # noqa: PTH208
+        if int(name) > 2:
+            with contextlib.suppress(OSError):  # the one that listed them is closed
+                os.set_inheritable(int(name), False)
 
 
 def reap() -> None:

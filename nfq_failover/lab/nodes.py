@@ -1,4 +1,4 @@
-"""What runs on the lab's servers: daemon, scramble stage, applications; and what a daemon says of itself."""
+"""What runs on the lab's nodes: daemons, scramble stages, applications, fence agent, witness; what a daemon says."""
 
 from __future__ import annotations
 
@@ -19,41 +19,18 @@ from nfq_failover.constants import DEFAULT_SYNC_PORT
 from nfq_failover.lab import fence_agent, netns
 from nfq_failover.lab.netns import LabError
 from nfq_failover.lab.state import Application, LabState, Options, Store, write_private
-from nfq_failover.lab.topology import (
-    ADDRESSES,
-    AGENT_ADDRESS,
-    HARDWARE,
-    MULTICAST_HARDWARE,
-    SERVERS,
-    SERVICE_ADDRESS,
-    SWITCH,
-    namespace,
-)
+from nfq_failover.lab.testbed import POLL_S, wait_until
+from nfq_failover.lab.topology import Topology, namespace
 
 # The fence takes 10 ms. A primary that lost its backup holds acknowledgements until the backup's deadline has passed.
 _FENCE_DEADLINE_MS: Final = 1000
 _HEALTH_INTERVAL_MS: Final = 200
 _HEALTH_TIMEOUT_MS: Final = 1000
 _SCRAMBLE_QUEUES: Final = (7770, 7771)
-_POLL_S: Final = 0.02
 _ANSWER_DEADLINE_S: Final = 2.0
 _LARGEST_WRAP_BYTES: Final = 3_000_000
 _LARGEST_WRAP_MS: Final = 3_000
 _TAIL_LINES: Final = 15
-
-
-def other(node: str) -> str:
-    """The server that is not `node`."""
-    return SERVERS[1 - SERVERS.index(node)]
-
-
-def wait_until(condition: Callable[[], bool], deadline_s: float, what: str) -> None:
-    """Poll until `condition` holds; LabError that says `what` did not happen."""
-    give_up = time.monotonic() + deadline_s
-    while not condition():
-        if time.monotonic() > give_up:
-            raise LabError(f"{what} within {deadline_s:g} s.")
-        time.sleep(_POLL_S)
 
 
 def tail(path: Path) -> str:
@@ -64,27 +41,28 @@ def tail(path: Path) -> str:
     return ""
 
 
-def start_agent(store: Store) -> None:
+def start_agent(store: Store, topology: Topology) -> None:
     """Start the power switch; it can be asked when this returns."""
     argv = [sys.executable, "-P", "-m", "nfq_failover.lab.fence_agent", store.name]
     log = store.log("fence-agent")
-    process = netns.spawn(namespace(store.name, SWITCH), argv, log)
+    process = netns.spawn(namespace(store.name, topology.fence_agent), argv, log)
 
     def ready() -> bool:
         if process.poll() is not None:
             raise LabError(f"The fence agent has ended:{tail(log)}")
-        return fence_agent.is_listening(store.name)
+        return fence_agent.is_listening(store.name, topology)
 
     wait_until(ready, 10, f"The fence agent did not listen ({log})")
 
 
-def start_witness(store: Store) -> subprocess.Popen[bytes]:
-    """Start the witness in the switch; it listens when this returns. Its decisions outlive it."""
-    argv = [str(Path(sys.executable).with_name("nfq-failover")), "witness", "--listen", AGENT_ADDRESS]
+def start_witness(store: Store, topology: Topology) -> subprocess.Popen[bytes]:
+    """Start the witness; it listens when this returns. Its decisions outlive it."""
+    program = str(Path(sys.executable).with_name("nfq-failover"))
+    argv = [program, "witness", "--listen", topology.address(topology.witness)]
     argv += ["--key", str(store.directory / "sync.key"), "--state-dir", str(store.directory / "witness")]
     log = store.log("witness")
     said = log.stat().st_size if log.exists() else 0
-    process = netns.spawn(namespace(store.name, SWITCH), argv, log)
+    process = netns.spawn(namespace(store.name, topology.witness), argv, log)
 
     def listens() -> bool:
         if process.poll() is not None:
@@ -98,16 +76,16 @@ def start_witness(store: Store) -> subprocess.Popen[bytes]:
 # ------------------------------------------------------------------------------------------------ scramble stage
 
 
-def scramble_plan(seed: int, node: str, boot: int) -> dict[str, int]:
-    """How the node's numbers are shifted in this boot: other constants on each host, and in half of the boots such that
+def scramble_plan(topology: Topology, seed: int, host: str, boot: int) -> dict[str, int]:
+    """How the host's numbers are shifted in this boot: other constants on each host, and in half of the boots such that
     2^32 wraps within the first megabytes and seconds of each connection."""
-    draw = random.Random(f"{seed}/{node}/{boot}")
+    draw = random.Random(f"{seed}/{host}/{boot}")
     plan = {"seq-add": draw.randrange(1 << 28, 15 << 28), "ts-add": draw.randrange(1 << 28, 15 << 28)}
     if random.Random(f"{seed}/wrap/{boot}").random() < 0.5:
-        # Odd on one host and even on the other: never alike.
-        parity = SERVERS.index(node)
-        plan["wrap-after-bytes"] = 2 * draw.randrange(500, _LARGEST_WRAP_BYTES // 2) + parity
-        plan["wrap-after-ms"] = 2 * draw.randrange(100, _LARGEST_WRAP_MS // 2) + parity
+        # Modulo their number each host has a remainder of its own: never alike.
+        hosts, remainder = len(topology.hosts), topology.hosts.index(host)
+        plan["wrap-after-bytes"] = hosts * draw.randrange(500, _LARGEST_WRAP_BYTES // hosts) + remainder
+        plan["wrap-after-ms"] = hosts * draw.randrange(100, _LARGEST_WRAP_MS // hosts) + remainder
     return plan
 
 
@@ -116,16 +94,10 @@ def start_scrambler(store: Store, state: LabState, node: str) -> Callable[[], No
     ready = store.directory / node / "scramble-ready"
     ready.unlink(missing_ok=True)
     ports = ",".join(text.replace("-", ":") for text in state.options.ports)
-    argv = [sys.executable, "-P", "-m", "nfq_failover.lab.scramble", "--service", SERVICE_ADDRESS, "--ports", ports]
-    argv += [
-        "--queue-out",
-        str(_SCRAMBLE_QUEUES[0]),
-        "--queue-in",
-        str(_SCRAMBLE_QUEUES[1]),
-        "--ready-file",
-        str(ready),
-    ]
-    for option, value in scramble_plan(state.seed, node, state.boots[node]).items():
+    argv = [sys.executable, "-P", "-m", "nfq_failover.lab.scramble", "--service", state.topology.service]
+    argv += ["--ports", ports, "--ready-file", str(ready)]
+    argv += ["--queue-out", str(_SCRAMBLE_QUEUES[0]), "--queue-in", str(_SCRAMBLE_QUEUES[1])]
+    for option, value in scramble_plan(state.topology, state.seed, node, state.boots[node]).items():
         argv += [f"--{option}", str(value)]
     log = store.log(f"scramble-{node}")
     process = netns.spawn(namespace(store.name, node), argv, log)
@@ -141,38 +113,40 @@ def start_scrambler(store: Store, state: LabState, node: str) -> Callable[[], No
 # -------------------------------------------------------------------------------------------------------- daemon
 
 
-def write_config(store: Store, options: Options, node: str) -> Path:
-    """The daemon's configuration, on the server's disk."""
+def write_config(store: Store, state: LabState, node: str) -> Path:
+    """Write the daemon's configuration to the server's disk."""
+    options, topology = state.options, state.topology
     disk = store.directory / node
-    peer = other(node)
-    script = fence_agent.write_script(store, node)
+    script = fence_agent.write_script(store, topology, node)
     fence = f'fence = ["{script}", "{{peer}}"]\nfence_deadline_ms = {_FENCE_DEADLINE_MS}' if options.fence else ""
     ports = ", ".join(f'"{text}"' for text in options.ports)
     more = "".join(f"{line}\n" for line in options.settings)
     text = f"""# Made by `nfq-failover lab up`.
 name = "{node}"
-service = "{SERVICE_ADDRESS}"
+service = "{topology.service}"
 ports = [{ports}]
 interface = "eth0"
 tap = "{options.tap}"
-tap_mac = "{MULTICAST_HARDWARE}"
+tap_mac = "{topology.multicast_hardware}"
 state_dir = "{disk}/state"
 run_dir = "{disk}/run"
 key_file = "{store.directory}/sync.key"
-listen = "{ADDRESSES[node]}:{DEFAULT_SYNC_PORT}"
-prefer_primary = {"true" if node == "a" else "false"}
+listen = "{topology.address(node)}:{DEFAULT_SYNC_PORT}"
+prefer_primary = {"true" if node == topology.hosts[0] else "false"}
 heartbeat_interval_ms = {options.heartbeat_ms}
 {fence}
-{more}
+{more}"""
+    for peer in topology.others(node):
+        text += f"""
 [[peer]]
 name = "{peer}"
-address = "{ADDRESSES[peer]}"
-mac = "{HARDWARE[peer]}"
+address = "{topology.address(peer)}"
+mac = "{topology.hardware(peer)}"
 """
     if options.witness:
         text += f"""
 [witness]
-address = "{AGENT_ADDRESS}"
+address = "{topology.address(topology.witness)}"
 """
     if options.health:
         text += f"""
@@ -221,7 +195,7 @@ def ask_daemon(store: Store, node: str) -> dict[str, Any] | None:
 
 
 class Starting:
-    """An application that has been started on a server and does not yet listen."""
+    """An application that has been started on a server and does not listen so far."""
 
     def __init__(self, store: Store, options: Options, node: str, number: int, application: Application) -> None:
         self.node = node
@@ -250,7 +224,7 @@ class Starting:
         )
 
     def complain(self) -> str:
-        """Why it is not there yet."""
+        """Say why it is not there."""
         elsewhere = sorted(set(netns.listeners(self._inside, lambda port: not self._options.serves(port)).values()))
         hint = f" It listens on {elsewhere}, which --port of `lab up` does not include." if elsewhere else ""
         return f"{self._argv[0]} does not listen on a port of the service on {self.node}.{hint}{tail(self.log)}"
@@ -263,14 +237,14 @@ class Starting:
 
 
 def start_applications(starting: list[Starting], deadline_s: float = 20.0) -> None:
-    """Returns when all of them listen. LabError, and none of them runs, if one does not."""
+    """Wait until all of them listen. LabError, and none of them runs, if one does not."""
     try:
         give_up = time.monotonic() + deadline_s
         waiting = list(starting)
         while waiting := [one for one in waiting if not one.listens()]:
             if time.monotonic() > give_up:
                 raise LabError(waiting[0].complain())
-            time.sleep(_POLL_S)
+            time.sleep(POLL_S)
     except BaseException:
         for one in starting:
             one.stop()

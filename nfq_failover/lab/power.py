@@ -1,8 +1,7 @@
 """Power: whether a server is on, and how it goes off, for `lab crash` and for the fence alike.
 
-First the port at the switch goes down: from then on nothing of the server can be heard. Then its processes are
-killed, then its namespace goes, with the connections in its kernel. No FIN or RST of a dying process has a wire to
-leave by.
+First its ports at the switch go down: from then on nothing of the server can be heard. Then its processes are killed,
+then its namespace goes, with the connections in its kernel. No FIN or RST of a dying process has a wire to leave by.
 """
 
 from __future__ import annotations
@@ -12,15 +11,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from nfq_failover.errors import CommandError
-from nfq_failover.lab import cables as faults
-from nfq_failover.lab import netns, topology
+from nfq_failover.lab import cables, netns, wires
 from nfq_failover.lab.state import Store
-from nfq_failover.lab.topology import SERVERS, SWITCH, namespace, port
+from nfq_failover.lab.topology import SWITCH, Node, Topology, namespace, port
 
 
 @dataclass(frozen=True)
 class PowerOff:
-    """When the server fell silent (monotonic and Unix time, taken right after the port was down)."""
+    """The moment at which the server fell silent: monotonic and Unix time, taken right after its ports were down."""
 
     monotonic_s: float
     time_s: float
@@ -35,12 +33,13 @@ def is_on(name: str, node: str) -> bool:
         return netns.link_is_up(control, port(node))
 
 
-def power_off(name: str, node: str) -> PowerOff:
+def power_off(name: str, node: Node) -> PowerOff:
     """Silence the server, then kill all its processes; returns when they are gone. Repeating it is harmless."""
     with netns.control_socket(namespace(name, SWITCH)) as control:
-        netns.set_link_down(control, port(node))
+        for cable in node.ports:
+            netns.set_link_down(control, cable)
         moment = PowerOff(time.monotonic(), time.time())
-    netns.kill_all(namespace(name, node))
+    netns.kill_all(namespace(name, node.name))
     return moment
 
 
@@ -49,13 +48,13 @@ def clear_away(store: Store, node: str, event: str, moment: PowerOff, **fields: 
     with store.changing() as state:
         if is_on(store.name, node) or not netns.exists(namespace(store.name, node)):
             return None
-        topology.clear_node(store.name, node)
+        wires.clear_node(store.name, state.topology.node(node))
         if state.tap_loss_at is not None:
             state.tap_loss_at = None  # with one server there is no tap
-            faults.apply(store.name, state)
+            cables.apply(store.name, state)
         return state.note(event, node, monotonic_s=moment.monotonic_s, time_s=moment.time_s, **fields)
 
 
-def servers_on(name: str) -> list[str]:
-    """The servers that are powered."""
-    return [node for node in SERVERS if is_on(name, node)]
+def hosts_on(name: str, topology: Topology) -> list[str]:
+    """The hosts that are powered."""
+    return [host for host in topology.hosts if is_on(name, host)]

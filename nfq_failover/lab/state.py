@@ -1,9 +1,9 @@
 """What a lab remembers between commands, and where: `/run/nfq-failover-lab/NAME/`.
 
-    lab.json          options, cuts, applications to restart, events with their times; written under `lock`
+    lab.json          topology, options, cuts, applications to restart, events with their times; written under `lock`
     secret            what the fence scripts say to the fence agent (mode 0600)
     sync.key          the daemons' shared key (mode 0600)
-    a/, b/            each server's disk: config, fence script, daemon's state and process id; survives a crash
+    HOST/             each server's disk: config, fence script, daemon's state and process id; survives a crash
     *.log             output of daemons, scramble stages, fence agent, applications and detached commands
 
 Whether a server is on is not remembered but looked up: its port at the switch is up, or it isn't.
@@ -24,16 +24,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from nfq_failover.errors import CommandError
-from nfq_failover.lab.topology import (
-    CLIENT,
-    DEFAULT_RATE,
-    NODES,
-    SERVERS,
-    UNLIMITED,
-    Wires,
-    bits_per_second,
-    check_name,
-)
+from nfq_failover.lab.topology import TWO_HOSTS, Topology, check_name
+from nfq_failover.lab.wires import DEFAULT_RATE, UNLIMITED, Wires, bits_per_second
 
 ROOT: Final = Path("/run/nfq-failover-lab")
 DEFAULT_PORTS: Final = ("80", "7000-7099")
@@ -61,8 +53,8 @@ class Options:
     out_of_step_ms: int = 0  # 0: the daemon's default
     settings: tuple[str, ...] = ()  # more lines of the daemons' configuration
 
-    def check(self) -> None:
-        """CommandError at the first option that makes no sense."""
+    def check(self, topology: Topology = TWO_HOSTS) -> None:
+        """Raise CommandError at the first option that makes no sense."""
         if self.tap not in _TAPS:
             raise CommandError(f"{self.tap!r} is not a tap. Use --tap clone or --tap multicast.")
         if not 10 <= self.heartbeat_ms <= 5000:
@@ -72,8 +64,11 @@ class Options:
         for name, percent in (("--loss", self.loss), ("--tap-loss", self.tap_loss)):
             if not 0 <= percent <= 100:
                 raise CommandError(f"{name} {percent:g} is not a percentage. Use 0 to 100.")
-        if self.odd_host not in (None, *SERVERS):
-            raise CommandError(f"{self.odd_host!r} is not a server of the lab. NFQF_LAB_ODD_HOST must be a or b.")
+        if self.odd_host not in (None, *topology.hosts):
+            hosts = " or ".join(topology.hosts)
+            raise CommandError(f"{self.odd_host!r} is not a server of the lab. NFQF_LAB_ODD_HOST must be {hosts}.")
+        if not self.plain and len(topology.hosts) != 2:
+            raise CommandError("The daemon has one peer, so a lab with daemons has two hosts. Use a plain lab.")
         if not self.port_ranges():
             raise CommandError("A service needs a port. Name at least one with --port.")
 
@@ -97,7 +92,7 @@ class Options:
 
     @property
     def wires(self) -> Wires:
-        """What of it the topology must know."""
+        """What the wires must know of them."""
         return Wires(
             rate=self.rate,
             cut_segments=self.loss > 0 or self.tap_loss > 0,
@@ -115,16 +110,17 @@ class Cut:
     only: str | None = None  # "sync", "witness", "client", or None: everything
     direction: str | None = None  # "in", "out", or None: both
 
-    def check(self) -> None:
-        """CommandError if there is no such cut."""
-        if self.node not in NODES:
-            raise CommandError(f"There is no node {self.node!r}. Use a, b or client.")
+    def check(self, topology: Topology = TWO_HOSTS) -> None:
+        """Raise CommandError if there is no such cut."""
+        if self.node not in topology.names:
+            raise CommandError(f"There is no node {self.node!r}. Use one of: {', '.join(topology.names)}.")
         if self.only not in (None, "sync", "witness", "client"):
             raise CommandError(f"{self.only!r} can't be cut. Use --only sync, witness or client, or leave it out.")
         if self.direction not in (None, "in", "out"):
             raise CommandError(f"{self.direction!r} is not a direction. Use in or out.")
-        if self.node == CLIENT and self.only:
-            raise CommandError("--only is for the servers' cables. Use `cut client`, or `cut a --only client`.")
+        if self.node not in topology.hosts and self.only:
+            host, node = topology.hosts[0], self.node
+            raise CommandError(f"--only is for the servers' cables. Use `cut {node}`, or `cut {host} --only client`.")
 
 
 @dataclass(frozen=True)
@@ -142,6 +138,7 @@ class LabState:
 
     options: Options
     seed: int
+    topology: Topology = TWO_HOSTS
     phase: str = "starting"  # then "up"
     boots: dict[str, int] = field(default_factory=dict)
     cuts: list[Cut] = field(default_factory=list)
@@ -182,8 +179,8 @@ class Store:
                 f"The lab {self.name!r} is up already. Use it, or first take it away:"
                 f" nfq-failover lab --name {self.name} down"
             ) from None
-        for node in SERVERS:
-            (self.directory / node).mkdir()
+        for host in state.topology.hosts:
+            (self.directory / host).mkdir()
         write_private(self.directory / "secret", secrets.token_hex(16) + "\n")
         write_private(self.directory / "sync.key", secrets.token_hex(32) + "\n")
         self._write(state)
@@ -204,6 +201,7 @@ class Store:
             ) from None
         options = raw.pop("options")
         return LabState(
+            topology=Topology.from_json(raw.pop("topology")),
             options=Options(**{**options, "ports": tuple(options["ports"]), "settings": tuple(options["settings"])}),
             cuts=[Cut(**cut) for cut in raw.pop("cuts")],
             applications=[Application(tuple(row["argv"]), row["cwd"], row["env"]) for row in raw.pop("applications")],

@@ -1,234 +1,275 @@
-"""The lab's wires: four namespaces, a switch, and the client's link with its rate.
+"""A lab's topology as a value: segments, nodes, routers, tunnels, addresses, and who runs what.
 
-    N-client eth0 --- p-client \
+Nothing here acts: wires.py builds a topology, and all else in the lab asks it for names and addresses. `TWO_HOSTS` is
+the lab of `nfq-failover lab up`:
+
+    N-client eth0 --- p-client \\
     N-a      eth0 --- p-a       br0 10.77.0.254 in N-switch (the fence agent listens there)
     N-b      eth0 --- p-b      /
 
 Every interface has a fixed hardware address, so a host that boots again is the same host to its neighbours.
-
-The rate is a token bucket (tc-tbf) on both ends of the client's link. The bucket passes a whole 64 KiB super-segment,
-or it would cut each to pieces; the queue before it holds 40 ms, the buffer of a well-kept router: deep enough for one
-window at full rate, not so deep that the silence of a crash hides behind data that still sits in the queue.
-
-A veth delivers on whichever CPU its sender runs, so two CPUs reorder a flow (1 % of a fast download's segments are
-then retransmitted for nothing). Receive packet steering keeps each interface on one CPU. Steering by flow would not do:
-the kernel's hash of a packet that our daemon injects is another than that of its connection's other packets.
 """
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from nfq_failover.errors import CommandError
-from nfq_failover.lab import netns
 
-CLIENT: Final = "client"
-SWITCH: Final = "switch"
-SERVERS: Final = ("a", "b")
-NODES: Final = (CLIENT, *SERVERS)
+SWITCH: Final = "switch"  # the node that holds all segments; every cable ends there
 
-SERVICE_ADDRESS: Final = "10.77.0.100"
-AGENT_ADDRESS: Final = "10.77.0.254"
-AGENT_PORT: Final = 7767
-ADDRESSES: Final = {"client": "10.77.0.1", "a": "10.77.0.2", "b": "10.77.0.3"}
-HARDWARE: Final = {"client": "02:77:00:00:00:01", "a": "02:77:00:00:00:02", "b": "02:77:00:00:00:03"}
-SWITCH_HARDWARE: Final = "02:77:00:00:00:fe"
-# The IPv4 multicast mapping (RFC 1112 section 6.4) of the service address's low 23 bits.
-MULTICAST_HARDWARE: Final = "01:00:5e:4d:00:64"
+# An interface has 15 characters at most, and a port's name is made of a node's: `p-NODE-1`.
+_NODE: Final = re.compile(r"[a-z][a-z0-9]{0,9}")
+_LAB: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,9}")
 
-DEFAULT_RATE: Final = "1gbit"
-UNLIMITED: Final = "unlimited"
 
-# Different receive buffers give different window scales: 7 on a, 9 on b (tcp_select_initial_window).
-_RECEIVE_BUFFERS: Final = {"a": "4096 131072 6291456", "b": "4096 131072 16777216"}
-_RULES_RECORDS: Final = Path("/run/nfq-failover")
-_QUEUE_S: Final = 0.040
-_SMALLEST_QUEUE: Final = 262_144  # four super-segments
-_BUCKET: Final = 131_072
-_SLOW_BUCKET: Final = 16_384
-_SLOW: Final = 50_000_000  # below this rate 128 KiB would be more than 20 ms of traffic in one burst
-_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,9}")
-# tc(8), "RATES": bits per second, or with "bps" bytes per second; k, m, g, t are powers of 1000, with "i" of 1024.
-_RATE: Final = re.compile(r"(\d+(?:\.\d+)?)(?:([kmgt])(i)?)?(bit|bps)?", re.IGNORECASE)
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A segment is a bridge of this name in the switch. `address`: the switch's own address on it."""
+
+    name: str
+    hardware: str
+    address: str | None = None
+    prefix_bits: int = 24
+
+
+@dataclass(frozen=True, slots=True)
+class Interface:
+    """An interface of a node, with its cable to the switch. `cpus`: who receives at the node, and at its port."""
+
+    segment: str
+    address: str
+    hardware: str
+    name: str = "eth0"
+    cpus: tuple[int, int] = (0, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """A route of a node. `to`: a network like `10.77.0.0/24`, or `default`."""
+
+    to: str
+    via: str
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A node is a namespace. `forwards`: it is a router; `receive_buffers`: its `net.ipv4.tcp_rmem`."""
+
+    name: str
+    interfaces: tuple[Interface, ...]
+    routes: tuple[Route, ...] = ()
+    forwards: bool = False
+    receive_buffers: str | None = None
+
+    @property
+    def ports(self) -> tuple[str, ...]:
+        """The ports of its cables at the switch, in the order of its interfaces."""
+        return tuple(port(self.name, number) for number in range(len(self.interfaces)))
+
+
+@dataclass(frozen=True, slots=True)
+class TunnelEnd:
+    """An end of a tunnel: a node, and its addresses inside of the tunnel."""
+
+    node: str
+    address: str
+    hardware: str
+
+
+@dataclass(frozen=True, slots=True)
+class Tunnel:
+    """A VXLAN (RFC 7348) between two nodes, over their first interfaces. `name`: of the interface at both ends."""
+
+    name: str
+    number: int
+    ends: tuple[TunnelEnd, TunnelEnd]
+    prefix_bits: int = 30
 
 
 @dataclass(frozen=True)
-class Wires:
-    """What the client's link is like."""
+class Topology:
+    """A topology is all that a lab is made of, and who runs what in it.
 
-    rate: str = DEFAULT_RATE  # tc syntax, each direction, or "unlimited"
-    cut_segments: bool = False  # nothing longer than an MTU crosses a wire
-    multicast: bool = False  # the client holds a static ARP entry with a multicast hardware address
-    plain: bool = False  # no daemon: `a` simply has the service address
-    odd_host: str | None = None  # the host with other timestamps and SYN cookies
+    `hosts` run the service and its daemons; the first one starts as the primary, and in a plain lab it alone has the
+    address `service`. `client` is where the clients run and are captured. `fence_agent` and `witness` are the nodes
+    where these programs run. A topology that contradicts itself is a ValueError.
+    """
+
+    segments: tuple[Segment, ...]
+    nodes: tuple[Node, ...]
+    client: str
+    hosts: tuple[str, ...]
+    service: str
+    tunnels: tuple[Tunnel, ...] = ()
+    fence_agent: str = SWITCH
+    witness: str = SWITCH
+
+    def __post_init__(self) -> None:
+        names = self.names
+        for name in names:
+            if not _NODE.fullmatch(name) or name == SWITCH:
+                raise ValueError(f"{name!r} can't name a node")
+        interfaces = [interface for node in self.nodes for interface in node.interfaces]
+        tunnelled = [end for tunnel in self.tunnels for end in tunnel.ends]
+        ends: list[Interface | Segment | TunnelEnd] = [*interfaces, *self.segments, *tunnelled]
+        _unique("node", names)
+        _unique("segment", [segment.name for segment in self.segments])
+        _unique("address", [*(end.address for end in ends), self.service])
+        _unique("hardware address", [end.hardware for end in ends])
+        _known("segment", [interface.segment for interface in interfaces], [one.name for one in self.segments])
+        _known("node", [self.client, *self.hosts, *(end.node for end in tunnelled)], names)
+        _known("node", [self.fence_agent, self.witness], [*names, SWITCH])
+        if not self.hosts or not all(node.interfaces for node in self.nodes):
+            raise ValueError("a topology needs a host, and each node an interface")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All nodes but the switch, in the order in which they are built."""
+        return tuple(node.name for node in self.nodes)
+
+    def node(self, name: str) -> Node:
+        """The node of that name. KeyError if there is none."""
+        for node in self.nodes:
+            if node.name == name:
+                return node
+        raise KeyError(name)
+
+    def others(self, host: str) -> tuple[str, ...]:
+        """The hosts that are not `host`."""
+        return tuple(one for one in self.hosts if one != host)
+
+    def other(self, host: str) -> str:
+        """The host that is not `host`, where there are two. ValueError where there are not."""
+        (one,) = self.others(host)
+        return one
+
+    def address(self, name: str) -> str:
+        """The address by which others reach the node: its first one, or the switch's. KeyError if it has none."""
+        if name != SWITCH:
+            return self.node(name).interfaces[0].address
+        for segment in self.segments:
+            if segment.address is not None:
+                return segment.address
+        raise KeyError(name)
+
+    def hardware(self, name: str) -> str:
+        """The hardware address of the node's first interface."""
+        return self.node(name).interfaces[0].hardware
+
+    def segment(self, name: str) -> Segment:
+        """The segment of that name. KeyError if there is none."""
+        for segment in self.segments:
+            if segment.name == name:
+                return segment
+        raise KeyError(name)
+
+    @property
+    def service_segment(self) -> str:
+        """The segment that the hosts serve on: where the first host's first cable ends."""
+        return self.node(self.hosts[0]).interfaces[0].segment
+
+    @property
+    def entrance(self) -> tuple[str, Interface]:
+        """The port and the interface by which clients enter the hosts' segment: the client's own, or a router's.
+
+        ValueError if there is no way in.
+        """
+        client = self.node(self.client)
+        for node in (client, *(node for node in self.nodes if node.forwards)):
+            for cable, interface in zip(node.ports, node.interfaces, strict=True):
+                if interface.segment == self.service_segment:
+                    return cable, interface
+        raise ValueError("no way leads from the client to the hosts")
+
+    @property
+    def multicast_hardware(self) -> str:
+        """The service's hardware address with the multicast tap."""
+        return multicast_hardware(self.service)
+
+    def namespaces(self, lab: str) -> list[str]:
+        """All namespaces that the lab of that name may have."""
+        return [namespace(lab, name) for name in (*self.names, SWITCH)]
+
+    @classmethod
+    def from_json(cls, raw: dict[str, Any]) -> Topology:
+        """The topology of which `dataclasses.asdict` has made `raw`, by way of JSON."""
+        return cls(
+            segments=tuple(Segment(**row) for row in raw["segments"]),
+            nodes=tuple(_node(row) for row in raw["nodes"]),
+            client=raw["client"],
+            hosts=tuple(raw["hosts"]),
+            service=raw["service"],
+            tunnels=tuple(_tunnel(row) for row in raw["tunnels"]),
+            fence_agent=raw["fence_agent"],
+            witness=raw["witness"],
+        )
 
 
 def check_name(name: str) -> str:
     """The lab's name; CommandError if interface and namespace names can't be made of it."""
-    if not _NAME.fullmatch(name):
+    if not _LAB.fullmatch(name):
         raise CommandError(
             f"{name!r} can't name a lab. Use 1 to 10 letters, digits, '-' or '_', the first a letter or digit."
         )
     return name
 
 
-def bits_per_second(rate: str) -> float:
-    """A rate in tc's syntax as bits per second; CommandError if tc would not take it."""
-    match = _RATE.fullmatch(rate)
-    if not match:
-        raise CommandError(f"{rate!r} is not a rate. Write it as tc does: 200mbit, 1gbit, 2500kbit; or {UNLIMITED}.")
-    number, prefix, binary, unit = match.groups()
-    step = 1024 if binary else 1000
-    value = float(number) * float(step ** (" kmgt".index(prefix.lower()) if prefix else 0))
-    value *= 8 if unit and unit.lower() == "bps" else 1
-    if not 8_000 <= value <= 100e9:
-        raise CommandError(f"A rate of {rate} is out of range. Use 8kbit to 100gbit, or {UNLIMITED}.")
-    return value
+def namespace(lab: str, node: str) -> str:
+    """The namespace of a node of lab `lab`."""
+    return f"{lab}-{node}"
 
 
-def namespace(name: str, node: str) -> str:
-    """The namespace of a node of lab `name`."""
-    return f"{name}-{node}"
+def port(node: str, number: int = 0) -> str:
+    """The port at the switch where the cable of the node's interface `number` ends."""
+    return f"p-{node}-{number}" if number else f"p-{node}"
 
 
-def port(node: str) -> str:
-    """The node's port at the switch."""
-    return f"p-{node}"
+def multicast_hardware(address: str) -> str:
+    """The IPv4 multicast mapping (RFC 1112 section 6.4) of the address's low 23 bits."""
+    _, b, c, d = (int(part) for part in address.split("."))
+    return f"01:00:5e:{b & 127:02x}:{c:02x}:{d:02x}"
 
 
-def namespaces(name: str) -> list[str]:
-    """All namespaces that lab `name` may have."""
-    return [namespace(name, node) for node in (*NODES, SWITCH)]
+def _unique(what: str, values: Iterable[str | None]) -> None:
+    twice = [value for value, count in Counter(value for value in values if value is not None).items() if count > 1]
+    if twice:
+        raise ValueError(f"the {what} {twice[0]} is there twice")
 
 
-def build_all(name: str, wires: Wires) -> None:
-    """All nodes and the switch. The namespaces must not exist."""
-    _add_namespaces([namespace(name, node) for node in (*NODES, SWITCH)])
-    switch = namespace(name, SWITCH)
-    _quiet(switch)
-    _batch(
-        switch,
-        "link set lo up",
-        f"link add br0 address {SWITCH_HARDWARE} type bridge stp_state 0 forward_delay 0 mcast_snooping 0",
-        f"address add {AGENT_ADDRESS}/24 dev br0",
-        "link set br0 up",
-    )
-    for node in NODES:
-        _build_links(name, node, wires)
+def _known(what: str, values: Iterable[str], known: Iterable[str]) -> None:
+    strangers = set(values) - set(known)
+    if strangers:
+        raise ValueError(f"there is no {what} {min(strangers)}")
 
 
-def build_node(name: str, node: str, wires: Wires) -> None:
-    """One server, cabled to the switch that is there."""
-    _add_namespaces([namespace(name, node)])
-    _build_links(name, node, wires)
+def _node(raw: dict[str, Any]) -> Node:
+    interfaces = tuple(Interface(**{**row, "cpus": tuple(row["cpus"])}) for row in raw["interfaces"])
+    return Node(**{**raw, "interfaces": interfaces, "routes": tuple(Route(**row) for row in raw["routes"])})
 
 
-def clear_node(name: str, node: str) -> None:
-    """Take the node's cable and namespace away. No error if they are not there."""
-    switch = namespace(name, SWITCH)
-    if netns.exists(switch):
-        netns.tool(
-            ["ip", "-force", "-batch", "-"],
-            f"link set {port(node)} down\nlink delete {port(node)}\n",
-            switch,
-            check=False,
-        )
-    clear_namespace(namespace(name, node))
+def _tunnel(raw: dict[str, Any]) -> Tunnel:
+    first, second = raw["ends"]
+    return Tunnel(**{**raw, "ends": (TunnelEnd(**first), TunnelEnd(**second))})
 
 
-def clear_namespace(target: str) -> None:
-    """Delete a namespace, with what its host had in /run. No error if it is not there."""
-    if netns.exists(target):
-        # The rules script keeps its record by the number of the namespace, and the kernel gives numbers out again.
-        record = _RULES_RECORDS / f"netns-{netns.number(target)}"
-        netns.tool(["ip", "netns", "delete", target])
-        shutil.rmtree(record, ignore_errors=True)
+def _on_br0(number: int, *cpus: int) -> tuple[Interface, ...]:
+    return (Interface("br0", f"10.77.0.{number}", f"02:77:00:00:00:{number:02x}", cpus=(cpus[0], cpus[1])),)
 
 
-def _add_namespaces(names: list[str]) -> None:
-    netns.tool(["ip", "-batch", "-"], "".join(f"netns add {name}\n" for name in names))
-
-
-def _build_links(name: str, node: str, wires: Wires) -> None:
-    inside, switch = namespace(name, node), namespace(name, SWITCH)
-    _quiet(inside)
-    _batch(
-        switch,
-        f"link add {port(node)} type veth peer name eth0 address {HARDWARE[node]} netns {inside}",
-        f"link set {port(node)} master br0 up",
-    )
-    lines = ["link set lo up", f"address add {ADDRESSES[node]}/24 dev eth0", "link set eth0 up"]
-    if node == "a" and wires.plain:
-        lines.append(f"address add {SERVICE_ADDRESS}/24 dev eth0")
-    if node == CLIENT and wires.multicast and not wires.plain:
-        lines.append(f"neighbour replace {SERVICE_ADDRESS} lladdr {MULTICAST_HARDWARE} dev eth0 nud permanent")
-    _batch(inside, *lines)
-    if wires.cut_segments:
-        with netns.control_socket(inside) as control:
-            netns.cut_segments_before_the_wire(control, "eth0")
-    _tune(inside, node, wires)
-    _steer(inside, "eth0", 0 if node == "a" else 1)
-    _steer(switch, port(node), 1 if node == CLIENT else 0)
-    if node == CLIENT and wires.rate != UNLIMITED:
-        _shape(switch, port(node), wires.rate)
-        _shape(inside, "eth0", wires.rate)
-
-
-def _quiet(target: str) -> None:
-    # IPv6 would add router solicitations and duplicate address detection to every capture. A bridge must not send
-    # what it forwards through iptables.
-    off = {f"net.ipv6.conf.{which}.disable_ipv6": "1" for which in ("all", "default")}
-    netns.write_sysctls(target, {**off, "net.bridge.bridge-nf-call-iptables": "0", "net.ipv4.ip_forward": "0"})
-
-
-def _tune(inside: str, node: str, wires: Wires) -> None:
-    values = {}
-    if node in SERVERS:
-        values["net.ipv4.tcp_rmem"] = _RECEIVE_BUFFERS[node]
-    if node == wires.odd_host:
-        # Timestamps without the random offset per connection, and every SYN answered by a cookie: other numbers, and
-        # a SYN-ACK whose options the kernel forgets.
-        values |= {"net.ipv4.tcp_timestamps": "2", "net.ipv4.tcp_syncookies": "2"}
-    if wires.plain and node == "b":
-        values["net.ipv4.ip_nonlocal_bind"] = "1"  # an application may bind the service address that only `a` has
-    netns.write_sysctls(inside, values)
-
-
-def _steer(target: str, interface: str, cpu: int) -> None:
-    # Only sysfs has this, and it shows the interfaces of the namespace that mounted it: `ip netns exec` does that.
-    mask = 1 << cpu % (os.cpu_count() or 1)
-    setting = f"echo {mask:x} >/sys/class/net/{interface}/queues/rx-0/rps_cpus"
-    netns.tool(["ip", "netns", "exec", target, "sh", "-c", setting])
-
-
-def _shape(target: str, interface: str, rate: str) -> None:
-    bits = bits_per_second(rate)
-    bucket = _BUCKET if bits >= _SLOW else _SLOW_BUCKET
-    queue = max(_SMALLEST_QUEUE, int(bits / 8 * _QUEUE_S))
-    netns.tool(
-        [
-            "tc",
-            "qdisc",
-            "replace",
-            "dev",
-            interface,
-            "root",
-            "tbf",
-            "rate",
-            rate,
-            "burst",
-            f"{bucket}",
-            "limit",
-            f"{queue}",
-        ],
-        namespace=target,
-    )
-
-
-def _batch(target: str, *lines: str) -> None:
-    netns.tool(["ip", "-batch", "-"], "".join(f"{line}\n" for line in lines), target)
+# Different receive buffers give different window scales: 7 on a, 9 on b (tcp_select_initial_window).
+TWO_HOSTS: Final = Topology(
+    segments=(Segment("br0", "02:77:00:00:00:fe", "10.77.0.254"),),
+    nodes=(
+        Node("client", _on_br0(1, 1, 1)),
+        Node("a", _on_br0(2, 0, 0), receive_buffers="4096 131072 6291456"),
+        Node("b", _on_br0(3, 1, 0), receive_buffers="4096 131072 16777216"),
+    ),
+    client="client",
+    hosts=("a", "b"),
+    service="10.77.0.100",
+)

@@ -9,13 +9,13 @@ from typing import Any
 
 from nfq_failover.constants import ACK, PSH
 from nfq_failover.lab import netns
-from nfq_failover.lab.topology import ADDRESSES, CLIENT, HARDWARE, SERVICE_ADDRESS, SWITCH, namespace, port
+from nfq_failover.lab.topology import SWITCH, TWO_HOSTS, namespace, port
 from nfq_failover.wire.build import build_segment
 from nfq_failover.wire.segment import Segment
 from nfq_failover.wire.seqnum import add
 
 _ETH_P_ALL = 0x0003
-THERE = socket.inet_aton(SERVICE_ADDRESS)
+THERE = socket.inet_aton(TWO_HOSTS.service)
 
 
 class Attacker:
@@ -27,11 +27,11 @@ class Attacker:
             self._out = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
             self._ear = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(_ETH_P_ALL))
         self._out.bind(("br0", 0))
-        self._ear.bind((port(CLIENT), _ETH_P_ALL))
+        self._ear.bind((port(TWO_HOSTS.client), _ETH_P_ALL))
         self._ear.setblocking(False)
-        hardware = (HARDWARE[target], HARDWARE[CLIENT])
+        hardware = (TWO_HOSTS.hardware(target), TWO_HOSTS.hardware(TWO_HOSTS.client))
         self._ethernet = b"".join(bytes.fromhex(each.replace(":", "")) for each in hardware) + b"\x08\0"
-        self._source = (socket.inet_aton(ADDRESSES[CLIENT]), 0)
+        self._source = (socket.inet_aton(TWO_HOSTS.address(TWO_HOSTS.client)), 0)
         self.next = self.ack = 0
         self.options = b""
 

@@ -10,13 +10,13 @@ from socket import inet_aton
 
 from nfq_failover.constants import ACK, FIN, RST, SYN
 from nfq_failover.core.tcp.window import ROUNDING_BYTES
-from nfq_failover.lab.topology import SERVICE_ADDRESS
+from nfq_failover.lab.topology import TWO_HOSTS
 from nfq_failover.wire.icmp import IcmpError, is_icmp
 from nfq_failover.wire.segment import Segment
 from nfq_failover.wire.seqnum import MASK, diff
 from nfq_failover.wire.tcp_options import SynOptions
 
-_SERVICE = inet_aton(SERVICE_ADDRESS)
+_SERVICE = inet_aton(TWO_HOSTS.service)
 _FILE_HEADER, _RECORD, _ETHERNET = 24, struct.Struct("<IIII"), 14
 
 

@@ -17,9 +17,8 @@ from nfq_failover.lab import netns
 from nfq_failover.lab.lab import Lab
 from nfq_failover.lab.measure.capture import Capture
 from nfq_failover.lab.measure.verdict import measure, read_capture
-from nfq_failover.lab.nodes import other
 from nfq_failover.lab.state import Options
-from nfq_failover.lab.topology import ADDRESSES, CLIENT, SERVERS, SERVICE_ADDRESS, namespace
+from nfq_failover.lab.topology import TWO_HOSTS, namespace
 from tests.support.client_capture import Stream, read_streams
 from tests.support.lab_world import PORT, eventually, fresh_name
 from tests.support.scripted_server import content, linger_zero
@@ -87,8 +86,8 @@ class Case:
         self._resets = resets
         self._in_order = in_order
         self._pcap = directory / "client.pcap"
-        enter = ["ip", "netns", "exec", namespace(lab.name, CLIENT)]
-        self._capture = stack.enter_context(Capture(self._pcap, SERVICE_ADDRESS, enter))
+        enter = ["ip", "netns", "exec", namespace(lab.name, TWO_HOSTS.client)]
+        self._capture = stack.enter_context(Capture(self._pcap, TWO_HOSTS.service, enter))
         self._streams: list[Stream] | None = None
 
     def open(
@@ -101,13 +100,13 @@ class Case:
         connect: bool = True,
     ) -> Talk:
         """Connect, and send the server its steps. `prepare` is called before the connection is made, or makes it."""
-        with netns.entered(namespace(self.lab.name, CLIENT)):
+        with netns.entered(namespace(self.lab.name, TWO_HOSTS.client)):
             connection = socket.socket(socket.AF_INET, socket.SOCK_STREAM, protocol)
         connection.settimeout(20.0)
         self._stack.callback(connection.close)
         prepare(connection)
         if connect:
-            connection.connect((SERVICE_ADDRESS, port))
+            connection.connect((TWO_HOSTS.service, port))
         talk = Talk(connection, steps)
         return talk.ask() if ask else talk
 
@@ -128,7 +127,7 @@ class Case:
 
     def crash(self, wait: bool = True) -> str:
         """Power loss of the primary; returns the survivor, which is the primary by then unless `wait` is False."""
-        survivor = other(str(self.lab.crash("primary")["node"]))
+        survivor = TWO_HOSTS.other(str(self.lab.crash("primary")["node"]))
         if wait:
             self.wait_for(survivor)
         return survivor
@@ -144,7 +143,7 @@ class Case:
     def ends(self, talk: Talk) -> dict[str, dict[str, Any]]:
         """How the conversation ended, by node, as the applications told."""
         found = {}
-        for node in SERVERS:
+        for node in TWO_HOSTS.hosts:
             log = self.lab.store.log(f"serve-0-{node}")
             for line in log.read_text().splitlines() if log.exists() else ():
                 if line.startswith("{") and (row := json.loads(line))["id"] == talk.id:
@@ -160,7 +159,7 @@ class Case:
 
     def set_client(self, **sysctls: str) -> None:
         """Parameters net.ipv4.NAME of the client's kernel, until the case ends."""
-        inside = namespace(self.lab.name, CLIENT)
+        inside = namespace(self.lab.name, TWO_HOSTS.client)
         with netns.entered(inside):
             before = {f"net.ipv4.{name}": Path(f"/proc/sys/net/ipv4/{name}").read_text() for name in sysctls}
         self._stack.callback(netns.write_sysctls, inside, before)
@@ -176,7 +175,7 @@ class Case:
         assert streams
         order = self._in_order
         problems = [f"port {one.client_port}: {text}" for one in streams for text in one.problems(in_order=order)]
-        result = measure(read_capture(self._pcap, SERVICE_ADDRESS), counts.missing)
+        result = measure(read_capture(self._pcap, TWO_HOSTS.service), counts.missing)
         assert not problems, "\n".join(problems[:10])
         assert not result.unseen_acknowledged, result.unseen_acknowledged
         assert not (order and result.timestamps_back), result.timestamps_back
@@ -240,8 +239,8 @@ class World:
 
 def client_listener(lab: Lab, port: int) -> socket.socket:
     """A listening socket on the client."""
-    with netns.entered(namespace(lab.name, CLIENT)):
-        listener = socket.create_server((ADDRESSES[CLIENT], port))
+    with netns.entered(namespace(lab.name, TWO_HOSTS.client)):
+        listener = socket.create_server((TWO_HOSTS.address(TWO_HOSTS.client), port))
     listener.settimeout(10.0)
     return listener
 

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from typing import Final
 
 from nfq_failover.lab import netns
-from nfq_failover.lab.topology import HARDWARE, NODES, SERVERS, SERVICE_ADDRESS, SWITCH, namespace, port
+from nfq_failover.lab.topology import SWITCH, TWO_HOSTS, namespace, port
 
 _TABLE: Final = "netdev disorder"
 _ALL: Final = 3  # linux/if_ether.h, ETH_P_ALL
@@ -32,12 +32,12 @@ class Disorder:
         self._random = random.Random(seed)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run)
-        self._to = {bytes.fromhex(HARDWARE[node].replace(":", "")): node for node in NODES}
-        self.late = dict.fromkeys(NODES, 0)  # frames put back, by where they went
-        self.twice = dict.fromkeys(NODES, 0)
+        self._to = {bytes.fromhex(TWO_HOSTS.hardware(node).replace(":", "")): node for node in TWO_HOSTS.names}
+        self.late = dict.fromkeys(TWO_HOSTS.names, 0)  # frames put back, by where they went
+        self.twice = dict.fromkeys(TWO_HOSTS.names, 0)
         with netns.entered(namespace(name, SWITCH)):
             self._reader = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(_ALL))
-            self._writers = {node: socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0) for node in NODES}
+            self._writers = {node: socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0) for node in TWO_HOSTS.names}
         self._reader.bind(("odd1", _ALL))
         for node, writer in self._writers.items():
             writer.bind((port(node), 0))
@@ -82,10 +82,10 @@ class Disorder:
 
 def _rules(every: int) -> str:
     chains = []
-    for node in NODES:
-        matches = [f"ip daddr {SERVICE_ADDRESS}"]  # from the client, and from a server's clone tap
-        if node in SERVERS:
-            matches.append(f"ip saddr {SERVICE_ADDRESS}")
+    for node in TWO_HOSTS.names:
+        matches = [f"ip daddr {TWO_HOSTS.service}"]  # from the client, and from a server's clone tap
+        if node in TWO_HOSTS.hosts:
+            matches.append(f"ip saddr {TWO_HOSTS.service}")
         chains.append(
             f'add chain {_TABLE} from_{node} {{ type filter hook ingress device "{port(node)}" priority 0 ; }}'
         )
@@ -100,7 +100,7 @@ def _rules(every: int) -> str:
 def disorder(name: str, every: int = 8, seed: int = 1) -> Iterator[Disorder]:
     """While inside, one in `every` frames of each direction, and of the clone tap, comes late or twice."""
     switch = namespace(name, SWITCH)
-    for node in NODES:
+    for node in TWO_HOSTS.names:
         offloads = [word for feature in ("tx", "tso", "gso", "gro") for word in (feature, "off")]
         netns.tool(["ethtool", "-K", "eth0", *offloads], None, namespace(name, node))
     netns.tool(["ip", "link", "add", "odd0", "up", "type", "veth", "peer", "name", "odd1"], None, switch)

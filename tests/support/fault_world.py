@@ -21,12 +21,13 @@ from nfq_failover.constants import RST, SYN
 from nfq_failover.core.tcp.window import ROUNDING_BYTES
 from nfq_failover.errors import CommandError
 from nfq_failover.lab import netns, nodes, power
-from nfq_failover.lab.campaign.driver import LabDriver, Workload
+from nfq_failover.lab.driver import LabDriver
 from nfq_failover.lab.lab import Lab
 from nfq_failover.lab.measure.capture import Capture
 from nfq_failover.lab.measure.verdict import Measurement, measure, read_capture
-from nfq_failover.lab.state import Options, Store, write_private
-from nfq_failover.lab.topology import CLIENT, HARDWARE, SERVERS, SERVICE_ADDRESS, namespace
+from nfq_failover.lab.state import LabState, Options, Store, write_private
+from nfq_failover.lab.testbed import Workload
+from nfq_failover.lab.topology import TWO_HOSTS, namespace
 from nfq_failover.lab.workloads.content import REQUEST_SIZE, Kind, Request
 from tests.support.lab_world import PORT, SERVER, eventually, fresh_name
 
@@ -89,7 +90,7 @@ class World:
 
     def is_protected(self) -> bool:
         """Whether one host serves protected and the other shadows it."""
-        rows = {node: self.ask(node) for node in SERVERS}
+        rows = {node: self.ask(node) for node in TWO_HOSTS.hosts}
         return sorted(str(row.get("state")) for row in rows.values()) == ["protected", "shadowing"]
 
     def log(self, node: str) -> str:
@@ -160,7 +161,7 @@ class World:
 def whole(running: Capture) -> Measurement:
     """What a finished capture says; it must be whole."""
     assert running.counts is not None
-    result = measure(read_capture(running.path, SERVICE_ADDRESS), running.counts.missing)
+    result = measure(read_capture(running.path, TWO_HOSTS.service), running.counts.missing)
     assert result.dropped_by_capture == 0
     return result
 
@@ -181,7 +182,7 @@ def clock_set_back(path: Path) -> list[int]:
     """
     newest: dict[int, tuple[int, float]] = {}
     frames = []
-    for packet in read_capture(path, SERVICE_ADDRESS):
+    for packet in read_capture(path, TWO_HOSTS.service):
         if not packet.from_service or packet.tsval is None or packet.flags & RST:
             continue
         tsval, when = newest.get(packet.stream, (packet.tsval, packet.time))
@@ -198,13 +199,13 @@ def window_taken_back(path: Path) -> list[int]:
     In units of the window scale one ACK number can't say exactly what another can (RFC 7323, section 2.4). Nor do those
     count that another has overtaken on its way (`REORDERING_S`).
     """
-    argv = ["tshark", "-n", "-r", str(path), "-Y", f"ip.src == {SERVICE_ADDRESS} && tcp.flags.syn == 1"]
+    argv = ["tshark", "-n", "-r", str(path), "-Y", f"ip.src == {TWO_HOSTS.service} && tcp.flags.syn == 1"]
     argv += ["-T", "fields", "-e", "tcp.stream", "-e", "tcp.options.wscale.shift"]
     text = subprocess.run(argv, capture_output=True, text=True, check=True).stdout
     scales = {int(stream): int(shift or 0) for stream, shift in (line.split("\t") for line in text.splitlines())}
     granted: dict[int, tuple[int, float]] = {}
     frames = []
-    for packet in read_capture(path, SERVICE_ADDRESS):
+    for packet in read_capture(path, TWO_HOSTS.service):
         if packet.from_service and packet.stream in scales and not packet.flags & (SYN | RST):
             now = packet.ack + packet.window
             edge, when = granted.get(packet.stream, (now, packet.time))
@@ -235,10 +236,10 @@ class Heard:
 def heard(path: Path) -> list[Heard]:
     """Everything that the client's capture has from the service address, and who sent it, by the source MAC."""
     fields = ("frame.time_epoch", "eth.src", "icmp.type", "tcp.ack")
-    argv = ["tshark", "-n", "-r", str(path), "-Y", f"ip.src == {SERVICE_ADDRESS}", "-T", "fields"]
+    argv = ["tshark", "-n", "-r", str(path), "-Y", f"ip.src == {TWO_HOSTS.service}", "-T", "fields"]
     argv += [part for name in fields for part in ("-e", name)]
     text = subprocess.run(argv, capture_output=True, text=True, check=True).stdout
-    owners = {HARDWARE[node]: node for node in SERVERS}
+    owners = {TWO_HOSTS.hardware(node): node for node in TWO_HOSTS.hosts}
     rows = []
     for line in text.splitlines():
         when, mac, icmp, ack = line.split("\t")
@@ -317,10 +318,10 @@ class Talk:
 
 def talk(world: World, timeout_s: float = 10.0) -> Talk:
     """A connection to the service, with one exchange behind it."""
-    with netns.entered(namespace(world.lab.name, CLIENT)):
+    with netns.entered(namespace(world.lab.name, TWO_HOSTS.client)):
         connection = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
     connection.settimeout(timeout_s)
-    connection.connect((SERVICE_ADDRESS, PORT))
+    connection.connect((TWO_HOSTS.service, PORT))
     made = Talk(connection)
     made.exchange()
     return made
@@ -353,8 +354,8 @@ def world(options: Options | None = None, edit: Edit | None = None) -> Iterator[
     made = Lab(fresh_name())
     write = nodes.write_config
 
-    def edited(store: Store, options: Options, node: str) -> Path:
-        path = write(store, options, node)
+    def edited(store: Store, state: LabState, node: str) -> Path:
+        path = write(store, state, node)
         if edit is not None:
             write_private(path, edit(path.read_text()))
         return path
@@ -397,7 +398,7 @@ class Shared:
         try:
             for cut in made.store.read().cuts:
                 made.heal(cut.node)
-            off = [node for node in SERVERS if not power.is_on(made.name, node)]
+            off = [node for node in TWO_HOSTS.hosts if not power.is_on(made.name, node)]
             for node in off:
                 made.restore(node)
         except (CommandError, netns.LabError):

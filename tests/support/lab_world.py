@@ -14,7 +14,7 @@ from nfq_failover.errors import CommandError
 from nfq_failover.lab import netns
 from nfq_failover.lab.lab import Lab
 from nfq_failover.lab.state import Options
-from nfq_failover.lab.topology import ADDRESSES, SERVICE_ADDRESS, namespace
+from nfq_failover.lab.topology import TWO_HOSTS, Topology, namespace
 
 PORT = 7000
 SERVER = (sys.executable, "-m", "nfq_failover.lab.workloads", "server", "--port", str(PORT))
@@ -26,9 +26,9 @@ def fresh_name() -> str:
 
 
 @contextlib.contextmanager
-def lab(options: Options | None = None, seed: int | None = None) -> Iterator[Lab]:
+def lab(options: Options | None = None, seed: int | None = None, topology: Topology = TWO_HOSTS) -> Iterator[Lab]:
     """A lab that is up."""
-    made = Lab(fresh_name())
+    made = Lab(fresh_name(), topology)
     made.up(options, seed)
     try:
         yield made
@@ -47,30 +47,31 @@ def passes(made: Lab, source: str, target: str, port: int = 9999) -> bool:
     """Whether a datagram from node `source` reaches node `target`; both in this process, so nothing is started."""
     with contextlib.ExitStack() as stack:
         receiver, sender = (
-            stack.enter_context(_udp(namespace(made.name, node), ADDRESSES[node], port)) for node in (target, source)
+            stack.enter_context(udp_socket(made, node, made.topology.address(node), port)) for node in (target, source)
         )
         receiver.settimeout(0.15)
         for _ in range(2):  # the first may be waiting for ARP
-            sender.sendto(b"here", (ADDRESSES[target], port))
+            sender.sendto(b"here", (made.topology.address(target), port))
             with contextlib.suppress(TimeoutError):
                 receiver.recv(10)
                 return True
         return False
 
 
-def _udp(inside: str, address: str, port: int) -> socket.socket:
-    with netns.entered(inside):
-        made = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-    made.bind((address, port))
-    return made
+def udp_socket(made: Lab, node: str, address: str, port: int) -> socket.socket:
+    """A UDP socket of this process that stands inside of the node."""
+    with netns.entered(namespace(made.name, node)):
+        opened = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    opened.bind((address, port))
+    return opened
 
 
 def connect(made: Lab, port: int = PORT, timeout_s: float = 10.0) -> socket.socket:
     """A client's connection to the service."""
-    with netns.entered(namespace(made.name, "client")):
+    with netns.entered(namespace(made.name, made.topology.client)):
         connection = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
     connection.settimeout(timeout_s)
-    connection.connect((SERVICE_ADDRESS, port))
+    connection.connect((made.topology.service, port))
     return connection
 
 
@@ -87,6 +88,6 @@ def eventually(condition: Callable[[], bool], deadline_s: float = 10.0) -> bool:
 def workload(made: Lab, *words: str) -> subprocess.Popen[str]:
     """A client of lab/workloads on the client, its report (JSON) on standard output."""
     argv = [sys.executable, "-m", "nfq_failover.lab.workloads", "client", *words]
-    argv += ["--host", SERVICE_ADDRESS, "--port", str(PORT), "--json"]
+    argv += ["--host", TWO_HOSTS.service, "--port", str(PORT), "--json"]
     started: subprocess.Popen[str] = made.popen("client", argv, stdout=subprocess.PIPE, text=True)
     return started

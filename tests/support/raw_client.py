@@ -14,13 +14,13 @@ from typing import Final
 
 from nfq_failover.constants import ACK, FIN, PSH, SYN
 from nfq_failover.lab import netns
-from nfq_failover.lab.topology import ADDRESSES, CLIENT, SERVICE_ADDRESS
+from nfq_failover.lab.topology import TWO_HOSTS
 from nfq_failover.wire.build import build_segment
 from nfq_failover.wire.segment import Segment
 from nfq_failover.wire.seqnum import MASK, diff
 
-_HERE: Final = socket.inet_aton(ADDRESSES[CLIENT])
-_THERE: Final = socket.inet_aton(SERVICE_ADDRESS)
+_HERE: Final = socket.inet_aton(TWO_HOSTS.address(TWO_HOSTS.client))
+_THERE: Final = socket.inet_aton(TWO_HOSTS.service)
 _REPEAT_S: Final = 0.3
 _WINDOW: Final = 8000
 
@@ -55,7 +55,7 @@ class RawClient:
         options = options if flags & SYN else self.options
         self._socket.sendto(
             build_segment(here, there, seq, self._expected if flags & ACK else 0, flags, _WINDOW, options, data),
-            (SERVICE_ADDRESS, 0),
+            (TWO_HOSTS.service, 0),
         )
 
     def _listen(self, seconds: float) -> None:
@@ -128,7 +128,7 @@ class RawClient:
             for at in reversed(range(0, len(body), size)):
                 more = 0x2000 if at + size < len(body) else 0
                 header = packet[:2] + struct.pack("!HHH", 20 + len(body[at : at + size]), number, more | at >> 3)
-                self._socket.sendto(header + packet[8:20] + body[at : at + size], (SERVICE_ADDRESS, 0))
+                self._socket.sendto(header + packet[8:20] + body[at : at + size], (TWO_HOSTS.service, 0))
             self._listen(_REPEAT_S)
 
     def receive(self, size: int, deadline_s: float = 10.0) -> bytes:

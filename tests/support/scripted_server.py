@@ -23,7 +23,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
-from nfq_failover.lab.topology import ADDRESSES, SERVERS, SERVICE_ADDRESS
+from nfq_failover.lab.topology import TWO_HOSTS
 
 IPPROTO_MPTCP: Final = 262
 TCP_MD5SIG: Final = 14  # linux/tcp.h, struct tcp_md5sig
@@ -52,9 +52,9 @@ def linger_zero(connection: socket.socket) -> None:
 
 def which_node() -> str:
     """The server that this is: `a` or `b`."""
-    for node in SERVERS:
+    for node in TWO_HOSTS.hosts:
         with contextlib.suppress(OSError), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-            probe.bind((ADDRESSES[node], 0))
+            probe.bind((TWO_HOSTS.address(node), 0))
             return node
     raise RuntimeError("this is not a server of a lab")
 
@@ -181,8 +181,8 @@ class Conversation:
             out.settimeout(5.0)
             out.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
-                out.bind((SERVICE_ADDRESS, source_port))
-                out.connect((ADDRESSES["client"], target_port))
+                out.bind((TWO_HOSTS.service, source_port))
+                out.connect((TWO_HOSTS.address("client"), target_port))
                 out.sendall(content(target_port, size))
                 got = b""
                 while len(got) < size and (data := out.recv(size - len(got))):
@@ -201,7 +201,7 @@ def listen(port: int, kind: str) -> socket.socket:
         Path("/proc/sys/net/ipv4/tcp_fastopen").write_text(str(0x1 | 0x2 | 0x200))
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_FASTOPEN, 16)
     if kind == "md5":
-        listener.setsockopt(socket.IPPROTO_TCP, TCP_MD5SIG, md5_option(ADDRESSES["client"]))
+        listener.setsockopt(socket.IPPROTO_TCP, TCP_MD5SIG, md5_option(TWO_HOSTS.address("client")))
     listener.bind(("0.0.0.0", port))
     listener.listen(256)
     return listener

@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from nfq_failover.errors import CommandError
-from nfq_failover.lab.campaign.crashes.plan import write_section
-from nfq_failover.lab.campaign.driver import LabDriver
+from nfq_failover.lab.campaign.section import write_section
+from nfq_failover.lab.driver import LabDriver
 from nfq_failover.lab.interrupt import EXIT_CODE, Interrupted, interruptible
 from nfq_failover.lab.netns import LabError
 from nfq_failover.lab.state import Options
@@ -151,7 +151,7 @@ def order(round_number: int) -> tuple[str, str]:
 
 
 def run_bench(rate: str, rounds: int, seconds: float, tap: str, say: Callable[[str], None]) -> list[Comparison]:
-    """Measures `rounds` rounds after one that warms up and does not count. Raises LabError if a workload goes wrong."""
+    """Measure `rounds` rounds after one that warms up and does not count. Raises LabError if a workload goes wrong."""
     wanted = metrics(seconds)
     values: dict[tuple[str, str], list[float]] = {}
     with ExitStack() as stack:
@@ -211,7 +211,7 @@ def section(comparisons: Sequence[Comparison], values: dict[str, Any]) -> str:
 
 
 def add_parser(subparsers: Any) -> None:
-    """Adds `bench` to the command line."""
+    """Add `bench` to the command line."""
     parser = subparsers.add_parser("bench", help="compare plain and protected throughput and latency in the lab")
     parser.add_argument("--quick", action="store_true", help="5 rounds of 1.5 s each (default 15 rounds of 4 s)")
     parser.add_argument("--rounds", type=int)
@@ -226,7 +226,7 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Exit code: 0; 1 with --check if a target is missed, or if a workload went wrong; 2 misuse."""
+    """Run it; exit code: 0; 1 with --check if a target is missed, or if a workload went wrong; 2 misuse."""
     arguments.rounds = arguments.rounds or (5 if arguments.quick else 15)
     arguments.seconds = arguments.seconds or (1.5 if arguments.quick else 4.0)
 
@@ -250,15 +250,3 @@ def run(arguments: argparse.Namespace) -> int:
         write_section(arguments.docs, "bench", section(comparisons, values))
     print(json.dumps(values) if arguments.json else table(comparisons))
     return 1 if arguments.check and not all(row.met for row in comparisons) else 0
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """`python -m nfq_failover.lab.campaign.bench ...`, the same without the rest of the command line."""
-    parser = argparse.ArgumentParser(prog="nfq-failover")
-    subparsers = parser.add_subparsers(required=True)
-    add_parser(subparsers)
-    return run(parser.parse_args(["bench", *(sys.argv[1:] if argv is None else argv)]))
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -11,25 +11,19 @@ import json
 import os
 import shutil
 import socket
-import subprocess
 import sys
-import tempfile
 import time
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from nfq_failover.errors import CommandError
-from nfq_failover.lab.campaign.driver import LabDriver
-from nfq_failover.lab.demo.screen import Screen, Watch
-from nfq_failover.lab.demo.verdict import Facts, is_good, judge, render
-from nfq_failover.lab.interrupt import EXIT_CODE, Interrupted, interruptible
-from nfq_failover.lab.measure.capture import Capture
-from nfq_failover.lab.measure.verdict import Gap, Measurement, Packet, measure, read_capture
-from nfq_failover.lab.netns import LabError
+from nfq_failover.lab.demo.download import Download, download
+from nfq_failover.lab.demo.screen import Screen, Watch, show
+from nfq_failover.lab.demo.verdict import Facts, end_of_caption, facts_of, is_good, judge, render
+from nfq_failover.lab.driver import LabDriver
+from nfq_failover.lab.measure.verdict import Gap
 from nfq_failover.lab.state import Options as LabOptions
-from nfq_failover.lab.topology import SERVICE_ADDRESS
 from nfq_failover.lab.workloads.__main__ import parse_size
 from nfq_failover.lab.workloads.content import Content
 
@@ -81,7 +75,7 @@ class Options:
 
 
 def run_demo(options: Options, screen: Screen, scratch: Path) -> bool:
-    """The whole demonstration; True if the verdict is good. `scratch` is an empty directory."""
+    """Show the whole demonstration; True if the verdict is good. `scratch` is an empty directory."""
     began = time.monotonic()
     screen.step(f"making a file of {options.size / 1e6:g} MB")
     digest = _make_site(scratch, options.size)
@@ -95,39 +89,27 @@ def run_demo(options: Options, screen: Screen, scratch: Path) -> bool:
         )
         screen.step("starting nginx on both servers")
         driver.lab.serve(["sh", "-c", _nginx_command(scratch)])
-        before = driver.primary()
-        with driver.capture(scratch / "client.pcap") as capture:
-            download, crash, crashed_at = _download(driver, options, screen, scratch, before or "?")
-        after = driver.primary()
-        screen.step("reading the capture")
-        packets, result = _read(capture)
-        facts = Facts(
+        before = driver.serving()
+        done = _download(driver, options, screen, scratch, before or "?")
+        facts = facts_of(
+            done,
             size=options.size,
             sha256_served=digest,
-            sha256_received=_sha256(scratch / "download.bin"),
-            curl_exit_code=download.returncode,
-            curl_message=download.stderr.strip(),
-            crashed_at_bytes=crashed_at,
             primary_before=before,
-            primary_after=after,
+            primary_after=driver.serving(),
             detection_ms=options.detection_ms,
             heartbeat_ms=options.heartbeat_ms,
-            connections=result.connections,
-            resets=len(result.resets_from_service),
-            unseen_acknowledged=len(result.unseen_acknowledged),
-            tshark_ack_lost=len(result.ack_lost_segments),
-            dropped_by_capture=result.dropped_by_capture or 0,
-            silence_ms=result.stall.ms if result.stall and download.returncode == 0 else None,
         )
-        good = is_good(facts)
+        checks = judge(facts)
+        good = is_good(checks)
         options.output.mkdir(parents=True, exist_ok=True)
         if not good:
             driver.keep_logs(options.output)
-            shutil.copy(capture.path, options.output)
+            shutil.copy(done.capture, options.output)
     screen.step("drawing")
-    pictures = _draw(packets, result, crash, facts, options) if facts.silence_ms is not None else []
+    pictures = _draw(done, facts, options) if facts.silence_ms is not None else []
     (options.output / "demo.json").write_text(json.dumps(asdict(facts), indent=2) + "\n")
-    screen.say(render(judge(facts), good, pictures, time.monotonic() - began))
+    screen.say(render(checks, good, pictures, time.monotonic() - began))
     if not good:
         screen.say(f"The capture and the daemons' logs are in {options.output}/.")
     return good
@@ -155,81 +137,35 @@ def _nginx_command(scratch: Path) -> str:
     )
 
 
-def _download(
-    driver: LabDriver, options: Options, screen: Screen, scratch: Path, before: str
-) -> tuple[subprocess.CompletedProcess[str], float | None, int | None]:
-    """curl to its end, with the crash half way; also when the crash was, and how many bytes had been received."""
-    target = scratch / "download.bin"
-    screen.step(f"curl downloads from {SERVICE_ADDRESS}; {before} is the primary and will lose its power half way")
-    command = driver.in_client("curl", "--silent", "--show-error", "--output", str(target))
-    command += [
-        "--speed-limit",
-        "1",
-        "--speed-time",
-        str(options.stall_timeout_s),
-        f"http://{SERVICE_ADDRESS}/{FILE_NAME}",
-    ]
-    curl = subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
+def _download(driver: LabDriver, options: Options, screen: Screen, scratch: Path, before: str) -> Download:
+    screen.step(f"curl downloads from {driver.service}; {before} is the primary and will lose its power half way")
+    curl = driver.in_client("curl", "--silent", "--show-error", "--speed-limit", "1")
+    curl += ["--speed-time", str(options.stall_timeout_s), f"http://{driver.service}/{FILE_NAME}"]
     watch = Watch(driver, before, options.stall_timeout_s)
-    crashed_at = None
-    try:
-        while curl.poll() is None:
-            received = target.stat().st_size if target.exists() else 0
-            if crashed_at is None and received >= options.size / 2:
-                crashed_at = received
-                watch.crash()
-            screen.progress(received, options.size, watch.who())
-            time.sleep(0.02 if crashed_at is None else 0.1)
-        screen.progress(target.stat().st_size if target.exists() else 0, options.size, watch.who())
-        screen.end_progress()
-        watch.finish()
-    finally:
-        if curl.poll() is None:
-            curl.kill()
-        _, err = curl.communicate()
-    return subprocess.CompletedProcess(command, curl.returncode, "", err), watch.crash_time, crashed_at
+    return download(driver, screen, watch, curl, options.size, scratch)
 
 
-def _read(capture: Capture) -> tuple[list[Packet], Measurement]:
-    packets = read_capture(capture.path, SERVICE_ADDRESS)
-    return packets, measure(packets, capture.counts.missing if capture.counts else None)
+def _draw(done: Download, facts: Facts, options: Options) -> list[Path]:
+    from nfq_failover.lab.measure.plots import Incident, plot_download  # matplotlib takes a second
 
-
-def _draw(
-    packets: Sequence[Packet], result: Measurement, crash: float | None, facts: Facts, options: Options
-) -> list[Path]:
-    from nfq_failover.lab.measure.plots import Incident, biggest_stream, plot_time_sequence  # matplotlib takes a second
-
-    gap = result.stall or Gap(0.0, 0.0)
-    heard = result.silence.end if result.silence else gap.end
+    gap = done.stall or Gap(0.0, 0.0)
+    heard = done.result.silence.end if done.result.silence else gap.end
     takeover = heard if gap.begin < heard < gap.end else gap.end
     before, after = facts.primary_before or "?", facts.primary_after or "?"
-    stream = biggest_stream(packets)
-    return plot_time_sequence(
-        [packet for packet in packets if packet.stream == stream],
-        Incident(crash or gap.begin, gap, takeover, before, after),
+    return plot_download(
+        done.packets,
+        Incident(done.crash_time or gap.begin, gap, takeover, before, after),
         options.output / "demo",
         title=f"{before} loses power, {after} goes on: one download, one TCP connection",
         caption=(
             f"Captured at the client. curl, {facts.size / 1e6:g} MB at {options.rate}, {options.tap} tap. "
-            f"Heartbeat {options.heartbeat_ms} ms, detection {options.detection_ms} ms. "
-            f"Connections {facts.connections}, RST {facts.resets}, SHA-256 "
-            f"{'equal' if facts.sha256_received == facts.sha256_served else 'DIFFERENT'}."
+            f"Heartbeat {options.heartbeat_ms} ms, detection {options.detection_ms} ms. {end_of_caption(facts)}"
         ),
     )
 
 
-def _sha256(path: Path) -> str | None:
-    if not path.exists():
-        return None
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _only_one(name: str) -> socket.socket:
-    """Holds the lab's name on this host for as long as the process lives; no file is left."""
+    """Hold the lab's name on this host for as long as the process lives; no file is left."""
     lock = socket.socket(socket.AF_UNIX)
     try:
         lock.bind(f"\0nfq-failover-demo-{name}")
@@ -241,7 +177,7 @@ def _only_one(name: str) -> socket.socket:
 
 
 def add_parser(subparsers: Any) -> None:
-    """Adds `demo` to the command line."""
+    """Add `demo` to the command line."""
     parser = subparsers.add_parser("demo", help="one download, one power loss, a verdict and a picture")
     parser.description = __doc__
     parser.add_argument("--tap", choices=("clone", "multicast"), default="clone")
@@ -255,7 +191,7 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Exit code: 0 good verdict, 1 bad verdict, 2 could not be run, 130 interrupted."""
+    """Run it; exit code: 0 good verdict, 1 bad verdict, 2 could not be run, 130 interrupted."""
     options = Options(
         *(arguments.tap, arguments.heartbeat_ms, arguments.rate, arguments.size, arguments.output, arguments.plain),
         name=arguments.name,
@@ -264,29 +200,9 @@ def run(arguments: argparse.Namespace) -> int:
         print("The demo makes network namespaces and needs root. Run: sudo script/demo", file=sys.stderr)
         return 2
     screen = Screen(sys.stdout)
-    try:
-        with (
-            interruptible(),
-            _only_one(options.name),
-            tempfile.TemporaryDirectory(prefix="nfq-failover-demo-") as scratch,
-        ):
-            return 0 if run_demo(options, screen, Path(scratch)) else 1
-    except (CommandError, LabError) as error:
-        screen.end_progress()
-        print(f"The demo could not be run: {error}", file=sys.stderr)
-        return 2
-    except Interrupted:
-        screen.end_progress()
-        print("Interrupted; everything has been taken away.", file=sys.stderr)
-        return EXIT_CODE
 
+    def demonstrate(scratch: Path) -> bool:
+        with _only_one(options.name):
+            return run_demo(options, screen, scratch)
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """`python -m nfq_failover.lab.demo.command ...`, the same without the rest of the command line."""
-    parser = argparse.ArgumentParser(prog="nfq-failover")
-    add_parser(parser.add_subparsers(required=True))
-    return run(parser.parse_args(["demo", *(sys.argv[1:] if argv is None else argv)]))
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    return show(screen, demonstrate, "Interrupted; everything has been taken away.")

@@ -1,4 +1,4 @@
-"""The demonstration's verdict: what must have held, and how a person is told."""
+"""A demonstration's verdict: what must have held, and how a person is told."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+
+from nfq_failover.lab.demo.download import Download
 
 # What a takeover, a resend and a busy machine may add to the detection time before the demo calls it a failure.
 ALLOWANCE_MS: Final = 1000
@@ -42,22 +44,43 @@ class Check:
     evidence: str
 
 
-def judge(facts: Facts) -> list[Check]:
-    """Every claim of the demonstration, each with its evidence."""
+def facts_of(
+    download: Download,
+    *,
+    size: int,
+    sha256_served: str,
+    primary_before: str | None,
+    primary_after: str | None,
+    detection_ms: int,
+    heartbeat_ms: int,
+) -> Facts:
+    """The facts of a download, with what it does not know itself."""
+    result = download.result
+    return Facts(
+        size=size,
+        sha256_served=sha256_served,
+        sha256_received=download.sha256,
+        curl_exit_code=download.exit_code,
+        curl_message=download.message,
+        crashed_at_bytes=download.crashed_at_bytes,
+        primary_before=primary_before,
+        primary_after=primary_after,
+        detection_ms=detection_ms,
+        heartbeat_ms=heartbeat_ms,
+        connections=result.connections,
+        resets=len(result.resets_from_service),
+        unseen_acknowledged=len(result.unseen_acknowledged),
+        tshark_ack_lost=len(result.ack_lost_segments),
+        dropped_by_capture=result.dropped_by_capture or 0,
+        silence_ms=download.stall.ms if download.stall else None,
+    )
+
+
+def checks_of_the_connection(facts: Facts) -> list[Check]:
+    """What every demonstration claims of its one connection, each with its evidence."""
     equal = facts.sha256_received == facts.sha256_served
     curl = "" if facts.curl_exit_code == 0 else f"; curl failed ({facts.curl_exit_code}): {facts.curl_message}"
-    crashed = facts.crashed_at_bytes is not None
-    silence = "that never ended" if facts.silence_ms is None else f"{facts.silence_ms:.0f} ms"
-    moved = None not in (facts.primary_before, facts.primary_after) and facts.primary_before != facts.primary_after
     return [
-        Check(
-            crashed,
-            "the primary lost its power half way",
-            f"{facts.primary_before} died when {(facts.crashed_at_bytes or 0) / 1e6:.1f} of {facts.size / 1e6:g} MB "
-            "had arrived"
-            if crashed
-            else "the download was over before the crash, so this run shows nothing; try a lower --rate",
-        ),
         Check(
             equal and facts.curl_exit_code == 0,
             "the file is intact",
@@ -74,10 +97,32 @@ def judge(facts: Facts) -> list[Check]:
             f"such ACKs {facts.unseen_acknowledged} (tshark's ack_lost_segment {facts.tshark_ack_lost}), packets "
             f"that the capture lost {facts.dropped_by_capture}",
         ),
+    ]
+
+
+def silence_in_words(facts: Facts) -> str:
+    """The longest silence, for a sentence."""
+    return "that never ended" if facts.silence_ms is None else f"{facts.silence_ms:.0f} ms"
+
+
+def judge(facts: Facts) -> list[Check]:
+    """Every claim of the demonstration in the lab, each with its evidence."""
+    crashed = facts.crashed_at_bytes is not None
+    moved = None not in (facts.primary_before, facts.primary_after) and facts.primary_before != facts.primary_after
+    return [
+        Check(
+            crashed,
+            "the primary lost its power half way",
+            f"{facts.primary_before} died when {(facts.crashed_at_bytes or 0) / 1e6:.1f} of {facts.size / 1e6:g} MB "
+            "had arrived"
+            if crashed
+            else "the download was over before the crash, so this run shows nothing; try a lower --rate",
+        ),
+        *checks_of_the_connection(facts),
         Check(
             facts.silence_ms is not None and facts.silence_ms <= facts.detection_ms + ALLOWANCE_MS,
             "the client hardly noticed",
-            f"longest silence {silence}; the crash is detected after {facts.detection_ms} ms "
+            f"longest silence {silence_in_words(facts)}; the crash is detected after {facts.detection_ms} ms "
             f"({facts.detection_ms // facts.heartbeat_ms} heartbeats of {facts.heartbeat_ms} ms)",
         ),
         Check(
@@ -88,9 +133,15 @@ def judge(facts: Facts) -> list[Check]:
     ]
 
 
-def is_good(facts: Facts) -> bool:
+def is_good(checks: Sequence[Check]) -> bool:
     """Whether every claim held."""
-    return all(check.ok for check in judge(facts))
+    return all(check.ok for check in checks)
+
+
+def end_of_caption(facts: Facts) -> str:
+    """What every picture's caption ends with."""
+    equal = "equal" if facts.sha256_received == facts.sha256_served else "DIFFERENT"
+    return f"Connections {facts.connections}, RST {facts.resets}, SHA-256 {equal}."
 
 
 def render(checks: Sequence[Check], good: bool, pictures: Sequence[Path], took_s: float) -> str:

@@ -13,21 +13,22 @@ import shutil
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final
 
 from nfq_failover.errors import CommandError
-from nfq_failover.lab.campaign.driver import PROGRAM, Workload
 from nfq_failover.lab.measure.capture import Capture
 from nfq_failover.lab.netns import LabError
+from nfq_failover.lab.testbed import PROGRAM, Workload
+from nfq_failover.lab.topology import multicast_hardware
 
 MACHINES: Final = ("primary", "backup")  # of Vagrant; which of them serves is another matter
 TAPS: Final = ("clone", "multicast")
 _DIRECTORY: Final = Path(__file__).resolve().parents[3] / "vagrant"
 _CONFIG: Final = "/etc/nfq-failover/config.toml"
-_POLL_S: Final = 1.0
+_POLL_S: Final = 2.0
 # A machine without hardware virtualization needs 40 s to log somebody in while it boots.
 _LOGIN_S: Final = 120.0
 
@@ -37,14 +38,10 @@ def other(machine: str) -> str:
     return MACHINES[1 - MACHINES.index(machine)]
 
 
-def multicast_mac(service: str) -> str:
-    """The multicast MAC address that vagrant/provision derives from the service address."""
-    _, b, c, d = (int(part) for part in service.split("."))
-    return f"01:00:5e:{b & 127:02x}:{c:02x}:{d:02x}"
-
-
 class Machines:
-    """The two machines. A context manager: its SSH connections end with it; the machines stay as they are."""
+    """The two machines, as a testbed. A context manager: its SSH connections end with it; the machines stay."""
+
+    hosts: tuple[str, ...] = MACHINES
 
     _served: str | None = None  # the machine that served when it was last asked
 
@@ -83,15 +80,15 @@ class Machines:
             said = Path(out.name).read_text(errors="replace").strip().splitlines()[-8:]
             raise LabError("\n    ".join([f"`{' '.join(command)}` failed:", *said]))
 
-    def power_off(self, machine: str) -> float:
-        """Pull its plug; the Unix time just before. It is seen to be off when this returns. Raises LabError."""
+    def crash(self, machine: str) -> float:
+        """Pull the machine's plug; the Unix time just before. It is off when this returns. Raises LabError."""
         moment = time.time()
         self._hypervisor("off", machine)
         self.hang_up(machine)
         return moment
 
-    def power_on(self, machine: str) -> None:
-        """Press its power button; returns before it has booted. Raises LabError."""
+    def restore(self, machine: str) -> None:
+        """Press the machine's power button; returns before it has booted. Raises LabError."""
         self._hypervisor("on", machine)
 
     def is_on(self, machine: str) -> bool:
@@ -221,7 +218,7 @@ class Machines:
             if time.monotonic() > give_up:
                 said = {machine: self._summary(machine) for machine in MACHINES}
                 raise LabError(f"The pair was not protected within {deadline_s:g} s: {said}")
-            time.sleep(_POLL_S * 2)
+            time.sleep(_POLL_S)
         return serving
 
     def _summary(self, machine: str) -> str:
@@ -255,7 +252,15 @@ class Machines:
         tap = next(self.setting(machine, "tap") for machine in MACHINES if self.is_on(machine))
         where = ["to", self.service, "dev", self.bridge()]
         if tap == "multicast":
-            words = ["replace", self.service, "lladdr", multicast_mac(self.service), "nud", "permanent", *where[2:]]
+            words = [
+                "replace",
+                self.service,
+                "lladdr",
+                multicast_hardware(self.service),
+                "nud",
+                "permanent",
+                *where[2:],
+            ]
         else:
             words = ["flush", "nud", "all", *where]
         done = subprocess.run(["ip", "neighbour", *words], capture_output=True, text=True)
@@ -267,7 +272,7 @@ class Machines:
         return Capture(path, self.service, interface=self.bridge())
 
     def start_workload(self, arguments: Sequence[str]) -> Workload:
-        """Starts a workload's client on this host; returns when its connections are open. Raises LabError."""
+        """Start a workload's client on this host; returns when its connections are open. Raises LabError."""
         return Workload([*PROGRAM, "client", *arguments, "--host", self.service])
 
     def bridge(self) -> str:
@@ -277,12 +282,3 @@ class Machines:
             if any(address.get("local") == self._host_address for address in link.get("addr_info", [])):
                 return str(link["ifname"])
         raise LabError(f"no interface of this host has the address {self._host_address}: are the machines up?")
-
-
-def wait_until(condition: Callable[[], bool], deadline_s: float, what: str) -> None:
-    """Poll, patiently; LabError that says `what` did not happen."""
-    give_up = time.monotonic() + deadline_s
-    while not condition():
-        if time.monotonic() > give_up:
-            raise LabError(f"{what} within {deadline_s:g} s.")
-        time.sleep(_POLL_S / 4)

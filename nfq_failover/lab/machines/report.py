@@ -9,13 +9,13 @@ from statistics import median
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One fault. Times in the unit that the name says; differences as in `machines_numbers.Difference`, one for each
+    """One fault. Times in the unit that the name says; differences as in `numbers.Difference`, one for each
     connection; None where there was nothing to measure.
 
     `silence_ms` is what the client's application sat through, `stall_ms` what its capture shows. `fenced`: the old
     primary was off afterwards (not asked of a reboot). `survivor`: who serves then. `back_after_s`: from its power-on,
     or from the order to reboot, until it protects. `kernels`: releases, the lost one's first. `in_time`: the fault came
-    before the transfer had ended. `fence_ms`, `switch_ms`, `heard_ms`: the survivor's `machines_timeline.Timeline`.
+    before the transfer had ended. `fence_ms`, `switch_ms`, `heard_ms`: the survivor's `timeline.Timeline`.
     """
 
     number: int

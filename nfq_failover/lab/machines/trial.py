@@ -22,12 +22,12 @@ from typing import Any, Final
 
 from nfq_failover.errors import CommandError
 from nfq_failover.lab.interrupt import EXIT_CODE, Interrupted, interruptible
-from nfq_failover.lab.machines import numbers as machines_numbers
-from nfq_failover.lab.machines import timeline as machines_timeline
-from nfq_failover.lab.machines.machines import MACHINES, TAPS, Machines, other, wait_until
+from nfq_failover.lab.machines import numbers, timeline
+from nfq_failover.lab.machines.machines import MACHINES, TAPS, Machines, other
 from nfq_failover.lab.machines.report import Run, report
 from nfq_failover.lab.measure.verdict import measure, read_capture
 from nfq_failover.lab.netns import LabError
+from nfq_failover.lab.testbed import wait_until
 from nfq_failover.lab.workloads.__main__ import parse_size
 
 FAULTS: Final = ("off", "panic", "hang", "cut", "reboot")
@@ -65,7 +65,7 @@ class Plan:
 
 
 def plans(options: Options) -> Iterator[Plan]:
-    """For ever: all faults with all workloads under one tap, then under the next one. The seed decides the moments."""
+    """Plans without end: all faults with all workloads under one tap, then the next. The seed decides the moments."""
     number = 0
     while True:
         for tap in options.taps:
@@ -84,7 +84,7 @@ def plans(options: Options) -> Iterator[Plan]:
 
 
 class Trials:
-    """The runs, one after the other, on machines that may not yet be up."""
+    """The runs, one after the other, on machines that need not be up."""
 
     def __init__(self, machines: Machines, options: Options) -> None:
         self.machines = machines
@@ -119,7 +119,7 @@ class Trials:
         machines.use_tap(plan.tap)
         primary = machines.wait_protected(_BOOT_S)
         survivor = other(primary)
-        machines_numbers.watch(machines, survivor)
+        numbers.watch(machines, survivor)
         kernels = ", ".join(machines.run(machine, "uname -r").strip() for machine in (primary, survivor))
         directory = self.options.output / f"run-{plan.number}"
         directory.mkdir(exist_ok=True)
@@ -135,7 +135,9 @@ class Trials:
         path = directory / "client.pcap"
         with machines.capture(path) as capture:
             with machines.start_workload(arguments) as workload:
-                wait_until(lambda: machines.protected_connections(primary) > 0, 150, "The connection was not protected")
+                wait_until(
+                    lambda: machines.protected_connections(primary) > 0, 150, "The connection was not protected", 0.25
+                )
                 time.sleep(plan.wait_s)
                 moment = self._strike(plan.fault, primary)
                 result = workload.result(self.options.seconds + 300)
@@ -144,8 +146,8 @@ class Trials:
         serves = machines.serving(survivor)
         packets = read_capture(path, machines.service)
         measured = measure(packets, capture.counts.missing if capture.counts else None)
-        numbers = self._numbers(survivor, path, directory)
-        timeline = self._timeline(survivor, directory)
+        found = self._numbers(survivor, path, directory)
+        times = self._timeline(survivor, directory)
         back_began = moment if plan.fault == "reboot" else time.time()
         self._bring_back(primary, plan.fault)
         protected_by = other(machines.wait_protected(_BOOT_S))
@@ -166,16 +168,16 @@ class Trials:
             stall_ms=measured.stall.ms if measured.stall else None,
             problems=measured.problems(),
             fenced=fenced,
-            seq_difference=[numbers[port].seq for port in sorted(numbers)],
-            tsval_difference=[numbers[port].tsval for port in sorted(numbers)],
+            seq_difference=[found[port].seq for port in sorted(found)],
+            tsval_difference=[found[port].tsval for port in sorted(found)],
             kernels=kernels,
             struck_at=moment,
             in_time=moment < float(result.get("started", 0)) + float(result.get("duration_s", 0)) or not result["ok"],
             transfer_after_s=round(taken_over - moment, 1),
             back_after_s=round(time.time() - back_began, 1),
-            fence_ms=timeline.fence_ms,
-            switch_ms=timeline.switch_ms,
-            heard_ms=timeline.heard_ms,
+            fence_ms=times.fence_ms,
+            switch_ms=times.switch_ms,
+            heard_ms=times.heard_ms,
         )
         if run.good:
             for capture_file in directory.glob("*.pcap"):
@@ -185,7 +187,7 @@ class Trials:
     def _strike(self, fault: str, primary: str) -> float:
         """The fault; the Unix time at which it began, as far as this host can know."""
         if fault == "off":
-            return self.machines.power_off(primary)
+            return self.machines.crash(primary)
         if fault == "cut":
             return self.machines.cut(primary)
         moment = time.time()
@@ -208,24 +210,24 @@ class Trials:
     def _fenced(self, primary: str) -> bool:
         """Whether the old primary is off, by whoever has done it."""
         with suppress(LabError):
-            wait_until(lambda: not self.machines.is_on(primary), 60, f"{primary} was not turned off")
+            wait_until(lambda: not self.machines.is_on(primary), 60, f"{primary} was not turned off", 0.25)
             return True
         return False
 
-    def _numbers(self, survivor: str, client: Path, directory: Path) -> dict[int, machines_numbers.Difference]:
+    def _numbers(self, survivor: str, client: Path, directory: Path) -> dict[int, numbers.Difference]:
         """The difference of the kernels' numbers of each connection of this run."""
-        machines_numbers.unwatch(self.machines, survivor)
-        own = machines_numbers.read(self.machines, survivor, directory / "replica.pcap")
+        numbers.unwatch(self.machines, survivor)
+        own = numbers.read(self.machines, survivor, directory / "replica.pcap")
         of_service = f"tcp.flags.syn == 1 and tcp.flags.ack == 1 and ip.src == {self.machines.service}"
-        return machines_numbers.differences(machines_numbers.openings(client, of_service), own)
+        return numbers.differences(numbers.openings(client, of_service), own)
 
-    def _timeline(self, survivor: str, directory: Path) -> machines_timeline.Timeline:
+    def _timeline(self, survivor: str, directory: Path) -> timeline.Timeline:
         """What the survivor's log says of the takeover; the log stays in `directory`."""
         with suppress(LabError):
             text = self.machines.run(survivor, "sudo journalctl --no-pager -u nfq-failover -n 200")
             (directory / f"{survivor}.log").write_text(text)
-            return machines_timeline.parse(text.splitlines())
-        return machines_timeline.Timeline()
+            return timeline.parse(text.splitlines())
+        return timeline.Timeline()
 
     def _bring_back(self, machine: str, fault: str) -> None:
         if fault == "reboot":
@@ -234,9 +236,9 @@ class Trials:
             self.machines.mend(machine)
         if self.machines.is_on(machine):
             # It was not fenced: it goes through a power-off all the same, so that the next run begins like any other.
-            self.machines.power_off(machine)
+            self.machines.crash(machine)
         # The power button, not `vagrant up`: nobody but the machine itself does anything for its role.
-        self.machines.power_on(machine)
+        self.machines.restore(machine)
 
 
 def _words(choices: Sequence[str]) -> Any:
@@ -250,7 +252,7 @@ def _words(choices: Sequence[str]) -> Any:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit code: 0 all runs good, 1 some bad, 2 could not be run, 130 interrupted."""
+    """Run it; exit code: 0 all runs good, 1 some bad, 2 could not be run, 130 interrupted."""
     parser = argparse.ArgumentParser(prog="script/vagrant-test", description=__doc__)
     parser.add_argument(
         "--count", type=int, default=len(FAULTS) * len(WORKLOADS) * len(TAPS), help="runs (30: each once)"

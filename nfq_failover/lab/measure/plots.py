@@ -84,7 +84,7 @@ def incident_of(gap: Gap, before: str = "a", after: str = "b") -> Incident:
 def plot_time_sequence(
     packets: Sequence[Packet], incident: Incident, output: Path, *, title: str, caption: str = ""
 ) -> list[Path]:
-    """Draws how one stream of the service advanced at the client: all of it, and the crash in close-up.
+    """Draw how one stream of the service advanced at the client: all of it, and the crash in close-up.
 
     `packets` are those of one connection. Writes `output` with each suffix of FORMATS and returns these paths. Raises
     CommandError if the capture holds no data of the service.
@@ -101,6 +101,15 @@ def plot_time_sequence(
         figure.text(0.012, 0.015, caption, ha="left", va="bottom", fontsize=8.5, color="#5d6b75")
         figure.tight_layout(rect=(0, 0.045, 1, 0.995), w_pad=2.5)
         return _save(figure, output)
+
+
+def plot_download(
+    packets: Sequence[Packet], incident: Incident, output: Path, *, title: str, caption: str
+) -> list[Path]:
+    """Draw the connection of a capture that brought most, as `plot_time_sequence` does. Raises CommandError."""
+    stream = biggest_stream(packets)
+    mine = [packet for packet in packets if packet.stream == stream]
+    return plot_time_sequence(mine, incident, output, title=title, caption=caption)
 
 
 def _draw_whole(axes: Any, data: Sequence[Packet], incident: Incident, start: float) -> None:

@@ -19,7 +19,7 @@ from typing import Final
 from nfq_failover.constants import ACK, FIN, PSH, RST, SYN
 from nfq_failover.errors import MalformedSegment
 from nfq_failover.lab import netns
-from nfq_failover.lab.topology import ADDRESSES, CLIENT, SERVICE_ADDRESS
+from nfq_failover.lab.topology import TWO_HOSTS
 from nfq_failover.wire.build import ack_options, build_segment
 from nfq_failover.wire.segment import Segment
 from nfq_failover.wire.seqnum import MASK, diff
@@ -28,8 +28,8 @@ from nfq_failover.wire.tcp_options import SynOptions
 OWN_PORTS: Final = (20_000, 29_999)
 _MARK: Final = 0x77
 _SO_RCVBUFFORCE: Final = 33  # asm-generic/socket.h
-_HERE: Final = socket.inet_aton(ADDRESSES[CLIENT])
-_THERE: Final = socket.inet_aton(SERVICE_ADDRESS)
+_HERE: Final = socket.inet_aton(TWO_HOSTS.address(TWO_HOSTS.client))
+_THERE: Final = socket.inet_aton(TWO_HOSTS.service)
 _REPEAT_S: Final = 0.5
 _DEADLINE_S: Final = 15.0
 _SETTLE_S: Final = 0.08
@@ -105,7 +105,7 @@ class Wire:
 
     def send(self, packet: bytes | bytearray) -> None:
         """A whole IP packet."""
-        self._out.sendto(packet, (SERVICE_ADDRESS, 0))
+        self._out.sendto(packet, (TWO_HOSTS.service, 0))
 
     def _read(self) -> None:
         while not self._stop:

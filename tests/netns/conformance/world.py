@@ -13,7 +13,7 @@ from nfq_failover.errors import CommandError
 from nfq_failover.lab import netns, nodes
 from nfq_failover.lab.lab import Lab
 from nfq_failover.lab.state import Options
-from nfq_failover.lab.topology import CLIENT, SERVERS, namespace
+from nfq_failover.lab.topology import TWO_HOSTS, namespace
 from nfq_failover.wire.seqnum import MASK
 from tests.netns.conformance.case import Case, Transcript
 from tests.netns.conformance.client import End, Wire
@@ -40,12 +40,12 @@ class Conformance:
             raise
 
     def _equip(self) -> None:
-        for node in SERVERS:
+        for node in TWO_HOSTS.hosts:
             # What the client sees is then what a wire carries: no segment longer than an MTU.
             with netns.control_socket(namespace(self.lab.name, node)) as control:
                 netns.cut_segments_before_the_wire(control, "eth0")
         self.lab.serve([sys.executable, SERVER_PROGRAM, "--port", str(PORT)])
-        self.wire = Wire(namespace(self.lab.name, CLIENT))
+        self.wire = Wire(namespace(self.lab.name, TWO_HOSTS.client))
 
     def down(self) -> None:
         """Take it away."""
@@ -57,7 +57,7 @@ class Conformance:
         """The number that the serving host's kernel knows a raw one by: the lab's scrambler leaves ICMP alone."""
         if self.plain:
             return seq
-        plan = nodes.scramble_plan(SEED, self.serving, 1)
+        plan = nodes.scramble_plan(TWO_HOSTS, SEED, self.serving, 1)
         assert "wrap-after-bytes" not in plan
         return (seq - plan["seq-add"]) & MASK
 
@@ -106,7 +106,7 @@ class Conformance:
             assert ends
             assert eventually(protected), self.lab.status()["connections"]
             crashed = str(self.lab.crash("primary")["node"])
-            self.serving = nodes.other(crashed)
+            self.serving = TWO_HOSTS.other(crashed)
             assert eventually(lambda: self.lab.status()["nodes"][self.serving]["state"] == "unprotected")
         finally:
             crossing.open.set()

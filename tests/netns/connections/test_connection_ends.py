@@ -13,7 +13,7 @@ import pytest
 from nfq_failover.constants import RST
 from nfq_failover.lab import netns
 from nfq_failover.lab.state import Options
-from nfq_failover.lab.topology import SERVERS, SERVICE_ADDRESS, namespace
+from nfq_failover.lab.topology import TWO_HOSTS, namespace
 from tests.support.connection_world import CALM, Case, Steps, Talk, World, client_listener, pause
 from tests.support.lab_world import PORT, eventually
 from tests.support.scripted_server import content
@@ -41,8 +41,8 @@ def test_a_reset_by_the_client_reaches_both_applications(world: World, tmp_path:
         at_rest.reset()
         after_data.socket.sendall(content(9, 20_000))
         after_data.reset()
-        case.assert_ends(at_rest, "reset", *SERVERS)
-        case.assert_ends(after_data, "reset", *SERVERS)
+        case.assert_ends(at_rest, "reset", *TWO_HOSTS.hosts)
+        case.assert_ends(after_data, "reset", *TWO_HOSTS.hosts)
         assert eventually(lambda: not case.row(at_rest) and not case.row(after_data))
         survivor = case.crash()
         survivor_only.echo(10)
@@ -102,7 +102,7 @@ def again(case: Case, steps: Steps, source_port: int) -> Talk:
 
         def connected() -> bool:
             try:
-                connection.connect((SERVICE_ADDRESS, PORT))
+                connection.connect((TWO_HOSTS.service, PORT))
             except OSError as error:
                 if error.errno != errno.EADDRNOTAVAIL:
                     raise
@@ -195,7 +195,7 @@ def test_connections_that_the_server_opens_are_left_alone(world: World, tmp_path
         with pytest.raises(BlockingIOError):
             listener.accept()
         listener.settimeout(10)
-        ours = f"{SERVICE_ADDRESS}:{source_port}"
+        ours = f"{TWO_HOSTS.service}:{source_port}"
         let("first", primary)
         assert accept_and_answer(listener, 9100, 20_000) == ours
         assert ours not in {row["server"] for row in case.lab.status()["connections"]}

@@ -11,7 +11,7 @@ import pytest
 
 from nfq_failover.constants import OPT_MSS, OPT_NOP, OPT_SACK_PERMITTED, OPT_TIMESTAMPS, OPT_WSCALE
 from nfq_failover.lab.state import Options
-from nfq_failover.lab.topology import CLIENT, SERVICE_ADDRESS, namespace
+from nfq_failover.lab.topology import TWO_HOSTS, namespace
 from nfq_failover.wire.segment import Segment
 from nfq_failover.wire.seqnum import MASK
 from nfq_failover.wire.tcp_options import each_option
@@ -71,7 +71,7 @@ def fast_open(case: Case, data: bytes) -> Talk:
     def send_with_syn(connection: socket.socket) -> None:
         nonlocal sent
         connection.setblocking(True)  # or it would not wait for the handshake where the SYN carries nothing
-        sent = connection.sendto(data, socket.MSG_FASTOPEN, (SERVICE_ADDRESS, FASTOPEN_PORT))
+        sent = connection.sendto(data, socket.MSG_FASTOPEN, (TWO_HOSTS.service, FASTOPEN_PORT))
 
     talk = case.open([["echo_all"]], FASTOPEN_PORT, send_with_syn, ask=False, connect=False)
     talk.socket.settimeout(20.0)
@@ -102,7 +102,7 @@ def test_unknown_options_are_not_granted(world: World, tmp_path: Path) -> None:
     plan = json.dumps({"id": "raw", "steps": [["echo_all"]]}).encode() + b"\n"
     with (
         world.case(tmp_path) as case,
-        raw_client(namespace(case.lab.name, CLIENT), 23_456, PORT) as client,
+        raw_client(namespace(case.lab.name, TWO_HOSTS.client), 23_456, PORT) as client,
     ):
         syn_ack = client.open(syn)
         assert kinds(syn_ack) == {OPT_MSS, OPT_SACK_PERMITTED}
@@ -150,7 +150,7 @@ def test_a_signed_connection_works_unprotected_and_says_why(tmp_path: Path) -> N
         with made.case(tmp_path, resets=True) as case:
 
             def sign(connection: socket.socket) -> None:
-                connection.setsockopt(socket.IPPROTO_TCP, TCP_MD5SIG, md5_option(SERVICE_ADDRESS))
+                connection.setsockopt(socket.IPPROTO_TCP, TCP_MD5SIG, md5_option(TWO_HOSTS.service))
 
             signed = case.open([["echo_all"]], MD5_PORT, prepare=sign)
             plain = case.open([["echo_all"]])
@@ -167,7 +167,7 @@ def test_a_signed_connection_works_unprotected_and_says_why(tmp_path: Path) -> N
 def test_padding_is_not_taken_for_an_option(world: World, tmp_path: Path) -> None:
     """NOPs and what follows the end of the list, as some stacks send them."""
     syn = bytes((OPT_NOP, OPT_NOP, OPT_MSS, 4)) + (536).to_bytes(2, "big") + bytes((0, OPT_FASTOPEN))
-    with world.case(tmp_path) as case, raw_client(namespace(case.lab.name, CLIENT), 23_457, PORT) as client:
+    with world.case(tmp_path) as case, raw_client(namespace(case.lab.name, TWO_HOSTS.client), 23_457, PORT) as client:
         assert kinds(client.open(syn)) == {OPT_MSS}
         client.send(json.dumps({"id": "padded", "steps": [["echo_all"]]}).encode() + b"\n")
         case.crash()

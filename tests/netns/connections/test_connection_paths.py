@@ -14,7 +14,7 @@ import pytest
 
 from nfq_failover.lab.nodes import scramble_plan
 from nfq_failover.lab.state import Options
-from nfq_failover.lab.topology import ADDRESSES, CLIENT, SERVERS
+from nfq_failover.lab.topology import TWO_HOSTS
 from tests.support.client_capture import Stream
 from tests.support.connection_world import CALM, Case, Steps, Talk, World
 from tests.support.disorder import disorder
@@ -56,7 +56,7 @@ def wrapping_seed() -> int:
     """A seed with which the numbers of both hosts wrap a good deal into each connection of their first boot."""
 
     def good(seed: int) -> bool:
-        plans = [scramble_plan(seed, node, 1) for node in SERVERS]
+        plans = [scramble_plan(TWO_HOSTS, seed, node, 1) for node in TWO_HOSTS.hosts]
         return all(
             MB < plan.get("wrap-after-bytes", 0) < 3 * MB and 500 < plan.get("wrap-after-ms", 0) < 1500
             for plan in plans
@@ -121,7 +121,7 @@ def test_segments_out_of_order_and_twice(world: World, tmp_path: Path) -> None:
         echo.socket.shutdown(socket.SHUT_WR)
         echo.expect_end()
         case.finish()
-    for node in (CLIENT, backup):
+    for node in (TWO_HOSTS.client, backup):
         assert odd.late[node] > 50
         assert odd.twice[node] > 20
 
@@ -135,7 +135,7 @@ def test_a_host_with_cookies_and_bare_timestamps(world: World, tmp_path: Path, t
     with world.case(tmp_path) as case:
         primary = case.lab.resolve("primary")
         settings = ["net.ipv4.tcp_syncookies", "net.ipv4.tcp_timestamps"]
-        values = {node: case.lab.run(node, ["sysctl", "-n", *settings]).stdout.split() for node in SERVERS}
+        values = {node: case.lab.run(node, ["sysctl", "-n", *settings]).stdout.split() for node in TWO_HOSTS.hosts}
         assert values == {"a": ["2", "2"], "b": ["1", "1"]}
         talks = [case.open(DOWN_AND_UP), case.open([["echo_all"]])]
         case.assert_protected(*talks)
@@ -161,7 +161,8 @@ def test_last_acknowledgement_of_an_idle_client_that_the_tap_has_lost(world: Wor
             row = case.lab.run(backup, ["ss", "-Htn", f"sport = :{PORT} and dport = :{talk.port}"]).stdout.split()
             return int(row[2])
 
-        pure = ["-p", "tcp", "-s", ADDRESSES[CLIENT], "--tcp-flags", "ALL", "ACK", "-m", "length", "--length", "0:80"]
+        client = TWO_HOSTS.address(TWO_HOSTS.client)
+        pure = f"-p tcp -s {client} --tcp-flags ALL ACK -m length --length 0:80".split()
         rule = ["PREROUTING", *pure, "-j", "DROP"]
         assert case.lab.run(backup, ["iptables", "-t", "raw", "-I", *rule]).returncode == 0
         talk.echo(2)

@@ -21,9 +21,9 @@ from nfq_failover.cli import main
 from nfq_failover.core.shadow.table import QUERY_EVERY_S
 from nfq_failover.errors import CommandError
 from nfq_failover.lab.lab import Lab
-from nfq_failover.lab.nodes import ask_daemon, other
+from nfq_failover.lab.nodes import ask_daemon
 from nfq_failover.lab.state import Options
-from nfq_failover.lab.topology import SERVICE_ADDRESS, namespace
+from nfq_failover.lab.topology import TWO_HOSTS, namespace
 from tests.support import diverging_server
 from tests.support.lab_world import connect, eventually, fresh_name
 from tests.support.namespaces import run
@@ -70,7 +70,7 @@ class Client:
 
     def shadow(self) -> dict[str, Any]:
         """The backup's row of it, empty for none."""
-        said = ask_daemon(self.lab.store, other(self.lab.resolve("primary"))) or {}
+        said = ask_daemon(self.lab.store, TWO_HOSTS.other(self.lab.resolve("primary"))) or {}
         return next((row for row in said.get("connections", []) if row["client"] == self.name), {})
 
     def get(self, size: int, request: bytes = b"%d\n") -> bytes:
@@ -180,7 +180,7 @@ def probe(lab: Lab, port: int, scratch: Path, *words: str, request: bytes = b"")
         words = (*words, "--request", str(scratch / "request"))
     hosts = [w for node in "ab" for w in ("--host", f"ip netns exec {namespace(lab.name, node)}")]
     program = ["--program", f"{sys.executable} -m nfq_failover", "--times", "2", "--idle-ms", "150"]
-    return main(["probe", "--service", f"{SERVICE_ADDRESS}:{port}", *hosts, *program, *words])
+    return main(["probe", "--service", f"{TWO_HOSTS.service}:{port}", *hosts, *program, *words])
 
 
 def test_status_and_takeover_of_servers_that_differ(scratch: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -241,7 +241,7 @@ def test_status_and_takeover_of_servers_that_differ(scratch: Path, capsys: pytes
             made["download"].http("/file", read=False)
             begun = made["download"].take(100_000)
             made["download"].becomes(lambda row: bool(row["protected"]))
-            survivor = other(str(lab.crash("primary")["node"]))
+            survivor = TWO_HOSTS.other(str(lab.crash("primary")["node"]))
             assert eventually(lambda: lab.status()["nodes"][survivor]["state"] == "unprotected", 20)
 
             assert made["date"].http("/300") == content(300)
@@ -268,7 +268,7 @@ def test_client_that_only_listens_is_told_long_after_its_servers_fell_out_of_ste
                 assert len(each.get(5000)) == 5000
                 each.becomes(lambda row: not row["protected"])
             ended.socket.close()
-            backup = other(lab.resolve("primary"))
+            backup = TWO_HOSTS.other(lab.resolve("primary"))
             time.sleep(QUERY_EVERY_S)
             # Our own TCP has nothing of it left: only the daemon knows that there is such a client.
             assert eventually(lambda: client.name not in lab_connections(lab, backup), 2 * QUERY_EVERY_S)
@@ -286,7 +286,7 @@ def test_another_date_in_a_response_that_the_replica_is_late_with_is_no_divergen
         client = Client(lab, DATE)
         with contextlib.closing(client.socket):
             client.becomes(lambda row: bool(row["protected"]))
-            backup = other(lab.resolve("primary"))
+            backup = TWO_HOSTS.other(lab.resolve("primary"))
             pids = [int(pid) for pid in run("ip", "netns", "pids", namespace(lab.name, backup)).split()]
             late = [pid for pid in pids if SERVER_PROGRAM.encode() in Path(f"/proc/{pid}/cmdline").read_bytes()]
             assert late
@@ -323,7 +323,7 @@ def test_strict_waits_for_the_replica(scratch: Path) -> None:
         assert made["date"].http("/200") == content(200)  # released when its protection ends
         row = made["date"].becomes(lambda row: not row["protected"])
         assert "policy: strict" in row["reason"]
-        survivor = other(str(lab.crash("primary")["node"]))
+        survivor = TWO_HOSTS.other(str(lab.crash("primary")["node"]))
         assert eventually(lambda: lab.status()["nodes"][survivor]["state"] == "unprotected", 20)
         assert made["redis"].redis("INCR", "n") == b":51\r\n"
         assert made["date"].is_reset()

@@ -18,9 +18,8 @@ from typing import Any
 import pytest
 
 from nfq_failover.lab import nodes
-from nfq_failover.lab.nodes import other
 from nfq_failover.lab.state import Options
-from nfq_failover.lab.topology import CLIENT, HARDWARE, MULTICAST_HARDWARE, SERVICE_ADDRESS, namespace
+from nfq_failover.lab.topology import TWO_HOSTS, namespace
 from tests.support.client_capture import senders
 from tests.support.connection_world import CALM, SERVER_PROGRAM, Case, Steps, Talk, World, pause
 from tests.support.lab_world import PORT, eventually
@@ -103,7 +102,7 @@ class Forking(World):
 
     def neighbour(self) -> str:
         """Where the client sends what is for the service."""
-        command = ["ip", "-j", "-n", namespace(self.lab.name, CLIENT), "neigh", "show", SERVICE_ADDRESS]
+        command = ["ip", "-j", "-n", namespace(self.lab.name, TWO_HOSTS.client), "neigh", "show", TWO_HOSTS.service]
         (row,) = json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
         return str(row["lladdr"])
 
@@ -162,14 +161,16 @@ def hand_over(world: Forking, case: Case) -> tuple[str, Talk]:
     got += failing.receive(2 * HALF)
     assert sha256(got) == sha256(b"".join(content(seed, HALF) for seed in (1, 2, 3)))
     failing.echo(4, 50_000)
-    world.becomes(failing, **{primary: "handed over to the backup", other(primary): "handed over by the primary"})
+    world.becomes(
+        failing, **{primary: "handed over to the backup", TWO_HOSTS.other(primary): "handed over by the primary"}
+    )
     return primary, failing
 
 
 def one_moves_and_then_all(world: Forking, tmp_path: Path) -> None:
     with world.case(tmp_path) as case:
         primary = world.lab.resolve("primary")
-        backup = other(primary)
+        backup = TWO_HOSTS.other(primary)
         others = [case.open(ECHO) for _ in range(3)]
         for number, talk in enumerate(others):
             talk.echo(number)
@@ -181,7 +182,7 @@ def one_moves_and_then_all(world: Forking, tmp_path: Path) -> None:
         case.open(ECHO).echo(20)
         states = {node: world.says(node)["state"] for node in (primary, backup)}
         assert states == {primary: "protected", backup: "shadowing"}
-        expected = HARDWARE[primary] if world.tap == "clone" else MULTICAST_HARDWARE
+        expected = TWO_HOSTS.hardware(primary) if world.tap == "clone" else TWO_HOSTS.multicast_hardware
         assert world.neighbour() == expected
         case.crash()
         for number, talk in enumerate([failing, *others]):
@@ -189,7 +190,7 @@ def one_moves_and_then_all(world: Forking, tmp_path: Path) -> None:
         world.becomes(failing, **{backup: "taken over"})
         case.finish()
     heard = senders(tmp_path / "client.pcap")
-    both = [HARDWARE[primary], HARDWARE[backup]]
+    both = [TWO_HOSTS.hardware(primary), TWO_HOSTS.hardware(backup)]
     assert all(heard[talk.port] == both for talk in (failing, *others)), heard  # never one of them between the other
 
 
@@ -208,7 +209,7 @@ def test_the_same_with_the_multicast_tap(tmp_path: Path) -> None:
 def test_it_goes_on_without_protection_and_in_the_next_one(world: Forking, tmp_path: Path) -> None:
     with world.case(tmp_path) as case:
         primary, failing = hand_over(world, case)
-        backup = other(primary)
+        backup = TWO_HOSTS.other(primary)
         world.kill_listener(backup)
         world.states(**{primary: "unprotected", backup: "shadowing"})
         for seed in range(2):
@@ -229,7 +230,7 @@ def test_it_goes_on_without_protection_and_in_the_next_one(world: Forking, tmp_p
 def test_it_outlives_the_backups_daemon(world: Forking, tmp_path: Path) -> None:
     with world.case(tmp_path) as case:
         primary, failing = hand_over(world, case)
-        backup = other(primary)
+        backup = TWO_HOSTS.other(primary)
         assert eventually(lambda: not any(row["lag_bytes"] for row in world.says(backup)["connections"]))
         pid = world.lab.daemon_pid(backup)
         os.kill(pid, signal.SIGKILL)
@@ -247,7 +248,7 @@ def test_it_ends_as_any_other_and_its_port_is_the_primarys_again(world: Forking,
         failing.socket.shutdown(socket.SHUT_WR)
         failing.expect_end()
         failing.socket.close()
-        case.assert_ends(failing, "done", other(primary))
+        case.assert_ends(failing, "done", TWO_HOSTS.other(primary))
 
         pause(1.1)  # a second of TIME_WAIT is enough for a client that uses timestamps (ip-sysctl, tcp_tw_reuse)
         case.set_client(tcp_tw_reuse="1")
@@ -267,17 +268,17 @@ def test_all_of_the_application_dies_and_the_service_moves(world: Forking, tmp_p
         for seed in range(2, 5):
             failing.echo(seed)
             idle.echo(seed)
-        world.states(**{primary: "yielded", other(primary): "unprotected"})
+        world.states(**{primary: "yielded", TWO_HOSTS.other(primary): "unprotected"})
         failing.echo(6, 50_000)
         idle.echo(7, 50_000)
     world.start_again(primary)
-    world.states(**{primary: "shadowing", other(primary): "protected"})
+    world.states(**{primary: "shadowing", TWO_HOSTS.other(primary): "protected"})
 
 
 def test_it_is_lost_loudly_with_the_backup(world: Forking, tmp_path: Path) -> None:
     with world.case(tmp_path, judged=False) as case:  # what makes the client ask is no segment of a living connection
         primary, failing = hand_over(world, case)
-        world.lab.crash(other(primary))
+        world.lab.crash(TWO_HOSTS.other(primary))
         with pytest.raises(ConnectionResetError):  # though this client says nothing
             failing.socket.recv(1)
         world.states(**{primary: "unprotected"})

@@ -15,9 +15,9 @@ from nfq_failover.errors import CommandError
 from nfq_failover.lab.lab import Lab
 from nfq_failover.lab.measure.capture import Capture
 from nfq_failover.lab.measure.verdict import read_capture
-from nfq_failover.lab.nodes import ask_daemon, other
+from nfq_failover.lab.nodes import ask_daemon
 from nfq_failover.lab.state import Options
-from nfq_failover.lab.topology import CLIENT, HARDWARE, SERVICE_ADDRESS, namespace
+from nfq_failover.lab.topology import TWO_HOSTS, namespace
 from tests.netns.connections.test_divergence import NGINX, NGINX_CONFIG, Client
 from tests.support.client_capture import senders
 from tests.support.connection_world import CALM
@@ -55,8 +55,8 @@ def test_worker_is_killed_in_mid_response(tmp_path: Path) -> None:
         stack.callback(take_down, lab)
         lab.up(Options(ports=(f"{NGINX}",), heartbeat_ms=CALM, settings=settings), seed=73)
         lab.serve(["sh", "-c", run])
-        enter = ["ip", "netns", "exec", namespace(lab.name, CLIENT)]
-        capture = stack.enter_context(Capture(tmp_path / "client.pcap", SERVICE_ADDRESS, enter))
+        enter = ["ip", "netns", "exec", namespace(lab.name, TWO_HOSTS.client)]
+        capture = stack.enter_context(Capture(tmp_path / "client.pcap", TWO_HOSTS.service, enter))
         primary = lab.resolve("primary")
         clients = [Client(lab, NGINX) for _ in range(3)]
         for client in clients:
@@ -88,13 +88,15 @@ def test_worker_is_killed_in_mid_response(tmp_path: Path) -> None:
         stack.callback(new.socket.close)
         assert new.http("/nginx.conf")
         new.becomes(lambda row: bool(row["protected"]))
-        states = {node: (ask_daemon(lab.store, node) or {}).get("state") for node in (primary, other(primary))}
-        assert states == {primary: "protected", other(primary): "shadowing"}
+        states = {
+            node: (ask_daemon(lab.store, node) or {}).get("state") for node in (primary, TWO_HOSTS.other(primary))
+        }
+        assert states == {primary: "protected", TWO_HOSTS.other(primary): "shadowing"}
 
         assert capture.stop().missing == 0
-        packets = read_capture(tmp_path / "client.pcap", SERVICE_ADDRESS)
+        packets = read_capture(tmp_path / "client.pcap", TWO_HOSTS.service)
         assert not [packet for packet in packets if packet.flags & RST]
         heard = senders(tmp_path / "client.pcap")
-        both = [HARDWARE[primary], HARDWARE[other(primary)]]
+        both = [TWO_HOSTS.hardware(primary), TWO_HOSTS.hardware(TWO_HOSTS.other(primary))]
         ports = [client.socket.getsockname()[1] for client in (*clients, new)]
         assert [heard[port] for port in ports] == [both, both, both, both[:1]]

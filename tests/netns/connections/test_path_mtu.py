@@ -13,7 +13,7 @@ from scapy.layers.inet import ICMP, IP, TCP
 
 from nfq_failover.lab import netns
 from nfq_failover.lab.state import Options
-from nfq_failover.lab.topology import ADDRESSES, CLIENT, SERVICE_ADDRESS, namespace
+from nfq_failover.lab.topology import TWO_HOSTS, namespace
 from tests.support.connection_world import CALM, World
 from tests.support.lab_world import PORT, eventually
 from tests.support.raw_client import raw_client
@@ -36,18 +36,22 @@ def world() -> Iterator[World]:
 
 def complain(inside: str, port: int, seq: int) -> None:
     """A router at the client's address does not get a segment of the service through."""
-    segment = IP(src=SERVICE_ADDRESS, dst=ADDRESSES[CLIENT]) / TCP(sport=PORT, dport=port, seq=seq)
-    error = IP(dst=SERVICE_ADDRESS, src=ADDRESSES[CLIENT]) / ICMP(type=3, code=4, nexthopmtu=MTU) / bytes(segment)[:28]
+    segment = IP(src=TWO_HOSTS.service, dst=TWO_HOSTS.address(TWO_HOSTS.client)) / TCP(sport=PORT, dport=port, seq=seq)
+    error = (
+        IP(dst=TWO_HOSTS.service, src=TWO_HOSTS.address(TWO_HOSTS.client))
+        / ICMP(type=3, code=4, nexthopmtu=MTU)
+        / bytes(segment)[:28]
+    )
     with netns.entered(inside):
         sender = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW)
     with sender:
-        sender.sendto(bytes(error), (SERVICE_ADDRESS, 0))
+        sender.sendto(bytes(error), (TWO_HOSTS.service, 0))
 
 
 @pytest.mark.parametrize("crash", [False, True], ids=["primary", "survivor"])
 def test_path_mtu_is_learnt(world: World, tmp_path: Path, crash: bool) -> None:
     with world.case(tmp_path) as case:
-        inside, port = namespace(case.lab.name, CLIENT), SOURCE_PORTS[crash]
+        inside, port = namespace(case.lab.name, TWO_HOSTS.client), SOURCE_PORTS[crash]
         with raw_client(inside, port, PORT) as client:
             client.open(SYN_OPTIONS)
             client.send(json.dumps({"id": f"mtu-{crash}", "steps": [["echo_all"]]}).encode() + b"\n")
@@ -56,7 +60,7 @@ def test_path_mtu_is_learnt(world: World, tmp_path: Path, crash: bool) -> None:
             serving = case.crash() if crash else case.lab.resolve("primary")
 
             def path_mtu() -> int:
-                words = ["ss", "-Htin", "src", SERVICE_ADDRESS, "dport", "=", str(port)]
+                words = ["ss", "-Htin", "src", TWO_HOSTS.service, "dport", "=", str(port)]
                 found = re.search(r" pmtu:(\d+)", case.lab.run(serving, words).stdout)
                 assert found
                 return int(found[1])

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from nfq_failover.lab.campaign.driver import LabDriver
+from nfq_failover.lab.driver import LabDriver
 from nfq_failover.lab.measure.verdict import Measurement, measure, read_capture
 from nfq_failover.lab.state import Options
-from nfq_failover.lab.topology import SERVICE_ADDRESS
+from nfq_failover.lab.topology import TWO_HOSTS
 from tests.support.lab_world import eventually
 
 pytestmark = [pytest.mark.netns, pytest.mark.slow]
@@ -47,16 +47,16 @@ def crash_during(
     """One workload with a crash after `delay_s`: the client's report, and what its capture says."""
     with driver.capture(capture) as running, driver.start_workload([*arguments, "--port", "7000-7003"]) as workload:
         time.sleep(delay_s)
-        before = driver.primary()
+        before = driver.serving()
         assert eventually(lambda: protected(driver)), driver.lab.status()
         driver.crash("primary")
         report = workload.result()
-        after = driver.primary()
+        after = driver.serving()
         if after is None:
             driver.keep_logs(capture.parent / "logs")
     assert running.counts is not None
     assert after not in (None, before), (before, driver.lab.status()["nodes"], last_words(capture.parent / "logs"))
-    return report, measure(read_capture(capture, SERVICE_ADDRESS), running.counts.missing)
+    return report, measure(read_capture(capture, TWO_HOSTS.service), running.counts.missing)
 
 
 def test_a_download_at_one_gigabit_leaves_a_clean_capture(driver: LabDriver, tmp_path: Path) -> None:

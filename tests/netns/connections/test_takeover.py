@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from nfq_failover.lab.nodes import other
 from nfq_failover.lab.state import Options
+from nfq_failover.lab.topology import TWO_HOSTS
 from tests.support.fault_world import (
     ALLOWANCE_S,
     CALM_MS,
@@ -58,7 +58,7 @@ def listed(world: World, old: Talk) -> tuple[bool, str]:
 def test_takeover_and_restore(world: World, kind: str, tmp_path: Path) -> None:
     before = world.lab.status()
     crashed = world.lab.resolve("primary")
-    survivor = other(crashed)
+    survivor = TWO_HOSTS.other(crashed)
     with talk(world) as old:
         assert listed(world, old) == (True, "")
         with world.capture(tmp_path / "client.pcap") as running, world.start(*WORKLOADS[kind]) as workload:

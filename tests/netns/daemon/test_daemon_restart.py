@@ -14,9 +14,8 @@ import pytest
 
 from nfq_failover.core.shadow.checkpoint import HEADER_BYTES
 from nfq_failover.lab.measure.verdict import read_capture
-from nfq_failover.lab.nodes import other
 from nfq_failover.lab.state import Options
-from nfq_failover.lab.topology import SERVICE_ADDRESS
+from nfq_failover.lab.topology import TWO_HOSTS
 from tests.support.fault_world import (
     CALM_MS,
     Shared,
@@ -68,8 +67,8 @@ def takes_over(world: World) -> str:
     """Crashes the primary. Returns the name of the one that goes on."""
     primary = world.lab.resolve("primary")
     world.lab.crash(primary)
-    world.becomes(**{other(primary): "unprotected"})
-    return other(primary)
+    world.becomes(**{TWO_HOSTS.other(primary): "unprotected"})
+    return TWO_HOSTS.other(primary)
 
 
 def record(world: World, node: str) -> Path:
@@ -148,7 +147,7 @@ def test_without_its_record_a_connection_is_cut_and_never_let_through(world: Wor
     result = whole(running)
     assert result.unseen_acknowledged == []
     # The replica's own numbers would be far away: the hosts' numbers are scrambled.
-    assert all(0 <= p.seq < 10_000 for p in read_capture(running.path, SERVICE_ADDRESS) if p.from_service)
+    assert all(0 <= p.seq < 10_000 for p in read_capture(running.path, TWO_HOSTS.service) if p.from_service)
 
 
 def goes_on(connection: socket.socket) -> bool:
@@ -182,8 +181,8 @@ def test_an_unprotected_primary_serves_without_its_daemon_and_with_the_next(worl
             ended_well(load)
         idle.exchange()
         # A backup comes, and the protection with it.
-        world.lab.restore(other(primary))
-        world.becomes(**{primary: "protected", other(primary): "shadowing"})
+        world.lab.restore(TWO_HOSTS.other(primary))
+        world.becomes(**{primary: "protected", TWO_HOSTS.other(primary): "shadowing"})
         with talk(world) as new:
             assert world.protects(new.connection)
         idle.exchange()

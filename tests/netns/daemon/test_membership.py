@@ -14,9 +14,8 @@ from pathlib import Path
 import pytest
 
 from nfq_failover.lab.measure.verdict import read_capture
-from nfq_failover.lab.nodes import other
 from nfq_failover.lab.state import Options
-from nfq_failover.lab.topology import SERVERS, SERVICE_ADDRESS
+from nfq_failover.lab.topology import TWO_HOSTS
 from tests.support.fault_world import (
     CALM_MS,
     DETECTION_S,
@@ -62,7 +61,7 @@ def watched(world: World) -> Iterator[list[tuple[str | None, ...]]]:
 
     def look() -> None:
         while not done.wait(0.01):
-            seen.append(tuple(world.state(node) for node in SERVERS))
+            seen.append(tuple(world.state(node) for node in TWO_HOSTS.hosts))
 
     thread = threading.Thread(target=look)
     thread.start()
@@ -85,11 +84,11 @@ def never_both(seen: list[tuple[str | None, ...]]) -> bool:
 def test_two_hosts_that_boot_together_elect_one(world: World, tmp_path: Path) -> None:
     epoch = world.epoch()
     with world.capture(tmp_path / "client.pcap") as running:
-        for node in SERVERS:
+        for node in TWO_HOSTS.hosts:
             world.lab.crash(node)
         assert world.states() == {"a": "off", "b": "off"}
         with watched(world) as seen:
-            boots = [threading.Thread(target=world.lab.restore, args=(node,)) for node in SERVERS]
+            boots = [threading.Thread(target=world.lab.restore, args=(node,)) for node in TWO_HOSTS.hosts]
             for boot in boots:
                 boot.start()
             for boot in boots:
@@ -121,12 +120,12 @@ def test_a_host_that_boots_alone_waits_until_it_is_told_to_serve(world: World, t
         silent_until = time.time()
 
         assert claim(world, backup).returncode == 0
-        world.becomes(**{backup: "unprotected", other(backup): "off"})
+        world.becomes(**{backup: "unprotected", TWO_HOSTS.other(backup): "off"})
         assert world.epoch() == epoch + 1
         with talk(world) as alone:
             # The other host comes back and finds somebody who serves.
-            world.lab.restore(other(backup))
-            world.becomes(**{backup: "protected", other(backup): "shadowing"})
+            world.lab.restore(TWO_HOSTS.other(backup))
+            world.becomes(**{backup: "protected", TWO_HOSTS.other(backup): "shadowing"})
             world.why_not(alone.connection)
             alone.exchange()
     faultless(running)
@@ -159,9 +158,9 @@ def test_a_killed_daemon_of_the_primary_is_a_dead_primary(world: World, tmp_path
             ended_well(workload)
             idle.exchange()
         faultless(running)
-        assert speakers(running.path) == [primary, other(primary)]
+        assert speakers(running.path) == [primary, TWO_HOSTS.other(primary)]
         assert world.events("fenced")[-1]["node"] == primary
-        assert world.states() == {primary: "off", other(primary): "unprotected"}
+        assert world.states() == {primary: "off", TWO_HOSTS.other(primary): "unprotected"}
         assert world.epoch() == epoch + 1
 
 
@@ -202,14 +201,14 @@ def test_a_primary_that_is_stopped_hands_over_without_a_fence(world: World, tmp_
             ended_well(workload)
             idle.exchange()
         result = faultless(running)
-        assert speakers(running.path) == [primary, other(primary)]
+        assert speakers(running.path) == [primary, TWO_HOSTS.other(primary)]
         assert result.silence is not None
         assert result.silence.ms / 1000 < DETECTION_S  # it was told, it had nothing to detect
-        assert world.states() == {primary: "no-daemon", other(primary): "unprotected"}
+        assert world.states() == {primary: "no-daemon", TWO_HOSTS.other(primary): "unprotected"}
         assert len(world.events("fenced")) == fences
         assert world.epoch() == epoch + 1
         world.restart_daemon(primary)
-        world.becomes(**{primary: "shadowing", other(primary): "protected"})
+        world.becomes(**{primary: "shadowing", TWO_HOSTS.other(primary): "protected"})
         idle.exchange()
 
 
@@ -222,7 +221,7 @@ def test_both_daemons_killed_leak_nothing_and_elect_one_when_they_are_back(world
         world.start("bulk", "--size", "60M"),
     ):
         time.sleep(0.5)
-        for node in SERVERS:
+        for node in TWO_HOSTS.hosts:
             world.kill_daemon(node)
         killed = time.time()
         time.sleep(1.0)
@@ -230,7 +229,7 @@ def test_both_daemons_killed_leak_nothing_and_elect_one_when_they_are_back(world
         assert idle.stays_silent(0.2)
         back = time.time()
         with watched(world) as seen:
-            for node in SERVERS:
+            for node in TWO_HOSTS.hosts:
                 world.restart_daemon(node)
             assert eventually(world.is_protected)
         time.sleep(0.5)
@@ -244,7 +243,7 @@ def test_both_daemons_killed_leak_nothing_and_elect_one_when_they_are_back(world
     assert result.unseen_acknowledged == []
     assert clock_set_back(running.path) == []
     # Numbers of another host's TCP would be far away: the hosts' sequence numbers are scrambled.
-    assert all(0 <= p.seq <= 61_000_000 for p in read_capture(running.path, SERVICE_ADDRESS) if p.from_service)
+    assert all(0 <= p.seq <= 61_000_000 for p in read_capture(running.path, TWO_HOSTS.service) if p.from_service)
 
 
 # ------------------------------------------------------------------------------------------------------------ pauses
@@ -269,7 +268,7 @@ def test_a_host_that_wakes_in_an_older_epoch_steps_down_unheard(
 ) -> None:
     world = accepting.ready()
     primary, epoch = world.lab.resolve("primary"), world.epoch()
-    backup = other(primary)
+    backup = TWO_HOSTS.other(primary)
     said = len(world.log(primary))
     daemon = world.lab.daemon_pid(primary)
     with world.fence_fails(backup), talk(world) as idle:
@@ -291,7 +290,7 @@ def test_a_host_that_wakes_in_an_older_epoch_steps_down_unheard(
 
 def test_a_paused_primary_whose_backup_has_refused_goes_on_unprotected(world: World, tmp_path: Path) -> None:
     primary, epoch = world.lab.resolve("primary"), world.epoch()
-    backup = other(primary)
+    backup = TWO_HOSTS.other(primary)
     said = len(world.log(primary))
     with world.fence_fails(backup), talk(world) as idle:
         with world.capture(tmp_path / "client.pcap") as running, world.start("bulk", "--size", "20M") as workload:

@@ -11,9 +11,8 @@ from pathlib import Path
 import pytest
 
 from nfq_failover.lab import nodes
-from nfq_failover.lab.nodes import other
 from nfq_failover.lab.state import Options
-from nfq_failover.lab.topology import namespace
+from nfq_failover.lab.topology import TWO_HOSTS, namespace
 from tests.support.connection_world import CALM, Case, Talk, World, pause
 from tests.support.lab_world import PORT, connect, eventually
 from tests.support.scripted_server import content
@@ -78,7 +77,7 @@ class Applications(World):
         assert eventually(lambda: not killed & set(self.pids(node)))
         assert eventually(lambda: all(not _stopped(pid) for pid in self.pids(node)))
         self.start(node)
-        self.becomes(**{node: "shadowing", other(node): "protected"})
+        self.becomes(**{node: "shadowing", TWO_HOSTS.other(node): "protected"})
 
     def down(self) -> None:
         super().down()
@@ -130,7 +129,7 @@ def test_primary_is_killed(world: Applications, tmp_path: Path) -> None:
         assert begun + busy.receive(HALF) == content(3, 2 * HALF)
         busy.expect_end()
         idle.echo(2)
-        world.becomes(**{primary: "yielded", other(primary): "unprotected"})
+        world.becomes(**{primary: "yielded", TWO_HOSTS.other(primary): "unprotected"})
         case.gate("answer").touch()
         assert half_closed.receive(5000) == content(4, 5000)
         half_closed.expect_end()
@@ -161,7 +160,7 @@ def test_primary_exits_in_mid_response(world: Applications, tmp_path: Path, unre
             talk.socket.sendall(content(7, 100))
         assert talk.receive(100) == content(7, 100)
         talk.expect_end()
-        world.becomes(**{primary: "yielded", other(primary): "unprotected"})
+        world.becomes(**{primary: "yielded", TWO_HOSTS.other(primary): "unprotected"})
         goes_on(case, idle)
     world.heal(primary)
 
@@ -174,7 +173,7 @@ def test_primary_hangs(world: Applications, tmp_path: Path) -> None:
         case.assert_protected(talk)
         world.signal(primary, signal.SIGSTOP)
         talk.echo(2)  # answered when the service has moved
-        world.becomes(**{primary: "yielded", other(primary): "unprotected"})
+        world.becomes(**{primary: "yielded", TWO_HOSTS.other(primary): "unprotected"})
         assert "health" in str(world.says(primary)["reason"])
         goes_on(case, talk)
     world.heal(primary)
@@ -187,7 +186,7 @@ def test_primary_refuses_new_connections(world: Applications, tmp_path: Path) ->
         talk.echo(1)
         case.assert_protected(talk)
         case.open([["refuse", primary]]).expect_end()
-        world.becomes(**{primary: "yielded", other(primary): "unprotected"})
+        world.becomes(**{primary: "yielded", TWO_HOSTS.other(primary): "unprotected"})
         goes_on(case, talk)
     world.heal(primary)
 
@@ -196,7 +195,7 @@ def test_primary_refuses_new_connections(world: Applications, tmp_path: Path) ->
 def test_backup_loses_its_application(world: Applications, tmp_path: Path, how: str) -> None:
     with world.case(tmp_path) as case:
         primary = world.lab.resolve("primary")
-        backup = other(primary)
+        backup = TWO_HOSTS.other(primary)
         talk = case.open(ECHO)
         talk.echo(1)
         silent = case.open([["take", 1]])  # the server closes it without a word: a hung replica has sent as much
@@ -222,7 +221,7 @@ def test_backup_loses_its_application(world: Applications, tmp_path: Path, how: 
 def test_replica_that_exits_in_mid_response_is_not_continued(world: Applications, tmp_path: Path) -> None:
     with world.case(tmp_path) as case:
         primary = world.lab.resolve("primary")
-        backup = other(primary)
+        backup = TWO_HOSTS.other(primary)
         gate = str(case.gate("die"))
         talk = case.open([["send", HALF, 1], ["gate", gate], ["die", backup], ["send", HALF, 2], ["echo_all"]])
         assert talk.receive(HALF) == content(1, HALF)

@@ -14,9 +14,8 @@ import pytest
 
 from nfq_failover.constants import DEFAULT_SYNC_PORT
 from nfq_failover.lab import netns
-from nfq_failover.lab.nodes import other
 from nfq_failover.lab.state import Options
-from nfq_failover.lab.topology import ADDRESSES, CLIENT, SERVERS, SWITCH, namespace, port
+from nfq_failover.lab.topology import SWITCH, TWO_HOSTS, namespace, port
 from nfq_failover.wire.datagram import Header, Kind, read_header, seal
 from tests.support.fault_world import CALM_MS, Shared, World, ended_well, faultless, heard, speakers, talk
 from tests.support.lab_world import eventually
@@ -85,7 +84,7 @@ def recorded(world: World, node: str, count: int) -> list[bytes]:
         tap.bind((port(node), 0))
         tap.settimeout(5)
         datagrams: list[bytes] = []
-        target = socket.inet_aton(ADDRESSES[node])
+        target = socket.inet_aton(TWO_HOSTS.address(node))
         while len(datagrams) < count:
             frame = tap.recv(2048)
             if frame[12:14] != b"\x08\0" or frame[23] != socket.IPPROTO_UDP or frame[30:34] != target:
@@ -103,7 +102,7 @@ class Garbage:
         self._genuine = genuine
         self._draw = random.Random(seed)
         self.sent = 0
-        with netns.entered(namespace(world.lab.name, CLIENT)):
+        with netns.entered(namespace(world.lab.name, TWO_HOSTS.client)):
             self._raw = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW)
         self._thread = threading.Thread(target=self._run)
 
@@ -117,7 +116,7 @@ class Garbage:
 
     def _run(self) -> None:
         for _ in range(ROUNDS):
-            for node in SERVERS:
+            for node in TWO_HOSTS.hosts:
                 for data in self._samples(node):
                     self._send(node, data)
             self.sent += 1
@@ -133,13 +132,13 @@ class Garbage:
         header = read_header(genuine)
         forged = Header(draw.choice(list(Kind)), header.direction, header.session, header.epoch + 1, 1 << 40)
         yield seal(forged, genuine[22:-16], draw.randbytes(32))
-        yield draw.choice(self._genuine[other(node)])  # its own words
+        yield draw.choice(self._genuine[TWO_HOSTS.other(node)])  # its own words
 
     def _send(self, node: str, data: bytes) -> None:
         udp = struct.pack("!HHHH", DEFAULT_SYNC_PORT, DEFAULT_SYNC_PORT, 8 + len(data), 0) + data
-        source, target = (socket.inet_aton(ADDRESSES[name]) for name in (other(node), node))
+        source, target = (socket.inet_aton(TWO_HOSTS.address(name)) for name in (TWO_HOSTS.other(node), node))
         ip = struct.pack("!BBHHHBBH4s4s", 0x45, 0, 20 + len(udp), 0, 0, 64, socket.IPPROTO_UDP, 0, source, target)
-        self._raw.sendto(ip + udp, (ADDRESSES[node], 0))
+        self._raw.sendto(ip + udp, (TWO_HOSTS.address(node), 0))
 
 
 def rejected(world: World, node: str) -> dict[str, int]:
@@ -151,7 +150,7 @@ def rejected(world: World, node: str) -> dict[str, int]:
 def test_garbage_at_the_sync_ports_changes_nothing_but_counters(world: World, tmp_path: Path) -> None:
     primary, backup = world.lab.resolve("primary"), world.lab.resolve("backup")
     epoch = world.epoch()
-    genuine = {node: recorded(world, node, 10) for node in SERVERS}
+    genuine = {node: recorded(world, node, 10) for node in TWO_HOSTS.hosts}
     with (
         world.capture(tmp_path / "client.pcap") as running,
         world.start("upload", "--size", "25M") as upload,
@@ -160,7 +159,7 @@ def test_garbage_at_the_sync_ports_changes_nothing_but_counters(world: World, tm
     ):
         assert eventually(lambda: garbage.sent >= ROUNDS // 3)
         assert world.is_protected()
-        reasons = {node: rejected(world, node) for node in SERVERS}
+        reasons = {node: rejected(world, node) for node in TWO_HOSTS.hosts}
         assert sum(row["protected"] for row in world.lab.status()["connections"]) == 2
         world.lab.crash(primary)
         ended_well(upload)

@@ -17,7 +17,7 @@ import pytest
 from nfq_failover.constants import DEFAULT_QUEUE_IN, DEFAULT_SYNC_PORT
 from nfq_failover.lab import netns
 from nfq_failover.lab.state import Options
-from nfq_failover.lab.topology import ADDRESSES, HARDWARE, SERVERS, SWITCH, namespace
+from nfq_failover.lab.topology import SWITCH, TWO_HOSTS, namespace
 from nfq_failover.shell.packets.nfqueue import queue_row
 from nfq_failover.wire.datagram import Header, Kind, seal
 from tests.support.fault_world import CALM_MS, Talk, World, ended_well, talk, world
@@ -57,11 +57,11 @@ class Flood:
         return [*forged, draw.randbytes(10), draw.randbytes(100), draw.randbytes(1400), b"\1\1" + bytes(1455)]
 
     def _frame(self, data: bytes) -> bytes:
-        (peer,) = [each for each in SERVERS if each != self._node]
-        ends = [HARDWARE[self._node], HARDWARE[peer]]
+        (peer,) = [each for each in TWO_HOSTS.hosts if each != self._node]
+        ends = [TWO_HOSTS.hardware(self._node), TWO_HOSTS.hardware(peer)]
         ethernet = b"".join(bytes.fromhex(each.replace(":", "")) for each in ends) + b"\x08\0"
         udp = struct.pack("!HHHH", DEFAULT_SYNC_PORT, DEFAULT_SYNC_PORT, 8 + len(data), 0) + data
-        addresses = [socket.inet_aton(ADDRESSES[each]) for each in (peer, self._node)]
+        addresses = [socket.inet_aton(TWO_HOSTS.address(each)) for each in (peer, self._node)]
         head = struct.pack("!BBHHHBBH4s4s", 0x45, 0, 20 + len(udp), 0, 0, 64, socket.IPPROTO_UDP, 0, *addresses)
         total = sum(struct.unpack("!10H", head))
         total = (total & 0xFFFF) + (total >> 16)
@@ -105,9 +105,9 @@ def test_flood_at_the_sync_ports_delays_little_and_costs_no_protection(tiny: Wor
     assert eventually(tiny.is_protected)
     with talk(tiny) as connection:
         assert tiny.protects(connection.connection)
-        before = {node: refused(tiny, node) for node in SERVERS}
+        before = {node: refused(tiny, node) for node in TWO_HOSTS.hosts}
         calm = latency(connection)
-        said = {node: len(tiny.log(node)) for node in SERVERS}
+        said = {node: len(tiny.log(node)) for node in TWO_HOSTS.hosts}
         with Flood(tiny, "a") as one, Flood(tiny, "b") as two:
             flooded = latency(connection)
             assert eventually(lambda: min(one.sent, two.sent) > 1000)
@@ -115,7 +115,7 @@ def test_flood_at_the_sync_ports_delays_little_and_costs_no_protection(tiny: Wor
         assert flooded < GENEROUS * calm + 0.002, f"{flooded * 1000:.2f} ms instead of {calm * 1000:.2f} ms"
         assert tiny.is_protected()
         assert (tiny.row(connection.connection) or {})["protected"]
-    for node in SERVERS:
+    for node in TWO_HOSTS.hosts:
         assert not tiny.said(node, said[node], '"state"', "protected"), "protection was lost for a while"
         # All refused datagrams are counted by reason, or as dropped by the kernel.
         new = {name: count - before[node].get(name, 0) for name, count in refused(tiny, node).items()}
@@ -163,7 +163,7 @@ def test_datagrams_that_the_sync_socket_has_no_room_for_are_said_aloud(tiny: Wor
 
 
 def test_lines_of_the_configuration_are_in_force(tiny: World) -> None:
-    for node in SERVERS:
+    for node in TWO_HOSTS.hosts:
         shell = tiny.ask(node)["shell"]
         assert shell["queues"]["in"]["limit"] == shell["queues"]["out"]["limit"] == 16
         assert shell["sync_socket"]["limit"] in (65536, 131072)

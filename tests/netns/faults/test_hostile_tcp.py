@@ -17,9 +17,8 @@ import pytest
 from nfq_failover.constants import ACK, PSH, RST, SYN, URG
 from nfq_failover.core.tcp.claims import TWO_VERSIONS, URGENT
 from nfq_failover.lab import netns, nodes
-from nfq_failover.lab.nodes import other
 from nfq_failover.lab.state import Options
-from nfq_failover.lab.topology import ADDRESSES, CLIENT, SERVERS, SERVICE_ADDRESS, namespace
+from nfq_failover.lab.topology import TWO_HOSTS, namespace
 from nfq_failover.wire.build import build_segment
 from tests.support.attacker import THERE, Attacker, attacker
 from tests.support.connection_world import CALM, Case, Talk, World
@@ -78,7 +77,7 @@ def test_blind_segments_cost_neither_the_connection_nor_its_protection(world: Wo
     """RFC 5961: resets and SYNs in the window, data whose ACK number can't be right; and what is plainly broken."""
     with world.case(tmp_path) as case:
         primary = case.lab.resolve("primary")
-        backup = other(primary)
+        backup = TWO_HOSTS.other(primary)
         talk = case.open([["echo_all"]])
         talk.echo(0, 5_000)
         case.assert_protected(talk)
@@ -132,23 +131,29 @@ def test_spoofed_addresses_of_the_hosts_themselves_start_no_storm(world: World, 
         talk = case.open([["echo_all"]])
         talk.echo(0, 1_000)
         case.assert_protected(talk)
-        sources = [*(ADDRESSES[node] for node in SERVERS), SERVICE_ADDRESS, "127.0.0.1", "0.0.0.0", "255.255.255.255"]
+        sources = [
+            *(TWO_HOSTS.address(node) for node in TWO_HOSTS.hosts),
+            TWO_HOSTS.service,
+            "127.0.0.1",
+            "0.0.0.0",
+            "255.255.255.255",
+        ]
         sources += ["224.0.0.1", "10.77.0.255"]
-        backup = other(primary)
+        backup = TWO_HOSTS.other(primary)
         with attacker(case.lab.name, primary) as one, attacker(case.lab.name, backup) as two:
-            heard = {node: received(case, node) for node in SERVERS}
+            heard = {node: received(case, node) for node in TWO_HOSTS.hosts}
             for number, address in enumerate(sources * 4):
-                source = (socket.inet_aton(address), PORT if address == SERVICE_ADDRESS else 30_000 + number)
+                source = (socket.inet_aton(address), PORT if address == TWO_HOSTS.service else 30_000 + number)
                 for enemy in (one, two):
                     enemy.say(0, b"", SYN, service_port=PORT, source=source, options=MSS)
                     enemy.say(1, LIE, service_port=PORT, source=source, options=b"")
                     enemy.say(1, b"", RST, service_port=PORT, source=source, options=b"")
             time.sleep(1.0)
             sent = 2 * 3 * 4 * len(sources)
-            for node in SERVERS:
+            for node in TWO_HOSTS.hosts:
                 assert received(case, node) - heard[node] < 10 * sent, "a storm"
         goes_on(case, talk)
-        assert not [row for row in case.lab.status()["connections"] if row["client"].startswith(SERVICE_ADDRESS)]
+        assert not [row for row in case.lab.status()["connections"] if row["client"].startswith(TWO_HOSTS.service)]
 
 
 def received(case: Case, node: str) -> int:
@@ -174,7 +179,7 @@ def opened(case: Case, client: RawClient) -> None:
 
 def test_options_that_lie_about_their_length_are_ignored_as_by_a_plain_kernel(world: World, tmp_path: Path) -> None:
     """Linux looks at what comes before, so a SYN with them is answered, and data with them is taken."""
-    with world.case(tmp_path) as case, raw_client(namespace(case.lab.name, CLIENT), 23_504, PORT) as client:
+    with world.case(tmp_path) as case, raw_client(namespace(case.lab.name, TWO_HOSTS.client), 23_504, PORT) as client:
         client.open(MSS + bytes((3, 40, 7, 1)))
         client.options = bytes((5, 1, 8, 40))
         client.send(PLAN)
@@ -188,7 +193,7 @@ def test_options_that_lie_about_their_length_are_ignored_as_by_a_plain_kernel(wo
 
 def test_overlapping_segments_with_equal_bytes_are_protected(world: World, tmp_path: Path) -> None:
     data = content(5, 400)
-    with world.case(tmp_path) as case, raw_client(namespace(case.lab.name, CLIENT), 23_501, PORT) as client:
+    with world.case(tmp_path) as case, raw_client(namespace(case.lab.name, TWO_HOSTS.client), 23_501, PORT) as client:
         opened(case, client)
         assert eventually(lambda: bool(row_of(case, 23_501)["protected"]))
         client.blurt(100, data[100:300])
@@ -206,7 +211,7 @@ def test_overlapping_segments_with_equal_bytes_are_protected(world: World, tmp_p
 def test_overlapping_segments_with_different_bytes_end_the_protection(world: World, tmp_path: Path) -> None:
     """Whatever the primary's TCP has taken is what the client gets back; nobody promises it for the other host."""
     one, two, head = content(7, 200), content(8, 200), content(9, 100)
-    with world.case(tmp_path) as case, raw_client(namespace(case.lab.name, CLIENT), 23_502, PORT) as client:
+    with world.case(tmp_path) as case, raw_client(namespace(case.lab.name, TWO_HOSTS.client), 23_502, PORT) as client:
         opened(case, client)
         assert eventually(lambda: bool(row_of(case, 23_502)["protected"]))
         client.blurt(100, one)
@@ -237,7 +242,7 @@ def test_segments_in_fragments_end_the_protection_and_nothing_else(world: World,
     together before. So the backup lacks the bytes, and the primary's copies don't have them either."""
     with (
         world.case(tmp_path, judged=False) as case,
-        raw_client(namespace(case.lab.name, CLIENT), 23_503, PORT) as client,
+        raw_client(namespace(case.lab.name, TWO_HOSTS.client), 23_503, PORT) as client,
     ):
         opened(case, client)
         assert eventually(lambda: bool(row_of(case, 23_503)["protected"]))
@@ -285,7 +290,7 @@ def test_syn_cookies_and_a_flood(world: World, tmp_path: Path, cookies: dict[str
             new.echo(2, 1_000)
             flood.send(100)
             new.echo(3, 1_000)
-        for node in SERVERS:
+        for node in TWO_HOSTS.hosts:
             rows = (nodes.ask_daemon(case.lab.store, node) or {})["bounds"]
             assert all(row["now"] <= row["limit"] for row in rows.values()), rows
         goes_on(case, old, new)

@@ -12,9 +12,8 @@ import pytest
 
 from nfq_failover.lab.measure.capture import Capture
 from nfq_failover.lab.measure.verdict import read_capture
-from nfq_failover.lab.nodes import other
 from nfq_failover.lab.state import Cut, Options
-from nfq_failover.lab.topology import SERVICE_ADDRESS
+from nfq_failover.lab.topology import TWO_HOSTS
 from tests.support.fault_world import (
     ALLOWANCE_S,
     CALM_MS,
@@ -62,7 +61,7 @@ class Partition:
     def __init__(self, world: World, kind: str, capture: Path) -> None:
         self.world, self.kind = world, kind
         self.primary = world.lab.resolve("primary")
-        self.backup = other(self.primary)
+        self.backup = TWO_HOSTS.other(self.primary)
         self.lines = {node: len(world.log(node)) for node in (self.primary, self.backup)}
         self.epoch = world.epoch()
         self.running: Capture = world.capture(capture)
@@ -86,7 +85,7 @@ class Partition:
 
     def nothing_acknowledged_is_lost(self) -> None:
         """All that the client was told is delivered has been read by the application that is heard now."""
-        packets = read_capture(self.running.path, SERVICE_ADDRESS)
+        packets = read_capture(self.running.path, TWO_HOSTS.service)
         stream = packets[0].stream
         acked = max(p.ack for p in packets if p.from_service and p.stream == stream) - 1
         # The request of 150 bytes, the body (of which the receipt tells, with its SHA-256), and the FIN.
@@ -103,7 +102,7 @@ class Partition:
 
     def chatter(self) -> int:
         """How many packets the service sent that said the same as the one before."""
-        packets = [p for p in read_capture(self.running.path, SERVICE_ADDRESS) if p.from_service]
+        packets = [p for p in read_capture(self.running.path, TWO_HOSTS.service) if p.from_service]
         return sum((a.seq, a.ack, a.window, a.length) == (b.seq, b.ack, b.window, 0) for a, b in pairwise(packets))
 
 

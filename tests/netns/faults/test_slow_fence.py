@@ -15,9 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from nfq_failover.lab.nodes import other
 from nfq_failover.lab.state import Options, write_private
-from nfq_failover.lab.topology import CLIENT, HARDWARE, namespace
+from nfq_failover.lab.topology import TWO_HOSTS, namespace
 from nfq_failover.lab.workloads.content import Content, Kind, Request
 from tests.support.fault_world import CALM_MS, World, adding, ended_well, faultless, heard, speakers, talk, whole
 from tests.support.fault_world import world as lab_world
@@ -59,9 +58,9 @@ def pause(world: World, capture: Path) -> Pause:
         answered = time.time()
         idle.exchange()
         assert asking.connection.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) == 0
-    assert speakers(running.path) == [crashed, other(crashed)]
+    assert speakers(running.path) == [crashed, TWO_HOSTS.other(crashed)]
     faultless(running)
-    first = min(p.time for p in heard(running.path) if p.node == other(crashed))
+    first = min(p.time for p in heard(running.path) if p.node == TWO_HOSTS.other(crashed))
     return Pause(first - asked, answered - asked)
 
 
@@ -86,9 +85,11 @@ def test_losses_at_the_takeover_are_made_good_at_once(tmp_path: Path) -> None:
     take the round trip for one of seconds."""
     with lab_world(Options(heartbeat_ms=CALM_MS), slowly) as world:
         crashed = world.lab.resolve("primary")
-        survivor = other(crashed)
-        client = namespace(world.lab.name, CLIENT)
-        ten = f"-p tcp -m mac --mac-source {HARDWARE[survivor]} -m length --length 1400: -m quota --quota 15000"
+        survivor = TWO_HOSTS.other(crashed)
+        client = namespace(world.lab.name, TWO_HOSTS.client)
+        ten = (
+            f"-p tcp -m mac --mac-source {TWO_HOSTS.hardware(survivor)} -m length --length 1400: -m quota --quota 15000"
+        )
         rule = ["iptables", "-t", "raw", "-I", "PREROUTING", *ten.split(), "-j", "DROP"]
         run("ip", "netns", "exec", client, *rule)
         with world.capture(tmp_path / "client.pcap") as running, world.start("bulk", "--size", "40M") as workload:
@@ -129,7 +130,7 @@ def test_window_that_was_opened_during_the_fence_is_heard_of(tmp_path: Path) -> 
             reader.start()  # now it is opened, and nobody hears that
             reader.join(30)
         assert bytes(got) == Content(7).read(size, size)
-        assert speakers(running.path) == [crashed, other(crashed)]
+        assert speakers(running.path) == [crashed, TWO_HOSTS.other(crashed)]
         faultless(running)
-        first = min(p.time for p in heard(running.path) if p.node == other(crashed))
+        first = min(p.time for p in heard(running.path) if p.node == TWO_HOSTS.other(crashed))
         assert beyond[0] < first + PROMPT_S

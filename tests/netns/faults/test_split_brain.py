@@ -11,11 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from nfq_failover.lab import cables as faults
-from nfq_failover.lab import netns, nodes
-from nfq_failover.lab.nodes import other
+from nfq_failover.lab import cables, netns, nodes
 from nfq_failover.lab.state import Cut, Options, write_private
-from nfq_failover.lab.topology import SWITCH, namespace
+from nfq_failover.lab.topology import SWITCH, TWO_HOSTS, namespace
 from tests.support.fault_world import Shared, Talk, World, heard, speakers, talk
 from tests.support.lab_world import eventually
 
@@ -87,7 +85,7 @@ def healed(world: World) -> None:
 def test_witness_for_the_backup(world: World, direction: str | None, tmp_path: Path) -> None:
     """The primary reaches neither its backup nor the witness: it is silent before the backup speaks."""
     primary = world.lab.resolve("primary")
-    backup, epoch = other(primary), world.epoch()
+    backup, epoch = TWO_HOSTS.other(primary), world.epoch()
     lines = len(world.log(primary))
     with talk(world) as connection, world.capture(tmp_path / "client.pcap") as running:
         caller = Caller(connection)
@@ -124,7 +122,7 @@ def test_witness_for_the_backup(world: World, direction: str | None, tmp_path: P
 def test_witness_for_the_primary(world: World, tmp_path: Path) -> None:
     """The backup reaches neither: the primary goes on alone, without waiting for the backup's time to pass."""
     primary = world.lab.resolve("primary")
-    backup = other(primary)
+    backup = TWO_HOSTS.other(primary)
     with talk(world) as connection, world.capture(tmp_path / "client.pcap") as running:
         caller = Caller(connection)
         assert caller.goes_on()
@@ -158,7 +156,7 @@ SETTLED = (["refused", "unprotected"], ["unprotected", "waiting"])
 def test_nobody_reaches_the_witness(world: World, tmp_path: Path) -> None:
     """Nobody is heard, however long it takes, until one of them reaches it."""
     primary = world.lab.resolve("primary")
-    backup = other(primary)
+    backup = TWO_HOSTS.other(primary)
     with talk(world) as connection, world.capture(tmp_path / "client.pcap") as running:
         caller = Caller(connection)
         assert caller.goes_on()
@@ -181,7 +179,7 @@ def test_nobody_reaches_the_witness(world: World, tmp_path: Path) -> None:
 
 def test_a_crash_with_a_witness_and_no_fence(world: World, tmp_path: Path) -> None:
     primary = world.lab.resolve("primary")
-    backup = other(primary)
+    backup = TWO_HOSTS.other(primary)
     with talk(world) as connection, world.capture(tmp_path / "client.pcap") as running:
         caller = Caller(connection)
         assert caller.goes_on()
@@ -204,7 +202,7 @@ def test_the_clients_side_alone_is_no_cause_to_act(world: World, tmp_path: Path)
         world.lab.heal(primary)
     with talk(world) as connection, world.capture(tmp_path / "client.pcap") as running:
         connection.exchange()
-        cut(world, other(primary), "client")
+        cut(world, TWO_HOSTS.other(primary), "client")
         connection.exchange()
     assert speakers(running.path) == [primary]
     assert world.epoch() == epoch
@@ -239,17 +237,17 @@ def test_a_flapping_channel_with_a_witness(world: World, tmp_path: Path) -> None
 
 def test_a_witness_that_restarts_remembers(world: World) -> None:
     primary = world.lab.resolve("primary")
-    backup = other(primary)
+    backup = TWO_HOSTS.other(primary)
     cut(world, backup, "witness")
     cut(world, backup, "sync")
     world.becomes(**{primary: "unprotected", backup: "asking"})
     for pid in netns.pids(namespace(world.lab.name, SWITCH)):
         if b"--state-dir" in Path(f"/proc/{pid}/cmdline").read_bytes():
             os.kill(pid, signal.SIGKILL)
-    nodes.start_witness(world.lab.store)
+    nodes.start_witness(world.lab.store, TWO_HOSTS)
     with world.lab.store.changing() as state:
         state.cuts = [one for one in state.cuts if one.only != "witness"]
-        faults.apply(world.lab.name, state)
+        cables.apply(world.lab.name, state)
     world.becomes(**{primary: "unprotected", backup: "refused"})
     healed(world)
 
@@ -308,7 +306,7 @@ def test_a_refused_host_serves_when_a_later_fence_succeeds(fenced: Shared, tmp_p
     connections: meanwhile the primary might have let them go on without it."""
     world = fenced.ready()
     primary = world.lab.resolve("primary")
-    backup = other(primary)
+    backup = TWO_HOSTS.other(primary)
     lines = len(world.log(backup))
     with talk(world) as idle, world.capture(tmp_path / "client.pcap") as running:
         with world.fence_fails(backup):

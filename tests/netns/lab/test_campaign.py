@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 
 from nfq_failover.lab.campaign.crashes.plan import Cell, all_good, plan
-from nfq_failover.lab.campaign.crashes.run import Settings, run_campaign
+from nfq_failover.lab.campaign.crashes.run import campaign
+from nfq_failover.lab.campaign.journal import Settings
 
 pytestmark = pytest.mark.netns
 
 
 def settings(tmp_path: Path) -> Settings:
-    return Settings(f"c{secrets.token_hex(3)}", tmp_path, rate="100mbit", stall_timeout_s=2.0)
+    return Settings(f"c{secrets.token_hex(3)}", tmp_path, heartbeat_ms=50, rate="100mbit", stall_timeout_s=2.0)
 
 
 def test_without_protection_every_crash_breaks_the_connection(tmp_path: Path) -> None:
@@ -23,7 +24,7 @@ def test_without_protection_every_crash_breaks_the_connection(tmp_path: Path) ->
         task for task in plan([Cell("plain", "clone", 0, 0, 1, plain=True)], seed=1) if task.kind in ("echo", "upload")
     ]
     chosen = settings(tmp_path)
-    records = run_campaign(tasks, chosen, said.append)
+    records = campaign(tasks, chosen, said.append).go_on()
     assert [record.broken for record in records.values()] == [1, 1]
     assert all("stalled" in str(record.error) for record in records.values())
     assert not all_good(records.values())
@@ -31,7 +32,7 @@ def test_without_protection_every_crash_breaks_the_connection(tmp_path: Path) ->
         place = tmp_path / "odd" / record.key.replace("/", "-")
         assert (place / "client.pcap").exists()
         assert (place / "record.json").exists()
-    assert run_campaign(tasks, chosen, said.append) == records
+    assert campaign(tasks, chosen, said.append).go_on() == records
     assert "2 of 2 crashes are done already; 0 to go" in said
     assert not list(Path("/run/netns").glob(f"{chosen.name}-*"))
 
@@ -40,6 +41,6 @@ def test_without_protection_every_crash_breaks_the_connection(tmp_path: Path) ->
 def test_a_protected_pair_survives_a_crash_on_either_side(tmp_path: Path, tap: str) -> None:
     said: list[str] = []
     tasks = [task for task in plan([Cell(tap, tap, 0, 0, 1)], seed=1) if task.kind in ("interactive", "upload")]
-    records = run_campaign(tasks, settings(tmp_path), said.append)
+    records = campaign(tasks, settings(tmp_path), said.append).go_on()
     assert all_good(records.values()), said
     assert [record.crashed for record in records.values()] == ["a", "b"]

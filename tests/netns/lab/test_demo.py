@@ -52,7 +52,7 @@ def test_without_protection_the_verdict_is_bad(tmp_path: Path, capfd: pytest.Cap
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_demo_leaves_nothing(tmp_path: Path, number: signal.Signals) -> None:
     name = lab_name()
-    command = [sys.executable, "-m", "nfq_failover.lab.demo.command", "--plain", "--rate", "20mbit", "--name", name]
+    command = [sys.executable, "-m", "nfq_failover", "demo", "--plain", "--rate", "20mbit", "--name", name]
     command += ["--output", str(tmp_path / "out")]
     environment = os.environ | {"TMPDIR": str(tmp_path)}
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
@@ -71,7 +71,7 @@ def test_an_interrupted_demo_leaves_nothing(tmp_path: Path, number: signal.Signa
 
 def test_the_demo_is_one_at_a_time_per_name(tmp_path: Path) -> None:
     name = lab_name()
-    command = [sys.executable, "-m", "nfq_failover.lab.demo.command", "--plain", "--rate", "20mbit", "--name", name]
+    command = [sys.executable, "-m", "nfq_failover", "demo", "--plain", "--rate", "20mbit", "--name", name]
     first = subprocess.Popen([*command, "--output", str(tmp_path)], stdout=subprocess.PIPE, text=True)
     assert first.stdout is not None
     with first:

@@ -13,18 +13,17 @@ from pathlib import Path
 
 import pytest
 
-from nfq_failover.lab.campaign.crashes.plan import Journal
 from nfq_failover.lab.campaign.faults import run as faults_run
-from nfq_failover.lab.campaign.faults.command import run_tasks
 from nfq_failover.lab.campaign.faults.plan import BY_NAME, CONDITIONS, Record, Task, plan
-from nfq_failover.lab.campaign.faults.run import FaultRunner, Settings
+from nfq_failover.lab.campaign.faults.run import FaultRunner, campaign, runner
+from nfq_failover.lab.campaign.journal import Journal, Settings
 
 pytestmark = [pytest.mark.netns, pytest.mark.slow]
 
 
 def settings(tmp_path: Path) -> Settings:
     # A slow heartbeat, so that a starved processor is not taken for a dead host.
-    return Settings(f"f{secrets.token_hex(3)}", tmp_path, heartbeat_ms=200, rate="100mbit")
+    return Settings(f"f{secrets.token_hex(3)}", tmp_path, heartbeat_ms=200, rate="100mbit", stall_timeout_s=15.0)
 
 
 def task(number: int, fault: str, mix: str) -> Task:
@@ -41,8 +40,8 @@ def test_a_takeover_that_does_not_come_is_an_anomaly_with_all_its_evidence(
     monkeypatch.setattr(faults_run, "_TAKEOVER_DEADLINE_S", 1.0)
     monkeypatch.setattr(FaultRunner, "_fault", lambda *_: time.time())  # the fault that nobody notices
     chosen = settings(tmp_path)
-    with FaultRunner(chosen, lambda _: None) as runner:
-        record = runner.run(task(7, "power", "echo"))
+    with runner(chosen, lambda _: None) as one:
+        record = one.run(task(7, "power", "echo"))
     assert any("did not take over" in text for text in record.violations)
     assert any("heard in turn: a instead of ab" in text for text in record.violations)
     place = tmp_path / "anomalies" / "1-7-power"
@@ -53,7 +52,7 @@ def test_a_takeover_that_does_not_come_is_an_anomaly_with_all_its_evidence(
 
 def test_an_interrupted_campaign_leaves_a_report_and_no_lab_and_does_nothing_twice(tmp_path: Path) -> None:
     name = f"f{secrets.token_hex(3)}"
-    argv = [sys.executable, "-m", "nfq_failover.lab.campaign.faults.command", "--name", name, "--output", str(tmp_path)]
+    argv = [sys.executable, "-m", "nfq_failover", "faults", "--name", name, "--output", str(tmp_path)]
     argv += ["--heartbeat-ms", "200", "--fault", "kill", "--fault", "cut"]
     with subprocess.Popen(argv, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -73,5 +72,5 @@ def test_an_interrupted_campaign_leaves_a_report_and_no_lab_and_does_nothing_twi
     records = Journal(tmp_path / "faults.jsonl", Record).read()
     assert [(record.violations, record.crashed) for record in records.values()] == [([], "a"), ([], "b")]
     said: list[str] = []
-    assert run_tasks(plan(1000, 1, ["kill", "cut"])[:2], settings(tmp_path), said.append) == records
+    assert campaign(plan(1000, 1, ["kill", "cut"])[:2], settings(tmp_path), said.append).go_on() == records
     assert said == ["2 of 2 runs are done already; 0 to go"]

@@ -19,8 +19,8 @@ from nfq_failover.lab import netns, nodes
 from nfq_failover.lab.lab import Lab
 from nfq_failover.lab.netns import LabError
 from nfq_failover.lab.nodes import scramble_plan
-from nfq_failover.lab.state import ROOT, Cut, Options, Store
-from nfq_failover.lab.topology import SERVICE_ADDRESS, namespace, namespaces
+from nfq_failover.lab.state import ROOT, Cut, LabState, Options, Store
+from nfq_failover.lab.topology import TWO_HOSTS, namespace
 from tests.support.lab_world import SERVER, command, connect, eventually, fresh_name, lab, workload
 
 pytestmark = pytest.mark.netns
@@ -69,7 +69,7 @@ def test_status_is_what_the_contract_says(pair: Lab) -> None:
     assert set(row) == {
         *("client", "server", "protected", "reason", "logged_bytes", "confirmed_bytes", "lag_bytes", "differences"),
     }
-    assert (row["client"], row["server"], row["protected"]) == (client, f"{SERVICE_ADDRESS}:7000", True)
+    assert (row["client"], row["server"], row["protected"]) == (client, f"{TWO_HOSTS.service}:7000", True)
     assert "protected" in command(pair.name, "status").stdout
 
 
@@ -181,7 +181,7 @@ def test_an_interrupted_up_leaves_nothing(number: signal.Signals) -> None:
         _, said = process.communicate(timeout=20)
         assert process.returncode == 130
         assert "interrupted" in said
-        assert netns.present(namespaces(name)) == []
+        assert netns.present(TWO_HOSTS.namespaces(name)) == []
         assert not (ROOT / name).exists()
     finally:
         process.kill()
@@ -189,14 +189,14 @@ def test_an_interrupted_up_leaves_nothing(number: signal.Signals) -> None:
 
 
 def test_a_daemon_that_does_not_start_fails_up_with_its_last_words(monkeypatch: pytest.MonkeyPatch) -> None:
-    def write_wrong_config(store: Store, options: Options, node: str) -> None:
+    def write_wrong_config(store: Store, state: LabState, node: str) -> None:
         (store.directory / node / "config.toml").write_text("colour = 'green'\n")
 
     monkeypatch.setattr(nodes, "write_config", write_wrong_config)
     made = Lab(fresh_name())
     with pytest.raises(LabError, match=r"daemon on [ab] has ended with exit code 2:\s+nfq-failover: .*config"):
         made.up()
-    assert netns.present(namespaces(made.name)) == []
+    assert netns.present(TWO_HOSTS.namespaces(made.name)) == []
     assert not made.store.directory.exists()
 
 
@@ -206,7 +206,7 @@ def test_the_seed_repeats_a_scrambling() -> None:
         done = command(name, "up", env={**os.environ, "NFQF_LAB_SEED": "5"})
         assert done.returncode == 0, done.stderr
         assert "seed 5" in done.stdout
-        plan = scramble_plan(5, "a", 1)
+        plan = scramble_plan(TWO_HOSTS, 5, "a", 1)
         running = [Path(f"/proc/{pid}/cmdline").read_text().split("\0") for pid in netns.pids(namespace(name, "a"))]
         assert any(str(plan["seq-add"]) in words and str(plan["ts-add"]) in words for words in running)
     finally:

@@ -15,12 +15,11 @@ from pathlib import Path
 
 import pytest
 
-from nfq_failover.lab import cables as faults
-from nfq_failover.lab import netns, nodes
+from nfq_failover.lab import cables, netns, nodes
 from nfq_failover.lab.fence_agent import write_script
 from nfq_failover.lab.lab import Lab
 from nfq_failover.lab.state import Cut, Options
-from nfq_failover.lab.topology import ADDRESSES, HARDWARE, MULTICAST_HARDWARE, SERVICE_ADDRESS, namespace
+from nfq_failover.lab.topology import TWO_HOSTS, namespace
 from tests.support.lab_world import SERVER, connect, eventually, lab, passes
 
 pytestmark = pytest.mark.netns
@@ -83,8 +82,10 @@ def test_cuts_add_up_and_outlive_a_power_loss(plain: Lab) -> None:
 
 def frame(source: str, target_hardware: str, payload: bytes = b"") -> bytes:
     """A client's packet for the service, as it looks on a wire of the tap."""
-    hardware = bytes.fromhex(target_hardware.replace(":", "")) + bytes.fromhex(HARDWARE[source].replace(":", ""))
-    addresses = socket.inet_aton(ADDRESSES["client"]) + socket.inet_aton(SERVICE_ADDRESS)
+    hardware = bytes.fromhex(target_hardware.replace(":", "")) + bytes.fromhex(
+        TWO_HOSTS.hardware(source).replace(":", "")
+    )
+    addresses = socket.inet_aton(TWO_HOSTS.address("client")) + socket.inet_aton(TWO_HOSTS.service)
     header = struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(payload), 0, 0, 64, 253, 0) + addresses  # 253: RFC 3692
     return hardware + b"\x08\x00" + header + payload
 
@@ -108,30 +109,30 @@ def copies_seen(made: Lab, source: str, target_hardware: str, count: int) -> int
             sender.send(frame(source, target_hardware))
         with contextlib.suppress(TimeoutError):
             while True:
-                if receiver.recv(100)[30:34] == socket.inet_aton(SERVICE_ADDRESS):
+                if receiver.recv(100)[30:34] == socket.inet_aton(TWO_HOSTS.service):
                     seen += 1
     return seen
 
 
 def test_cutting_the_client_from_a_backup_cuts_the_taps_copies(plain: Lab) -> None:
-    assert copies_seen(plain, "a", HARDWARE["b"], 3) == 3
+    assert copies_seen(plain, "a", TWO_HOSTS.hardware("b"), 3) == 3
     plain.cut(Cut("b", "client", "in"))
-    assert copies_seen(plain, "a", HARDWARE["b"], 3) == 0
-    assert copies_seen(plain, "client", MULTICAST_HARDWARE, 3) == 0
+    assert copies_seen(plain, "a", TWO_HOSTS.hardware("b"), 3) == 0
+    assert copies_seen(plain, "client", TWO_HOSTS.multicast_hardware, 3) == 0
 
 
 @pytest.mark.parametrize("tap", ["clone", "multicast"])
 def test_tap_loss_takes_the_taps_frames_only(tap: str, plain: Lab) -> None:
     copy, other = ("a", "client") if tap == "clone" else ("client", "a")
-    hardware = HARDWARE["b"] if tap == "clone" else MULTICAST_HARDWARE
+    hardware = TWO_HOSTS.hardware("b") if tap == "clone" else TWO_HOSTS.multicast_hardware
     with plain.store.changing() as state:
         state.options = replace(state.options, plain=False, tap=tap, tap_loss=10)
         state.tap_loss_at = "b" if tap == "multicast" else None
-        faults.apply(plain.name, state)
+        cables.apply(plain.name, state)
     arrived = sum(copies_seen(plain, copy, hardware, 500) for _ in range(4))
     assert abs(2000 - arrived - 200) < 5 * (2000 * 0.1 * 0.9) ** 0.5
     assert plain.losses() == {**plain.losses(), "tap": 2000, "tap_lost": 2000 - arrived}
-    assert copies_seen(plain, other, HARDWARE["b"], 300) == 300
+    assert copies_seen(plain, other, TWO_HOSTS.hardware("b"), 300) == 300
     if tap == "multicast":
         plain.crash("a")  # with one server there is no tap
         assert copies_seen(plain, copy, hardware, 300) == 300
@@ -147,10 +148,10 @@ def test_a_crash_is_silent_at_once(plain: Lab, tmp_path: Path) -> None:
     source = f"""if True:
         import socket, time
         s = socket.socket(type=socket.SOCK_DGRAM)
-        while not time.sleep(0.0001): s.sendto(b"x", ("{ADDRESSES["client"]}", 9))"""
+        while not time.sleep(0.0001): s.sendto(b"x", ("{TWO_HOSTS.address("client")}", 9))"""
     flood = plain.popen("a", [sys.executable, "-c", source])
     path = tmp_path / "client.pcap"
-    argv = ["tcpdump", "-i", "eth0", "-n", "-U", "-w", str(path), "ether", "src", HARDWARE["a"]]
+    argv = ["tcpdump", "-i", "eth0", "-n", "-U", "-w", str(path), "ether", "src", TWO_HOSTS.hardware("a")]
     capture = plain.popen("client", argv, stderr=subprocess.DEVNULL)
     try:
         assert eventually(lambda: path.exists() and path.stat().st_size > 10_000)
@@ -187,7 +188,7 @@ def test_a_crash_takes_all_processes_and_a_restore_brings_the_same_host(plain: L
     plain.restore("a")
     assert passes(plain, "b", "a")
     with wire_end(plain, "a") as end:
-        assert end.getsockname()[4] == bytes.fromhex(HARDWARE["a"].replace(":", ""))
+        assert end.getsockname()[4] == bytes.fromhex(TWO_HOSTS.hardware("a").replace(":", ""))
 
 
 def test_crash_and_restore_many_times(plain: Lab) -> None:
@@ -203,9 +204,9 @@ def test_crash_and_restore_many_times(plain: Lab) -> None:
 
 @pytest.fixture
 def fenced(plain: Lab) -> Lab:
-    nodes.start_agent(plain.store)
+    nodes.start_agent(plain.store, TWO_HOSTS)
     for node in ("a", "b"):
-        write_script(plain.store, node)
+        write_script(plain.store, TWO_HOSTS, node)
     return plain
 
 

@@ -18,7 +18,7 @@ from nfq_failover.lab import netns
 from nfq_failover.lab.lab import Lab
 from nfq_failover.lab.netns import LabError
 from nfq_failover.lab.state import ROOT, Options
-from nfq_failover.lab.topology import namespace, namespaces
+from nfq_failover.lab.topology import TWO_HOSTS, namespace
 from tests.support.lab_world import PORT, SERVER, command, connect, eventually, fresh_name, lab, passes, workload
 
 pytestmark = pytest.mark.netns
@@ -211,14 +211,14 @@ def test_two_labs_at_once() -> None:
 def test_down_leaves_nothing(plain: Lab) -> None:
     plain.serve(SERVER)
     stubborn = plain.popen("client", ["sh", "-c", "trap '' TERM HUP INT; sleep 1000; :"], start_new_session=True)
-    inside = [pid for target in namespaces(plain.name) for pid in netns.pids(target)]
+    inside = [pid for target in TWO_HOSTS.namespaces(plain.name) for pid in netns.pids(target)]
     assert len(inside) >= 3
     plain.crash("b")
     done = command(plain.name, "down")
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     stubborn.wait(timeout=5)
     assert not any(alive(pid) for pid in inside)
-    assert netns.present(namespaces(plain.name)) == []
+    assert netns.present(TWO_HOSTS.namespaces(plain.name)) == []
     assert not (ROOT / plain.name).exists()
 
 
@@ -229,7 +229,7 @@ def test_down_of_half_a_lab() -> None:
     made.store.remove()
     assert command(made.name, "up", "--plain").returncode == 2
     assert command(made.name, "down").returncode == 0
-    assert netns.present(namespaces(made.name)) == []
+    assert netns.present(TWO_HOSTS.namespaces(made.name)) == []
 
 
 # ---------------------------------------------------------------------------------------------------------- misuse
@@ -280,7 +280,7 @@ def test_misuse_of_up_makes_nothing(words: list[str]) -> None:
     name = fresh_name()
     done = command(name, *words)
     assert done.returncode == 2
-    assert netns.present(namespaces(name)) == []
+    assert netns.present(TWO_HOSTS.namespaces(name)) == []
     assert not (ROOT / name).exists()
 
 

@@ -17,15 +17,16 @@ from typing import Any
 import pytest
 
 from nfq_failover.lab import nodes
-from nfq_failover.lab.campaign.driver import LabDriver, Workload
-from nfq_failover.lab.machines import numbers as machines_numbers
+from nfq_failover.lab.driver import LabDriver
+from nfq_failover.lab.machines import numbers
 from nfq_failover.lab.machines.machines import Machines
 from nfq_failover.lab.machines.trial import Options, Trials
 from nfq_failover.lab.measure.capture import Capture
 from nfq_failover.lab.netns import LabError
 from nfq_failover.lab.state import Cut
 from nfq_failover.lab.state import Options as LabOptions
-from nfq_failover.lab.topology import SERVICE_ADDRESS, namespace
+from nfq_failover.lab.testbed import Workload
+from nfq_failover.lab.topology import TWO_HOSTS, namespace
 from tests.support.lab_world import fresh_name
 
 pytestmark = pytest.mark.netns
@@ -58,7 +59,7 @@ class Rehearsal(Machines):
     """The lab `driver`, in the place of two virtual machines."""
 
     def __init__(self, driver: LabDriver, scratch: Path) -> None:
-        self.service = SERVICE_ADDRESS
+        self.service = TWO_HOSTS.service
         self.driver = driver
         self.scratch = scratch
         self.ups = 0
@@ -70,7 +71,7 @@ class Rehearsal(Machines):
     def up(self, *machines: str, log: Path | None = None) -> None:
         raise LabError("the machines are up")
 
-    def power_on(self, machine: str) -> None:
+    def restore(self, machine: str) -> None:
         self.ups += 1
         self.driver.lab.restore(NODES[machine])
 
@@ -80,7 +81,7 @@ class Rehearsal(Machines):
     def is_on(self, machine: str) -> bool:
         return bool(self.driver.lab.status()["nodes"][NODES[machine]]["alive"])
 
-    def power_off(self, machine: str) -> float:
+    def crash(self, machine: str) -> float:
         return self.driver.crash(NODES[machine])
 
     def cut(self, machine: str) -> float:
@@ -128,7 +129,7 @@ def machines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rehearsal]:
         driver.up(LabOptions(heartbeat_ms=100))
         driver.serve_workloads("7000")
         yield Rehearsal(driver, tmp_path_factory.mktemp("stubs"))
-    Path(machines_numbers._FILE).unlink(missing_ok=True)
+    Path(numbers._FILE).unlink(missing_ok=True)
 
 
 def options(output: Path, **changes: Any) -> Options:

@@ -10,7 +10,8 @@ from nfq_failover.errors import CommandError
 from nfq_failover.lab import state as lab_state
 from nfq_failover.lab.nodes import scramble_plan
 from nfq_failover.lab.state import Application, Cut, LabState, Options, Store
-from nfq_failover.lab.topology import bits_per_second, check_name
+from nfq_failover.lab.topology import TWO_HOSTS, check_name
+from nfq_failover.lab.wires import bits_per_second
 
 
 @pytest.mark.parametrize(
@@ -140,8 +141,8 @@ def test_newest_event_of_a_node() -> None:
 def test_scramble_plans_differ_by_host_and_boot_and_sometimes_wrap() -> None:
     wrapping = 0
     for seed in range(100):
-        plans = {(node, boot): scramble_plan(seed, node, boot) for node in "ab" for boot in (1, 2)}
-        assert plans == {(node, boot): scramble_plan(seed, node, boot) for node in "ab" for boot in (1, 2)}
+        plans = {(node, boot): scramble_plan(TWO_HOSTS, seed, node, boot) for node in "ab" for boot in (1, 2)}
+        assert plans == {(node, boot): scramble_plan(TWO_HOSTS, seed, node, boot) for node in "ab" for boot in (1, 2)}
         for key in ("seq-add", "ts-add"):
             values = {plan[key] for plan in plans.values()}
             assert len(values) == 4

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from nfq_failover.config import Config, parse
-from nfq_failover.lab.machines.machines import multicast_mac
+from nfq_failover.lab.topology import multicast_hardware
 
 PROVISION = Path(__file__).parents[3] / "vagrant" / "provision"
 STEPS = "# ---------------------------------------------------------------- in this order"
@@ -65,7 +65,7 @@ def test_the_options_are_in_the_configuration(tmp_path: Path, tap: str) -> None:
     assert settings.ports == ((80, 80), (7000, 7009))
     assert settings.prefer_primary
     assert (settings.detection_ms, settings.fence_deadline_ms) == (1250, 60000)
-    assert (config.tap, config.tap_mac) == (tap, multicast_mac("192.0.2.100"))
+    assert (config.tap, config.tap_mac) == (tap, multicast_hardware("192.0.2.100"))
     assert config.fence.command == ("/usr/sbin/fence_toy",)
     assert dict(config.fence.parameters) == {"plug": "{peer}", "ip": "192.0.2.1"}
     assert config.fence.verify

@@ -1,16 +1,13 @@
-"""What a campaign does, what it remembers, and what it reports: everything about it that needs no lab."""
+"""What the campaign of crashes does, what it remembers, and what it reports: everything that needs no lab."""
 
 from __future__ import annotations
 
-import json
 import random
-import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any, ClassVar, Final, Generic, Protocol, TypeVar
+from dataclasses import dataclass
+from typing import Final
 
-from nfq_failover.errors import CommandError
+from nfq_failover.lab.campaign.section import list_of_ms, median_and_worst
 
 KINDS: Final = ("echo", "interactive", "bulk", "upload")
 SIZES: Final = (1_000_000, 5_000_000, 20_000_000, 100_000_000)
@@ -126,52 +123,6 @@ class Record:
         return found
 
 
-class Keyed(Protocol):
-    """A record that a journal can hold: a dataclass of JSON values."""
-
-    __dataclass_fields__: ClassVar[dict[str, Any]]
-
-    @property
-    def key(self) -> str:
-        """What names it in its campaign."""
-
-
-R = TypeVar("R", bound=Keyed)
-
-
-class Journal(Generic[R]):
-    """The finished runs, one JSON object a line. What stands there is not run again."""
-
-    def __init__(self, path: Path, kind: type[R]) -> None:
-        self.path = path
-        self._kind = kind
-
-    def read(self) -> dict[str, R]:
-        """Records by key. Raises CommandError if the file is damaged; a last line cut short by a crash is dropped."""
-        if not self.path.exists():
-            return {}
-        records = {}
-        lines = self.path.read_text().splitlines()
-        for index, line in enumerate(lines):
-            try:
-                record = self._kind(**json.loads(line))
-            except (ValueError, TypeError) as error:
-                if index == len(lines) - 1:
-                    self.path.write_text("".join(f"{good}\n" for good in lines[:-1]))
-                    break
-                raise CommandError(
-                    f"{self.path} line {index + 1} is not a record of this version. Move the file away to start anew."
-                ) from error
-            records[record.key] = record
-        return records
-
-    def append(self, record: R) -> None:
-        """Adds one finished run."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a") as file:
-            file.write(json.dumps(asdict(record)) + "\n")
-
-
 def groups(cells: Iterable[Cell], records: Mapping[str, Record]) -> dict[tuple[str, str], list[Record]]:
     """The records of each (cell, kind), in the plan's order; an empty list where nothing has run."""
     found: dict[tuple[str, str], list[Record]] = {(cell.name, kind): [] for cell in cells for kind in KINDS}
@@ -179,11 +130,6 @@ def groups(cells: Iterable[Cell], records: Mapping[str, Record]) -> dict[tuple[s
         if (record.cell, record.kind) in found:
             found[record.cell, record.kind].append(record)
     return found
-
-
-def silences(records: Iterable[Record]) -> list[float]:
-    """The silences of the runs that have one, in ms."""
-    return [record.silence_ms for record in records if record.silence_ms is not None]
 
 
 def table(cells: Sequence[Cell], records: Mapping[str, Record]) -> str:
@@ -202,9 +148,8 @@ def table(cells: Sequence[Cell], records: Mapping[str, Record]) -> str:
 
 
 def _row(cell: str, kind: str, rows: Sequence[Record]) -> str:
-    times = silences(rows)
-    median, worst = (f"{statistics.median(times):.0f} ms", f"{max(times):.0f} ms") if times else ("-", "-")
-    detection = ", ".join(f"{value} ms" for value in sorted({row.detection_ms for row in rows})) or "-"
+    median, worst = median_and_worst(rows)
+    detection = list_of_ms(row.detection_ms for row in rows)
     sums = [sum(getattr(row, name) for row in rows) for name in ("wrong_bytes", "broken", "resets")]
     return f"| {cell} | {kind} | {len(rows)} | {' | '.join(map(str, sums))} | {median} | {worst} | {detection} |"
 
@@ -215,23 +160,3 @@ def all_good(records: Iterable[Record]) -> bool:
     return bool(rows) and all(
         row.ok and row.in_transfer and not (row.wrong_bytes or row.broken or row.resets) for row in rows
     )
-
-
-def write_section(path: Path, name: str, text: str) -> None:
-    """Replaces what stands between `<!-- name:begin -->` and `<!-- name:end -->` in a Markdown file.
-
-    The section, and the file, are made if they are not there.
-    """
-    begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
-    section = f"{begin}\n{text.strip()}\n{end}"
-    old = path.read_text() if path.exists() else "# Results\n"
-    head, found, rest = old.partition(begin)
-    if found:
-        _, closed, tail = rest.partition(end)
-        if not closed:
-            raise CommandError(f"{path} has {begin} without {end}. Repair it, then run this again.")
-        new = head + section + tail
-    else:
-        new = f"{old.rstrip()}\n\n{section}\n"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(new)

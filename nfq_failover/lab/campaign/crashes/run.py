@@ -9,80 +9,51 @@ not as it should be keeps its capture, the daemons' logs and its seeds in result
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import platform
-import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Final
 
 from nfq_failover.errors import CommandError, NfqFailoverError
-from nfq_failover.lab.campaign.campaign_lab import CampaignLab
 from nfq_failover.lab.campaign.crashes.plan import (
     CELLS,
     KINDS,
     WORKLOAD_S,
     Cell,
-    Journal,
     Record,
     Task,
     all_good,
     groups,
     plan,
-    silences,
     table,
-    write_section,
 )
-from nfq_failover.lab.interrupt import EXIT_CODE, Interrupted, interruptible
+from nfq_failover.lab.campaign.journal import HEARTBEAT_COUNT, Campaign, Journal, Settings
+from nfq_failover.lab.campaign.section import silences, write_section
+from nfq_failover.lab.driver import ReusedLab
 from nfq_failover.lab.measure.verdict import Measurement, measure, read_capture
 from nfq_failover.lab.netns import LabError
 from nfq_failover.lab.state import Options
-from nfq_failover.lab.topology import SERVICE_ADDRESS
 
-HEARTBEAT_COUNT: Final = 3  # the daemon's default
 PORT: Final = "7000"
-
-
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """What all runs of a campaign share. `stall_timeout_s`: when a client gives a silent connection up."""
-
-    name: str
-    output: Path
-    heartbeat_ms: int = 50
-    rate: str = "200mbit"
-    stall_timeout_s: float = 30.0
-
-    @property
-    def detection_ms(self) -> int:
-        """How long the backup waits before it takes the primary for dead."""
-        return self.heartbeat_ms * HEARTBEAT_COUNT
+STALL_TIMEOUT_S: Final = 30.0
 
 
 class RunFailed(NfqFailoverError):
     """A run that could not be done in a lab that had come up."""
 
 
-class Runner:
-    """Runs tasks in one lab, which it builds when the conditions change or the lab has gone wrong."""
+class CrashRunner:
+    """The runner of the campaign of crashes."""
 
-    def __init__(self, settings: Settings, say: Callable[[str], None]) -> None:
+    def __init__(self, settings: Settings, lab: ReusedLab) -> None:
         self._settings = settings
-        self._lab = CampaignLab(settings.name, PORT, say)
-        self._driver = self._lab.driver
-
-    def __enter__(self) -> Runner:
-        self._lab.__enter__()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._lab.__exit__(kind, error, trace)
+        self._lab = lab
+        self._driver = lab.driver
 
     def run(self, task: Task) -> Record:
         """One crash and the restore after it. What goes wrong is in the record; CommandError: no lab can be built."""
@@ -93,7 +64,7 @@ class Runner:
                 self._prepare(task)
                 record = replace(record, lab_seed=self._lab.seed, delay_s=round(task.delay_s, 3))
                 record = self._crash(task, record, capture)
-                self._driver.lab.restore(record.crashed or "a")
+                self._driver.restore(record.crashed or self._driver.hosts[0])
             except (LabError, RunFailed) as error:
                 record = replace(record, ok=False, error=record.error or f"lab: {error}")
             record = replace(record, finished=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()))
@@ -127,7 +98,7 @@ class Runner:
             report = workload.result(WORKLOAD_S + 4 * self._settings.stall_timeout_s)
         record = replace(record, crashed=node, delay_s=round(task.delay_s, 3))
         missing = running.counts.missing if running.counts else 0
-        return judge(record, report, crashed_at, measure(read_capture(capture, SERVICE_ADDRESS), missing))
+        return judge(record, report, crashed_at, measure(read_capture(capture, self._driver.service), missing))
 
     def _keep(self, record: Record, capture: Path) -> None:
         place = self._settings.output / "odd" / record.key.replace("/", "-").replace(" ", "_")
@@ -135,7 +106,7 @@ class Runner:
 
 
 def judge(record: Record, report: dict[str, Any], crashed_at: float, result: Measurement) -> Record:
-    """Completes a record from the client's report and its capture. `crashed_at`: Unix time of the crash."""
+    """Complete a record from the client's report and its capture. `crashed_at`: Unix time of the crash."""
     problems = result.problems()
     ended = float(report.get("started", 0.0)) + float(report.get("duration_s", 0.0))
     silence = report.get("longest_silence_ms")
@@ -157,28 +128,17 @@ def judge(record: Record, report: dict[str, Any], crashed_at: float, result: Mea
     )
 
 
-def run_campaign(tasks: Sequence[Task], settings: Settings, say: Callable[[str], None]) -> dict[str, Record]:
-    """Runs what the journal does not have yet; returns all records by key."""
+@contextlib.contextmanager
+def runner(settings: Settings, say: Callable[[str], None]) -> Iterator[CrashRunner]:
+    """A runner with its lab, which is gone at the end."""
+    with ReusedLab(settings.name, PORT, say) as lab:
+        yield CrashRunner(settings, lab)
+
+
+def campaign(tasks: Sequence[Task], settings: Settings, say: Callable[[str], None]) -> Campaign[Task, Record]:
+    """The campaign of these crashes."""
     journal = Journal(settings.output / "campaign.jsonl", Record)
-    records = journal.read()
-    pending = [task for task in tasks if task.key not in records]
-    say(f"{len(tasks) - len(pending)} of {len(tasks)} crashes are done already; {len(pending)} to go")
-    began = time.monotonic()
-    with Runner(settings, say) as runner:
-        for index, task in enumerate(pending):
-            record = runner.run(task)
-            journal.append(record)
-            records[task.key] = record
-            done = len(tasks) - len(pending) + index + 1
-            left_s = (time.monotonic() - began) / (index + 1) * (len(pending) - index - 1)
-            say(f"{progress(done, len(tasks))} {describe(record)}; {left_s / 60:.0f} min to go")
-    return records
-
-
-def progress(done: int, total: int) -> str:
-    """`[####......]  40/100`."""
-    full = 20 * done // total
-    return f"[{'#' * full}{'.' * (20 - full)}] {done:>{len(str(total))}}/{total}"
+    return Campaign(tasks, journal, lambda: runner(settings, say), describe, "crashes", say)
 
 
 def describe(record: Record) -> str:
@@ -189,7 +149,7 @@ def describe(record: Record) -> str:
 
 
 def write_report(cells: Sequence[Cell], records: dict[str, Record], settings: Settings, docs: Path) -> None:
-    """The section of docs/results/README.md, and the picture beside it."""
+    """Write the section of docs/results/README.md, and the picture beside it."""
     from nfq_failover.lab.measure.plots import plot_silences
 
     wanted = len(plan(cells, 0))
@@ -219,7 +179,7 @@ def write_report(cells: Sequence[Cell], records: dict[str, Record], settings: Se
 
 
 def add_parser(subparsers: Any) -> None:
-    """Adds `campaign` to the command line."""
+    """Add `campaign` to the command line."""
     parser = subparsers.add_parser("campaign", help="crash after crash in the lab, and a table; can be continued")
     parser.description = __doc__
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
@@ -237,7 +197,7 @@ def add_parser(subparsers: Any) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Exit code 0 if every crash went well, 1 if one did not, 2 misuse, 130 interrupted."""
+    """Run it; exit code 0 if every crash went well, 1 if one did not, 2 misuse, 130 interrupted."""
     cells = [cell for cell in CELLS if arguments.only is None or arguments.only in cell.name]
     if not cells:
         names = "; ".join(cell.name for cell in CELLS)
@@ -246,41 +206,15 @@ def run(arguments: argparse.Namespace) -> int:
         cells = [replace(cell, runs=1) for cell in cells]
     if os.geteuid() != 0 and not arguments.report_only:
         raise CommandError("The campaign makes network namespaces and needs root. Run: sudo script/campaign")
-    settings = Settings(arguments.name, arguments.output, arguments.heartbeat_ms, arguments.rate)
+    settings = Settings(
+        arguments.name, arguments.output, arguments.heartbeat_ms, arguments.rate, stall_timeout_s=STALL_TIMEOUT_S
+    )
     tasks = [task for task in plan(cells, arguments.seed) if not arguments.kind or task.kind in arguments.kind]
 
     def say(text: str) -> None:
         print(text, flush=True)
 
-    code = 0
-    try:
-        with interruptible():
-            records = (
-                Journal(settings.output / "campaign.jsonl", Record).read()
-                if arguments.report_only
-                else run_campaign(tasks, settings, say)
-            )
-    except Interrupted:
-        say("Interrupted; the lab is down. Run it again to go on.")
-        records = Journal(settings.output / "campaign.jsonl", Record).read()
-        code = EXIT_CODE
-    wanted = {task.key for task in tasks}
-    shown = {key: record for key, record in records.items() if key in wanted}
-    write_report(cells, shown, settings, arguments.docs)
-    say(table(cells, shown))
-    return code or (0 if all_good(shown.values()) and len(shown) == len(tasks) else 1)
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """`python -m nfq_failover.lab.campaign.crashes.run ...`, the same without the rest of the command line."""
-    parser = argparse.ArgumentParser(prog="nfq-failover")
-    add_parser(parser.add_subparsers(required=True))
-    try:
-        return run(parser.parse_args(["campaign", *(sys.argv[1:] if argv is None else argv)]))
-    except NfqFailoverError as error:
-        print(error, file=sys.stderr)
-        return 2
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    records, code = campaign(tasks, settings, say).command(arguments.report_only)
+    write_report(cells, records, settings, arguments.docs)
+    say(table(cells, records))
+    return code or (0 if all_good(records.values()) and len(records) == len(tasks) else 1)

@@ -13,12 +13,10 @@ from nfq_failover.constants import RST
 from nfq_failover.errors import CommandError
 from nfq_failover.lab.campaign.faults.plan import PORT, Record, Task
 from nfq_failover.lab.measure.verdict import Measurement, measure, read_capture
-from nfq_failover.lab.topology import HARDWARE, SERVERS, SERVICE_ADDRESS
+from nfq_failover.lab.topology import Topology
 
 _FILE_HEADER: Final = 24
 _RECORD: Final = struct.Struct("<IIII")
-_SERVICE: Final = socket.inet_aton(SERVICE_ADDRESS)
-_OWNERS: Final = {bytes.fromhex(HARDWARE[node].replace(":", "")): node for node in SERVERS}
 # Two packets of different hosts may overtake each other by this much on their way.
 _REORDERING_S: Final = 0.010
 
@@ -34,8 +32,10 @@ class Heard:
     flags: int
 
 
-def heard(path: Path) -> Iterator[Heard]:
+def heard(path: Path, topology: Topology) -> Iterator[Heard]:
     """Every segment from the service in a capture by tcpdump. CommandError if the file is of another format."""
+    service = socket.inet_aton(topology.service)
+    owners = {bytes.fromhex(topology.hardware(host).replace(":", "")): host for host in topology.hosts}
     data = path.read_bytes()
     if data[:4] != b"\xd4\xc3\xb2\xa1":
         raise CommandError(f"{path} is not a little-endian pcap file with microseconds")
@@ -45,13 +45,13 @@ def heard(path: Path) -> Iterator[Heard]:
         at += _RECORD.size
         frame = data[at : at + held]
         at += held
-        if frame[12:14] != b"\x08\0" or frame[26:30] != _SERVICE:
+        if frame[12:14] != b"\x08\0" or frame[26:30] != service:
             continue
         tcp = 14 + (frame[14] & 15) * 4
         service_port, client_port = struct.unpack_from("!HH", frame, tcp)
         yield Heard(
             seconds + microseconds / 1e6,
-            _OWNERS.get(frame[6:12], "a stranger"),
+            owners.get(frame[6:12], "a stranger"),
             service_port,
             client_port,
             frame[tcp + 13],
@@ -75,28 +75,38 @@ def owners(segments: Sequence[Heard]) -> str:
 @dataclass(slots=True)
 class Evidence:
     """What a task left to judge. `promised`: reports of clients whose connections must live, with what each may wait
-    beyond the detection time; `spent`: reports of those that may end. `faults_at`: Unix times of the faults."""
+    beyond the detection time; `spent`: reports of those that may end. `primary`: who was it first; `crashed`: the hosts
+    that went down as the primary, in order; `faults_at`: Unix times of the faults."""
 
+    topology: Topology
     primary: str
     promised: list[tuple[dict[str, Any], float]] = field(default_factory=list)
     spent: list[dict[str, Any]] = field(default_factory=list)
     faults_at: list[float] = field(default_factory=list)
-    crashed: str = ""
+    crashed: list[str] = field(default_factory=list)
     unprotected: list[str] = field(default_factory=list)
     violations: list[str] = field(default_factory=list)
 
+    @property
+    def due(self) -> list[str]:
+        """Who should be heard, in turn: after each crash the other host."""
+        turns = [self.primary]
+        for _ in self.crashed:
+            turns.append(self.topology.other(turns[-1]))
+        return turns
+
 
 def judge(task: Task, record: Record, evidence: Evidence, capture: Path, missing: int) -> Record:
-    """Completes a record. `missing`: how many packets the capture lacks."""
-    segments = list(heard(capture))
-    result = measure(read_capture(capture, SERVICE_ADDRESS), missing)
+    """Complete a record. `missing`: how many packets the capture lacks."""
+    segments = list(heard(capture, evidence.topology))
+    result = measure(read_capture(capture, evidence.topology.service), missing)
     reports = [report for report, _ in evidence.promised]
     rows = [*reports, *evidence.spent]
     silences = [float(report["longest_silence_ms"]) for report in reports if "longest_silence_ms" in report]
     resets = [one for one in segments if one.flags & RST and str(one.service_port) == PORT]
     record = replace(
         record,
-        crashed=evidence.crashed,
+        crashed="".join(evidence.crashed),
         connections=sum(int(row.get("connections", 0)) for row in rows),
         unprotected=len(evidence.unprotected),
         wrong_bytes=sum(int(row["wrong_bytes"]) for row in rows),
@@ -121,7 +131,7 @@ def _violations(
         found.append(f"{record.resets} RST from the service at promised connections")
     if result.dropped_by_capture:
         return found  # nothing follows from a capture that lacks packets
-    heard_in_turn, due = owners(segments), _turns(evidence)
+    heard_in_turn, due = owners(segments), "".join(evidence.due)
     if heard_in_turn != due and not (task.mix == "ending" and due.startswith(heard_in_turn)):
         found.append(f"heard in turn: {heard_in_turn or 'nobody'} instead of {due}")
     if result.unseen_acknowledged:
@@ -129,12 +139,6 @@ def _violations(
     if result.timestamps_back:
         found.append(f"{len(result.timestamps_back)} timestamps that go back")
     return found
-
-
-def _turns(evidence: Evidence) -> str:
-    """Who should be heard, in turn: after each crash the other host."""
-    first = SERVERS.index(evidence.primary)
-    return "".join(SERVERS[(first + turn) % 2] for turn in range(1 + len(evidence.crashed)))
 
 
 def _notes(task: Task, record: Record, evidence: Evidence, result: Measurement) -> list[str]:

@@ -181,8 +181,8 @@ def _endless(seed: int) -> Iterator[Task]:
 class Record:
     """What one task did to its clients. `violations`: where the contract was broken; `notes`: what else was odd.
 
-    `crashed`: the hosts that went down as the primary, in order, like "a" or "ab". `silence_ms`: the longest that a
-    promised connection's application waited for something, from all of the task's clients.
+    `crashed`: the hosts that went down as the primary, in order, like "a" or "ab": a letter for each. `silence_ms`: the
+    longest that a promised connection's application waited for something, from all of the task's clients.
     """
 
     key: str

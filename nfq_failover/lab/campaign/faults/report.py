@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import platform
-import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from nfq_failover.lab.campaign.crashes.plan import write_section
 from nfq_failover.lab.campaign.faults.plan import BY_NAME, CONDITIONS, FAULTS, MIXES, Record
+from nfq_failover.lab.campaign.section import list_of_ms, median_and_worst, silences, write_section
 
 _HEAD = (
     "| {} | takeovers | connections | wrong bytes | broken promises | RST | unprotected before the fault "
@@ -16,8 +15,16 @@ _HEAD = (
 )
 
 
+def describe(record: Record) -> str:
+    """One run in a line."""
+    verdict = "ok" if not record.oddities() else "BROKEN" if record.violations else "odd"
+    silence = "" if record.silence_ms is None else f", silence {record.silence_ms:.0f} ms"
+    rest = f" ({'; '.join(record.oddities())})" if record.oddities() else ""
+    return f"{record.fault}, {record.conditions}, {record.mix}: {verdict}{rest}{silence}"
+
+
 def write_report(records: Mapping[str, Record], output: Path, seed: int, wanted: int) -> Path:
-    """Writes `report.md` and its pictures into the directory; returns its path."""
+    """Write `report.md` and its pictures into the directory; returns its path."""
     output.mkdir(parents=True, exist_ok=True)
     rows = list(records.values())
     text = ["# Faults on real kernels", "", summary(rows, seed, wanted)]
@@ -31,7 +38,7 @@ def write_report(records: Mapping[str, Record], output: Path, seed: int, wanted:
 
 
 def write_summary(records: Mapping[str, Record], docs: Path, seed: int, wanted: int) -> None:
-    """Replaces the section `faults` of a Markdown file by the summary, the anomalies and one plot beside the file."""
+    """Replace the section `faults` of a Markdown file by the summary, the anomalies and one plot beside the file."""
     rows = list(records.values())
     text = ["## Faults on real kernels", "", summary(rows, seed, wanted), "", "### Anomalies", "", anomalies(rows)]
     if rows:
@@ -44,7 +51,7 @@ def summary(rows: Sequence[Record], seed: int, wanted: int) -> str:
     """What was done and found, as Markdown."""
     takeovers = sum(row.takeovers for row in rows)
     commits = ", ".join(sorted({row.commit for row in rows if row.commit})) or "unknown"
-    detection = ", ".join(f"{value} ms" for value in sorted({row.detection_ms for row in rows})) or "-"
+    detection = list_of_ms(row.detection_ms for row in rows)
     minutes = sum(row.duration_s for row in rows) / 60
     broken = sum(bool(row.violations) for row in rows)
     lines = [
@@ -77,8 +84,7 @@ def _line(name: str, rows: Sequence[Record]) -> str:
     def total(value: Callable[[Record], int]) -> str:
         return f"{sum(value(row) for row in rows):,}"
 
-    times = _silences(rows)
-    median, worst = (f"{statistics.median(times):.0f} ms", f"{max(times):.0f} ms") if times else ("-", "-")
+    median, worst = median_and_worst(rows)
     cells = [
         total(lambda row: row.takeovers),
         total(lambda row: row.connections),
@@ -109,15 +115,11 @@ def anomalies(rows: Sequence[Record]) -> str:
     return "\n".join(lines)
 
 
-def _silences(rows: Iterable[Record]) -> list[float]:
-    return [row.silence_ms for row in rows if row.silence_ms is not None]
-
-
 def _plot(rows: Sequence[Record], directory: Path) -> list[str]:
     from nfq_failover.lab.measure.plots import plot_silences
 
-    values = {name: _silences([row for row in rows if row.fault == name]) for name in BY_NAME}
-    values |= {one.name: _silences([row for row in rows if row.conditions == one.name]) for one in CONDITIONS}
+    values = {name: silences([row for row in rows if row.fault == name]) for name in BY_NAME}
+    values |= {one.name: silences([row for row in rows if row.conditions == one.name]) for one in CONDITIONS}
     found = {name: times for name, times in values.items() if times}
     if not found:
         return []

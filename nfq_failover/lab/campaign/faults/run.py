@@ -1,76 +1,57 @@
-"""One task of the campaign of faults after the other, in a lab that lives on: fault, takeover, judgement, rejoin."""
+"""Takeover after takeover on real kernels, by every kind of fault, in mixed workloads, on each tap, with loss.
+
+    nfq-failover faults --count 1000 --seed 1            (script/faults)
+
+It can be ended at any time and goes on where it was. Results: OUTPUT/faults.jsonl, report: OUTPUT/report.md;
+an odd run keeps its capture, the daemons' logs and status, and its seeds in OUTPUT/anomalies/.
+"""
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import json
 import os
 import signal
+import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Final
 
 from nfq_failover.errors import CommandError, NfqFailoverError
-from nfq_failover.lab import nodes, power
-from nfq_failover.lab.campaign.campaign_lab import CampaignLab
-from nfq_failover.lab.campaign.driver import Workload
+from nfq_failover.lab import power
 from nfq_failover.lab.campaign.faults.judge import Evidence, judge
-from nfq_failover.lab.campaign.faults.plan import ALL_PORTS, SPENT_PORT, WORKLOAD_S, Record, Task
+from nfq_failover.lab.campaign.faults.plan import ALL_PORTS, BY_NAME, SPENT_PORT, WORKLOAD_S, Record, Task, plan
+from nfq_failover.lab.campaign.faults.report import describe, write_report, write_summary
+from nfq_failover.lab.campaign.journal import Campaign, Journal, Settings
+from nfq_failover.lab.driver import ReusedLab
 from nfq_failover.lab.netns import LabError
-from nfq_failover.lab.nodes import other, wait_until
 from nfq_failover.lab.state import Cut, Options
-from nfq_failover.lab.topology import SERVERS
+from nfq_failover.lab.testbed import Workload, wait_until
 
-HEARTBEAT_COUNT: Final = 3  # the daemon's default
+STALL_TIMEOUT_S: Final = 15.0
 _TAKEOVER_DEADLINE_S: Final = 15.0
 _MEND_DEADLINE_S: Final = 20.0
 _SPENT_STALL_S: Final = 2.5
-# A Python client needs about so long to start.
+# A Python client needs about this long to start.
 _CLIENT_START_S: Final = 0.35
 
 
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """What all tasks share. `stall_timeout_s`: when a client gives a silent connection up."""
-
-    name: str
-    output: Path
-    heartbeat_ms: int = 100
-    rate: str = "200mbit"
-    stall_timeout_s: float = 15.0
-    commit: str = ""
-
-    @property
-    def detection_ms(self) -> int:
-        """How long the backup waits before it takes the primary for dead."""
-        return self.heartbeat_ms * HEARTBEAT_COUNT
-
-
 class FaultRunner:
-    """Runs tasks. A context manager: the lab is gone at its end."""
+    """The runner of the campaign of faults."""
 
-    def __init__(self, settings: Settings, say: Callable[[str], None]) -> None:
+    def __init__(self, settings: Settings, lab: ReusedLab) -> None:
         self._settings = settings
-        self._lab = CampaignLab(settings.name, ALL_PORTS, say)
-        self._driver = self._lab.driver
-
-    def __enter__(self) -> FaultRunner:
-        self._lab.__enter__()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._lab.__exit__(kind, error, trace)
+        self._lab = lab
+        self._driver = lab.driver
 
     def run(self, task: Task) -> Record:
-        """The task, its judgement, and a protected pair after it. What goes wrong is in the record."""
+        """Do the task, judge it, and leave a protected pair behind. What goes wrong is in the record."""
         began = time.monotonic()
         record = _blank(task, self._settings)
         with tempfile.TemporaryDirectory(prefix="nfq-failover-faults-") as scratch:
@@ -110,7 +91,7 @@ class FaultRunner:
     # ------------------------------------------------------------------------------------------------- one task
 
     def _observe(self, task: Task, capture: Path) -> tuple[Evidence, int]:
-        evidence = Evidence(self._driver.lab.resolve("primary"))
+        evidence = Evidence(self._driver.topology, self._driver.lab.resolve("primary"))
         with self._driver.capture(capture) as running:
             if task.fault.name == "rejoin":
                 self._backup_lost(task, evidence)
@@ -138,7 +119,7 @@ class FaultRunner:
             backup = self._driver.lab.resolve("backup")
             self._driver.crash(backup)
             evidence.promised.append((self._result(workload), task.fault.stall_ms))
-        self._driver.lab.restore(backup)
+        self._driver.restore(backup)
 
     def _twice(self, task: Task, evidence: Evidence) -> None:
         """The connections that outlive the first takeover are not protected at the second."""
@@ -147,7 +128,7 @@ class FaultRunner:
         with self._driver.start_workload(words) as spent:
             time.sleep(task.delay_s)
             self._strike(task, evidence)
-            self._driver.lab.restore(evidence.crashed[0])
+            self._driver.restore(evidence.crashed[0])
             time.sleep(0.2)
             self._once(task, evidence)
             report = self._result(spent)
@@ -159,21 +140,18 @@ class FaultRunner:
             evidence.violations.append(f"the first client did not report: {report['error']}")
 
     def _strike(self, task: Task, evidence: Evidence) -> None:
-        """The fault, and the takeover that has to follow."""
-        lab = self._driver.lab
+        """Make the fault happen, and wait for the takeover that has to follow."""
+        lab, topology = self._driver.lab, self._driver.topology
         primary = lab.resolve("primary")
-        expected = other(evidence.crashed[-1]) if evidence.crashed else evidence.primary
+        expected = topology.other(evidence.crashed[-1]) if evidence.crashed else evidence.primary
         if primary != expected:
             evidence.violations.append(f"{primary} had become the primary before the fault")
-        survivor = other(primary)
+        survivor = topology.other(primary)
         evidence.faults_at.append(self._fault(task, primary))
-        evidence.crashed += primary
+        evidence.crashed.append(primary)
         try:
             wait_until(
-                lambda: (
-                    (nodes.ask_daemon(lab.store, survivor) or {}).get("state") == "unprotected"
-                    and not power.is_on(lab.name, primary)
-                ),
+                lambda: self._driver.state(survivor) == "unprotected" and not power.is_on(lab.name, primary),
                 _TAKEOVER_DEADLINE_S,
                 f"{survivor} did not take over",
             )
@@ -182,7 +160,7 @@ class FaultRunner:
             evidence.violations.append(f"{error} The hosts are {told}")
 
     def _fault(self, task: Task, primary: str) -> float:
-        """Makes it happen; returns the Unix time."""
+        """Make it happen; returns the Unix time."""
         lab = self._driver.lab
         now = time.time()
         if task.fault.name in ("kill", "stop"):
@@ -190,9 +168,9 @@ class FaultRunner:
         elif task.fault.name in ("cut", "mute"):
             lab.cut(Cut(primary, None, "out" if task.fault.name == "mute" else None))
         elif task.fault.name == "sync":
-            lab.cut(Cut(task.draw.choice(SERVERS), "sync"))
+            lab.cut(Cut(task.draw.choice(self._driver.hosts), "sync"))
         elif task.fault.name == "pause":
-            with self._paused(other(primary), task.draw.uniform(0.05, 0.15)) as half_s:
+            with self._paused(self._driver.topology.other(primary), task.draw.uniform(0.05, 0.15)) as half_s:
                 time.sleep(half_s)
                 return self._driver.crash(primary)
         else:
@@ -263,27 +241,27 @@ class FaultRunner:
         return [str(row["reason"]) for row in rows if row["client"] not in known and not row["protected"]]
 
     def _snapshot(self, capture: Path) -> None:
-        """What both daemons say of themselves now, beside the capture."""
-        answers = {node: nodes.ask_daemon(self._driver.lab.store, node) for node in SERVERS}
+        """Write down what the daemons say of themselves now, beside the capture."""
+        answers = {host: self._driver.status(host) for host in self._driver.hosts}
         capture.with_name(f"{capture.name}.status.json").write_text(json.dumps(answers, indent=1))
 
     def _mend(self) -> str | None:
-        """Back to a protected pair; why not, if that fails."""
+        """Get back to a protected pair; returns why not, if that fails."""
         lab = self._driver.lab
         try:
             for node in {cut.node for cut in lab.store.read().cuts}:
                 lab.heal(node)
-            for node in SERVERS:
-                if not power.is_on(lab.name, node):
-                    lab.restore(node)
+            for host in self._driver.hosts:
+                if not power.is_on(lab.name, host):
+                    self._driver.restore(host)
             wait_until(self._is_protected, _MEND_DEADLINE_S, "The pair was not protected again")
         except (LabError, CommandError) as error:
             return f"rejoin: {error}"
         return None
 
     def _is_protected(self) -> bool:
-        states = [(nodes.ask_daemon(self._driver.lab.store, node) or {}).get("state") for node in SERVERS]
-        return sorted(map(str, states)) == ["protected", "shadowing"]
+        states = [str(self._driver.state(host)) for host in self._driver.hosts]
+        return sorted(states) == ["protected", "shadowing"]
 
 
 def _blank(task: Task, settings: Settings) -> Record:
@@ -299,3 +277,72 @@ def _blank(task: Task, settings: Settings) -> Record:
         delay_s=task.delay_s,
         commit=settings.commit,
     )
+
+
+@contextlib.contextmanager
+def runner(settings: Settings, say: Callable[[str], None]) -> Iterator[FaultRunner]:
+    """A runner with its lab, which is gone at the end."""
+    with ReusedLab(settings.name, ALL_PORTS, say) as lab:
+        yield FaultRunner(settings, lab)
+
+
+def campaign(tasks: Sequence[Task], settings: Settings, say: Callable[[str], None]) -> Campaign[Task, Record]:
+    """The campaign of these tasks."""
+    journal = Journal(settings.output / "faults.jsonl", Record)
+    return Campaign(tasks, journal, lambda: runner(settings, say), describe, "runs", say)
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add `faults` to the command line."""
+    parser = subparsers.add_parser("faults", help="takeover after takeover in the lab, by all faults; a report")
+    parser.description = __doc__
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--count", type=int, default=1000, help="takeovers (default: 1000)")
+    parser.add_argument("--seed", type=int, default=1, help="decides everything that is random")
+    parser.add_argument("--output", type=Path, default=Path("results-output/faults"), help="results, report, anomalies")
+    parser.add_argument("--fault", action="append", choices=tuple(BY_NAME), help="only this fault; may be repeated")
+    parser.add_argument("--only-number", type=int, metavar="N", help="only the run of this number, again")
+    parser.add_argument("--heartbeat-ms", type=int, default=100)
+    parser.add_argument("--rate", default="200mbit", help="of the client's link, in tc's syntax")
+    parser.add_argument("--name", default="nfqffault", help="of the lab")
+    parser.add_argument("--docs", type=Path, metavar="FILE", help="also put the summary into this Markdown file")
+    parser.add_argument("--report-only", action="store_true", help="run nothing, write the report anew")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run it; exit code 0 if the contract held in every run, 1 if not, 2 misuse, 130 interrupted."""
+    if os.geteuid() != 0 and not arguments.report_only:
+        raise CommandError("The campaign makes network namespaces and needs root. Run: sudo script/faults")
+    if arguments.count < 1:
+        raise CommandError("--count must be at least 1.")
+    tasks = plan(arguments.count, arguments.seed, arguments.fault or tuple(BY_NAME))
+    output = arguments.output
+    if arguments.only_number is not None:
+        tasks = [task for task in tasks if task.number == arguments.only_number]
+        if not tasks:
+            raise CommandError(f"The plan of {arguments.count} takeovers has no run {arguments.only_number}.")
+        output = output / f"again-{int(time.time())}"
+    commit = _commit(Path(__file__).parent)
+    settings = Settings(
+        arguments.name, output, arguments.heartbeat_ms, arguments.rate, stall_timeout_s=STALL_TIMEOUT_S, commit=commit
+    )
+
+    def say(text: str) -> None:
+        print(text, flush=True)
+
+    records, code = campaign(tasks, settings, say).command(arguments.report_only)
+    say(f"report: {write_report(records, output, arguments.seed, arguments.count)}")
+    if arguments.docs:
+        write_summary(records, arguments.docs, arguments.seed, arguments.count)
+    complete = len(records) == len(tasks)
+    return code or (0 if complete and not any(record.violations for record in records.values()) else 1)
+
+
+def _commit(directory: Path) -> str:
+    """The checkout's commit, with a `+` if it has changes; empty outside a checkout."""
+    try:
+        command = ["git", "-C", str(directory), "describe", "--always", "--dirty=+", "--exclude=*"]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return ""

@@ -1,4 +1,4 @@
-"""The campaign's plan, memory, judgement and table."""
+"""The campaign of crashes: its plan, judgement and table."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from nfq_failover.errors import CommandError
 from nfq_failover.lab.campaign.crashes.plan import (
     CELLS,
     KINDS,
@@ -16,15 +15,14 @@ from nfq_failover.lab.campaign.crashes.plan import (
     SIZES,
     WORKLOAD_S,
     Cell,
-    Journal,
     Record,
     all_good,
     groups,
     plan,
     table,
-    write_section,
 )
-from nfq_failover.lab.campaign.crashes.run import Settings, describe, judge, progress, write_report
+from nfq_failover.lab.campaign.crashes.run import describe, judge, write_report
+from nfq_failover.lab.campaign.journal import Settings
 from nfq_failover.lab.measure.verdict import Gap, Measurement
 
 GOOD = Record(
@@ -81,27 +79,6 @@ def test_the_workloads_take_turns_and_their_arguments_are_right() -> None:
     assert tasks[0].workload("7000")[:3] == ["echo", "--port", "7000"]
     assert "--size" in tasks[2].workload("7000")
     assert "--rate" not in tasks[3].workload("7000")
-
-
-def test_the_journal_remembers(tmp_path: Path) -> None:
-    journal = Journal(tmp_path / "deep" / "campaign.jsonl", Record)
-    assert journal.read() == {}
-    other = replace(GOOD, key="clone/bulk/0", kind="bulk", silence_ms=None)
-    journal.append(GOOD)
-    journal.append(other)
-    assert journal.read() == {GOOD.key: GOOD, other.key: other}
-
-
-def test_a_line_cut_short_is_run_again_and_damage_is_told(tmp_path: Path) -> None:
-    journal = Journal(tmp_path / "campaign.jsonl", Record)
-    journal.append(GOOD)
-    whole = journal.path.read_text()
-    journal.path.write_text(whole + whole[:40])
-    assert list(journal.read()) == [GOOD.key]
-    assert journal.path.read_text() == whole
-    journal.path.write_text("{}\n" + whole)
-    with pytest.raises(CommandError, match="line 1"):
-        journal.read()
 
 
 @pytest.mark.parametrize(
@@ -184,32 +161,13 @@ def test_good_means_all_good() -> None:
         assert not all_good([GOOD, replace(GOOD, **change)])
 
 
-def test_a_section_is_made_replaced_and_kept_apart(tmp_path: Path) -> None:
-    path = tmp_path / "docs" / "results.md"
-    write_section(path, "campaign", "one")
-    write_section(path, "bench", "two")
-    write_section(path, "campaign", "three\n")
-    text = path.read_text()
-    assert "one" not in text
-    assert text.startswith("# Results\n")
-    assert text.index("three") < text.index("two")
-    assert text.count("campaign:begin") == 1
-    path.write_text(text.replace("<!-- campaign:end -->", ""))
-    with pytest.raises(CommandError, match="without"):
-        write_section(path, "campaign", "four")
-
-
 def test_the_report_is_written_with_its_picture(tmp_path: Path) -> None:
     docs = tmp_path / "docs" / "results.md"
-    write_report([Cell("clone", "clone", 0, 0, 1)], {GOOD.key: GOOD}, Settings("n", tmp_path), docs)
+    write_report(
+        [Cell("clone", "clone", 0, 0, 1)], {GOOD.key: GOOD}, Settings("n", tmp_path, 50, "200mbit", 30.0), docs
+    )
     text = docs.read_text()
     assert "1 of 4 crashes done" in text
     assert "silences.svg" in text
     assert (docs.parent / "silences.png").exists()
     assert (docs.parent / "silences.svg").exists()
-
-
-def test_the_progress_bar() -> None:
-    assert progress(0, 320) == "[....................]   0/320"
-    assert progress(160, 320) == "[##########..........] 160/320"
-    assert progress(320, 320) == "[####################] 320/320"

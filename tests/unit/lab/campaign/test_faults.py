@@ -12,14 +12,13 @@ import pytest
 
 from nfq_failover.constants import ACK, RST, SYN
 from nfq_failover.errors import CommandError
-from nfq_failover.lab.campaign.crashes.plan import Journal
 from nfq_failover.lab.campaign.faults import judge as faults_judge
-from nfq_failover.lab.campaign.faults.command import describe
 from nfq_failover.lab.campaign.faults.judge import Evidence, Heard, heard, judge, owners
 from nfq_failover.lab.campaign.faults.plan import BY_NAME, CONDITIONS, MIXES, WORKLOAD_S, Record, Task, plan
-from nfq_failover.lab.campaign.faults.report import anomalies, summary, write_report
+from nfq_failover.lab.campaign.faults.report import anomalies, describe, summary, write_report
+from nfq_failover.lab.campaign.journal import Journal
 from nfq_failover.lab.measure.verdict import Measurement
-from nfq_failover.lab.topology import ADDRESSES, HARDWARE, SERVICE_ADDRESS
+from nfq_failover.lab.topology import TWO_HOSTS
 from nfq_failover.wire.build import build_segment
 
 TASK = Task(3, 1, BY_NAME["power"], CONDITIONS[0], "mixed", 0.5)
@@ -70,8 +69,8 @@ def test_a_plan_of_one_fault_has_the_same_runs_as_the_whole_one() -> None:
 
 def frame(node: str, flags: int, port: int = 7000) -> bytes:
     segment = build_segment(
-        (bytes(map(int, SERVICE_ADDRESS.split("."))), port),
-        (bytes(map(int, ADDRESSES["client"].split("."))), 40000),
+        (bytes(map(int, TWO_HOSTS.service.split("."))), port),
+        (bytes(map(int, TWO_HOSTS.address("client").split("."))), 40000),
         1,
         1,
         flags,
@@ -79,7 +78,7 @@ def frame(node: str, flags: int, port: int = 7000) -> bytes:
         b"",
         b"",
     )
-    mac = bytes.fromhex(HARDWARE[node].replace(":", ""))
+    mac = bytes.fromhex(TWO_HOSTS.hardware(node).replace(":", ""))
     return bytes(6) + mac + b"\x08\0" + bytes(segment)
 
 
@@ -93,13 +92,13 @@ def write_capture(path: Path, frames: list[tuple[float, bytes]]) -> None:
 def test_a_capture_tells_who_was_heard(tmp_path: Path) -> None:
     path = tmp_path / "client.pcap"
     write_capture(path, [(10.0, frame("a", SYN | ACK)), (10.5, frame("b", RST, 7001))])
-    assert list(heard(path)) == [
+    assert list(heard(path, TWO_HOSTS)) == [
         Heard(10.0, "a", 7000, 40000, SYN | ACK),
         Heard(10.5, "b", 7001, 40000, RST),
     ]
     path.write_bytes(b"something else")
     with pytest.raises(CommandError, match="pcap"):
-        list(heard(path))
+        list(heard(path, TWO_HOSTS))
 
 
 def turns(*rows: tuple[float, str]) -> str:
@@ -128,7 +127,7 @@ def judged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         write_capture(path, good if frames is None else frames)
         monkeypatch.setattr(faults_judge, "read_capture", lambda *_: [])
         monkeypatch.setattr(faults_judge, "measure", lambda *_: measured or Measurement(packets=2))
-        shown = Evidence("a", [(REPORT | (report or {}), 0.0)], faults_at=[101.0], crashed="a")
+        shown = Evidence(TWO_HOSTS, "a", [(REPORT | (report or {}), 0.0)], faults_at=[101.0], crashed=["a"])
         for name, value in evidence.items():
             setattr(shown, name, value)
         return judge(task, RECORD, shown, path, 0)
@@ -187,7 +186,7 @@ def test_what_nothing_is_promised_for_may_end(judged: Any) -> None:
         (103.0, frame("a", ACK)),
         (104.0, frame("a", RST, 7001)),
     ]
-    record = judged(spent=[spent], frames=frames, crashed="ab", task=replace(TASK, fault=BY_NAME["twice"]))
+    record = judged(spent=[spent], frames=frames, crashed=["a", "b"], task=replace(TASK, fault=BY_NAME["twice"]))
     assert record.oddities() == []
     assert (record.ended, record.broken, record.takeovers) == (4, 0, 2)
 

@@ -32,7 +32,7 @@ GOOD = Facts(
 
 
 def test_a_good_run_is_good_and_says_so() -> None:
-    assert is_good(GOOD)
+    assert is_good(judge(GOOD))
     text = render(judge(GOOD), True, [], 31.0)
     assert "survived" in text
     assert "longest silence 153 ms" in text
@@ -61,7 +61,7 @@ def test_a_good_run_is_good_and_says_so() -> None:
 )
 def test_each_claim_can_fail_alone(change: dict[str, Any], words: str) -> None:
     facts = replace(GOOD, **change)
-    assert not is_good(facts)
+    assert not is_good(judge(facts))
     failed = [check for check in judge(facts) if not check.ok]
     assert len(failed) == 1
     assert words in failed[0].evidence

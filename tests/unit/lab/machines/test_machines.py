@@ -10,13 +10,16 @@ from typing import Any
 
 import pytest
 
-from nfq_failover.lab.machines import timeline as machines_timeline
-from nfq_failover.lab.machines.demo import Facts, draw, judge
-from nfq_failover.lab.machines.machines import multicast_mac, other
+from nfq_failover.lab.demo.download import Download
+from nfq_failover.lab.demo.verdict import Facts
+from nfq_failover.lab.machines import timeline
+from nfq_failover.lab.machines.demo import draw, judge
+from nfq_failover.lab.machines.machines import other
 from nfq_failover.lab.machines.numbers import Difference, Opening, differences, parse
 from nfq_failover.lab.machines.report import Run, report
 from nfq_failover.lab.machines.trial import FAULTS, WORKLOADS, Options, plans
-from nfq_failover.lab.measure.verdict import longest_stall
+from nfq_failover.lab.measure.verdict import Measurement, longest_stall
+from nfq_failover.lab.topology import multicast_hardware
 from tests.unit.lab.measure.test_plots import stream
 
 OPTIONS = Options(30, FAULTS, WORKLOADS, ("clone", "multicast"), 1_000_000, 20.0, 20.0, 1, Path("unused"))
@@ -50,17 +53,19 @@ FACTS = Facts(
     sha256_received="ab" * 32,
     curl_exit_code=0,
     curl_message="",
-    cut_at_bytes=12_100_000,
-    off="primary",
-    serves="backup",
+    crashed_at_bytes=12_100_000,
+    primary_before="primary",
+    primary_after="backup",
     connections=1,
     resets=0,
     unseen_acknowledged=0,
+    tshark_ack_lost=0,
     dropped_by_capture=0,
     silence_ms=3000.0,
     detection_ms=1000,
-    fence_deadline_ms=60_000,
+    heartbeat_ms=200,
 )
+FENCE_DEADLINE_MS = 60_000
 
 
 def test_every_fault_meets_every_transfer_under_every_tap() -> None:
@@ -125,7 +130,7 @@ def test_the_table_has_the_numbers() -> None:
 @pytest.mark.parametrize(
     ("change", "claim"),
     [
-        ({"cut_at_bytes": None}, "half way"),
+        ({"crashed_at_bytes": None}, "half way"),
         ({"sha256_received": "cd" * 32}, "intact"),
         ({"curl_exit_code": 28}, "intact"),
         ({"connections": 2}, "one TCP connection"),
@@ -134,25 +139,27 @@ def test_the_table_has_the_numbers() -> None:
         ({"dropped_by_capture": 1}, "not sent"),
         ({"silence_ms": None}, "pause"),
         ({"silence_ms": 61_001.0}, "pause"),
-        ({"serves": "primary"}, "other machine"),
-        ({"serves": None}, "other machine"),
+        ({"primary_after": "primary"}, "other machine"),
+        ({"primary_after": None}, "other machine"),
     ],
 )
 def test_each_claim_of_the_demonstration_can_fail(change: dict[str, Any], claim: str) -> None:
-    assert all(check.ok for check in judge(FACTS))
-    failed = [check for check in judge(replace(FACTS, **change)) if not check.ok]
+    assert all(check.ok for check in judge(FACTS, FENCE_DEADLINE_MS))
+    failed = [check for check in judge(replace(FACTS, **change), FENCE_DEADLINE_MS) if not check.ok]
     assert len(failed) == 1
     assert claim in failed[0].claim
 
 
 def test_the_demonstration_is_drawn(tmp_path: Path) -> None:
     packets = stream(pause=4.0)
-    paths = draw(packets, longest_stall(packets), 100.12, FACTS, tmp_path)
+    result = Measurement(packets=len(packets), stall=longest_stall(packets))
+    done = Download(tmp_path / "data", 0, "", 100.12, 12_100_000, tmp_path / "client.pcap", packets, result)
+    paths = draw(done, FACTS, tmp_path)
     assert [path.name for path in paths] == ["demo.png", "demo.svg"]
     text = paths[1].read_text()
-    for words in (f"{FACTS.off} is powered off", f"{other(FACTS.off)} goes on", "silence 4002 ms", "Detection"):
+    for words in ("primary is powered off", "backup goes on", "silence 4002 ms", "Detection"):
         assert words in text
-    assert draw(packets, None, 100.12, FACTS, tmp_path) == []
+    assert draw(replace(done, exit_code=28), FACTS, tmp_path) == []
 
 
 def test_differences_are_signed_and_of_the_same_connection() -> None:
@@ -170,8 +177,8 @@ def test_of_a_syn_ack_that_came_twice_the_first_counts() -> None:
 
 def test_names() -> None:
     assert (other("primary"), other("backup")) == ("backup", "primary")
-    assert multicast_mac("192.168.60.100") == "01:00:5e:28:3c:64"
-    assert multicast_mac("10.200.1.2") == "01:00:5e:48:01:02"
+    assert multicast_hardware("192.168.60.100") == "01:00:5e:28:3c:64"
+    assert multicast_hardware("10.200.1.2") == "01:00:5e:48:01:02"
 
 
 CHECKING = (
@@ -189,11 +196,11 @@ Nov 21 12:59:54 backup nfq-failover[336]: 2026-11-21T12:59:54.000199Z [warning  
 
 
 def test_the_log_tells_where_the_silence_went() -> None:
-    assert machines_timeline.parse(LOG.splitlines()) == machines_timeline.Timeline(7118, 316, 7386)
+    assert timeline.parse(LOG.splitlines()) == timeline.Timeline(7118, 316, 7386)
 
 
 def test_the_last_takeover_of_a_log_counts_and_what_it_lacks_is_unknown() -> None:
     lines = [*LOG.splitlines(), CHECKING, *LOG.splitlines()[1:3]]
-    assert machines_timeline.parse(lines) == machines_timeline.Timeline(7118, None, None)
-    assert machines_timeline.parse([*LOG.splitlines(), LEAVES]) == machines_timeline.Timeline()
-    assert machines_timeline.parse(["nothing of the daemon's"]) == machines_timeline.Timeline()
+    assert timeline.parse(lines) == timeline.Timeline(7118, None, None)
+    assert timeline.parse([*LOG.splitlines(), LEAVES]) == timeline.Timeline()
+    assert timeline.parse(["nothing of the daemon's"]) == timeline.Timeline()
