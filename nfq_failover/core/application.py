@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from nfq_failover.core.events import HealthChecked
-from nfq_failover.core.gate.table import PrimarySide
+from nfq_failover.core.gate.table import GateTable
 from nfq_failover.core.pair.membership import Membership
 from nfq_failover.core.shadow.table import BackupSide
 
 
-def note_check(event: HealthChecked, members: Membership, primary: PrimarySide, backup: BackupSide, now: float) -> None:
+def note_check(event: HealthChecked, members: Membership, gate: GateTable, backup: BackupSide, now: float) -> None:
     """A check has come to an end. What follows from it comes with the next tick."""
     if event.ok:
-        primary.ends.well_at = backup.ends.well_at = now - event.took_s
+        gate.ends.note_well(now - event.took_s)
+        backup.ends.well_at = now - event.took_s
     else:
         backup.out.counters["health-check-failed"] += 1
     health = members.health

@@ -8,10 +8,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Final
 
-from nfq_failover.core.gate.client_stream import MAX_RETAINED
-from nfq_failover.core.gate.connection import MAX_HELD
-from nfq_failover.core.gate.primary_table import MAX_TELLING
-from nfq_failover.core.gate.table import MAX_DIALLED, MAX_LATE_BYTES, MAX_SYNS, PrimarySide
+from nfq_failover.core.gate.ack_gate import MAX_HELD
+from nfq_failover.core.gate.copies import MAX_LATE_BYTES
+from nfq_failover.core.gate.opening import MAX_DIALLED, MAX_SYNS
+from nfq_failover.core.gate.retained import MAX_RETAINED
+from nfq_failover.core.gate.table import MAX_TELLING, GateTable
 from nfq_failover.core.pair.session import MAX_OUTGOING, MAX_RETIRED, WINDOW, Session
 from nfq_failover.core.settings import Settings
 from nfq_failover.core.shadow.backup_table import MAX_FORGOTTEN
@@ -66,27 +67,27 @@ COUNTERS: Final = {
 
 
 def gauges(
-    primary: PrimarySide, backup: BackupSide, sessions: Iterable[Session], counters: Mapping[str, int]
+    gate: GateTable, backup: BackupSide, sessions: Iterable[Session], counters: Mapping[str, int]
 ) -> dict[str, Row]:
     """Name of the store -> `now`, `limit`, and `full`: how often there was no room."""
-    shadows, gated = backup.flows.values(), primary.flows.values()
+    shadows, gated = backup.flows.values(), gate.flows.values()
     fullest = [session.tables() for session in sessions]
     now = {
-        "connections": len(primary.flows),
+        "connections": len(gate.flows),
         "shadow_connections": len(backup.flows),
         "log_bytes": max((c.journal.size for c in shadows), default=0),
         "log_pieces": max((c.journal.piece_count for c in shadows), default=0),
         "log_islands": max((c.journal.islands for c in shadows), default=0),
         "unacked_bytes": max((c.output.size for c in shadows), default=0),
-        "retained_bytes": max((c.retained.size for c in gated), default=0),
-        "held_acks": max((len(c.held) for c in gated), default=0),
-        **primary.tables(),
-        "handed_over": len(primary.handovers.flows),
+        "retained_bytes": max((c.retained.inbound.size for c in gated), default=0),
+        "held_acks": max((len(c.acks.held) for c in gated), default=0),
+        **gate.tables(),
+        "handed_over": len(gate.handovers.flows),
         "handed_over_ended": len(backup.handed.over),
         "forgotten": len(backup.forgotten),
         **{name: max(tables[name] for tables in fullest) for name in fullest[0]},
     }
     return {
         name: {"now": now[name], "limit": limit, "full": counters.get(COUNTERS.get(name, ""), 0)}
-        for name, limit in limits(primary.settings).items()
+        for name, limit in limits(gate.settings).items()
     }

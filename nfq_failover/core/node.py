@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from nfq_failover.constants import RST, SYN
 from nfq_failover.core import application, bounds, restart
-from nfq_failover.core.dispatch import to_backup, to_primary
+from nfq_failover.core.dispatch import to_backup
 from nfq_failover.core.events import (
     ApplyRules,
     AskWitness,
@@ -43,7 +43,7 @@ from nfq_failover.core.events import (
     WitnessAnswered,
 )
 from nfq_failover.core.gate.connection import Gate
-from nfq_failover.core.gate.table import PrimarySide
+from nfq_failover.core.gate.table import GateTable
 from nfq_failover.core.leftovers import StrangerHunt
 from nfq_failover.core.outbox import Outbox
 from nfq_failover.core.pair.link import Link, neighbours
@@ -93,14 +93,9 @@ class Node:
         self._any_link = tuple(self.links.values())
         self._by_source = {link.source: (link,) for link in self._any_link}
         self.members = Membership(settings, self.protector.view, stored_epoch, served, now)
-        self.primary = PrimarySide(settings, self.out.towards(self.protector.lane))
-        self.primary.strangers = served or stored_epoch == 0
-        self.primary.ends.on_failure = self.members.application_failed
-        self.primary.ends.hand_over = lambda connection, reason, now: (
-            self.members.backup_can_go_on(now) and self.primary.handovers.start(connection, reason, now)
-        )
+        self.gate = GateTable(settings, self.out.towards(self.protector.lane), served or stored_epoch == 0)
         self.backup = BackupSide(settings, self.out.towards(self.shadowed.lane))
-        self.hunt = StrangerHunt(self.out, self.primary, self.backup)
+        self.hunt = StrangerHunt(self.out, self.gate, self.backup)
         self._inherited = 0
         self._taps_on = False
         self._rules: tuple[Profile, int] = (Profile.BACKUP, 0)
@@ -108,7 +103,7 @@ class Node:
         self._pause_s = settings.detection_ms / 1000
         self.memory = self.backup.memory = memory
         if recollection is not None:
-            restart.recollect(recollection, self.members, self.primary, self.backup, served, now)
+            restart.recollect(recollection, self.members, self.gate, self.backup, served, now)
             self._carry_out(now)
         self._write_down()
 
@@ -135,7 +130,7 @@ class Node:
             self._timer(now)
         elif isinstance(event, FrameCopied):
             if self.members.role is Role.PRIMARY:
-                self.primary.copied(event, now)
+                self.gate.copied(event, now)
         else:
             self._answer(event, now)
         if self.members.actions or self.members.changes or isinstance(event, HealthChecked):
@@ -160,7 +155,7 @@ class Node:
         if due is not None and due < earliest:
             earliest = due
         if self.members.state is not State.DOUBT:  # in doubt nothing of it is done, however long it has been due
-            due = self.primary.poll_timeout()
+            due = self.gate.poll_timeout()
             if due is not None and due < earliest:
                 earliest = due
         return earliest
@@ -168,7 +163,7 @@ class Node:
     @property
     def wants_copies(self) -> bool:
         """Whether copies of inbound packets (`FrameCopied`) should be read now; else there is time."""
-        return self.primary.wants_copies
+        return self.gate.copies.wanted
 
     # ------------------------------------------------------------------------------------ packets
 
@@ -199,7 +194,7 @@ class Node:
         elif self.members.state not in _SERVING:
             self.out.drop(event.queue, event.packet_id, "not-serving")
         elif seg.flags & SYN and not seg.flags & RST:
-            self.primary.inbound_syn(event, seg)
+            self.gate.inbound_syn(event, seg)
         else:
             self.out.accept(event.queue, event.packet_id)
 
@@ -214,7 +209,7 @@ class Node:
             if self.members.role is Role.BACKUP:
                 self.out.reset_stranger(seg)
             return
-        self.primary.outbound(event, seg, now)
+        self.gate.outbound(event, seg, now)
 
     # ------------------------------------------------------------------------------------ the sync channel
 
@@ -259,9 +254,20 @@ class Node:
             return  # nothing may leave, nor any held acknowledgement: what matters will be repeated
         if self.members.role is Role.PRIMARY:
             if link is self.protector:
-                to_primary(record, self.primary, self.primary.out, now)
+                self.gate.take(record, now)
+                if self.gate.findings:
+                    self._judge(now)  # what follows in the datagram must not leave once this host yields
         elif self.members.state in _SHADOWING and link is self.shadowed:
             to_backup(record, self.backup, now)
+
+    def _judge(self, now: float) -> None:
+        """Act on what was found of our application. If nothing can be done now, the backup's next answer finds it."""
+        while self.gate.findings:
+            found = self.gate.findings.popleft()
+            if not found.alone:
+                self.members.application_failed(found.reason, now)
+            elif self.members.backup_can_go_on(now):
+                self.gate.hand_over(found.connection, found.reason, now)
 
     def _publish(self) -> None:
         """Say our state in every heartbeat from now on."""
@@ -284,7 +290,7 @@ class Node:
         if self.members.actions:
             self._carry_out(now)
         if self.members.state is not State.DOUBT:
-            self.primary.on_timer(now)
+            self.gate.on_timer(now)
             self.backup.on_timer(now)
         else:
             self.backup.out.withhold(True)
@@ -307,13 +313,13 @@ class Node:
         elif isinstance(event, RulesApplied):
             self._rules_applied(event)
         elif isinstance(event, FlowsGone):
-            self.primary.flows_gone(event.flows, now)
+            self.gate.flows_gone(event.flows, now)
             self.backup.flows_gone(event.flows, now)
         elif isinstance(event, FlowsListed):
             if self.hunt.listed(event.flows) and self.members.role is Role.PRIMARY:
                 self._apply(self._rules[0])
         elif isinstance(event, HealthChecked):
-            application.note_check(event, members, self.primary, self.backup, now)
+            application.note_check(event, members, self.gate, self.backup, now)
         elif isinstance(event, CopiesLost):
             self.out.counters["copies-lost"] += event.count
             self.out.log("warning", "inbound copies lost", count=event.count)
@@ -388,12 +394,12 @@ class Node:
         elif action is Do.ARM:
             self._apply(Profile.PRIMARY)
         elif action is Do.PROTECT:
-            self.primary.start_protecting()
+            self.gate.start_protecting()
         elif action is Do.RELEASE:
-            self.primary.stop_protecting(members.reason)
+            self.gate.stop_protecting(members.reason)
             self._apply(Profile.ALONE)
         elif action is Do.SHADOW:
-            self.primary.strangers = False
+            self.gate.opening.adopt_unknown(False)
             self.backup.clear("a new generation of connections begins", keep_handed=True)
         elif action is Do.INVALIDATE:
             refused = members.state is State.REFUSED
@@ -401,8 +407,8 @@ class Node:
         elif action is Do.SILENCE:
             emit(OwnAddress(False))
             self._apply(Profile.BACKUP)
-            self.primary.strangers = False
-            self.primary.clear()
+            self.gate.opening.adopt_unknown(False)
+            self.gate.clear()
             self.backup.clear("this host does not serve any more")
 
     def _take_over(self, now: float) -> None:
@@ -412,7 +418,7 @@ class Node:
         self.out.effects.append(OwnAddress(True, self.settings.announce_count))
         self.backup.handed.adopt()
         going, reset = self.backup.take_over(now)
-        self.primary.reason = "taken over: no backup"
+        self.gate.explain("taken over: no backup")
         self.out.log("warning", "takeover", epoch=self.members.epoch, connections=going, reset=reset)
         if self.memory is not None:
             self.memory.begin([c for c in self.backup.flows.values() if c.state in (Shadow.ACTIVE, Shadow.DEAD)])
@@ -423,7 +429,7 @@ class Node:
         memory, members = self.memory, self.members
         if memory is None:
             return
-        memory.note(members.state in _RESUMABLE, members.epoch, self.primary.strangers)
+        memory.note(members.state in _RESUMABLE, members.epoch, self.gate.opening.adopts_unknown)
         if memory.writes:
             self.out.effects.appendleft(Remember(tuple(memory.writes)))
             memory.writes.clear()
@@ -432,10 +438,10 @@ class Node:
         flows = self._inherited_flows()
         self._inherited = len(flows)
         self._rules = (profile, len(flows))
-        self._taps_on = profile is Profile.ALONE and bool(self.primary.handovers.flows)
+        self._taps_on = profile is Profile.ALONE and bool(self.gate.handovers.flows)
         if self._taps_on:
             profile = Profile.PRIMARY  # the backup must go on hearing the clients of the connections that it was given
-        elif profile is Profile.ALONE and self.memory is not None and not self.primary.strangers:
+        elif profile is Profile.ALONE and self.memory is not None and not self.gate.opening.adopts_unknown:
             profile = Profile.BACKUP  # what a connection of another time says must not find a bypass, if we die now
         self.out.effects.append(ApplyRules(profile, flows))
 
@@ -446,7 +452,7 @@ class Node:
 
     def _watch_inherited(self) -> None:
         """When the last connection that was taken over, or handed over, has ended, its diversion can go."""
-        if self._taps_on and not self.primary.handovers.flows:
+        if self._taps_on and not self.gate.handovers.flows:
             self._apply(self._rules[0])
         if self._inherited and not self.backup.flows and self.members.role is Role.PRIMARY:
             self._apply(self._rules[0])
@@ -466,11 +472,9 @@ class Node:
             generation=members.generation,
             witness=members.pact.status(),
             peer=link_status(self.protector, now),
-            connections=connections_of(self.primary, self.backup),
-            protected_connections=sum(c.state is Gate.PROTECTED for c in self.primary.flows.values()),
+            connections=connections_of(self.gate, self.backup),
+            protected_connections=sum(c.state is Gate.PROTECTED for c in self.gate.flows.values()),
             application=members.health.status(),
-            bounds=bounds.gauges(
-                self.primary, self.backup, [link.session for link in self._any_link], self.out.counters
-            ),
+            bounds=bounds.gauges(self.gate, self.backup, [link.session for link in self._any_link], self.out.counters),
             counters=dict(sorted(self.out.counters.items())),
         )

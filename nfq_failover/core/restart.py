@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nfq_failover.core.gate.table import PrimarySide
+from nfq_failover.core.gate.table import GateTable
 from nfq_failover.core.pair.membership import Membership
 from nfq_failover.core.shadow.checkpoint import Recollection, unpack
 from nfq_failover.core.shadow.connection import BackupConnection, Shadow
@@ -13,7 +13,7 @@ from nfq_failover.errors import MalformedSegment
 def recollect(
     recollection: Recollection,
     members: Membership,
-    primary: PrimarySide,
+    gate: GateTable,
     backup: BackupSide,
     served: bool,
     now: float,
@@ -34,10 +34,10 @@ def recollect(
             "the record of the daemon's earlier life can't be used: the connections that it was for are cut",
             reason=damage or f"{damaged} of its connections are damaged",
         )
-    primary.strangers = recollection.strangers and not damaged
+    gate.opening.adopt_unknown(recollection.strangers and not damaged)
     if recollection.allows(members.stored_epoch, served):
         members.resume(recollection.epoch)
-        primary.reason = "the daemon was restarted: no backup yet"
+        gate.explain("the daemon was restarted: no backup yet")
         for connection in connections:
             connection.handed = 0
     else:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from ipaddress import ip_address
 
 from nfq_failover.core.gate.connection import Gate
-from nfq_failover.core.gate.table import PrimarySide
+from nfq_failover.core.gate.table import GateTable
 from nfq_failover.core.pair.health import HealthStatus
 from nfq_failover.core.pair.link import Link
 from nfq_failover.core.pair.monitor import HeartbeatStatistics
@@ -97,27 +97,27 @@ def end_names(flow: FlowKey) -> tuple[str, str]:
     return f"{ip_address(client)}:{client_port}", f"{ip_address(server)}:{server_port}"
 
 
-def connections_of(primary: PrimarySide, backup: BackupSide) -> list[ConnectionStatus]:
+def connections_of(gate: GateTable, backup: BackupSide) -> list[ConnectionStatus]:
     """All connections of a host: those of its own service, those that it has handed over, those that it shadows."""
-    return [*_gated(primary), *_handed_over(primary), *_shadowed(backup)]
+    return [*_gated(gate), *_handed_over(gate), *_shadowed(backup)]
 
 
-def _gated(primary: PrimarySide) -> Iterable[ConnectionStatus]:
-    for connection in primary.flows.values():
+def _gated(gate: GateTable) -> Iterable[ConnectionStatus]:
+    for connection in gate.flows.values():
         protected = connection.state is Gate.PROTECTED
         yield ConnectionStatus(
             *end_names(connection.flow),
             protected,
             connection.reason,
-            connection.retained.size,
-            connection.confirmed,
-            max(connection.kernel_ack - connection.confirmed, 0) if protected else 0,
-            primary.digests.differences(connection.conn),
+            connection.retained.inbound.size,
+            connection.acks.confirmed,
+            max(connection.own.rcv_nxt - connection.acks.confirmed, 0) if protected else 0,
+            gate.digests.differences(connection.conn),
         )
 
 
-def _handed_over(primary: PrimarySide) -> Iterable[ConnectionStatus]:
-    for flow, handed in primary.handovers.flows.items():
+def _handed_over(gate: GateTable) -> Iterable[ConnectionStatus]:
+    for flow, handed in gate.handovers.flows.items():
         yield ConnectionStatus(*end_names(flow), False, handed.reason)
 
 

@@ -44,6 +44,11 @@ class TimerQueue(Generic[K]):
         """Disarm."""
         self._when.pop(key, None)
 
+    def clear(self) -> None:
+        """Disarm everything."""
+        self._when.clear()
+        self._heap.clear()
+
     def next(self) -> float | None:
         """The earliest deadline."""
         heap, when = self._heap, self._when

@@ -38,7 +38,7 @@ class Segment:
 
     `seq`, `ack`, `wnd` are as on the wire (`wnd` unscaled); `seg_len` counts SYN and FIN (RFC 9293 section 3.4);
     `ts_off` is the offset of TSval in the packet, 0 without timestamps; `sack` is a list of (left, right) edges.
-    `changed` is for whoever has made it differ from the packet in the queue.
+    `changed`: somebody has made it differ from the packet in the queue, and said so (`mark_changed`).
     """
 
     __slots__ = (
@@ -152,6 +152,10 @@ class Segment:
     def checksum_ok(self) -> bool:
         """Whether the TCP checksum in the packet is right."""
         return tcp_sum(self.buf, self.src + self.dst, self.tcp_off, self.end) == 0xFFFF
+
+    def mark_changed(self) -> None:
+        """The segment differs from the packet in the queue."""
+        self.changed = True
 
     def set_flags(self, flags: int) -> None:
         """The eight flag bits; `seg_len` follows."""

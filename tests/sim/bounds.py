@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from nfq_failover.core.gate.connection import MAX_HELD
+from nfq_failover.core.gate.ack_gate import MAX_HELD
 from nfq_failover.core.gate.digests import FLUSH_BYTES, KEEP_BYTES, KEEP_TOTAL, MAX_UNSEEN
-from nfq_failover.core.gate.table import MAX_DIALLED, MAX_SYNS
+from nfq_failover.core.gate.opening import MAX_DIALLED, MAX_SYNS
 from nfq_failover.core.pair.session import MAX_OUTGOING, MAX_RETIRED
 from nfq_failover.core.shadow.backup_table import MAX_FORGOTTEN
 from nfq_failover.core.shadow.comparison import MAX_PENDING
@@ -24,8 +24,8 @@ EVERY = 8  # inputs between two looks at the connections
 def check(host: Host, carried: int) -> None:
     """After an input with so many effects."""
     node = host.node
-    primary, backup, out = node.primary, node.backup, node.out
-    flows, limit = len(primary.flows) + len(backup.flows), host.settings.max_connections
+    gate, backup, out = node.gate, node.backup, node.out
+    flows, limit = len(gate.flows) + len(backup.flows), host.settings.max_connections
     _within(host, "effects of one input", carried, EFFECTS + EFFECTS_PER_FLOW * flows)
     _within(host, "effects left", len(out.effects), 0)
     _within(host, "records left", len(out.records) + sum(len(link.lane) for link in node.links.values()), 0)
@@ -33,36 +33,36 @@ def check(host: Host, carried: int) -> None:
     if host.inputs % EVERY:
         return
     _within(host, "counters", len(out.counters), COUNTERS)
-    _within(host, "primary's table", len(primary.flows), limit)
-    handed = len(primary.handovers.flows)
+    _within(host, "primary's table", len(gate.flows), limit)
+    handed = len(gate.handovers.flows)
     _within(host, "connections handed over", handed, limit)
-    _within(host, "primary's numbers", len(primary.numbers), len(primary.flows) + handed)
+    _within(host, "primary's numbers", len(gate.numbers), len(gate.flows) + handed)
     _within(host, "backup's table", len(backup.flows), limit)
     _within(host, "backup's numbers", len(backup.numbers), len(backup.flows))
     _within(host, "forgotten connections", len(backup.forgotten), MAX_FORGOTTEN)
     _within(host, "dirty connections", len(backup._dirty), len(backup.numbers))
-    _within(host, "remembered SYNs", len(primary._syns), MAX_SYNS)
-    _within(host, "dialled connections", len(primary._dialled), MAX_DIALLED)
-    _within(host, "news for the backup", len(primary._telling), 64 + limit)
+    _within(host, "remembered SYNs", len(gate.opening._syns), MAX_SYNS)
+    _within(host, "dialled connections", len(gate.opening._dialled), MAX_DIALLED)
+    _within(host, "news for the backup", len(gate._telling), 64 + limit)
     for link in node.links.values():
         _within(host, "handshake datagrams", len(link.session._outgoing), MAX_OUTGOING)
         _within(host, "retired sessions", len(link.session._retired), MAX_RETIRED)
-    _timers(host, "primary's timers", primary.timers, len(primary.flows) + len(primary._telling))
+    _timers(host, "primary's timers", gate.timers, len(gate.flows) + len(gate._telling))
     _timers(host, "backup's timers", backup.timers, len(backup.flows))
     _within(host, "connections that recover", len(backup.recovery._waits), len(backup.numbers))
     _timers(host, "recovery's timers", backup.recovery.timers, 0)
-    digests = primary.digests
-    _within(host, "digested streams", len(digests._streams), len(primary.flows) + handed)
+    digests = gate.digests
+    _within(host, "digested streams", len(digests._streams), len(gate.flows) + handed)
     _within(host, "bytes kept for comparing", digests._kept_total, KEEP_TOTAL)
-    _within(host, "count of kept bytes", digests._kept_total, sum(s.kept_bytes for s in digests._streams.values()))
-    _timers(host, "digests' timers", digests._timers, 1 + len(primary.flows) + handed)
+    _within(host, "count of kept bytes", digests._kept_total, sum(s.outbound_bytes for s in digests._streams.values()))
+    _timers(host, "digests' timers", digests._timers, 1 + len(gate.flows) + handed)
     _timers(host, "comparisons' timers", backup.divergence._timers, len(backup.flows))
     for stream in digests._streams.values():
-        _within(host, "bytes kept of a stream", stream.kept_bytes, KEEP_BYTES + FLUSH_BYTES)
+        _within(host, "bytes kept of a stream", stream.outbound_bytes, KEEP_BYTES + FLUSH_BYTES)
         _within(host, "digests that are repeated", len(stream.unseen), MAX_UNSEEN + 2)
-    for gate in primary.flows.values():
-        _within(host, "held acknowledgements", len(gate.held), MAX_HELD)
-        _within(host, "retained bytes", gate.retained.size, gate.retained.limit)
+    for gated in gate.flows.values():
+        _within(host, "held acknowledgements", len(gated.acks.held), MAX_HELD)
+        _within(host, "retained bytes", gated.retained.inbound.size, gated.retained.inbound.limit)
     for shadow in backup.flows.values():
         _within(host, "log", shadow.journal.size, host.settings.max_log_bytes)
         _within(host, "kept output", shadow.output.size, host.settings.max_unacked_bytes)
@@ -75,9 +75,9 @@ def empty(host: Host) -> None:
     node = host.node
     known = {flow for flow in host.kernel.established() if _reset(host, flow)}
     for what, size in (
-        ("primary's table", len(node.primary.flows.keys() - known)),
-        ("primary's numbers", sum(gate.flow not in known for gate in node.primary.numbers.values())),
-        ("news for the backup", len(node.primary._telling)),
+        ("primary's table", len(node.gate.flows.keys() - known)),
+        ("primary's numbers", sum(gated.flow not in known for gated in node.gate.numbers.values())),
+        ("news for the backup", len(node.gate._telling)),
         ("backup's table", len(node.backup.flows.keys() - known)),
         ("backup's numbers", sum(shadow.flow not in known for shadow in node.backup.numbers.values())),
         ("dirty connections", len(node.backup._dirty)),

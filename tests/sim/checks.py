@@ -88,7 +88,7 @@ class Checks:
             assert seg.flags & RST, f"{host.name} sends {seg} before any SYN-ACK"
             return
         client = seen.client
-        gate = host.node.primary.flows.get(flow)
+        gate = host.node.gate.flows.get(flow)
         seen.protected = gate is not None and gate.state is Gate.PROTECTED
         if seg.flags & RST:
             seen.resets += 1
@@ -100,7 +100,7 @@ class Checks:
         if gate is not None and gate.state is Gate.SYN_HELD and client is not self.world.clients[flow]:
             # Of a connection whose SYN-ACK is held, about some stray segment of the last one from this port: a client
             # in SYN_SENT takes no notice of it (RFC 9293 section 3.10.7.3).
-            assert seg.is_pure_ack and seg.ack == gate.client.seq(0), f"{host.name} sends {seg} before the SYN-ACK"
+            assert seg.is_pure_ack and seg.ack == gate.own.client.seq(0), f"{host.name} sends {seg} before the SYN-ACK"
             return
         self._numbers(host, seen, seg, client)
         self._gated(host, flow, seen, seg)
@@ -173,7 +173,7 @@ class Checks:
         if not host.application.well or flow in host.application.broken:
             self.flows[flow].excused = "opened while the application failed"
         if flow[1] >= PROBE_PORT and not self.excuse and not self.world.scenario.limits.max_connections:
-            gate = host.node.primary.flows.get(flow)
+            gate = host.node.gate.flows.get(flow)
             assert gate is not None and gate.state is Gate.PROTECTED, f"{flow} is not protected, though all is well"
         self.flows[flow].edge = seg.wnd
         self.flows[flow].tsval = options.tsval
@@ -207,7 +207,7 @@ class Checks:
 
     def _gated(self, host: Host, flow: FlowKey, seen: Seen, seg: Segment) -> None:
         """Invariant 1: while protected, nothing is acknowledged that the backup does not hold."""
-        gate = host.node.primary.flows.get(flow)
+        gate = host.node.gate.flows.get(flow)
         if gate is None or gate.state is not Gate.PROTECTED:
             return
         other = self.world.other(host)
@@ -234,7 +234,7 @@ class Checks:
         able = backup.running and backup.node.members.state is not State.REFUSED and not backup.unplugged
         able = able and self._may_act(primary, backup)
         for flow, seen in self.flows.items():
-            gate = primary.node.primary.flows.get(flow)
+            gate = primary.node.gate.flows.get(flow)
             shadow = backup.node.backup.flows.get(flow) if backup.running else None
             both = gate is not None and shadow is not None and gate.conn == shadow.conn
             both = both and backup.application.well and flow not in backup.application.broken
@@ -245,7 +245,7 @@ class Checks:
             seen.promised_until = inf if decided else min(primary.heard, backup.awake) + self.world.time_to_act
             if not seen.promised:
                 seen.excused = "not protected when its server died"
-            seen.let_go = gate is not None and gate.state is not Gate.PROTECTED and primary.node.primary.protecting
+            seen.let_go = gate is not None and gate.state is not Gate.PROTECTED and primary.node.gate.protecting
             if seen.promised and shadow is not None and not self.excuse:
                 assert seen.ack <= shadow.cum, f"{flow}: acknowledged {seen.ack}, the backup has {shadow.cum}"
 
@@ -290,7 +290,7 @@ class Checks:
                 if seen.survivor == host.name and (alone in (None, flow)) and how != "refuse":
                     seen.promised, seen.excused = False, "its survivor's application has failed, too"
                 continue
-            gate, shadow = host.node.primary.flows.get(flow), None
+            gate, shadow = host.node.gate.flows.get(flow), None
             if able:
                 shadow = other.node.backup.flows.get(flow)
             if gate is not None and shadow is not None and gate.conn == shadow.conn and not seen.excused:
@@ -340,9 +340,9 @@ class Checks:
             shadow = node.backup.flows.get(flow)
             if resumes and shadow is not None and shadow.state is Shadow.DEAD:
                 seen.promised, seen.excused = False, "its bytes were in the dead daemon's memory"
-            elif resumes and shadow is None and not node.primary.strangers:
+            elif resumes and shadow is None and not node.gate.opening.adopts_unknown:
                 seen.promised, seen.excused = False, "opened on a host with connections of another time"
-            elif not resumes and (flow in old.primary.flows or flow in old.backup.flows) and not seen.promised:
+            elif not resumes and (flow in old.gate.flows or flow in old.backup.flows) and not seen.promised:
                 seen.excused = "its host did not go on"
 
     def excuse_all(self, why: str) -> None:

@@ -80,7 +80,7 @@ class HandoverChecks(Checks):
     @staticmethod
     def _unprotected(host: Host, seg: Segment) -> bool:
         flow = (seg.dst, seg.dport, seg.src, seg.sport)
-        gate = host.node.primary.flows.get(flow)
+        gate = host.node.gate.flows.get(flow)
         if gate is None:  # its RST has been let go, and it is forgotten
             return bool(seg.flags & RST) and flow not in host.node.backup.flows
         return gate.state is Gate.UNPROTECTED and gate.end is not None and gate.end.passed
@@ -103,7 +103,7 @@ class HandoverChecks(Checks):
         for flow, shadow in host.node.backup.flows.items() if host.running else ():
             if shadow.handed and flow in self.flows:
                 self.lose(flow, "the host that it was handed over to has died")
-        for flow in self.world.other(host).node.primary.handovers.flows if self.world.other(host).running else ():
+        for flow in self.world.other(host).node.gate.handovers.flows if self.world.other(host).running else ():
             if flow in self.flows:
                 self.lose(flow, "the host that it was being handed over to has died")
 
@@ -144,7 +144,7 @@ class Failing(World):
             return
         able = []
         for flow, apps in owner.apps.items():
-            gate, app = owner.node.primary.flows.get(flow), apps[-1]
+            gate, app = owner.node.gate.flows.get(flow), apps[-1]
             if gate is not None and gate.state is Gate.PROTECTED and app.tcp.app is app and app.tcp.fin_at is None:
                 able.append((flow, app))
         if not able:

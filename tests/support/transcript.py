@@ -15,7 +15,8 @@ from typing import Any, Self
 
 from nfq_failover.constants import ACK, FIN, PSH, RST, SYN
 from nfq_failover.core.events import FlowsGone, FrameCopied, Inject, Log, PacketQueued, QueryFlows, Queue, Verdict
-from nfq_failover.core.gate.table import PrimarySide
+from nfq_failover.core.gate.ends import ApplicationFailed
+from nfq_failover.core.gate.table import GateTable
 from nfq_failover.core.outbox import Outbox
 from nfq_failover.core.settings import Peer, Settings
 from nfq_failover.core.shadow.acceptance import on_sent
@@ -24,24 +25,18 @@ from nfq_failover.wire.build import ack_options, build_segment
 from nfq_failover.wire.checksum import ones_sum
 from nfq_failover.wire.icmp import IcmpError, is_icmp
 from nfq_failover.wire.records import (
-    AckAsked,
     Close,
-    Closed,
     Confirm,
     Data,
-    DigestSeen,
     End,
     EndAsked,
     EndKind,
-    HandedOver,
     HandOver,
-    Missing,
     Open,
-    Opened,
     Progress,
     Record,
-    SentAsked,
     SentUpTo,
+    Towards,
     Unprotected,
     UnprotectedSeen,
 )
@@ -297,12 +292,12 @@ class Transcript:
         raise NotImplementedError
 
 
-class PrimaryTranscript(Transcript):
-    """A `PrimarySide` with a backup (unless `protecting` is False)."""
+class GateTranscript(Transcript):
+    """A `GateTable` with a backup (unless `protecting` is False). Takes all records that are for a gate."""
 
     def __init__(self, protecting: bool = True, **changes: object) -> None:
         super().__init__()
-        self.side = PrimarySide(settings(**changes), self.out)
+        self.side = GateTable(settings(**changes), self.out)
         if protecting:
             self.side.start_protecting()
 
@@ -312,7 +307,7 @@ class PrimaryTranscript(Transcript):
             event = self.event(given)
             seg = Segment(event.packet)
             if given.by == "client":
-                assert seg.flags & SYN, "only SYNs are queued on the primary's input"
+                assert seg.flags & SYN, "only SYNs are queued on a gate's input"
                 side.inbound_syn(event, seg)
             else:
                 side.outbound(event, seg, now)
@@ -324,28 +319,17 @@ class PrimaryTranscript(Transcript):
             side.on_timer(self.now)
         elif isinstance(given, FlowsGone):
             side.flows_gone(given.flows, now)
-        elif isinstance(given, Opened):
-            side.on_opened(given, now)
-        elif isinstance(given, Confirm):
-            side.on_confirm(given, now)
-        elif isinstance(given, Missing):
-            side.on_missing(given, now)
-        elif isinstance(given, Closed | UnprotectedSeen):
-            side.on_told(given)
-        elif isinstance(given, Unprotected):
-            side.on_unprotected(given, now)
-        elif isinstance(given, End):
-            side.ends.on_end(given, now)
-        elif isinstance(given, SentAsked):
-            side.on_sent_asked(given)
-        elif isinstance(given, AckAsked):
-            side.on_ack_asked(given)
-        elif isinstance(given, DigestSeen):
-            side.digests.on_seen(given, now)
-        elif isinstance(given, HandedOver):
-            side.handovers.on_handed(given, now)
+        elif isinstance(given, Record):
+            assert given.towards is not Towards.SHADOW, f"the gate takes no {given}"
+            side.take(given, now)
         else:
-            raise AssertionError(f"the primary takes no {given}")
+            raise AssertionError(f"the gate takes no {given}")
+        while side.findings:
+            self.judge(side.findings.popleft())
+
+    def judge(self, found: ApplicationFailed) -> None:
+        """What the node does with a finding is not the gate's business."""
+        self.effects.append(f"found: {found.reason}")
 
 
 class BackupTranscript(Transcript):

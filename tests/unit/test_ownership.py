@@ -21,16 +21,9 @@ Fields = dict[tuple[str, str], dict[str, str]]  # (module, class) -> field -> cl
 Functions = dict[str, str]  # name of a function or method -> class name of what it returns; "" if there are several
 
 OPEN: dict[str, int] = {
-    "core.application": 2,
-    "core.gate.connection": 2,
-    "core.gate.digests": 2,
-    "core.gate.ends": 5,
-    "core.gate.handover": 4,
-    "core.gate.primary_table": 6,
-    "core.gate.table": 14,
-    "core.leftovers": 2,
-    "core.node": 7,
-    "core.restart": 3,
+    "core.application": 1,
+    "core.node": 1,
+    "core.restart": 1,
     "core.shadow.acceptance": 3,
     "core.shadow.backup_table": 7,
     "core.shadow.checkpoint": 30,

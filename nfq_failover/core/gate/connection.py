@@ -1,415 +1,228 @@
-"""The primary's side of one connection: the ACK gate.
+"""One connection on a host that protects it: its state, and the parts that each have their own.
 
-While a connection is gated, no acknowledgement (cumulative or selective) leaves for a byte that the backup has not
-confirmed, and the window's right edge stays within what the backup's TCP accepts:
-
-- a pure ACK that says too much waits; it is sent again, from the newest header fields, once the backup has confirmed;
-- a segment that carries data, FIN or RST goes out at once with its ACK number clamped and its window adjusted; the rest
-  of its acknowledgement is owed and follows with the confirmation;
-- the SYN-ACK waits until the replica can continue the connection.
-
-Everything that was held back is sent as a newly built ACK, never as the old packet: an old TSval or SEQ would be
-refused by the client (RFC 7323 section 5.2, RFC 9293 section 3.10.7.4).
+What our TCP has said is in `own` (own_tcp.py), what the client may be told in `acks` (ack_gate.py), what is kept of the
+client's stream in `retained` (retained.py), and how it ends in `end` (end_gate.py). The SYN-ACK waits until the replica
+can continue the connection.
 """
 
 from __future__ import annotations
 
-from collections import deque
 from enum import Enum
+from typing import Final
 
-from nfq_failover.constants import ACK, FIN, PSH, RST
-from nfq_failover.core.events import PacketQueued
-from nfq_failover.core.gate.client_stream import SETTLE_S, ClientStream
+from nfq_failover.constants import ACK, FIN, RST
+from nfq_failover.core.gate.ack_gate import AckGate
 from nfq_failover.core.gate.end_gate import EndGate
+from nfq_failover.core.gate.own_tcp import OwnTcp
+from nfq_failover.core.gate.retained import Retained
 from nfq_failover.core.outbox import Outbox
-from nfq_failover.core.tcp.seqspace import PAWS_IDLE_S
-from nfq_failover.core.tcp.window import window_field
-from nfq_failover.wire.build import ack_options, build_segment
+from nfq_failover.errors import InternalError
 from nfq_failover.wire.records import Confirm, EndKind, Open, Opened
 from nfq_failover.wire.segment import FlowKey, Segment
-from nfq_failover.wire.seqnum import MASK, diff, lt
 
-MAX_HELD = 64
 END_LINGER_S = 2.0  # three repeats of the client's FIN: 0.2, 0.6 and 1.4 s after the first
-OWED_HOLD_S = 0.0025  # the timer comes at POLL_FIRST_S = 3 ms
-SACK_HOLD_S = 0.002  # how long an ACK waits for the confirmation of its SACK blocks alone
 CATCH_UP_S = 0.5  # how long acknowledgements are held for a backup that is behind
 CATCH_UP_FIRST_S = 2.0  # how long they are not, after that; doubled each time
 CATCH_UP_MAX_S = 60.0
 
-Blocks = list[tuple[int, int]]
+NOT_READY = "replica not ready"
 
 
 class Gate(Enum):
-    """The states of a connection on the primary."""
+    """The states of a connection on the host that protects it."""
 
     SYN_HELD = "syn-held"
     CATCHING_UP = "catching-up"
     PROTECTED = "protected"
     UNPROTECTED = "unprotected"
-    CLOSED = "closed"
     HANDED = "handed-over"  # see core/gate/handover.py: nothing is ever sent for it
+    CLOSED = "closed"
 
 
-_GATED = (Gate.PROTECTED, Gate.CATCHING_UP)
+_OVER = "RST, our TCP has forgotten it, or a new connection has taken its place"
+
+GATE_MOVES: Final = {
+    (Gate.SYN_HELD, Gate.PROTECTED): "the replica is ready",
+    (Gate.SYN_HELD, Gate.UNPROTECTED): "deadline, options differ, TCP-MD5 or TCP-AO, no backup",
+    (Gate.SYN_HELD, Gate.CLOSED): _OVER,
+    (Gate.UNPROTECTED, Gate.CATCHING_UP): "the replica was late, and lacks what the client was told",
+    (Gate.UNPROTECTED, Gate.PROTECTED): "the replica was late, and lacks nothing",
+    (Gate.UNPROTECTED, Gate.CLOSED): _OVER,
+    (Gate.CATCHING_UP, Gate.PROTECTED): "the replica has caught up",
+    (Gate.CATCHING_UP, Gate.UNPROTECTED): "not in time, backup gone for good, replica lost, bytes lost",
+    (Gate.CATCHING_UP, Gate.CLOSED): _OVER,
+    (Gate.PROTECTED, Gate.UNPROTECTED): "backup gone for good, replica lost, bytes lost",
+    (Gate.PROTECTED, Gate.HANDED): "its server has failed, and it alone moves",
+    (Gate.PROTECTED, Gate.CLOSED): _OVER,
+    (Gate.HANDED, Gate.UNPROTECTED): "the backup never had it: given back",
+}
+"""Which state may follow which, and what leads there. A connection begins in one of `GATE_STARTS`."""
+
+GATE_STARTS: Final = {
+    Gate.SYN_HELD: "SYN-ACK of our TCP",
+    Gate.UNPROTECTED: "found open when the daemon started",
+}
 
 
-class PrimaryConnection(ClientStream):
-    """State of one connection on the primary. Offsets are of the client's stream unless said otherwise.
+class GatedConnection:
+    """State of one connection. `reason`: why it is not protected. `gated`: acknowledgements are held back.
 
-    `sent_ack`: the acknowledgement that the client has seen, `sent_sack` the end of the selective ones that were not
-    gated; the `edge_*` are right window edges likewise.
+    `shadowed`: the backup has an entry of it, though it can't continue it. `retry_s`: how long to wait for the backup's
+    next answer. `syn_ack` is the packet that is held; `end` is there once either server has ended its stream.
     """
 
     __slots__ = (
-        "b_established",
+        "acks",
+        "backup_established",
         "catch_up_at",
         "catch_up_s",
-        "confirm_at",
         "conn",
-        "edge_backup",
-        "edge_sent",
         "end",
-        "established",
-        "fin_clamped",
-        "fin_out",
         "flow",
+        "gated",
         "gone_at",
-        "held",
-        "mss",
         "open",
         "opened_at",
-        "owed_since",
-        "ranges",
+        "own",
         "reason",
+        "retained",
         "retry_s",
-        "sent_ack",
-        "sent_sack",
         "shadowed",
-        "snd_nxt",
         "state",
         "syn_ack",
-        "ts_at",
-        "tsecr",
-        "tsval",
-        "wscale",
     )
 
-    def __init__(self, flow: FlowKey, opening: Open, now: float) -> None:
-        super().__init__(opening.irs, now)
-        self.flow = flow
+    def __init__(
+        self, opening: Open, now: float, state: Gate = Gate.SYN_HELD, reason: str = "opening", rcv_edge: int = 0
+    ) -> None:
+        """`rcv_edge`: the right window edge that our TCP's SYN-ACK allows."""
+        self.flow: FlowKey = opening.flow
         self.open = opening
         self.conn = opening.conn
-        self.state = Gate.SYN_HELD
-        self.reason = "opening"
-        self.shadowed = False  # the backup has an entry of it, though it can't continue it
-        self.wscale = opening.wscale or 0
-        self.mss = opening.mss
+        self.state = state
+        self.reason = reason
+        self.gated = False
+        self.own = OwnTcp(opening, rcv_edge, now)
+        self.retained = Retained(self.own)
+        self.acks = AckGate(self.own, self.retained)
+        self.end: EndGate | None = None
+        self.shadowed = False
+        self.backup_established = False
+        self.syn_ack: bytearray | None = None
         self.opened_at = now
         self.retry_s = 0.0
-        self.syn_ack: bytearray | None = None
-        self.established = False
-        self.b_established = False
-        self.sent_ack = self.sent_sack = 0
-        self.edge_backup = self.edge_sent = 0
-        self.ranges: Blocks = []
-        self.held: deque[tuple[int, Blocks, float]] = deque()
-        self.owed_since: float | None = None
-        self.confirm_at = now
         self.catch_up_at = now
         self.catch_up_s = CATCH_UP_FIRST_S
-        self.snd_nxt = (opening.iss + 1) & MASK
-        self.tsval = opening.tsval or 0
-        self.tsecr = 0
-        self.ts_at = now  # when our TCP has last taken a newer timestamp of the client
-        self.fin_out = self.fin_clamped = False
-        self.end: EndGate | None = None
         self.gone_at: float | None = None
+
+    def enter(self, state: Gate, reason: str) -> None:
+        """Change the state: nothing else does. Raises `InternalError` for a move that `GATE_MOVES` does not have."""
+        if (self.state, state) not in GATE_MOVES:
+            raise InternalError(f"connection {self.conn}: no move from {self.state.name} to {state.name} ({reason})")
+        self.state, self.reason = state, reason
+        self.gated = state in (Gate.PROTECTED, Gate.CATCHING_UP)
+        if self.gated:
+            self.acks.shut(lenient=state is Gate.CATCHING_UP)
+        else:
+            self.acks.open()
+
+    def explain(self, reason: str) -> None:
+        """The connection stays unprotected, for another reason than before."""
+        self.reason = reason
+
+    def forget_backup(self, reason: str) -> None:
+        """The backup that had an entry of it is gone; a new one knows nothing of it."""
+        self.reason = reason
+        self.shadowed = False
+
+    def note_shadowed(self) -> None:
+        """The backup keeps its entry of a connection that it can't continue, until it is told that all is over."""
+        self.shadowed = True
 
     # ------------------------------------------------------------------------------------ what our TCP sends
 
-    @property
-    def gated(self) -> bool:
-        """Whether acknowledgements are held back."""
-        return self.state in _GATED
-
-    @property
-    def _limit(self) -> int:
-        """What may be acknowledged. While the backup catches up the client has seen more already."""
-        return max(self.confirmed, self.sent_ack)
-
-    def outbound(self, event: PacketQueued, seg: Segment, out: Outbox, now: float) -> None:
-        """Judge a segment (not a SYN) that our TCP sends."""
-        ack = self.client.offset(seg.ack) if seg.flags & ACK else self.kernel_ack
-        self._learn(seg, ack, now)
-        if self.state not in _GATED:
-            self._note_sent(ack, ack + (seg.wnd << self.wscale))
-            for _, right in seg.sack:
-                self.sent_sack = max(self.sent_sack, self.client.offset(right))
-            out.accept(event.queue, event.packet_id)
-            return
-        if not seg.flags & ACK:  # a bare RST acknowledges nothing
-            out.accept(event.queue, event.packet_id)
-            return
-        blocks = [(self.client.offset(left), self.client.offset(right)) for left, right in seg.sack]
-        covered = ack <= self._limit and all(self._covered(b) for b in blocks)
-        if seg.is_pure_ack and not covered:
-            if len(self.held) >= MAX_HELD:
-                self.held.popleft()  # what it says is said by the newest one, too
-                out.counters["held-replaced"] += 1
-            self.held.append((ack, blocks, now))
-            out.drop(event.queue, event.packet_id, "ack-held")
-            return
-        self._send_changed(event, seg, out, ack, blocks, now)
-
     def refuses(self, seg: Segment) -> bool:
-        """Whether a segment of our TCP is no end of the stream but refuses what came instead of the handshake's last
-        ACK. It passes as it is: it has to say what it refuses (RFC 9293 section 3.10.7.1), and proves no failure."""
-        if not seg.flags & RST or self.established or (self.end is not None and self.end.held):
+        """Whether a reset of our TCP is no end of the stream but refuses what came instead of the handshake's last ACK.
+        It passes as it is: it has to say what it refuses (RFC 9293 section 3.10.7.1), and proves no failure."""
+        if self.own.established or (self.end is not None and self.end.held):
             return False  # after an end that is held, our TCP answers whatever comes like that
-        return not seg.flags & ACK or seg.seq != self.snd_nxt
+        return not seg.flags & ACK or seg.seq != self.own.snd_nxt_seq
 
     def note_ack(self, seg: Segment, now: float) -> None:
         """Learn from a segment that is not sent (its FIN is held): what it acknowledges is owed."""
-        ack = self.client.offset(seg.ack) if seg.flags & ACK else self.kernel_ack
-        self._learn(seg, ack, now)
-        if self.kernel_ack > self.sent_ack and self.owed_since is None:
-            self.owed_since = now
+        self.own.learn(seg, now)
+        self.acks.owe(now)
+
+    def begin_end(self, now: float) -> EndGate:
+        """One of the two servers has ended its stream."""
+        self.end = EndGate(now)
+        return self.end
 
     def release_end(self, out: Outbox) -> None:
         """Send the FIN or RST that was held, with what may be acknowledged now."""
-        gate = self.end
-        if gate is None or gate.passed:
+        end = self.end
+        if end is None or end.passed:
             return
-        gate.passed = True
-        if gate.kind is EndKind.OPEN:
+        end.confirm()
+        if end.kind is not EndKind.OPEN:
+            self.acks.send_end(out, RST if end.kind is EndKind.RST else FIN, end.at)
+
+    def hold_syn_ack(self, packet: bytes | bytearray) -> None:
+        """Keep the SYN-ACK until the replica is ready, instead of an earlier one."""
+        self.syn_ack = bytearray(packet)
+
+    def release_syn_ack(self, out: Outbox) -> None:
+        """Send the SYN-ACK that was held."""
+        if self.syn_ack is None:
             return
-        ack = max(min(self.kernel_ack, self._limit) if self.gated else self.kernel_ack, self.sent_ack)
-        self.snd_nxt = gate.at  # an ACK of our TCP may have gone ahead of a FIN that was dropped in doubt
-        if gate.kind is EndKind.RST:
-            self.send_ack(out, ack, [], RST | ACK)
-            return
-        self.fin_clamped = ack < self.kernel_ack
-        self.send_ack(out, ack, [], FIN | ACK)
-        self.fin_out = True
-        self.snd_nxt = (gate.at + 1) & MASK
-        if ack >= self.kernel_ack:
-            self.owed_since = None
-
-    def _learn(self, seg: Segment, ack: int, now: float) -> None:
-        if ack > self.kernel_ack:
-            if now - self.mark_at >= SETTLE_S:
-                self.settled_ack, self.mark, self.mark_at = self.mark, self.kernel_ack, now
-            self.acked_at = now
-            self.kernel_ack = self.client.near = ack
-        edge = ack + (seg.wnd << self.wscale)
-        if edge > self.edge_kernel:
-            self.edge_kernel = edge
-        if lt(self.snd_nxt, seg.seq_end):
-            self.snd_nxt = seg.seq_end
-        if seg.ts_off and (diff(seg.tsval, self.tsval) >= 0 or now - self.ts_at > PAWS_IDLE_S):
-            if seg.tsecr != self.tsecr:
-                self.ts_at = now
-            self.tsval, self.tsecr = seg.tsval, seg.tsecr
-        if seg.flags & FIN:
-            self.fin_out = True
-        self.established = True
-
-    def _send_changed(
-        self, event: PacketQueued, seg: Segment, out: Outbox, ack: int, blocks: Blocks, now: float
-    ) -> None:
-        """Let a segment go out now with what it may say."""
-        allowed = min(ack, self._limit)
-        window = seg.wnd
-        edge = ack + (window << self.wscale)
-        if allowed != ack or edge > self.edge_backup or edge < self.edge_sent:
-            window = self.window_for(allowed)
-        clipped = [b for b in (self._clip(b) for b in blocks) if b] if blocks else blocks
-        while self.held and self.held[0][0] <= allowed:
-            self.held.popleft()
-        unchanged = allowed == ack and window == seg.wnd and clipped == blocks and not seg.changed
-        if not unchanged and not event.complete:
-            # Can't be rewritten, must not go out as it is: the kernel will send it again.
-            out.drop(event.queue, event.packet_id, "incomplete-packet")
-            self.owed_since = now
-            return
-        self._note_sent(allowed, allowed + (window << self.wscale))
-        if unchanged:
-            self.owed_since = None
-            out.accept(event.queue, event.packet_id)
-            return
-        if allowed == ack:
-            self.owed_since = None
-        elif self.owed_since is None:
-            self.owed_since = now
-        if seg.flags & FIN and allowed != ack:
-            self.fin_clamped = True
-        seg.set_ack(self.client.seq(allowed))
-        seg.set_wnd(window)
-        if clipped != blocks:
-            seg.set_sack([(self.client.seq(left), self.client.seq(right)) for left, right in clipped])
-        if not event.gso:
-            seg.seal()
-        out.accept(event.queue, event.packet_id, seg.buf)
-
-    def _covered(self, block: tuple[int, int]) -> bool:
-        left, right = block
-        return right <= self.confirmed or any(lo <= left and right <= hi for lo, hi in self.ranges)
-
-    def _clip(self, block: tuple[int, int]) -> tuple[int, int] | None:
-        """The first part of a SACK block that the backup holds."""
-        left, right = block
-        if self._covered(block):
-            return block
-        for low, high in self.ranges:
-            if low < right and left < high:
-                return max(low, left), min(high, right)
-        return None
-
-    @property
-    def edge_limit(self) -> int:
-        """The right edge that may be promised."""
-        if self.state is Gate.CATCHING_UP:
-            return min(self.edge_kernel, max(self.edge_backup, self.edge_sent))
-        return min(self.edge_kernel, self.edge_backup) if self.state is Gate.PROTECTED else self.edge_kernel
-
-    def window_for(self, ack: int) -> int:
-        """The window field to send with `ack`, see `window_field`."""
-        return window_field(ack, self.edge_limit, self.edge_sent, self.wscale)
-
-    def _note_sent(self, ack: int, edge: int) -> None:
-        if ack > self.sent_ack:
-            self.sent_ack = ack
-        if edge > self.edge_sent:
-            self.edge_sent = edge
+        seg = Segment(self.syn_ack)
+        wnd = self.acks.promise_syn_ack(seg.wnd)
+        self.own.learn_syn_ack(seg, wnd)
+        seg.set_wnd(wnd)
+        seg.seal()
+        out.outward(bytes(seg.buf))
 
     # ------------------------------------------------------------------------------------ what the backup says
 
     def opened(self, record: Opened, out: Outbox) -> None:
         """The replica can continue the connection: let the SYN-ACK go."""
-        self.edge_backup = max(self.edge_backup, self.client.offset(record.edge))
+        self.acks.accept_edge(self.own.client.offset(record.edge))
+        self.retry_s = 0.0
         if self.state is Gate.SYN_HELD:
-            self.state, self.reason = Gate.PROTECTED, ""
+            self.enter(Gate.PROTECTED, "")
             self.release_syn_ack(out)
-
-    def release_syn_ack(self, out: Outbox) -> None:
-        """Send the SYN-ACK that was held. Its window is not scaled (RFC 7323 section 2.2)."""
-        if self.syn_ack is None:
-            return
-        seg = Segment(self.syn_ack)
-        if seg.ts_off:
-            self.tsval, self.tsecr = seg.tsval, seg.tsecr  # it may be a later one than that which opened
-        if self.state is Gate.PROTECTED:
-            seg.set_wnd(min(seg.wnd, max(self.edge_backup, 0)))
-        self._note_sent(0, seg.wnd)
-        self.edge_kernel = max(self.edge_kernel, seg.wnd)
-        seg.seal()
-        out.outward(bytes(seg.buf))
 
     def confirm(self, record: Confirm, out: Outbox, now: float) -> None:
         """The backup holds more."""
-        cum = self.client.offset(record.cum)
-        if cum < self.confirmed:
-            return  # an old datagram that was overtaken
-        self.edge_backup = max(self.edge_backup, self.client.offset(record.edge))
-        self.ranges = [(self.client.offset(left), self.client.offset(right)) for left, right in record.ranges]
-        self.b_established = self.b_established or record.established
-        if cum > self.confirmed:
-            self.confirmed = cum
+        acks = self.acks
+        before = acks.confirmed
+        if not acks.confirm(record):
+            return
+        if record.established:
+            self.backup_established = True
+        if acks.confirmed > before:
             self.retry_s = 0.0
-        self.forget_settled(now)
-        self.confirm_at = now
-        if self.state in _GATED:
-            self.release(out, now)
+        self.retained.forget_settled(acks.confirmed, now)
+        if self.gated:
+            acks.release(out, now)
 
-    def release(self, out: Outbox, now: float) -> None:
-        """Send what was held back, as far as it is confirmed."""
-        held = self.held
-        while held and held[0][0] <= self.confirmed:
-            ack, blocks, since = held[0]
-            if not all(self._covered(b) for b in blocks):
-                if now - since < SACK_HOLD_S:
-                    break
-                blocks = [b for b in (self._clip(b) for b in blocks) if b]
-            held.popleft()
-            merges = held and held[0][0] <= self.confirmed and not blocks and ack > self.sent_ack
-            if ack >= self.sent_ack and not merges:
-                self.send_ack(out, ack, blocks)
-        allowed = min(self.kernel_ack, self.confirmed)
-        if allowed > self.sent_ack:
-            # What a data segment could not say yet may ride on the next one, for a moment: no storm of pure ACKs.
-            patient = self.owed_since is not None and now - self.owed_since < OWED_HOLD_S and not held
-            if not patient or allowed - self.sent_ack >= 2 * self.mss:
-                self.send_ack(out, allowed, [])
-        elif self.window_starved:
-            edge = min(self.edge_kernel, self.edge_backup)
-            # In the scale's unit this ACK may say no more than it has said already: then it is not sent again.
-            says = self.sent_ack + (self.window_for(self.sent_ack) << self.wscale)
-            if says > self.edge_sent and edge - self.edge_sent >= min(self.mss, self.edge_kernel - self.edge_sent):
-                self.send_ack(out, self.sent_ack, [])
-        if self.kernel_ack <= self.sent_ack:
-            self.owed_since = None
-
-    @property
-    def window_starved(self) -> bool:
-        """The client may send less than our own TCP would let it; one that has sent its FIN sends no more."""
-        return self.edge_sent < self.edge_kernel and not self.client_ended
-
-    @property
-    def waiting(self) -> bool:
-        """Whether something is held back until the backup says more."""
-        starving = self.edge_backup - self.sent_ack < self.mss < self.edge_kernel - self.sent_ack
-        starving = starving and not self.client_ended
-        return bool(self.held) or self.kernel_ack > self.confirmed or starving
-
-    def send_data(self, out: Outbox, seq: int, data: bytes) -> None:
-        """Send bytes that were held back, with what may be acknowledged now."""
-        ack = max(min(self.kernel_ack, self._limit) if self.gated else self.kernel_ack, self.sent_ack)
-        self.send_ack(out, ack, [], ACK | PSH, seq, data)
-
-    def send_ack(
-        self, out: Outbox, ack: int, blocks: Blocks, flags: int = ACK, seq: int | None = None, data: bytes = b""
-    ) -> None:
-        """Send a newly built segment to the client: a pure ACK at the end of our stream, or what is given."""
-        window = self.window_for(ack)
-        self._note_sent(ack, ack + (window << self.wscale))
-        timestamps = (self.tsval, self.tsecr) if self.open.tsval is not None else None
-        options = ack_options(timestamps, [(self.client.seq(left), self.client.seq(right)) for left, right in blocks])
-        client_addr, client_port, server_addr, server_port = self.flow
-        packet = build_segment(
-            (server_addr, server_port),
-            (client_addr, client_port),
-            self.snd_nxt if seq is None else seq,
-            self.client.seq(ack),
-            flags,
-            window,
-            options,
-            data,
-        )
-        out.counters["released" if data else "ack-sent"] += 1
-        out.outward(packet)
-
-    def probe(self, out: Outbox, seq: int) -> None:
-        """Make the client repeat its acknowledgement, by a segment that is no news to it: the byte before `seq`, which
-        it has acknowledged already (a keep-alive probe, RFC 9293 section 3.8.4)."""
-        if lt(self.snd_nxt, seq):
-            return  # our server has not sent it: nobody has acknowledged it
-        out.counters["client-probed"] += 1
-        self.send_ack(out, self.sent_ack, [], seq=(seq - 1) & MASK)
+    def back_off(self, first_s: float, most_s: float) -> float:
+        """How long to wait before the backup is asked the next time: twice as long as the last time."""
+        self.retry_s = min(max(self.retry_s * 2, first_s), most_s)
+        return self.retry_s
 
     # ------------------------------------------------------------------------------------ protection ends or begins
 
     def unprotect(self, reason: str, out: Outbox) -> None:
         """Hold nothing back any more."""
-        if self.state is Gate.UNPROTECTED or self.state is Gate.CLOSED:
+        if self.state in (Gate.UNPROTECTED, Gate.HANDED, Gate.CLOSED):
             return
-        was, self.state, self.reason = self.state, Gate.UNPROTECTED, reason
-        if was is Gate.SYN_HELD:
+        held = self.state is Gate.SYN_HELD
+        self.enter(Gate.UNPROTECTED, reason)
+        if held:
             self.release_syn_ack(out)
-        elif self.held or self.kernel_ack > self.sent_ack or self.window_starved:
-            self.send_ack(out, max(self.kernel_ack, self.sent_ack), [])
-        self.held.clear()
-        self.owed_since = None
+        else:
+            self.acks.let_go(out)
         self.release_end(out)
 
     def protect_late(self, now: float) -> bool:
@@ -419,29 +232,35 @@ class PrimaryConnection(ClientStream):
         """
         if self.state not in (Gate.UNPROTECTED, Gate.CATCHING_UP):
             return False
-        if self.edge_backup >= self.edge_sent and self.confirmed >= max(self.sent_ack, self.sent_sack):
-            self.state, self.reason = Gate.PROTECTED, ""
+        if self.acks.caught_up:
+            self.enter(Gate.PROTECTED, "")
             return True
         if self.state is Gate.UNPROTECTED and now >= self.catch_up_at:
-            self.state = Gate.CATCHING_UP
+            self.enter(Gate.CATCHING_UP, self.reason)
             self.catch_up_at = now + CATCH_UP_S
         return False
 
-    def give_up_catching_up(self, reason: str, out: Outbox, now: float) -> bool:
+    def give_up_catching_up(self, out: Outbox, now: float) -> bool:
         """Let go again, if the backup could not catch up in time. The next time comes later, and later."""
         if self.state is not Gate.CATCHING_UP or now < self.catch_up_at:
             return False
-        self.unprotect(reason, out)
+        self.unprotect(NOT_READY, out)
         self.catch_up_at = now + self.catch_up_s
         self.catch_up_s = min(self.catch_up_s * 2, CATCH_UP_MAX_S)
         return True
 
-    # ------------------------------------------------------------------------------------ when both have ended
+    def hand_over(self, reason: str) -> None:
+        """Be silent about the connection: what was held is discarded."""
+        self.enter(Gate.HANDED, reason)
+        self.acks.discard()
 
-    @property
-    def closing(self) -> bool:
-        """Both directions have ended."""
-        return self.fin_out and self.client_ended
+    def give_back(self, reason: str, out: Outbox) -> None:
+        """The backup never had a connection that was handed over: it is ours again, unprotected."""
+        self.enter(Gate.UNPROTECTED, reason)
+        self.acks.let_go(out)
+        self.release_end(out)
+
+    # ------------------------------------------------------------------------------------ when both have ended
 
     # A client that got our FIN without the acknowledgement of its own repeats its FIN until that comes. But our TCP has
     # said it with its FIN, is gone when that is acknowledged, and answers a client that it does not know with a reset.
@@ -449,15 +268,15 @@ class PrimaryConnection(ClientStream):
     @property
     def keeps_last_ack(self) -> bool:
         """Whether it is on us to acknowledge the client's FIN, and to repeat that."""
-        return self.gated and self.fin_clamped and self.closing
+        return self.gated and self.acks.fin_clamped and self.own.fin_sent and self.retained.client_ended
 
     def lingers(self, now: float) -> bool:
-        """Our TCP has none of it any more. Whether we have to remember it for the client's sake."""
+        """Whether we have to remember for the client's sake what our TCP has forgotten."""
         if self.gone_at is None:
             self.gone_at = now
-        return self.keeps_last_ack and (self.sent_ack < self.kernel_ack or now - self.gone_at < END_LINGER_S)
+        return self.keeps_last_ack and (self.acks.told_ack < self.own.rcv_nxt or now - self.gone_at < END_LINGER_S)
 
     def repeat_last_ack(self, out: Outbox) -> None:
         """The client has repeated its FIN."""
-        if self.confirmed >= self.kernel_ack:
-            self.send_ack(out, self.kernel_ack, [])
+        if self.acks.confirmed >= self.own.rcv_nxt:
+            self.acks.send_ack(out, self.own.rcv_nxt, [])

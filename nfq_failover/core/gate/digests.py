@@ -1,10 +1,9 @@
-"""The primary's part in comparing the two servers' output: hashes of what its own server has sent.
+"""Digests of what our own server has sent, for the backup to compare with its replica's output.
 
 Every segment's payload is remembered as it is (no copy: the packet's own buffer), and hashed a few milliseconds later
-(many connections: up to `FLUSH_MAX_S`), in blocks, so that a busy host pays for a bounded number of digests in a second
-and not for one per response. The bytes are kept
-until the backup has compared them, as far as the limits allow: where the hashes differ, the backup asks for them. What
-follows from differences is in divergence.py.
+(with many connections: up to `FLUSH_MAX_S`), in blocks, so that a busy host pays for a bounded number of digests in a
+second and not for one per response. The bytes are kept until the backup has compared them, as far as the limits allow:
+where the hashes differ, the backup asks for them. What follows from differences is in shadow/divergence.py.
 
 With the policy `strict` a segment waits until the backup has found its bytes in the replica's output, too; it is then
 built anew, from the bytes that were kept.
@@ -17,7 +16,7 @@ from collections.abc import Callable
 
 from nfq_failover.constants import FIN, RST
 from nfq_failover.core.events import PacketQueued
-from nfq_failover.core.gate.connection import PrimaryConnection
+from nfq_failover.core.gate.connection import GatedConnection
 from nfq_failover.core.outbox import Outbox
 from nfq_failover.core.settings import Settings
 from nfq_failover.core.tcp.hashes import block_hashes, hash_seed
@@ -29,7 +28,7 @@ from nfq_failover.wire.tcp_options import SynOptions
 
 FLUSH_S = 0.003
 FLUSH_MAX_S = 0.1
-FLUSH_AT_ONCE = 8  # so many connections every FLUSH_S; with more of them each has to wait longer
+FLUSH_AT_ONCE = 8  # connections that are flushed every FLUSH_S; with more of them each has to wait longer
 FLUSH_BYTES = MAX_HASHES * DIGEST_BLOCK
 KEEP_BYTES = 1 << 20  # per connection, of what the backup has not compared yet
 KEEP_TOTAL = 64 << 20  # of all connections
@@ -44,34 +43,37 @@ Piece = tuple[int, memoryview]
 
 
 class SentStream:
-    """What one server has sent. Offsets of its stream: [mark, at) is not digested yet; `compared` is the first byte
-    that the backup has not compared; `released` (strict) the first that the client may not have."""
+    """What one server has sent, in offsets of its stream.
+
+    `snd_nxt` is the end of it; [mark, snd_nxt) is not digested yet. `outbound` has the bytes that are kept, `compared`
+    is the first byte that the backup has not compared, and `released` (strict) the first that the client may not have.
+    """
 
     __slots__ = (
-        "at",
         "compared",
         "connection",
         "differences",
-        "kept",
-        "kept_bytes",
         "mark",
         "mss",
+        "outbound",
+        "outbound_bytes",
         "pending",
         "released",
         "repeat_s",
         "said",
+        "snd_nxt",
         "space",
         "unseen",
         "waits_since",
     )
 
-    def __init__(self, connection: PrimaryConnection) -> None:
+    def __init__(self, connection: GatedConnection) -> None:
         self.connection = connection
         self.space = SeqSpace(connection.open.iss)
-        self.at = self.mark = self.compared = self.released = 0
+        self.snd_nxt = self.mark = self.compared = self.released = 0
         self.pending: list[memoryview] = []
-        self.kept: deque[Piece] = deque()
-        self.kept_bytes = 0
+        self.outbound: deque[Piece] = deque()
+        self.outbound_bytes = 0
         self.unseen: deque[Digest] = deque()
         self.repeat_s = REPEAT_FIRST_S
         self.waits_since = 0.0  # strict: since when nothing has been released
@@ -83,7 +85,7 @@ class SentStream:
         """The bytes [start, end); empty unless all of them are kept."""
         parts = []
         at = start
-        for offset, piece in self.kept:
+        for offset, piece in self.outbound:
             if at >= end or offset > at:
                 break
             if offset + len(piece) > at:
@@ -92,18 +94,18 @@ class SentStream:
                 at += len(part)
         return b"".join(parts) if at >= end else b""
 
-    def drop_kept(self, before: int) -> None:
+    def forget_before(self, before: int) -> None:
         """Forget the bytes before an offset."""
-        kept = self.kept
+        kept = self.outbound
         while kept and kept[0][0] + len(kept[0][1]) <= before:
-            self.kept_bytes -= len(kept.popleft()[1])
+            self.outbound_bytes -= len(kept.popleft()[1])
 
 
-class PrimaryDigests:
-    """The digests of all connections. `unprotect(connection, reason, now)` gives a connection's protection up."""
+class GateDigests:
+    """The digests of all connections. `unprotect(connection, reason, now)` gives up the protection of one."""
 
     def __init__(
-        self, settings: Settings, out: Outbox, unprotect: Callable[[PrimaryConnection, str, float], None]
+        self, settings: Settings, out: Outbox, unprotect: Callable[[GatedConnection, str, float], None]
     ) -> None:
         self.out = out
         self.on = settings.divergence != "off"
@@ -118,32 +120,32 @@ class PrimaryDigests:
 
     # ------------------------------------------------------------------------------------ what our TCP sends
 
-    def sent(self, connection: PrimaryConnection, event: PacketQueued, seg: Segment, now: float) -> None:
-        """Our TCP sends a segment of a connection that the backup may have to continue."""
+    def sent(self, connection: GatedConnection, event: PacketQueued, seg: Segment, now: float) -> None:
+        """Take in a segment of our TCP, of a connection that the backup may have to continue."""
         if not self.on:
             return
         stream = self._streams.get(connection.conn)
         if stream is None:
             stream = self._streams[connection.conn] = SentStream(connection)
             self._soon(stream, now)
-            before = stream.space.offset(connection.snd_nxt)
+            before = stream.space.offset(connection.own.snd_nxt_seq)
             if before > 0:
                 self._skip(stream, before, now)  # the backup has joined it late
         length = seg.payload_len
         if length:
             offset = stream.space.offset(seg.seq)
             end = offset + length
-            if end <= stream.at:
+            if end <= stream.snd_nxt:
                 return  # a retransmission
-            if offset > stream.at or not event.complete:
+            if offset > stream.snd_nxt or not event.complete:
                 self._skip(stream, offset if event.complete else end, now)
                 if not event.complete:
                     return
-            self._add(stream, memoryview(seg.buf)[seg.data_off + stream.at - offset : seg.end], now)
+            self._add(stream, memoryview(seg.buf)[seg.data_off + stream.snd_nxt - offset : seg.end], now)
         if seg.flags & (FIN | RST) or (length and self._strict):
             self._flush(stream, now)  # at once: the question about the end must not come first
 
-    def holds(self, connection: PrimaryConnection, event: PacketQueued, seg: Segment, now: float) -> bool:
+    def holds(self, connection: GatedConnection, event: PacketQueued, seg: Segment, now: float) -> bool:
         """With the policy `strict`: whether the segment has to wait for the backup. It is dropped then, and its bytes
         are sent anew; if they could not be kept, our TCP sends it again."""
         stream = self._streams.get(connection.conn) if self._strict and seg.payload_len else None
@@ -157,7 +159,7 @@ class PrimaryDigests:
         """The client may have the bytes before an offset."""
         at = stream.released
         while at < upto and (data := stream.read(at, min(at + stream.mss, upto))):
-            stream.connection.send_data(self.out, stream.space.seq(at), data)
+            stream.connection.acks.send_data(self.out, stream.space.seq(at), data)
             at += len(data)
         stream.released = max(upto, stream.released)
 
@@ -166,14 +168,14 @@ class PrimaryDigests:
         stream = self._streams.get(conn)
         if stream is not None:
             if self._strict:
-                self._release(stream, stream.at)
+                self._release(stream, stream.snd_nxt)
             self.forget(conn)
 
     def hand_over(self, conn: int) -> None:
-        """The connection moves to the backup: digests until it has it, but nothing more for the client."""
+        """The connection moves to the backup, which needs digests until it has it; the client gets nothing more."""
         stream = self._streams.get(conn)
         if stream is not None:
-            stream.released = stream.at
+            stream.released = stream.snd_nxt
 
     def let_all_go(self) -> None:
         """No connection is protected any more."""
@@ -183,15 +185,15 @@ class PrimaryDigests:
 
     def _add(self, stream: SentStream, data: memoryview, now: float) -> None:
         size = len(data)
-        if stream.released == stream.at:
+        if stream.released == stream.snd_nxt:
             stream.waits_since = now
-        stream.kept.append((stream.at, data))
-        stream.kept_bytes += size
+        stream.outbound.append((stream.snd_nxt, data))
+        stream.outbound_bytes += size
         self._kept_total += size
         stream.pending.append(data)
-        stream.at += size
-        stream.space.near = stream.at
-        if stream.at - stream.mark >= FLUSH_BYTES:
+        stream.snd_nxt += size
+        stream.space.follow(stream.snd_nxt)
+        if stream.snd_nxt - stream.mark >= FLUSH_BYTES:
             self._flush(stream, now)
         elif stream.connection.conn not in self._dirty:
             self._soon(stream, now)
@@ -205,16 +207,17 @@ class PrimaryDigests:
     def _skip(self, stream: SentStream, offset: int, now: float) -> None:
         """Bytes have passed that we have not seen whole: they can't be compared."""
         self._flush(stream, now)
-        self.out.counters["digest-skipped"] += offset - stream.at
-        self._say(stream, Digest(stream.connection.conn, stream.space.seq(stream.at), offset - stream.at))
-        stream.at = stream.mark = stream.space.near = offset
+        self.out.counters["digest-skipped"] += offset - stream.snd_nxt
+        self._say(stream, Digest(stream.connection.conn, stream.space.seq(stream.snd_nxt), offset - stream.snd_nxt))
+        stream.snd_nxt = stream.mark = offset
+        stream.space.follow(offset)
         self._timers.set_earlier(stream.connection.conn, now + REPEAT_FIRST_S)
         self._soon(stream, now)
 
     def _flush(self, stream: SentStream, now: float) -> None:
         """Send the digest of what is new."""
         self._dirty.pop(stream.connection.conn, None)
-        conn, start, size = stream.connection.conn, stream.mark, stream.at - stream.mark
+        conn, start, size = stream.connection.conn, stream.mark, stream.snd_nxt - stream.mark
         if not size and stream.said:
             return
         if self._strict and len(stream.unseen) >= MAX_UNSEEN:
@@ -223,7 +226,7 @@ class PrimaryDigests:
             return
         hashes = block_hashes(stream.pending, self._seed)
         stream.pending.clear()
-        stream.mark = stream.at
+        stream.mark = stream.snd_nxt
         for i in range(0, max(len(hashes), 1), MAX_HASHES):
             part = tuple(hashes[i : i + MAX_HASHES])
             length = min(size, len(part) * DIGEST_BLOCK)
@@ -240,19 +243,19 @@ class PrimaryDigests:
 
     def _bound(self, stream: SentStream) -> None:
         """Keep within the limits; what is dropped here can only be compared by its hash."""
-        kept = stream.kept
+        kept = stream.outbound
         while len(stream.unseen) > MAX_UNSEEN and not self._strict:
             stream.unseen.popleft()
-        while kept and (stream.kept_bytes > KEEP_BYTES or len(kept) > KEEP_PIECES or self._kept_total > KEEP_TOTAL):
+        while kept and (stream.outbound_bytes > KEEP_BYTES or len(kept) > KEEP_PIECES or self._kept_total > KEEP_TOTAL):
             size = len(kept.popleft()[1])
-            stream.kept_bytes -= size
+            stream.outbound_bytes -= size
             self._kept_total -= size
             self.out.counters["digest-bytes-dropped"] += size
 
     def _forget_bytes(self, stream: SentStream, before: int) -> None:
-        size = stream.kept_bytes
-        stream.drop_kept(before)
-        self._kept_total -= size - stream.kept_bytes
+        size = stream.outbound_bytes
+        stream.forget_before(before)
+        self._kept_total -= size - stream.outbound_bytes
 
     # ------------------------------------------------------------------------------------ what the backup says
 
@@ -279,7 +282,7 @@ class PrimaryDigests:
         elif stream.compared > before:
             self._timers.set(record.conn, now + stream.repeat_s)
 
-    def on_asked(self, record: BytesAsked) -> None:
+    def on_asked(self, record: BytesAsked, _: float) -> None:
         """The hashes of a block differ: tell the bytes."""
         stream = self._streams.get(record.conn)
         if stream is None:
@@ -296,18 +299,18 @@ class PrimaryDigests:
     # ------------------------------------------------------------------------------------ time, end
 
     def forget(self, conn: int) -> None:
-        """The connection is over, or can't be continued by the backup any more."""
+        """The connection is over, or the backup can't continue it any more."""
         stream = self._streams.pop(conn, None)
         if stream is not None:
             self._dirty.pop(conn, None)
             self._timers.cancel(conn)
-            self._kept_total -= stream.kept_bytes
+            self._kept_total -= stream.outbound_bytes
 
     def clear(self) -> None:
         """Forget everything."""
         self._streams.clear()
         self._dirty.clear()
-        self._timers = TimerQueue()
+        self._timers.clear()
         self._kept_total = 0
 
     def on_timer(self, now: float) -> None:
@@ -323,7 +326,7 @@ class PrimaryDigests:
             if not again.connection.gated:
                 self.forget(conn)
                 continue
-            if self._strict and again.released < again.at and now - again.waits_since > self._patience_s:
+            if self._strict and again.released < again.snd_nxt and now - again.waits_since > self._patience_s:
                 self.out.counters["strict-given-up"] += 1
                 self._unprotect(again.connection, "the replica does not follow (policy: strict)", now)
                 continue

@@ -1,32 +1,29 @@
-"""The end of the server's stream: a FIN or RST of the primary is held until the replica has ended at the same byte.
+"""The end of the server's stream: our FIN or RST is held until the replica has ended at the same byte.
 
-A server process that dies is closed by its kernel: to a client that looks like the end of the stream. So the primary
-holds the FIN (the data before it goes out) or the RST, and asks the backup for its replica's end, again and again:
+A server process that dies is closed by its kernel: to a client that looks like the end of the stream. So the host that
+protects the connection holds the FIN (the data before it goes out) or the RST, and asks the backup again and again for
+its replica's end:
 
 - the replica has ended at the same byte: the end goes out, newly built;
-- it has sent more, or has not ended although it has everything and is alive: the primary's application has failed;
+- it has sent more, or has not ended although it has everything and is alive: our application has failed;
 - it has sent less, or taken less: it is slow, and given more time;
 - it has ended earlier: the replica has failed.
 
 Two resets confirm each other wherever they are: what a reset throws away depends on the moment. The other way round, a
-replica that ends first waits for the primary to follow. Time counts only while the backup answers, so that a pause of
+replica that ends first waits for our server to follow. Time counts only while the backup answers, so that a pause of
 either host is not taken for an application that goes on.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from enum import Enum, auto
 
-from nfq_failover.core.outbox import Outbox
-from nfq_failover.core.timers import TimerQueue
-from nfq_failover.wire.records import End, EndAsked, EndKind
+from nfq_failover.wire.records import End, EndKind
 from nfq_failover.wire.seqnum import diff
 
-ASK_FIRST_S = 0.01
-ASK_MAX_S = 0.1
+ASK_MAX_S = 0.1  # the backup is asked at least this often
 ANSWER_GAP_S = 2 * ASK_MAX_S  # the most that one answer counts for
-SLOW_FACTOR = 10  # a replica that is behind has so many times the deadline
+SLOW_FACTOR = 10  # a replica that is behind has this many times the deadline
 
 
 class Judgement(Enum):
@@ -34,16 +31,17 @@ class Judgement(Enum):
 
     WAIT = auto()
     SAME = auto()  # both have ended
-    APPLICATION_FAILED = auto()  # the primary's
+    APPLICATION_FAILED = auto()  # ours
     REPLICA_FAILED = auto()
 
 
 class EndGate:
-    """Both ends of one connection, as far as they are known to the primary.
+    """Both ends of one connection, as far as the host that protects it knows them.
 
     `kind`, `at`: our server's end that is held, and its sequence number (as the client sees it). `passed`: the end is
-    confirmed, nothing is held any more. `still_s`, `waited_s`: for how long the backup has answered the same, and at
-    all. `ended_at`: when we learnt that the replica has ended.
+    confirmed, nothing is held any more. `failures`: how many answers of the backup have said that our application has
+    failed. `still_s`, `waited_s`: for how long the backup has answered the same, and at all. `ended_at`: when we learnt
+    that the replica has ended.
     """
 
     __slots__ = ("answered_at", "at", "ended_at", "failures", "kind", "passed", "replica", "still_s", "waited_s")
@@ -71,6 +69,15 @@ class EndGate:
             self.still_s = self.waited_s = 0.0
         self.kind = max(self.kind, kind)
 
+    def confirm(self) -> None:
+        """The end may be told to the client."""
+        self.passed = True
+
+    def count_failure(self) -> int:
+        """Another answer says that our application has failed. Returns how many have."""
+        self.failures += 1
+        return self.failures
+
     def answered(self, record: End, now: float) -> None:
         """The backup has told where its replica is."""
         gap = min(max(now - self.answered_at, 0.0), ANSWER_GAP_S)
@@ -88,8 +95,8 @@ class EndGate:
         self.replica = record
 
     def judge(self, next_seq: int, taken_seq: int, deadline_s: float, alive: bool = True) -> Judgement:
-        """Compare. `next_seq`: what our server sends next; `taken_seq`: the client's byte that our TCP takes next;
-        `alive`: our application has shown that it is, since the replica has ended."""
+        """Compare the two ends. `next_seq`: what our server sends next; `taken_seq`: the client's byte that our TCP
+        takes next; `alive`: our application has shown that it is, since the replica has ended."""
         replica = self.replica
         if replica is None or self.passed:
             return Judgement.WAIT
@@ -113,48 +120,3 @@ class EndGate:
         # One that hangs has taken everything too, in its kernel: it must have shown that it is alive.
         failed = self.still_s >= deadline_s and replica.well
         return Judgement.APPLICATION_FAILED if failed else Judgement.WAIT
-
-
-class EndQuestions:
-    """Asks the backup about the ends that are not decided, by connection number, until told to stop."""
-
-    def __init__(self, out: Outbox, ask: Callable[[int], EndAsked | None]) -> None:
-        """`ask` makes the question for a connection; None: it has no point any more."""
-        self._out = out
-        self._ask = ask
-        self._timers: TimerQueue[int] = TimerQueue()
-        self._waits: dict[int, float] = {}
-
-    def start(self, conn: int, now: float) -> None:
-        """Ask now, and again until `stop`."""
-        self._waits[conn] = ASK_FIRST_S
-        self._put(conn, now)
-
-    def stop(self, conn: int) -> None:
-        """No more questions about this connection."""
-        self._waits.pop(conn, None)
-        self._timers.cancel(conn)
-
-    def clear(self) -> None:
-        """No more questions at all."""
-        self._waits.clear()
-        self._timers = TimerQueue()
-
-    def _put(self, conn: int, now: float) -> None:
-        question = self._ask(conn)
-        if question is None:
-            self.stop(conn)
-            return
-        self._out.record(question)
-        wait = self._waits[conn]
-        self._waits[conn] = min(2 * wait, ASK_MAX_S)
-        self._timers.set(conn, now + wait)
-
-    def on_timer(self, now: float) -> None:
-        """Repeat what was not decided."""
-        for conn in self._timers.pop_due(now):
-            self._put(conn, now)
-
-    def poll_timeout(self) -> float | None:
-        """The earliest deadline."""
-        return self._timers.next()

@@ -1,86 +1,151 @@
-"""The primary's ends: holds them, asks the backup, and decides who has failed (see end_gate.py for the rules)."""
+"""The ends of all connections that this host protects: holds them, asks the backup, and finds who has failed.
+
+The rules are in end_gate.py.
+"""
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from nfq_failover.constants import FIN, RST
 from nfq_failover.core.events import PacketQueued
-from nfq_failover.core.gate.connection import Gate, PrimaryConnection
-from nfq_failover.core.gate.end_gate import EndGate, EndQuestions, Judgement
+from nfq_failover.core.gate.connection import Gate, GatedConnection
+from nfq_failover.core.gate.end_gate import ASK_MAX_S, EndGate, Judgement
 from nfq_failover.core.outbox import Outbox
 from nfq_failover.core.settings import Settings
+from nfq_failover.core.timers import TimerQueue
 from nfq_failover.wire.records import End, EndAsked, EndKind
 from nfq_failover.wire.segment import Segment
 from nfq_failover.wire.seqnum import MASK, diff
 
+ASK_FIRST_S = 0.01
 
-class PrimaryEnds:
-    """The ends of all connections. `numbers` is the primary's table by connection number.
+
+@dataclass(frozen=True, slots=True)
+class ApplicationFailed:
+    """A finding: our application has ended a connection that its replica goes on with. `alone`: only the connection is
+    to move, not the service."""
+
+    connection: GatedConnection
+    reason: str
+    alone: bool
+
+
+class EndQuestions:
+    """Questions to the backup about the ends that are not decided, by connection number, repeated until stopped."""
+
+    def __init__(self, out: Outbox, ask: Callable[[int], EndAsked | None]) -> None:
+        """`ask` makes the question for a connection; None: it has no point any more."""
+        self._out = out
+        self._ask = ask
+        self._timers: TimerQueue[int] = TimerQueue()
+        self._waits: dict[int, float] = {}
+
+    def start(self, conn: int, now: float) -> None:
+        """Ask now, and again until `stop`."""
+        self._waits[conn] = ASK_FIRST_S
+        self._put(conn, now)
+
+    def stop(self, conn: int) -> None:
+        """No more questions about this connection."""
+        self._waits.pop(conn, None)
+        self._timers.cancel(conn)
+
+    def clear(self) -> None:
+        """No more questions at all."""
+        self._waits.clear()
+        self._timers.clear()
+
+    def _put(self, conn: int, now: float) -> None:
+        question = self._ask(conn)
+        if question is None:
+            self.stop(conn)
+            return
+        self._out.record(question)
+        wait = self._waits[conn]
+        self._waits[conn] = min(2 * wait, ASK_MAX_S)
+        self._timers.set(conn, now + wait)
+
+    def on_timer(self, now: float) -> None:
+        """Repeat what was not decided."""
+        for conn in self._timers.pop_due(now):
+            self._put(conn, now)
+
+    def poll_timeout(self) -> float | None:
+        """The earliest deadline."""
+        return self._timers.next()
+
+
+class GateEnds:
+    """The ends of all connections. `numbers` is the gate's table by connection number.
 
     `unprotect(connection, reason, now)` gives a connection up; `close(connection, reason, now)` forgets it after an
-    RST. `on_failure(reason)` is called when the application has failed; it returns whether the service moves: then
-    nothing more is to leave this host. `hand_over(connection, reason, now)` is called instead if only the connection
-    is to move; it returns whether it does.
+    RST. What was found of our application is put into `findings`, again with each answer of the backup, as long as
+    nothing has come of it.
     """
 
     def __init__(
         self,
         settings: Settings,
         out: Outbox,
-        numbers: dict[int, PrimaryConnection],
-        unprotect: Callable[[PrimaryConnection, str, float], None],
-        close: Callable[[PrimaryConnection, str, float], None],
+        numbers: dict[int, GatedConnection],
+        unprotect: Callable[[GatedConnection, str, float], None],
+        close: Callable[[GatedConnection, str, float], None],
     ) -> None:
         self.out = out
         self.numbers = numbers
-        self.on_failure: Callable[[str, float], bool] = lambda reason, now: False
-        self.hand_over: Callable[[PrimaryConnection, str, float], bool] = lambda connection, reason, now: False
+        self.findings: deque[ApplicationFailed] = deque()
         self._moves = settings.on_app_failure != "off"
         self._alone = settings.on_app_failure == "connection"
         self._deadline_s = settings.end_deadline_ms / 1000
         # What the backup told unasked was before it had our digests: streams that differ are nobody's failure.
         self._failures = 1 if settings.divergence == "off" else 2
         self._checked = settings.health_checked
-        self.well_at: float | None = None  # when a check of our application has last begun that ended well
+        self._well_at: float | None = None
         self._unprotect = unprotect
         self._close = close
         self.questions = EndQuestions(out, self._question)
 
+    def note_well(self, began_at: float) -> None:
+        """A check of our application has ended well; this is when it began."""
+        self._well_at = began_at
+
     # ------------------------------------------------------------------------------------ what our TCP sends
 
-    def outbound(self, connection: PrimaryConnection, event: PacketQueued, seg: Segment, now: float) -> bool:
+    def outbound(self, connection: GatedConnection, event: PacketQueued, seg: Segment, now: float) -> bool:
         """Look at a segment of a protected connection. True: it was judged here. Else it goes on as usual, perhaps
         changed: without the FIN that is held, or at the byte before it."""
-        gate = connection.end
-        if gate is not None and gate.passed:
+        end = connection.end
+        if end is not None and end.passed:
             return False
         if not seg.flags & (FIN | RST):
-            if gate is None or not gate.held or diff(seg.seq, gate.at) <= 0:
+            if end is None or not end.held or diff(seg.seq, end.at) <= 0:
                 return False
-            return self._before_end(event, seg, gate)
-        if gate is None:
-            gate = connection.end = EndGate(now)
-        first = not gate.held
+            return self._before_end(event, seg, end)
+        if end is None:
+            end = connection.begin_end(now)
+        first = not end.held
         kind = EndKind.RST if seg.flags & RST else EndKind.FIN
         # A bare RST answers a client's segment, with the number that the client expects (RFC 9293 section 3.10.7.1).
-        at = (seg.seq_end - 1) & MASK if kind is EndKind.FIN else connection.snd_nxt
-        gate.hold(kind, at, now)
-        if first and gate.judge(connection.snd_nxt, self._taken(connection), self._deadline_s) is Judgement.SAME:
-            gate.passed = True  # the replica was first
+        at = (seg.seq_end - 1) & MASK if kind is EndKind.FIN else connection.own.snd_nxt_seq
+        end.hold(kind, at, now)
+        if first and end.judge(connection.own.snd_nxt_seq, self._taken(connection), self._deadline_s) is Judgement.SAME:
+            end.confirm()  # the replica was first
             self.questions.stop(connection.conn)
             return False
         if first:
             self.questions.start(connection.conn, now)
         if kind is EndKind.FIN and seg.payload_len:
-            return self._before_end(event, seg, gate)
+            return self._before_end(event, seg, end)
         if kind is EndKind.FIN:
             seg.set_flags(seg.flags & ~FIN)
             connection.note_ack(seg, now)
         self.out.drop(event.queue, event.packet_id, "end-held")
         return True
 
-    def _before_end(self, event: PacketQueued, seg: Segment, gate: EndGate) -> bool:
+    def _before_end(self, event: PacketQueued, seg: Segment, end: EndGate) -> bool:
         """Let a segment go without the end that is held."""
         if not event.complete:
             self.out.drop(event.queue, event.packet_id, "incomplete-packet")  # the kernel will send it again
@@ -88,8 +153,8 @@ class PrimaryEnds:
         if seg.flags & FIN:
             seg.set_flags(seg.flags & ~FIN)
         else:
-            seg.set_seq(gate.at)
-        seg.changed = True
+            seg.set_seq(end.at)
+        seg.mark_changed()
         return False
 
     # ------------------------------------------------------------------------------------ what the backup says
@@ -98,86 +163,85 @@ class PrimaryEnds:
         connection = self.numbers.get(conn)
         if connection is None or connection.end is None or connection.state is not Gate.PROTECTED:
             return None
-        gate = connection.end
-        if gate.passed:
+        end = connection.end
+        if end.passed:
             return None
-        return EndAsked(conn, gate.at if gate.held else connection.snd_nxt, gate.kind)
+        return EndAsked(conn, end.at if end.held else connection.own.snd_nxt_seq, end.kind)
 
     @staticmethod
-    def _taken(connection: PrimaryConnection) -> int:
-        return connection.client.seq(connection.kernel_ack)
+    def _taken(connection: GatedConnection) -> int:
+        return connection.own.client.seq(connection.own.rcv_nxt)
 
     def on_end(self, record: End, now: float) -> None:
         """Where the replica's stream is."""
         connection = self.numbers.get(record.conn)
         if connection is None or connection.state is not Gate.PROTECTED:
             return
-        gate = connection.end
-        if gate is None:
+        end = connection.end
+        if end is None:
             if record.kind is EndKind.OPEN:
                 return
-            gate = connection.end = EndGate(now)
-        if gate.passed:
+            end = connection.begin_end(now)
+        if end.passed:
             return
-        first = gate.replica is None
-        gate.answered(record, now)
-        alive = self._alive(gate)
-        judgement = gate.judge(connection.snd_nxt, self._taken(connection), self._deadline_s, alive)
+        first = end.replica is None
+        end.answered(record, now)
+        alive = self._alive(end)
+        judgement = end.judge(connection.own.snd_nxt_seq, self._taken(connection), self._deadline_s, alive)
         if judgement is Judgement.SAME:
             self.questions.stop(connection.conn)
-            self._release(connection, gate, now)
+            self._release(connection, end, now)
         elif judgement is Judgement.REPLICA_FAILED:
-            self._give_up(connection, self._replica_fault(connection, gate), now)
+            self._give_up(connection, self._replica_fault(connection, end), now)
         elif judgement is Judgement.APPLICATION_FAILED:
-            gate.failures += 1
-            if gate.failures >= self._failures:
-                self._failed(connection, gate, now)
-        elif first and not gate.held:
+            if end.count_failure() >= self._failures:
+                self._failed(connection, end, now)
+        elif first and not end.held:
             self.questions.start(connection.conn, now)
 
-    def _alive(self, gate: EndGate) -> bool:
+    def _alive(self, end: EndGate) -> bool:
         """Our application has passed a check that began after the replica's end. Without checks it is assumed."""
-        if not self._checked or gate.ended_at is None:
+        if not self._checked or end.ended_at is None:
             return True
-        return self.well_at is not None and self.well_at > gate.ended_at
+        return self._well_at is not None and self._well_at > end.ended_at
 
     @staticmethod
-    def _replica_fault(connection: PrimaryConnection, gate: EndGate) -> str:
-        replica = gate.replica
+    def _replica_fault(connection: GatedConnection, end: EndGate) -> str:
+        replica = end.replica
         if replica is None or replica.kind is EndKind.OPEN:
             return "the replica is too far behind the server's end"
-        ahead = diff(replica.seq, gate.at if gate.held else connection.snd_nxt)
+        ahead = diff(replica.seq, end.at if end.held else connection.own.snd_nxt_seq)
         how = "reset" if replica.kind is EndKind.RST else "closed"
         if ahead < 0:
             return f"the replica has {how} the connection {-ahead} bytes early"
         return f"the replica has {how} the connection, the server has not"
 
-    def _failed(self, connection: PrimaryConnection, gate: EndGate, now: float) -> None:
-        ended = "reset" if gate.kind is EndKind.RST else "closed"
+    def _failed(self, connection: GatedConnection, end: EndGate, now: float) -> None:
+        ended = "reset" if end.kind is EndKind.RST else "closed"
         if not self._moves:
             self._give_up(connection, f"the server has {ended} the connection, its replica has not", now)
             return
-        port = connection.flow[1]
         if self._alone:
-            if self.hand_over(connection, f"the server has {ended} it, its replica has not", now):
-                self.questions.stop(connection.conn)
-            return
-        reason = f"the application has failed: it has {ended} connection {connection.conn} (client port {port}), "
-        self.on_failure(reason + "its replica has not", now)  # if it can't move now, the next answer asks again
+            reason = f"the server has {ended} it, its replica has not"
+        else:
+            reason = f"the application has failed: it has {ended} connection {connection.conn} "
+            reason += f"(client port {connection.flow[1]}), its replica has not"
+        self.findings.append(ApplicationFailed(connection, reason, self._alone))
 
-    def _give_up(self, connection: PrimaryConnection, reason: str, now: float) -> None:
+    def _give_up(self, connection: GatedConnection, reason: str, now: float) -> None:
         self.questions.stop(connection.conn)
         self._unprotect(connection, reason, now)
 
-    def _release(self, connection: PrimaryConnection, gate: EndGate, now: float) -> None:
+    def _release(self, connection: GatedConnection, end: EndGate, now: float) -> None:
         connection.release_end(self.out)
-        if gate.kind is EndKind.RST:
+        if end.kind is EndKind.RST:
             self._close(connection, "reset by the server", now)
 
-    def holds(self, connection: PrimaryConnection) -> bool:
+    def holds(self, connection: GatedConnection) -> bool:
         """Whether an end is held: such a connection must be remembered though our TCP may have forgotten it."""
         return connection.end is not None and connection.end.held
 
     def clear(self) -> None:
         """Forget everything."""
         self.questions.clear()
+        self.findings.clear()

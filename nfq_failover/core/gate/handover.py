@@ -1,6 +1,6 @@
-"""Connections whose server has failed on the primary alone, and that the backup goes on with, one by one.
+"""Connections whose server has failed on this host alone, and that the backup goes on with, one by one.
 
-The service address stays with the primary. What makes two senders on one connection impossible:
+The service address stays here. What makes two senders on one connection impossible:
 
 - from `start` on nothing of the connection leaves this host: what was held is discarded, what our TCP says is dropped.
   Only then the backup is told;
@@ -20,8 +20,8 @@ from dataclasses import dataclass
 
 from nfq_failover.constants import ACK, RST
 from nfq_failover.core.events import PacketQueued
-from nfq_failover.core.gate.connection import Gate, PrimaryConnection
-from nfq_failover.core.gate.digests import PrimaryDigests
+from nfq_failover.core.gate.connection import GatedConnection
+from nfq_failover.core.gate.digests import GateDigests
 from nfq_failover.core.outbox import Outbox
 from nfq_failover.core.settings import Settings
 from nfq_failover.core.timers import TimerQueue
@@ -35,55 +35,60 @@ ASK_MAX_S = 0.2  # until the backup has it
 WATCH_S = 5.0
 WATCH_UNPROTECTED_S = 0.5
 LOST_AFTER_S = 5.0  # without protection, and without an answer
-POKES = 4
-POKE_S = 0.6  # Linux answers at most twice a second (tcp_invalid_ratelimit)
+PROBES = 4
+PROBE_S = 0.6  # Linux answers at most twice a second (tcp_invalid_ratelimit)
 
 
 @dataclass(slots=True)
 class HandedConnection:
-    """One of them. `connection`: until the backup has it; `asked`: the question; `pokes`: how often the client will yet
-    be made to ask, once the connection is lost."""
+    """One connection that is handed over. `asked` is the question to the backup; `connection` is there until the backup
+    has it. Once it is lost, `probes` are sent to the client `probes_left` more times, so that it asks."""
 
     asked: HandOver
-    connection: PrimaryConnection | None
-    poke: tuple[bytes, ...]
+    connection: GatedConnection | None
+    probes: tuple[bytes, ...]
     answered_at: float
     wait_s: float = ASK_FIRST_S
     lost: bool = False
-    pokes: int = POKES
+    probes_left: int = PROBES
 
     @property
     def reason(self) -> str:
-        """What people are told."""
+        """Why it is not protected, as people are told."""
         if self.lost:
             return "handed over to the backup, and lost with it"
         return "being handed over to the backup" if self.connection else "handed over to the backup: goes on there"
 
 
-def _poke(connection: PrimaryConnection) -> tuple[bytes, ...]:
+def _probes(connection: GatedConnection) -> tuple[bytes, ...]:
     """Segments that the client answers with an acknowledgement (RFC 9293 section 3.10.7.4, first), whatever it has got
     meanwhile. Kernels differ in whether they look at one with old timestamps, or at one without."""
+    own = connection.own
     client, client_port, server, server_port = connection.flow
     ends = (server, server_port), (client, client_port)
-    numbers = (connection.snd_nxt - 1) & MASK, connection.client.seq(connection.kernel_ack), ACK, 0
+    numbers = (own.snd_nxt_seq - 1) & MASK, own.client.seq(own.rcv_nxt), ACK, 0
     plain = bytes(build_segment(*ends, *numbers, b"", b""))
-    if connection.open.tsval is None:
+    if not own.timestamps:
         return (plain,)
-    return plain, bytes(build_segment(*ends, *numbers, ack_options((connection.tsval, connection.tsecr), []), b""))
+    return plain, bytes(build_segment(*ends, *numbers, ack_options((own.tsval, own.tsecr), []), b""))
 
 
 class Handovers:
-    """All of them. `flows` and `numbers` of the primary; `give_back(connection, reason, now)` takes one back that the
-    backup has refused."""
+    """All connections that are handed over, by flow.
+
+    `tracked` and `numbers` are the gate's tables, by flow and by number. `unprotect(connection, reason, now)` gives up
+    one that can't be handed over; `give_back(connection, reason, now)` takes one back that the backup has refused.
+    """
 
     def __init__(
         self,
         settings: Settings,
         out: Outbox,
-        numbers: dict[int, PrimaryConnection],
-        tracked: dict[FlowKey, PrimaryConnection],
-        digests: PrimaryDigests,
-        give_back: Callable[[PrimaryConnection, str, float], None],
+        tracked: dict[FlowKey, GatedConnection],
+        numbers: dict[int, GatedConnection],
+        digests: GateDigests,
+        unprotect: Callable[[GatedConnection, str, float], None],
+        give_back: Callable[[GatedConnection, str, float], None],
     ) -> None:
         self.out = out
         self.flows: dict[FlowKey, HandedConnection] = {}
@@ -92,34 +97,32 @@ class Handovers:
         self._numbers = numbers
         self._tracked = tracked
         self._digests = digests
+        self._unprotect = unprotect
         self._give_back = give_back
         self._timers: TimerQueue[int] = TimerQueue()
         self._unprotected_since: float | None = None
 
-    def start(self, connection: PrimaryConnection, reason: str, now: float) -> bool:
-        """Be silent about the connection from now on, and give it to the backup. True: it is not held any more."""
+    def start(self, connection: GatedConnection, reason: str, now: float) -> None:
+        """Be silent about the connection from now on, and give it to the backup. Without room it is unprotected."""
         flow, conn = connection.flow, connection.conn
         if len(self.flows) >= self._limit:
             self.out.counters["hand-over-full"] += 1
-            self._give_back(connection, "too many connections were handed over", now)
-            return True
-        connection.state, connection.reason = Gate.HANDED, reason
-        connection.held.clear()
-        connection.owed_since = None
+            self._unprotect(connection, "too many connections were handed over", now)
+            return
+        connection.hand_over(reason)
         self._tracked.pop(flow, None)
         self._digests.hand_over(conn)
-        asked = HandOver(conn, flow, connection.open.irs, connection.open.iss, connection.snd_nxt)
-        handed = HandedConnection(asked, connection, _poke(connection), now)
+        asked = HandOver(conn, flow, connection.open.irs, connection.open.iss, connection.own.snd_nxt_seq)
+        handed = HandedConnection(asked, connection, _probes(connection), now)
         self.flows[flow] = self._by_number[conn] = handed
         self.out.counters["handed-over"] += 1
         self.out.log("warning", "connection handed over to the backup", conn=conn, reason=reason)
         self._ask(handed, now)
-        return True
 
     # ------------------------------------------------------------------------------------ packets
 
     def outbound(self, event: PacketQueued, seg: Segment) -> bool:
-        """A segment that our TCP sends. True: it was of a connection that is not ours any more."""
+        """Judge a segment that our TCP sends. False: it is of a connection that was not handed over."""
         handed = self.flows.get((seg.dst, seg.dport, seg.src, seg.sport))
         if handed is None:
             return False
@@ -132,7 +135,7 @@ class Handovers:
         return True
 
     def inbound_syn(self, event: PacketQueued, seg: Segment) -> bool:
-        """A client's SYN. True: the other host's TCP answers it (RFC 9293 section 3.10.7.4, fourth)."""
+        """Judge a client's SYN. True: the other host's TCP answers it (RFC 9293 section 3.10.7.4, fourth)."""
         handed = self.flows.get((seg.src, seg.sport, seg.dst, seg.dport))
         if handed is None:
             return False
@@ -149,7 +152,7 @@ class Handovers:
         self._timers.set(handed.asked.conn, now + handed.wait_s)
 
     def on_handed(self, record: HandedOver, now: float) -> None:
-        """What has become of it."""
+        """The backup has told what has become of one."""
         handed = self._by_number.get(record.conn)
         if handed is None or handed.lost:
             return
@@ -164,11 +167,11 @@ class Handovers:
         else:
             self._forget(handed, still=True)
             self._tracked[handed.asked.flow] = handed.connection
-            handed.connection.state = Gate.PROTECTED  # for a moment
             self._give_back(handed.connection, record.reason or "refused by the backup", now)
 
     def _taken(self, handed: HandedConnection, now: float) -> None:
-        """The backup has it: our own TCP is rid of it, as far as we know where it is. What it says yet is answered."""
+        """The backup has the connection: our own TCP is reset, at the byte that it expects as far as we know. Whatever
+        it still sends is answered with another reset (`outbound`)."""
         connection = handed.connection
         if connection is None:
             return
@@ -179,9 +182,9 @@ class Handovers:
         handed.wait_s = WATCH_S
         self._timers.set(handed.asked.conn, now + WATCH_S)
 
-    def _reset_own(self, connection: PrimaryConnection) -> None:
+    def _reset_own(self, connection: GatedConnection) -> None:
         client, client_port, server, server_port = connection.flow
-        seq = connection.client.seq(connection.kernel_ack)
+        seq = connection.own.client.seq(connection.own.rcv_nxt)
         self.out.inward(build_segment((client, client_port), (server, server_port), seq, 0, RST, 0))
 
     def _lose(self, handed: HandedConnection, reason: str, now: float) -> None:
@@ -190,19 +193,19 @@ class Handovers:
         if handed.connection is not None:
             self._taken(handed, now)
         handed.lost = True
-        self._poke_client(handed, now)
+        self._probe_client(handed, now)
 
-    def _poke_client(self, handed: HandedConnection, now: float) -> None:
-        if not handed.pokes:
+    def _probe_client(self, handed: HandedConnection, now: float) -> None:
+        if not handed.probes_left:
             self._forget(handed)
             return
-        handed.pokes -= 1
-        for packet in handed.poke:
+        handed.probes_left -= 1
+        for packet in handed.probes:
             self.out.outward(packet)
-        self._timers.set(handed.asked.conn, now + POKE_S)
+        self._timers.set(handed.asked.conn, now + PROBE_S)
 
     def _forget(self, handed: HandedConnection, still: bool = False) -> None:
-        """`still`: it is an ordinary connection again."""
+        """It is handed over no more. `still`: it is an ordinary connection again."""
         conn = handed.asked.conn
         self.flows.pop(handed.asked.flow, None)
         self._by_number.pop(conn, None)
@@ -215,12 +218,12 @@ class Handovers:
         """Forget everything: this host does not serve any more."""
         self.flows.clear()
         self._by_number.clear()
-        self._timers = TimerQueue()
+        self._timers.clear()
 
     # ------------------------------------------------------------------------------------ time
 
     def on_timer(self, protecting: bool, now: float) -> None:
-        """Ask again; find what is lost, unless (`protecting`) the backup may take everything over."""
+        """Ask again, and find what is lost, unless (`protecting`) the backup may take everything over."""
         if protecting:
             self._unprotected_since = None
         elif self._unprotected_since is None:
@@ -231,7 +234,7 @@ class Handovers:
         for conn in self._timers.pop_due(now):
             handed = self._by_number[conn]
             if handed.lost:
-                self._poke_client(handed, now)
+                self._probe_client(handed, now)
             elif since is not None and now - max(since, handed.answered_at) >= LOST_AFTER_S:
                 self._lose(handed, "the backup does not answer any more", now)
             else:

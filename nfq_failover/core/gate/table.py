@@ -1,260 +1,159 @@
-"""The primary's side of all connections: opens them towards the backup, gates them, and lets them go.
+"""The connections that this host protects: one table, by flow and by number.
 
-One table of connections by flow; the backup's records come in by connection number.
+It routes packets, copies, the backup's records and time to the parts: how connections open (opening.py), what is copied
+of them (copies.py), what their server has sent (digests.py), how they end (ends.py) or move (handover.py); and it tells
+the backup about those that are protected no more. The backup's records name a connection by its number.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any, Final
+
 from nfq_failover.constants import ACK, FIN, RST, SYN
 from nfq_failover.core.events import FrameCopied, PacketQueued, QueryFlows
-from nfq_failover.core.gate import copies
-from nfq_failover.core.gate.connection import Gate, PrimaryConnection
-from nfq_failover.core.gate.primary_table import NOT_READY, POLL_FIRST_S, PrimaryTable
-from nfq_failover.core.tcp.syn import strip
-from nfq_failover.errors import MalformedSegment
+from nfq_failover.core.gate.connection import NOT_READY, Gate, GatedConnection
+from nfq_failover.core.gate.copies import Copies
+from nfq_failover.core.gate.digests import GateDigests
+from nfq_failover.core.gate.ends import GateEnds
+from nfq_failover.core.gate.handover import Handovers
+from nfq_failover.core.gate.opening import POLL_MAX_S, Opening
+from nfq_failover.core.outbox import Outbox
+from nfq_failover.core.settings import Settings
+from nfq_failover.core.timers import TimerQueue
 from nfq_failover.wire.records import (
     AckAsked,
+    BytesAsked,
+    Close,
+    Closed,
     Confirm,
-    Data,
+    DigestSeen,
+    End,
+    HandedOver,
     Missing,
-    Open,
     Opened,
     Progress,
+    Record,
     SentAsked,
     SentUpTo,
+    Unprotected,
+    UnprotectedSeen,
 )
 from nfq_failover.wire.segment import FlowKey, Segment
-from nfq_failover.wire.tcp_options import NEGOTIABLE, SIGNED, SynOptions
 
-MAX_SYNS = 8192
-MAX_DIALLED = 8192
-MAX_LATE_BYTES = 256 << 20  # of all connections, for replicas that are not ready
-DATA_BYTES = 1300
-DATA_PER_REQUEST = 32
-POLL_MAX_S = 0.05
-OPEN_RETRY_FIRST_S = 0.005
-QUERY_EVERY_S = 5.0
-QUERY_CLOSING_S = 0.2
-QUERY_FULL_S = 0.5
-FULL_LOG_EVERY_S = 1.0
-UNSERVED_S = 1.0
-LATE_POLL_MAX_S = 1.0
+MAX_TELLING: Final = 8192
+POLL_FIRST_S: Final = 0.003
+TELL_MAX_S: Final = 10.0
+QUERY_EVERY_S: Final = 5.0
+QUERY_CLOSING_S: Final = 0.2
+QUERY_FULL_S: Final = 0.5
+LATE_POLL_MAX_S: Final = 1.0
+
+Handler = Callable[[Any, float], None]
 
 
-class PrimarySide(PrimaryTable):
-    """What comes in for the connections of a primary: packets, copies, records of the backup, time."""
+class GateTable:
+    """All connections of a host that serves. `protecting`: a backup is there and new connections are opened towards it;
+    `reason`: why that is not so. `findings`: what was found of our application; whoever owns the table takes it out."""
+
+    def __init__(self, settings: Settings, out: Outbox, adopts_unknown: bool = True) -> None:
+        """`adopts_unknown`: see `Opening`."""
+        self.settings = settings
+        self.out = out
+        self.protecting = False
+        self.reason = "no backup"
+        self.flows: dict[FlowKey, GatedConnection] = {}
+        self.numbers: dict[int, GatedConnection] = {}
+        self.timers: TimerQueue[int] = TimerQueue()
+        self._telling: dict[int, tuple[Close | Unprotected, float]] = {}
+        self._next_query = 0.0
+        flows, numbers = self.flows, self.numbers
+        self.opening = Opening(settings, out, flows, numbers, self.timers, self._unprotect_quietly, adopts_unknown)
+        self.copies = Copies(out, flows, numbers, self._unprotect, self._look_soon)
+        self.digests = GateDigests(settings, out, self._unprotect)
+        self.ends = GateEnds(settings, out, numbers, self._unprotect, self._close)
+        self.handovers = Handovers(settings, out, flows, numbers, self.digests, self._unprotect, self._give_back)
+        self.findings = self.ends.findings
+        self._handlers: dict[type[Record], Handler] = {
+            Opened: self.opening.on_opened,
+            Confirm: self._on_confirm,
+            Missing: self.copies.on_missing,
+            AckAsked: self._on_ack_asked,
+            SentAsked: self._on_sent_asked,
+            DigestSeen: self.digests.on_seen,
+            BytesAsked: self.digests.on_asked,
+            End: self.ends.on_end,
+            HandedOver: self.handovers.on_handed,
+            Unprotected: self._on_unprotected,
+            UnprotectedSeen: self._on_told,
+            Closed: self._on_told,
+        }
+
+    def knows(self, flow: FlowKey) -> bool:
+        """Whether the connection was opened before our eyes."""
+        return flow in self.flows or self.opening.knows(flow) or flow in self.handovers.flows
 
     # ------------------------------------------------------------------------------------ packets
 
     def inbound_syn(self, event: PacketQueued, seg: Segment) -> None:
-        """Take out of a client's SYN what a takeover couldn't continue, and remember the rest for `Open`."""
+        """Judge a client's SYN."""
         if not event.checksum_pending and not seg.checksum_ok():
             self.out.drop(event.queue, event.packet_id, "bad-checksum")
-            return
-        if self.handovers.inbound_syn(event, seg):
-            return
-        flow: FlowKey = (seg.src, seg.sport, seg.dst, seg.dport)
-        signed = SynOptions.parse(seg.options()).signed
-        changed = strip(seg, NEGOTIABLE | SIGNED)
-        self._syns[flow] = (seg.seq, seg.wnd, seg.options(), signed)
-        self._syns.move_to_end(flow)
-        if len(self._syns) > MAX_SYNS:
-            self._syns.popitem(last=False)
-            self.out.counters["syn-forgotten"] += 1
-        if changed:
-            self.out.counters["syn-stripped"] += 1
-        self.out.accept(event.queue, event.packet_id, seg.buf if changed else None)
+        elif not self.handovers.inbound_syn(event, seg):
+            self.opening.inbound_syn(event, seg)
 
     def outbound(self, event: PacketQueued, seg: Segment, now: float) -> None:
         """Judge a segment that our TCP sends from the service."""
         if self.handovers.flows and self.handovers.outbound(event, seg):
             return
-        if seg.flags & SYN:
-            if seg.flags & ACK:
-                self._syn_ack(event, seg, now)
-            else:
-                self._dial(event, seg)
-            return
         flow: FlowKey = (seg.dst, seg.dport, seg.src, seg.sport)
         connection = self.flows.get(flow)
+        if seg.flags & SYN:
+            if seg.flags & ACK:
+                self._syn_ack(event, seg, connection, now)
+            else:
+                self.opening.dialled(event, seg)
+            return
         if connection is None:
-            self._of_unknown(event, seg, flow, now)
+            self.opening.unknown(event, seg, flow, now)
             return
-        if seg.flags & RST and connection.keeps_last_ack:
-            self.out.drop(event.queue, event.packet_id, "rst-after-end")
-            connection.repeat_last_ack(self.out)
-            return
-        if connection.refuses(seg):
-            self._next_query = min(self._next_query, now + QUERY_CLOSING_S)  # our TCP may have given it up
-            self.out.accept(event.queue, event.packet_id)
-            return
+        if seg.flags & RST:
+            if connection.keeps_last_ack:
+                self.out.drop(event.queue, event.packet_id, "rst-after-end")
+                connection.repeat_last_ack(self.out)
+                return
+            if connection.refuses(seg):
+                self._look_soon(now)  # our TCP may have given it up
+                self.out.accept(event.queue, event.packet_id)
+                return
         if connection.gated:
             self.digests.sent(connection, event, seg, now)
         held = connection.state is Gate.PROTECTED and self.ends.outbound(connection, event, seg, now)
         if not held and not (connection.gated and self.digests.holds(connection, event, seg, now)):
-            connection.outbound(event, seg, self.out, now)
+            connection.acks.outbound(event, seg, connection.own.learn(seg, now), self.out, now)
         if connection.gated and (
-            connection.waiting or connection.owed_since is not None or not connection.b_established
+            connection.acks.waiting or connection.acks.owed_since is not None or not connection.backup_established
         ):
             self.timers.set_earlier(connection.conn, now + max(connection.retry_s, POLL_FIRST_S))
         if seg.flags & RST and not held:
             self._close(connection, "reset by the server", now)
         elif seg.flags & FIN:
-            self._next_query = min(self._next_query, now + QUERY_CLOSING_S)
+            self._look_soon(now)
 
-    def _dial(self, event: PacketQueued, seg: Segment) -> None:
-        """The server opens a connection: it is left alone, and known as its own."""
-        self._leave_alone((seg.dst, seg.dport, seg.src, seg.sport))
-        self.out.accept(event.queue, event.packet_id)
-
-    def _leave_alone(self, flow: FlowKey) -> None:
-        """Not tracked, but no stranger either."""
-        self._dialled[flow] = None
-        self._dialled.move_to_end(flow)
-        if len(self._dialled) > MAX_DIALLED:
-            self._dialled.popitem(last=False)
-            self.out.counters["dialled-forgotten"] += 1
-
-    def _of_unknown(self, event: PacketQueued, seg: Segment, flow: FlowKey, now: float) -> None:
-        """A segment of a connection that no client has opened before our eyes."""
-        if flow in self._dialled:
-            self._dialled.move_to_end(flow)
-        elif seg.flags & RST and flow in self.poked:
-            self.out.drop(event.queue, event.packet_id, "stranger-gone")  # the answer to us, not to the client
-            return
-        elif not self.strangers and not seg.flags & RST and len(self.flows) < self.settings.max_connections:
-            self.out.drop(event.queue, event.packet_id, "stranger")
-            self.out.reset_stranger(seg)
-            return
-        elif seg.flags & (RST | FIN | ACK) == ACK and len(self.flows) < self.settings.max_connections:
-            self._adopt(seg, flow, now)
-        self.out.accept(event.queue, event.packet_id)
-
-    def _adopt(self, seg: Segment, flow: FlowKey, now: float) -> None:
-        """Opened before the daemon's start, or while it was away: not protected, and to be listed as such."""
-        opening = Open(
-            conn=self._take_number(),
-            flow=flow,
-            irs=(seg.ack - 1) & 0xFFFFFFFF,
-            iss=(seg.seq - 1) & 0xFFFFFFFF,
-            tsval=None,
-            wscale=None,
-            mss=0,
-            sack_permitted=False,
-            syn_wnd=0,
-            syn_options=b"",
-        )
-        connection = PrimaryConnection(flow, opening, now)
-        connection.state, connection.reason = Gate.UNPROTECTED, "opened while no daemon was there"
-        connection.established = True
-        self.flows[flow] = self.numbers[opening.conn] = connection
+    def _syn_ack(self, event: PacketQueued, seg: Segment, have: GatedConnection | None, now: float) -> None:
+        if have is not None:
+            if self.opening.repeats(event, seg, have):
+                return
+            self._close(have, "replaced by a new connection", now)
+        if self.opening.has_room:
+            self.opening.syn_ack(event, seg, "" if self.protecting else self.reason, now)
+        else:
+            self._next_query = min(self._next_query, now + QUERY_FULL_S)
+            self.opening.no_room(event, seg, now)
 
     def copied(self, event: FrameCopied, now: float) -> None:
-        """A copy of an inbound segment that our TCP may take."""
-        try:
-            seg = Segment(event.packet)
-        except MalformedSegment as error:
-            self.out.counters[f"copy-{error.reason}"] += 1
-            return
-        connection = self.flows.get((seg.src, seg.sport, seg.dst, seg.dport))
-        if connection is None or connection.state is Gate.CLOSED:
-            return
-        if not event.checksum_pending and not seg.checksum_ok():
-            self.out.counters["copy-bad-checksum"] += 1
-            return
-        if seg.flags & (RST | FIN):
-            self._next_query = min(self._next_query, now + QUERY_CLOSING_S)
-        self.wants_copies = False
-        if refused := copies.copy_refused(connection, seg, now):
-            self.out.counters[f"copy-{refused}"] += 1
-        elif self.protecting and self._keeps_copies(connection, seg, now):
-            if connection.gated and (wrong := copies.copy_contradiction(connection, seg, now)):
-                self._unprotect(connection, wrong, now)
-            connection.copied(seg, self.out, now)
-
-    def _keeps_copies(self, connection: PrimaryConnection, seg: Segment, now: float) -> bool:
-        """Whether the backup may still have to get the client's bytes from us."""
-        if connection.gated or connection.state is Gate.SYN_HELD:
-            return True
-        if connection.reason != NOT_READY:
-            return False
-        if self._late_bytes + seg.payload_len > MAX_LATE_BYTES:
-            self._unprotect(connection, "the replica was not ready before there was no more room", now)
-            self.out.counters["late-full"] += 1
-            return False
-        self._late_bytes += seg.payload_len
-        return True
-
-    # ------------------------------------------------------------------------------------ opening and closing
-
-    def _syn_ack(self, event: PacketQueued, seg: Segment, now: float) -> None:
-        flow: FlowKey = (seg.dst, seg.dport, seg.src, seg.sport)
-        have = self.flows.get(flow)
-        irs = (seg.ack - 1) & 0xFFFFFFFF
-        if have is not None and (have.open.irs, have.open.iss) == (irs, seg.seq):
-            if have.state is not Gate.SYN_HELD:
-                self.out.accept(event.queue, event.packet_id)
-                return
-            have.syn_ack = bytearray(seg.buf)
-            self.out.drop(event.queue, event.packet_id, "syn-ack-held")
-            return
-        if have is not None:
-            self._close(have, "replaced by a new connection", now)
-        reason, opening = self._opening(flow, irs, seg)
-        if opening is None:
-            self._no_room(now)
-            self._leave_alone(flow)  # when the table has room again it must not be taken for a stranger
-            self.out.accept(event.queue, event.packet_id)
-            return
-        connection = PrimaryConnection(flow, opening, now)
-        connection.edge_kernel = seg.wnd
-        self.flows[flow] = self.numbers[opening.conn] = connection
-        if reason:
-            connection.unprotect(reason, self.out)
-            self.out.log("warning", "connection unprotected", conn=opening.conn, reason=reason)
-            self.out.accept(event.queue, event.packet_id)
-            return
-        connection.syn_ack = bytearray(seg.buf)
-        self.out.drop(event.queue, event.packet_id, "syn-ack-held")
-        self.out.record(opening)
-        connection.retry_s = OPEN_RETRY_FIRST_S
-        self.timers.set(opening.conn, now + OPEN_RETRY_FIRST_S)
-
-    def _no_room(self, now: float) -> None:
-        """A connection that can't even be listed as unprotected: so it is counted, and said aloud now and then."""
-        self.out.counters["connection-not-tracked"] += 1
-        self._next_query = min(self._next_query, now + QUERY_FULL_S)
-        if now >= self._next_full_log:
-            self._next_full_log = now + FULL_LOG_EVERY_S
-            count = self.out.counters["connection-not-tracked"]
-            self.out.log("error", "connection table full: new connections are not protected", count=count)
-
-    def _opening(self, flow: FlowKey, irs: int, seg: Segment) -> tuple[str, Open | None]:
-        """Why the connection can't be protected (empty: it can), and its opening record (None: no room for it)."""
-        if len(self.flows) >= self.settings.max_connections:
-            return "table full", None
-        granted = SynOptions.parse(seg.options())
-        syn = self._syns.pop(flow, None)
-        reason = "" if self.protecting else self.reason
-        wnd, options = 0, b""
-        if syn is None or syn[0] != irs:
-            reason = reason or "opened before the rules were there"
-        else:
-            _, wnd, options, signed = syn
-            if signed:
-                reason = "TCP-MD5 or TCP-AO signs the header"
-        return reason, Open(
-            conn=self._take_number(),
-            flow=flow,
-            irs=irs,
-            iss=seg.seq,
-            tsval=granted.tsval,
-            wscale=granted.wscale,
-            mss=granted.mss,
-            sack_permitted=granted.sack_permitted,
-            syn_wnd=wnd,
-            syn_options=options,
-        )
+        """Look at the copy of an inbound segment that our TCP may take."""
+        self.copies.copied(event, self.protecting, now)
 
     def flows_gone(self, flows: list[FlowKey], now: float) -> None:
         """Our TCP no longer has these connections."""
@@ -264,26 +163,24 @@ class PrimarySide(PrimaryTable):
             if connection is None or now - connection.opened_at <= 1.0 or connection.state is Gate.SYN_HELD:
                 continue
             if self.ends.holds(connection) or connection.lingers(now):
-                self._next_query = min(self._next_query, now + QUERY_CLOSING_S)
+                self._look_soon(now)
             else:
                 self._close(connection, "closed", now)
 
+    def _look_soon(self, now: float) -> None:
+        """Our TCP may soon have forgotten a connection."""
+        self._next_query = min(self._next_query, now + QUERY_CLOSING_S)
+
     # ------------------------------------------------------------------------------------ the backup's records
 
-    def on_opened(self, record: Opened, now: float) -> None:
-        connection = self.numbers.get(record.conn)
-        if connection is None:
-            return
-        if not record.ready:
-            if connection.state is Gate.SYN_HELD and record.reason:
-                self._unprotect(connection, record.reason, now, tell=False)
-            return
-        connection.opened(record, self.out)
-        connection.retry_s = 0.0
-        if connection.gated:
-            self.timers.cancel(record.conn)
+    def take(self, record: Record, now: float) -> None:
+        """Take a record of the backup. One that is not for this end is let go: it is an old one, and what matters is
+        repeated."""
+        handler = self._handlers.get(type(record))
+        if handler is not None:
+            handler(record, now)
 
-    def on_confirm(self, record: Confirm, now: float) -> None:
+    def _on_confirm(self, record: Confirm, now: float) -> None:
         connection = self.numbers.get(record.conn)
         if connection is None:
             return
@@ -295,98 +192,172 @@ class PrimarySide(PrimaryTable):
             elif connection.gated:
                 self.timers.set_earlier(connection.conn, now + POLL_MAX_S)
 
-    def on_missing(self, record: Missing, now: float) -> None:
-        """Send bytes that the backup's tap has lost."""
-        connection = self.numbers.get(record.conn)
-        if connection is None:
-            return
-        at = connection.client.offset(record.start)
-        stop = min(connection.client.offset(record.end), connection.kernel_ack)
-        served = False
-        for _ in range(DATA_PER_REQUEST):
-            if at >= stop:
-                break
-            data, fin = connection.bytes_for_backup(at, min(DATA_BYTES, stop - at))
-            if not data and not fin:
-                break
-            served = True
-            self.out.record(Data(connection.conn, connection.client.seq(at), data, fin))
-            at += len(data) + fin
-        first = connection.unserved
-        if first is not None and connection.confirmed > first[0]:
-            first = connection.unserved = None  # it has them from somewhere else
-        if served or at >= stop:
-            if first is not None and connection.client.offset(record.start) <= first[0]:
-                connection.unserved = None
-        elif first is None:
-            connection.unserved = (at, now)  # the copy may still be on its way to us
-            self.wants_copies = True
-        elif now - first[1] > UNSERVED_S:
-            self._unprotect(connection, "bytes that the backup misses were not retained", now)
-
-    def on_ack_asked(self, record: AckAsked) -> None:
+    def _on_ack_asked(self, record: AckAsked, _: float) -> None:
         """The backup's tap may have lost the client's last word."""
         connection = self.numbers.get(record.conn)
-        if connection is not None and connection.established and connection.state is Gate.PROTECTED:
-            connection.probe(self.out, record.seq)
+        if connection is not None and connection.own.established and connection.state is Gate.PROTECTED:
+            connection.acks.probe(self.out, record.seq)
 
-    def on_sent_asked(self, record: SentAsked) -> None:
+    def _on_sent_asked(self, record: SentAsked, _: float) -> None:
         """The client acknowledges more than the backup knows of."""
         connection = self.numbers.get(record.conn)
-        if connection is not None and connection.established:
-            self.out.record(SentUpTo(connection.conn, connection.snd_nxt))
+        if connection is not None and connection.own.established:
+            self.out.record(SentUpTo(connection.conn, connection.own.snd_nxt_seq))
+
+    def _on_unprotected(self, record: Unprotected, now: float) -> None:
+        """The backup can't continue a connection."""
+        connection = self.numbers.get(record.conn)
+        if connection is not None:
+            self._unprotect_quietly(connection, record.reason, now)
+        else:
+            self.out.record(Close(record.conn, "over"))  # it has missed that
+        self.out.record(UnprotectedSeen(record.conn))
+
+    def _on_told(self, record: Closed | UnprotectedSeen, _: float) -> None:
+        """The backup has seen what it was told."""
+        telling = self._telling.get(record.conn)
+        wanted = Close if isinstance(record, Closed) else Unprotected
+        if telling is not None and isinstance(telling[0], wanted):
+            del self._telling[record.conn]
+            self.timers.cancel(record.conn)
+
+    # ------------------------------------------------------------------------------------ protection ends
+
+    def _close(self, connection: GatedConnection, reason: str, now: float) -> None:
+        """Forget a connection, and make the backup forget it."""
+        known = connection.state in (Gate.PROTECTED, Gate.SYN_HELD) or connection.reason == NOT_READY
+        known = known or connection.shadowed
+        connection.enter(Gate.CLOSED, reason)
+        if self.flows.get(connection.flow) is connection:
+            del self.flows[connection.flow]
+        self.numbers.pop(connection.conn, None)
+        self.digests.forget(connection.conn)
+        if self.protecting and known:
+            self._tell(Close(connection.conn, reason), POLL_FIRST_S, now)
+
+    def _unprotect(self, connection: GatedConnection, reason: str, now: float) -> None:
+        """Let a connection go on without a backup, and say so to the backup."""
+        if self._unprotect_quietly(connection, reason, now):
+            self._tell(Unprotected(connection.conn, reason), POLL_FIRST_S, now)
+
+    def _unprotect_quietly(self, connection: GatedConnection, reason: str, now: float) -> bool:
+        """Let a connection go on without a backup, which knows. False if nothing has changed by that."""
+        if connection.state in (Gate.UNPROTECTED, Gate.CLOSED, Gate.HANDED):
+            if connection.reason != NOT_READY:
+                return False
+            connection.explain(reason)  # it will never be ready: stop asking
+            connection.retained.forget()
+            return True
+        connection.unprotect(reason, self.out)
+        self._let_go(connection, reason)
+        return True
+
+    def _give_back(self, connection: GatedConnection, reason: str, now: float) -> None:
+        """The backup has refused a connection that was handed over: it goes on here, without a backup."""
+        connection.give_back(reason, self.out)
+        self._let_go(connection, reason)
+        self._tell(Unprotected(connection.conn, reason), POLL_FIRST_S, now)
+
+    def _let_go(self, connection: GatedConnection, reason: str) -> None:
+        connection.note_shadowed()
+        self.digests.let_go(connection.conn)
+        if reason != NOT_READY:
+            connection.retained.forget()
+        self.out.log("warning", "connection unprotected", conn=connection.conn, reason=reason)
+
+    def _tell(self, record: Close | Unprotected, wait: float, now: float) -> None:
+        """Tell the backup, again and again until it answers or this has no point any more."""
+        if wait > TELL_MAX_S or not self.protecting:
+            self._telling.pop(record.conn, None)
+            return
+        if len(self._telling) >= MAX_TELLING and record.conn not in self._telling:
+            self._tell_less()
+        self._telling[record.conn] = (record, wait * 2)
+        self.out.record(record)
+        self.timers.set(record.conn, now + wait)
+
+    def _tell_less(self) -> None:
+        """The backup does not answer, and much has ended: the oldest `Close` is no longer repeated. The backup finds
+        out from its own TCP, or asks. An `Unprotected` is never left out; they are no more than the connections."""
+        for conn, (record, _) in self._telling.items():
+            if isinstance(record, Close):
+                del self._telling[conn]
+                self.timers.cancel(conn)
+                self.out.counters["tell-dropped"] += 1
+                return
+
+    def hand_over(self, connection: GatedConnection, reason: str, now: float) -> None:
+        """Give a connection whose server has failed to the backup, which goes on with it."""
+        self.handovers.start(connection, reason, now)
+        self.ends.questions.stop(connection.conn)
 
     # ------------------------------------------------------------------------------------ protection as a whole
+
+    def start_protecting(self) -> None:
+        """A backup is there: connections opened from now on are protected, those that are open stay unprotected."""
+        self.protecting = True
+        self.reason = ""
+        for connection in self.flows.values():
+            if connection.state is Gate.UNPROTECTED:
+                connection.forget_backup("opened before the backup joined")
+
+    def stop_protecting(self, reason: str) -> None:
+        """The backup is gone for good: let everything go."""
+        self.protecting = False
+        self.digests.let_all_go()
+        self.reason = reason
+        self._telling.clear()
+        for connection in list(self.flows.values()):
+            if connection.gated or connection.state is Gate.SYN_HELD:
+                connection.unprotect(reason, self.out)
+            elif connection.reason == NOT_READY:
+                connection.explain(reason)  # what its replica has got by now is not kept
+            connection.retained.forget()
+
+    def explain(self, reason: str) -> None:
+        """Say why new connections are not protected."""
+        self.reason = reason
+
+    # ------------------------------------------------------------------------------------ time
 
     def on_timer(self, now: float) -> None:
         """Repeat what was not answered."""
         for conn in self.timers.pop_due(now):
             if (telling := self._telling.get(conn)) is not None:
                 self._tell(*telling, now)
-                continue
-            connection = self.numbers.get(conn)
-            if connection is None:
-                continue
-            if connection.state is Gate.SYN_HELD:
-                self._repeat_open(connection, now)
-            elif self.protecting and connection.state is Gate.PROTECTED:
-                connection.release(self.out, now)
-                if connection.waiting or not connection.b_established:
-                    connection.retry_s = min(max(connection.retry_s * 2, POLL_FIRST_S), POLL_MAX_S)
-                    self._poll(connection)
-                    self.timers.set(conn, now + connection.retry_s)
-                elif connection.owed_since is not None:
-                    self.timers.set(conn, now + POLL_FIRST_S)
-            elif self.protecting and connection.reason == NOT_READY:
-                if connection.gated and not connection.give_up_catching_up(NOT_READY, self.out, now):
-                    connection.release(self.out, now)
-                slowest = POLL_MAX_S if connection.gated else LATE_POLL_MAX_S
-                connection.retry_s = min(max(connection.retry_s * 2, POLL_FIRST_S), slowest)
-                self._poll(connection)
-                self.timers.set(conn, now + connection.retry_s)
+            elif (connection := self.numbers.get(conn)) is not None:
+                self._ask_again(connection, now)
         self.ends.questions.on_timer(now)
         self.digests.on_timer(now)
         self.handovers.on_timer(self.protecting, now)
         if self.flows and now >= self._next_query:
             self._next_query = now + QUERY_EVERY_S
-            self._late_bytes = 0
-            for connection in self.flows.values():
-                connection.forget_settled(now)
-                self._late_bytes += 0 if connection.gated else connection.retained.size
+            self.copies.forget_settled(now)
             self.out.effects.append(QueryFlows(list(self.flows)))
 
-    def _poll(self, connection: PrimaryConnection) -> None:
-        rcv_nxt = connection.client.seq(connection.kernel_ack)
-        self.out.record(Progress(connection.conn, rcv_nxt, connection.established))
+    def _ask_again(self, connection: GatedConnection, now: float) -> None:
+        """The backup has not answered in time."""
+        conn, acks = connection.conn, connection.acks
+        if connection.state is Gate.SYN_HELD:
+            self.opening.repeat(connection, now)
+        elif self.protecting and connection.state is Gate.PROTECTED:
+            acks.release(self.out, now)
+            if acks.waiting or not connection.backup_established:
+                wait_s = connection.back_off(POLL_FIRST_S, POLL_MAX_S)
+                self._poll(connection)
+                self.timers.set(conn, now + wait_s)
+            elif acks.owed_since is not None:
+                self.timers.set(conn, now + POLL_FIRST_S)
+        elif self.protecting and connection.reason == NOT_READY:
+            if connection.gated and not connection.give_up_catching_up(self.out, now):
+                acks.release(self.out, now)
+            wait_s = connection.back_off(POLL_FIRST_S, POLL_MAX_S if connection.gated else LATE_POLL_MAX_S)
+            self._poll(connection)
+            self.timers.set(conn, now + wait_s)
 
-    def _repeat_open(self, connection: PrimaryConnection, now: float) -> None:
-        if now - connection.opened_at > self.settings.open_deadline_ms / 1000:
-            self._unprotect(connection, NOT_READY, now, tell=False)
-            self.timers.set(connection.conn, now + POLL_MAX_S)
-            return
-        connection.retry_s = min(connection.retry_s * 2, POLL_MAX_S)
-        self.out.record(connection.open)
-        self.timers.set(connection.conn, now + connection.retry_s)
+    def _poll(self, connection: GatedConnection) -> None:
+        own = connection.own
+        self.out.record(Progress(connection.conn, own.client.seq(own.rcv_nxt), own.established))
 
     def poll_timeout(self) -> float | None:
         """The earliest deadline."""
@@ -395,3 +366,26 @@ class PrimarySide(PrimaryTable):
         if self.flows:
             deadlines.append(self._next_query)
         return min(deadlines, default=None)
+
+    # ------------------------------------------------------------------------------------ bounds
+
+    def tables(self) -> dict[str, int]:
+        """How many entries the smaller tables have."""
+        return {
+            **self.opening.tables(),
+            "telling": len(self._telling),
+            "late_bytes": self.copies.late_bytes,
+        }
+
+    def clear(self) -> None:
+        """Forget everything: this host does not serve any more."""
+        self.protecting = False
+        self.reason = "no backup"
+        self.flows.clear()
+        self.numbers.clear()
+        self.timers.clear()
+        self._telling.clear()
+        self.ends.clear()
+        self.handovers.clear()
+        self.digests.clear()
+        self.opening.clear()

@@ -50,8 +50,8 @@ Write = tuple[int, bytes]
 class Recollection:
     """What an earlier life of the daemon has left. `damage`: why it can't be believed as a whole; empty if it can.
 
-    `serving`: this host served, and no connection was protected. `strangers`: see `PrimarySide`. `slots`: those that
-    are in order; `damaged`: how many are not.
+    `serving`: this host served, and no connection was protected. `strangers`: see `Opening.adopts_unknown`.
+    `slots`: those that are in order; `damaged`: how many are not.
     """
 
     damage: str = ""

@@ -5,12 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from nfq_failover.core.events import PacketQueued, Verdict
-from nfq_failover.core.gate import client_stream
-from nfq_failover.core.gate import connection as gate_connection
-from nfq_failover.core.gate.connection import PrimaryConnection
+from nfq_failover.core.gate import own_tcp
+from nfq_failover.core.gate.ack_gate import AckGate
 from nfq_failover.core.gate.end_gate import EndGate, Judgement
-from nfq_failover.core.gate.ends import PrimaryEnds
-from nfq_failover.core.gate.table import PrimarySide
+from nfq_failover.core.gate.ends import GateEnds
+from nfq_failover.core.gate.opening import Opening
 from nfq_failover.core.outbox import Outbox
 from nfq_failover.core.tcp.seqspace import SeqSpace
 from nfq_failover.wire.segment import Segment
@@ -20,13 +19,13 @@ from .mutant import Mutant, Patch, nothing
 APP = ("app-primary", "app-crash")
 
 
-def _ungated(self: PrimaryConnection, event: PacketQueued, seg: Segment, out: Outbox, *_: object) -> None:
-    del self, seg
+def _ungated(self: AckGate, event: PacketQueued, seg: Segment, ack: int, out: Outbox, *_: object) -> None:
+    del self, seg, ack
     out.accept(event.queue, event.packet_id)
 
 
-def _unclamped(self: PrimaryConnection, event: PacketQueued, seg: Segment, out: Outbox, ack: int, *_: object) -> None:
-    self._note_sent(ack, ack + (seg.wnd << self.wscale))
+def _unclamped(self: AckGate, event: PacketQueued, seg: Segment, out: Outbox, ack: int, *_: object) -> None:
+    self._note_told(ack, ack + (seg.wnd << self._own.wscale))
     out.accept(event.queue, event.packet_id)
 
 
@@ -57,37 +56,37 @@ _judge = EndGate.judge
 
 
 GATE = (
-    Mutant("skip the gate", "the backup has", (Patch(PrimaryConnection, "outbound", _ungated),)),
+    Mutant("skip the gate", "the backup has", (Patch(AckGate, "outbound", _ungated),)),
     Mutant(
         "skip the clamp",
         "the backup has",
-        (Patch(PrimaryConnection, "_send_changed", _unclamped),),
+        (Patch(AckGate, "_send_changed", _unclamped),),
         hint=(45, "crash-primary"),
     ),
     Mutant(
         "forget the SACK edge",
         "SACK",
-        (Patch(PrimaryConnection, "_covered", lambda self, block: True),),
+        (Patch(AckGate, "_covered", lambda self, block: True),),
         hint=(199, "crash-primary"),
     ),
     Mutant(
         "forget the window clamp",
         "the right edge moves left",
-        (Patch(PrimaryConnection, "edge_limit", property(lambda self: self.edge_kernel)),),
+        (Patch(AckGate, "edge_limit", property(lambda self: self._own.rcv_edge)),),
         hint=(134, "crash-primary"),
     ),
     Mutant(
         "wrap compared as int, in the gate",
         "",
         (
-            Patch(client_stream, "SeqSpace", UnwrappedSeqSpace),
-            Patch(gate_connection, "lt", lambda a, b: a < b),
+            Patch(own_tcp, "SeqSpace", UnwrappedSeqSpace),
+            Patch(own_tcp, "lt", lambda a, b: a < b),
         ),
     ),
     Mutant(
-        "let strangers speak at once",
+        "let leftover connections speak at once",
         "",
-        (Patch(PrimarySide, "strangers", property(lambda self: True, nothing)),),
+        (Patch(Opening, "adopts_unknown", property(lambda self: True, nothing)),),
         ("kill-any", "kill-survivor"),
         (3603, "kill-any"),
     ),
@@ -96,7 +95,7 @@ GATE = (
     Mutant(
         "release the held end without asking",
         "FIN at the wrong place",
-        (Patch(PrimaryEnds, "outbound", lambda *_: False),),
+        (Patch(GateEnds, "outbound", lambda *_: False),),
         APP,
         (2, "app-primary"),
     ),
@@ -110,7 +109,7 @@ GATE = (
     Mutant(
         "take a server that hangs for one that goes on",
         "resets a living, promised connection",
-        (Patch(PrimaryEnds, "_alive", lambda *_: True),),
+        (Patch(GateEnds, "_alive", lambda *_: True),),
         APP,
         (7, "app-crash"),
     ),

@@ -5,15 +5,15 @@ from __future__ import annotations
 import pytest
 
 from nfq_failover.core import bounds
-from nfq_failover.core.gate import primary_table
-from nfq_failover.core.gate import table as primary
-from nfq_failover.core.gate.connection import MAX_HELD
+from nfq_failover.core.gate import opening as gate_opening
+from nfq_failover.core.gate import table as gate_table
+from nfq_failover.core.gate.ack_gate import MAX_HELD
 from nfq_failover.core.pair.session import Session
 from nfq_failover.core.tcp.journal import MAX_ISLANDS, MIN_PIECES, Journal
 from nfq_failover.core.timers import SLACK, TimerQueue
 from nfq_failover.wire.records import Close, Opened, Unprotected
 from tests.support.shadow import SILENT, Shadowing, from_client, replica
-from tests.support.transcript import PrimaryTranscript, client_seq, opening, settings, syn, syn_ack
+from tests.support.transcript import GateTranscript, client_seq, opening, settings, syn, syn_ack
 from tests.unit.core.gate.test_gate import HELD, Gated, ack
 
 # ------------------------------------------------------------------------------------ stream logs
@@ -57,7 +57,7 @@ def test_log_that_is_full_confirms_nothing_more() -> None:
         assert t.effects.popleft().cum == client_seq(10)  # type: ignore[union-attr]
         t >> from_client(20, 10) << "pass [.] 20:30 ack 0 wnd 500 ts 1001/7000000"
         assert t.effects.popleft().ranges == ()  # type: ignore[union-attr]
-        row = bounds.gauges(_no_primary(), t.side, [_session()], t.out.counters)["log_pieces"]
+        row = bounds.gauges(_no_gate(), t.side, [_session()], t.out.counters)["log_pieces"]
         assert (row["now"], row["full"]) == (1, 1)
 
 
@@ -73,8 +73,8 @@ def test_output_beyond_its_limit_is_counted() -> None:
 # ------------------------------------------------------------------------------------ tables
 
 
-def _no_primary() -> primary.PrimarySide:
-    return PrimaryTranscript().side
+def _no_gate() -> gate_table.GateTable:
+    return GateTranscript().side
 
 
 def _session() -> Session:
@@ -83,8 +83,8 @@ def _session() -> Session:
 
 
 def test_syn_flood_forgets_the_oldest_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(primary, "MAX_SYNS", 2)
-    with PrimaryTranscript() as t:
+    monkeypatch.setattr(gate_opening, "MAX_SYNS", 2)
+    with GateTranscript() as t:
         t >> syn() << "pass"
         for port in (50001, 50002):
             t >> syn(port=port) << "pass"
@@ -94,7 +94,7 @@ def test_syn_flood_forgets_the_oldest_and_says_so(monkeypatch: pytest.MonkeyPatc
 
 
 def test_full_table_is_said_aloud_and_looked_through_soon() -> None:
-    with PrimaryTranscript(max_connections=1) as t:
+    with GateTranscript(max_connections=1) as t:
         t >> syn(port=50001) << "pass"
         t >> syn_ack(port=50001) << "drop syn-ack-held"
         t.effects.clear()
@@ -121,13 +121,13 @@ def test_held_acknowledgements_are_the_newest() -> None:
     with Gated() as t:
         for at in range(1, MAX_HELD + 11):
             t >> ack(at) << HELD
-        assert [held[0] for held in t.gate.held] == list(range(11, MAX_HELD + 11))
+        assert [held[0] for held in t.gate.acks.held] == list(range(11, MAX_HELD + 11))
         assert t.out.counters["held-replaced"] == 10
 
 
 def test_what_ended_is_told_no_longer_but_what_is_unprotected_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(primary_table, "MAX_TELLING", 3)
-    with PrimaryTranscript() as t:
+    monkeypatch.setattr(gate_table, "MAX_TELLING", 3)
+    with GateTranscript() as t:
         told: list[Close | Unprotected] = [Unprotected(1, "why"), Close(2, ""), Close(3, ""), Unprotected(4, "why")]
         for record in told:
             t.side._tell(record, 0.003, t.now)

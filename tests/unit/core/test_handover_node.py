@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from nfq_failover.core.events import ApplyRules, Inject, OperatorCommand, Profile, TimerFired
-from nfq_failover.core.gate.connection import Gate, PrimaryConnection
+from nfq_failover.core.gate.connection import Gate, GatedConnection
+from nfq_failover.core.gate.ends import ApplicationFailed
 from nfq_failover.core.node import Node
 from nfq_failover.core.pair.roles import UNHEALTHY, Do, State
 from nfq_failover.wire.records import Handed, HandedOver, HandOver
@@ -13,15 +14,21 @@ from tests.support.transcript import FLOW, opening
 from tests.unit.core.test_node import Pair
 
 
-def serving(pair: Pair) -> tuple[Node, PrimaryConnection]:
+def serving(pair: Pair) -> tuple[Node, GatedConnection]:
     """Host a is a protected primary, with one connection."""
     node = pair.nodes["a"]
     node.members.state = State.PROTECTED
-    node.primary.protecting = True
-    connection = PrimaryConnection(FLOW, opening(), pair.now)
-    connection.state = Gate.PROTECTED
-    node.primary.flows[FLOW] = node.primary.numbers[1] = connection
+    node.gate.protecting = True
+    connection = GatedConnection(opening(), pair.now)
+    connection.enter(Gate.PROTECTED, "")
+    node.gate.flows[FLOW] = node.gate.numbers[1] = connection
     return node, connection
+
+
+def fail(node: Node, connection: GatedConnection, now: float) -> None:
+    """The connection's server is found to have failed."""
+    node.gate.findings.append(ApplicationFailed(connection, "it has failed", alone=True))
+    node._judge(now)
 
 
 def follow(pair: Pair, state: State = State.SHADOWING, flags: int = 0) -> None:
@@ -43,9 +50,9 @@ def test_it_begins_only_if_the_backup_can_go_on(state: State, flags: int, late_s
     node, connection = serving(pair)
     follow(pair, state, flags)
     node.members.state = State.PROTECTED
-    assert node.primary.ends.hand_over(connection, "it has failed", pair.now + late_s) is may
+    fail(node, connection, pair.now + late_s)
     assert (connection.state is Gate.HANDED) is may
-    assert (FLOW in node.primary.flows) is not may
+    assert (FLOW in node.gate.flows) is not may
     assert any(isinstance(record, HandOver) for record in node.protector.lane) is may
 
 
@@ -59,18 +66,18 @@ def rules(node: Node) -> list[Profile]:
 def test_tap_stays_on_without_protection_until_the_last_one_is_over() -> None:
     pair = Pair()
     node, connection = serving(pair)
-    node.primary.strangers = True
+    node.gate.opening.adopt_unknown(True)
     follow(pair)
     node.members.state = State.PROTECTED
-    assert node.primary.ends.hand_over(connection, "it has failed", pair.now)
+    fail(node, connection, pair.now)
     node.out.effects.clear()
     node.members.state = State.UNPROTECTED
     node._do(Do.RELEASE, pair.now)
     assert rules(node) == [Profile.PRIMARY]  # no bypass either: our TCP's answers must not get out if the daemon dies
-    node.primary.handovers.on_handed(HandedOver(1, Handed.ACTIVE), pair.now)
+    node.gate.handovers.on_handed(HandedOver(1, Handed.ACTIVE), pair.now)
     node.handle(TimerFired(), pair.now + 0.02)
     assert rules(node) == []
-    node.primary.handovers.on_handed(HandedOver(1, Handed.OVER), pair.now)
+    node.gate.handovers.on_handed(HandedOver(1, Handed.OVER), pair.now)
     node.handle(TimerFired(), pair.now + 0.04)
     assert rules(node) == [Profile.ALONE]
     node.handle(TimerFired(), pair.now + 0.06)

@@ -8,6 +8,8 @@ from dataclasses import replace
 import pytest
 
 from nfq_failover.core.events import DatagramReceived, HealthChecked, PublishHeartbeat, SendDatagram, TimerFired
+from nfq_failover.core.gate.connection import GatedConnection
+from nfq_failover.core.gate.ends import ApplicationFailed
 from nfq_failover.core.node import Node
 from nfq_failover.core.pair.link import Link
 from nfq_failover.core.pair.roles import UNHEALTHY, State
@@ -15,6 +17,7 @@ from nfq_failover.core.settings import Peer, Settings
 from nfq_failover.wire.datagram import Kind
 from nfq_failover.wire.heartbeat import HeartbeatTemplate
 from nfq_failover.wire.records import Closed, End, EndKind
+from tests.support.transcript import opening
 
 ADDRESSES = {"a": "192.0.2.1", "b": "192.0.2.2"}
 
@@ -111,7 +114,7 @@ def test_records_that_waited_through_a_pause_are_not_acted_on() -> None:
     a = pair.nodes["a"]
     a.members.state = State.PROTECTED
     seen: list[object] = []
-    a.primary.on_told = seen.append  # type: ignore[assignment, method-assign]
+    a.gate.take = lambda record, now: seen.append(record)  # type: ignore[method-assign]
 
     def say(number: int) -> None:
         for data in pair.link("b").session.seal([Closed(number)], 1):
@@ -134,7 +137,7 @@ def test_records_of_an_older_epoch_are_counted_and_not_acted_on() -> None:
     a = pair.nodes["a"]
     a.members.state = State.PROTECTED
     seen: list[object] = []
-    a.primary.on_told = seen.append  # type: ignore[assignment, method-assign]
+    a.gate.take = lambda record, now: seen.append(record)  # type: ignore[method-assign]
     held_back = pair.link("b").session.seal([Closed(1), Closed(2)], a.members.epoch)
     a.members.epoch += 1
     for data in [*held_back, *pair.link("b").session.seal([Closed(3)], a.members.epoch)]:
@@ -161,7 +164,7 @@ def test_connections_from_before_the_start_are_the_clients_only_if_this_host_ser
     epoch: int, served: bool, may: bool
 ) -> None:
     settings = Settings("a", b"\xc0\0\x02\x64", ((80, 80),), (Peer("b", ADDRESSES["b"]),), b"k" * 32)
-    assert Node(settings, random.Random(1).randbytes, epoch, served, 100.0).primary.strangers is may
+    assert Node(settings, random.Random(1).randbytes, epoch, served, 100.0).gate.opening.adopts_unknown is may
 
 
 def test_health_of_the_application_is_in_the_next_heartbeat() -> None:
@@ -185,11 +188,12 @@ def test_host_whose_application_has_failed_is_silent_at_once() -> None:
     records: list[object] = []
 
     def fails(record: object, now: float) -> None:
+        assert members.state is State.PROTECTED
         records.append(record)
-        assert node.primary.ends.on_failure("it has failed", now)
-        assert members.state is State.YIELDED
+        connection = GatedConnection(opening(), now)
+        node.gate.findings.append(ApplicationFailed(connection, "it has failed", alone=False))
 
-    node.primary.ends.on_end = fails  # type: ignore[method-assign]
+    node.gate.take = fails  # type: ignore[method-assign]
     end = End(1, 2, 3, EndKind.OPEN)
     for data in pair.link("b").session.seal([end, end], 1):
         node.handle(DatagramReceived((ADDRESSES["b"], 7766), data), pair.now)

@@ -144,7 +144,7 @@ def test_either_side_takes_only_what_its_own_peer_says(ring: Ring) -> None:
     assert [(host, peer) for host, peer, _ in ring.taken] == [("mid", "after")]
     assert not mid.backup.flows
     protect(ring)
-    (connection,) = mid.primary.flows.values()
+    (connection,) = mid.gate.flows.values()
     reason = connection.reason
     ring.say("before", Opened(connection.conn, False, 0, "no room"))
     assert connection.reason == reason
@@ -168,7 +168,7 @@ def test_datagram_from_elsewhere_is_for_the_link_that_can_authenticate_it(ring: 
 
 def test_sealed_lane_is_empty_and_another_one_untouched(ring: Ring) -> None:
     mid = ring.nodes["mid"]
-    mid.primary.out.record(Opened(1, True, 0))
+    mid.gate.out.record(Opened(1, True, 0))
     mid.backup.out.record(Opened(2, True, 0))
     assert [len(link.lane) for link in (mid.protector, mid.shadowed)] == [1, 1]
     assert not mid.out.records
@@ -180,7 +180,7 @@ def test_in_a_pair_both_sides_fill_one_lane() -> None:
     node = Node(settings(), random.Random(1).randbytes, 0, False, 100.0)
     assert node.protector is node.shadowed
     node.backup.out.record(Opened(1, True, 0))
-    node.primary.out.record(Opened(2, True, 0))
+    node.gate.out.record(Opened(2, True, 0))
     assert node.protector.lane == [Opened(1, True, 0), Opened(2, True, 0)]
     assert neighbours(node.links) == (node.links["b"], node.links["b"])
 

@@ -120,7 +120,7 @@ class Protected(Host):
         self.effects()
         assert self.packet(syn()) == "pass"
         assert self.packet(syn_ack()) == "drop"
-        self.node.primary.on_opened(Opened(1, True, client_seq(60000)), self.now)
+        self.node.gate.take(Opened(1, True, client_seq(60000)), self.now)
         self.effects()
         assert self.packet(server(0, 0, ack=1000, wnd=5000)) == "drop"
         self.confirm = Confirm(1, client_seq(1000), client_seq(60000), (), True)
@@ -204,7 +204,7 @@ def test_step_down_silences_and_forgets() -> None:
     effects = host.effects()
     assert [e for e in effects if isinstance(e, OwnAddress)] == [OwnAddress(False)]
     assert [e.profile for e in effects if isinstance(e, ApplyRules)] == [Profile.BACKUP]
-    assert not host.node.primary.flows
+    assert not host.node.gate.flows
     assert host.packet(server(0, 100, ack=1000)) == "drop"
 
 

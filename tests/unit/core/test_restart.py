@@ -325,7 +325,7 @@ def test_otherwise_it_is_silent_and_lets_nothing_through(
 def test_what_is_lost_is_said_and_unknown_connections_are_not_let_out() -> None:
     made, effects = node(Recollection("it is missing"))
     assert [e.level for e in effects if isinstance(e, Log)] == ["error"]
-    assert not made.primary.strangers
+    assert not made.gate.opening.adopts_unknown
 
 
 def test_connections_that_could_not_go_on_are_reset_when_this_host_serves() -> None:
@@ -364,7 +364,7 @@ def test_a_host_that_serves_again_hunts_connections_of_another_time() -> None:
     made.handle(TimerFired(), 200.1)
     made.members.epoch_stored(4, True, "")
     made.handle(TimerFired(), 200.2)
-    assert not made.primary.strangers
+    assert not made.gate.opening.adopts_unknown
     assert sum(isinstance(e, ListFlows) for e in drain(made)) == 1
     made.handle(FlowsListed([FLOW]), 200.4)
     (poke,) = [e for e in drain(made) if isinstance(e, Inject)]
@@ -376,14 +376,14 @@ def test_a_host_that_serves_again_hunts_connections_of_another_time() -> None:
     assert [e.inward for e in effects if isinstance(e, Inject)] == [True]
     for moment in (201.5, 202.6):
         made.handle(TimerFired(), moment)
-        assert not made.primary.strangers
+        assert not made.gate.opening.adopts_unknown
         made.handle(FlowsListed([]), moment)
-    assert made.primary.strangers
+    assert made.gate.opening.adopts_unknown
 
 
 def test_native_connections_are_not_hunted() -> None:
     made, _ = node(recall(record(0), LIFE))
-    made.primary.strangers = False
+    made.gate.opening.adopt_unknown(False)
     made.handle(PacketQueued(Queue.IN, 1, syn().packet(1)), 200.1)
     made.handle(PacketQueued(Queue.OUT, 2, syn_ack().packet(1)), 200.1)
     made.handle(TimerFired(), 200.2)
@@ -412,7 +412,7 @@ def test_a_connection_that_was_opened_while_the_daemon_was_away_is_listed_as_unp
     for number in (1, 2):
         made.handle(PacketQueued(Queue.OUT, number, sent.packet(1)), 200.1)
     assert [(e.accept, e.packet) for e in drain(made) if isinstance(e, Verdict)] == [(True, None)] * 2
-    (row,) = connections_of(made.primary, made.backup)
+    (row,) = connections_of(made.gate, made.backup)
     assert (row.protected, row.reason) == (False, "opened while no daemon was there")
     made.handle(FlowsGone([FLOW]), 203.0)
-    assert connections_of(made.primary, made.backup) == []
+    assert connections_of(made.gate, made.backup) == []

@@ -55,8 +55,8 @@ def test_keys_and_their_order_are_what_operators_read() -> None:
 
 def test_connection_that_is_handed_over_is_shown() -> None:
     host = Protected()
-    (connection,) = host.node.primary.flows.values()
-    host.node.primary.handovers.start(connection, "it has failed", host.now)
+    (connection,) = host.node.gate.flows.values()
+    host.node.gate.handovers.start(connection, "it has failed", host.now)
     assert shown(host) == [row(False, "being handed over to the backup")]
 
 

@@ -7,10 +7,18 @@ from collections.abc import Iterator
 
 import pytest
 
-from nfq_failover.core.gate.connection import Gate
-from nfq_failover.core.gate.primary_table import NOT_READY
+from nfq_failover.core.gate.connection import NOT_READY, Gate
 from nfq_failover.core.shadow.connection import Shadow
-from nfq_failover.wire.records import BytesAsked, BytesSent, Digest, Missing, Opened, Progress, Unprotected
+from nfq_failover.wire.records import (
+    BytesAsked,
+    BytesSent,
+    Digest,
+    Missing,
+    Opened,
+    Progress,
+    Unprotected,
+    UnprotectedSeen,
+)
 from tests.support.shadow import EDGE, SILENT, Shadowing, answer, from_client, replica
 from tests.support.transcript import (
     FLOW,
@@ -20,7 +28,7 @@ from tests.support.transcript import (
     After,
     BackupTranscript,
     Copy,
-    PrimaryTranscript,
+    GateTranscript,
     client,
     client_seq,
     confirmed,
@@ -134,16 +142,16 @@ def test_hole_that_a_client_leaves_is_asked_for_less_and_less() -> None:
 def test_bytes_of_a_connection_that_is_not_protected_are_not_kept() -> None:
     with Gated() as t:
         t >> Copy(client(0, 1000))
-        assert t.gate.retained.size == 1000
-        t >> Unprotected(1, "diverged") << "log warning: connection unprotected"
-        assert t.gate.retained.size == 0
+        assert t.gate.retained.inbound.size == 1000
+        t >> Unprotected(1, "diverged") << "log warning: connection unprotected" << UnprotectedSeen(1)
+        assert t.gate.retained.inbound.size == 0
         for at in range(1000, 30_000, 1000):
             t >> Copy(client(at, 1000))
             t >> ack(at + 1000) << "pass"
-        assert t.gate.retained.size == 0
+        assert t.gate.retained.inbound.size == 0
 
 
-class Late(PrimaryTranscript):
+class Late(GateTranscript):
     """A connection whose replica was not ready in time."""
 
     def __init__(self) -> None:
@@ -160,30 +168,30 @@ class Late(PrimaryTranscript):
 
 
 def test_bytes_for_replicas_that_are_not_ready_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nfq_failover.core.gate.table.MAX_LATE_BYTES", 5000)
+    monkeypatch.setattr("nfq_failover.core.gate.copies.MAX_LATE_BYTES", 5000)
     with Late() as t:
         for at in range(0, 5000, 1000):
             t >> Copy(client(at, 1000))
             t >> ack(at + 1000) << "pass"
-        assert (t.gate.retained.size, t.gate.reason) == (5000, NOT_READY)
+        assert (t.gate.retained.inbound.size, t.gate.reason) == (5000, NOT_READY)
         t >> Copy(client(5000, 1000))
         assert Unprotected(1, t.gate.reason) in t.effects and "no more room" in t.gate.reason
         t.effects.clear()
         t >> Copy(client(6000, 1000))
-        assert t.gate.retained.size == 0
+        assert t.gate.retained.inbound.size == 0
 
 
 def test_room_for_late_replicas_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nfq_failover.core.gate.table.MAX_LATE_BYTES", 5000)
+    monkeypatch.setattr("nfq_failover.core.gate.copies.MAX_LATE_BYTES", 5000)
     with Late() as t:
         for at in range(0, 5000, 1000):
             t >> Copy(client(at, 1000))
             t >> ack(at + 1000) << "pass"
-        t.gate.forget_bytes()  # as if they had been another connection's, which is over
+        t.gate.retained.forget()  # as if they had been another connection's, which is over
         t >> After(5.1)
         t.effects.clear()
         t >> Copy(client(5000, 1000))
-        assert (t.gate.retained.size, t.gate.reason) == (1000, NOT_READY)
+        assert (t.gate.retained.inbound.size, t.gate.reason) == (1000, NOT_READY)
 
 
 def test_backup_is_told_that_a_late_replica_will_never_be_ready() -> None:
@@ -342,7 +350,7 @@ def test_acknowledgements_after_a_long_silence_have_the_newest_timestamps() -> N
         t.now += DAYS_25
         tsval, tsecr = (TS[0] + DAYS_25 * 1000) % 2**32, (TS[1] + DAYS_25 * 1000) % 2**32
         t >> Copy(client(0, 1000, ts=(tsecr, TS[0])))
-        assert t.gate.retained.size == 1000
+        assert t.gate.retained.inbound.size == 1000
         t >> ack(1000, ts=(tsval, tsecr)) << HELD
         t >> confirmed(1000, 40000) << f"client [.] 0 ack 1000 wnd 9750 ts {tsval}/{tsecr}"
         assert t.gate.state is Gate.PROTECTED

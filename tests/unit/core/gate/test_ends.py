@@ -8,12 +8,13 @@ import pytest
 
 from nfq_failover.core.events import FlowsGone
 from nfq_failover.core.gate.connection import Gate
-from nfq_failover.wire.records import Close, EndAsked, EndKind, Opened, Unprotected
+from nfq_failover.core.gate.ends import ApplicationFailed
+from nfq_failover.wire.records import Close, EndAsked, EndKind, Opened, Unprotected, UnprotectedSeen
 from tests.support.transcript import (
     FLOW,
     After,
     Copy,
-    PrimaryTranscript,
+    GateTranscript,
     asked,
     client,
     client_seq,
@@ -37,15 +38,13 @@ class Ending(Gated):
         super().__init__()
         self.failures: list[str] = []
         self.moves = False
-        self.side.ends.on_failure = self._failed
         self >> server(0, 100, wnd=10000, ts=TS) << "pass"
 
-    def _failed(self, reason: str, now: float) -> bool:
-        assert now == self.now
-        self.failures.append(reason)
+    def judge(self, found: ApplicationFailed) -> None:
+        assert not found.alone
+        self.failures.append(found.reason)
         if self.moves:
             self.side.clear()
-        return self.moves
 
     def ends(self, kind: EndKind = EndKind.FIN) -> None:
         """The server ends after its 100 bytes."""
@@ -275,18 +274,19 @@ def test_replica_that_can_not_be_continued_lets_the_end_go() -> None:
     with Ending() as t:
         t.ends()
         t >> Unprotected(1, "the replica reset the connection") << GONE << "log warning: connection unprotected"
+        t << UnprotectedSeen(1)
 
 
 def test_end_of_an_unprotected_connection_is_not_held() -> None:
     with Ending() as t:
-        t >> Unprotected(1, "whatever") << "log warning: connection unprotected"
+        t >> Unprotected(1, "whatever") << "log warning: connection unprotected" << UnprotectedSeen(1)
         t >> server(100, flags="F.", wnd=10000, ts=TS) << "pass"
         t >> server(101, flags="R.", wnd=0) << "pass" << Close(1, "reset by the server")  # its client needs no reset
 
 
 def test_backup_that_asks_about_a_connection_that_is_over_is_told_so() -> None:
     with Ending() as t:
-        t >> Unprotected(77, "the replica has closed the connection") << Close(77, "over")
+        t >> Unprotected(77, "the replica has closed the connection") << Close(77, "over") << UnprotectedSeen(77)
 
 
 def test_server_that_hangs_is_not_what_goes_on() -> None:
@@ -294,10 +294,10 @@ def test_server_that_hangs_is_not_what_goes_on() -> None:
     with Ending() as t:
         t.side.ends._checked = True
         t >> replica_end(100) << asked(100, EndKind.OPEN)
-        t.side.ends.well_at = t.now  # began before
+        t.side.ends.note_well(t.now)  # began before
         t.still(8.0, 100, kind=EndKind.FIN)
         assert not t.effects
-        t.side.ends.well_at = t.now
+        t.side.ends.note_well(t.now)
         t >> After(0.1)
         t.effects.clear()
         t >> replica_end(100) << "log warning: connection unprotected"
@@ -305,7 +305,7 @@ def test_server_that_hangs_is_not_what_goes_on() -> None:
 
 
 def test_server_that_dies_before_it_has_said_anything_resets_nobody() -> None:
-    with PrimaryTranscript() as t:
+    with GateTranscript() as t:
         t >> syn() << "pass"
         t >> syn_ack() << "drop syn-ack-held" << opening()
         t >> Opened(1, True, client_seq(40000)) << "client [S.] -1 ack 0 wnd 8000"

@@ -12,7 +12,7 @@ from tests.support.transcript import (
     FLOW,
     After,
     Copy,
-    PrimaryTranscript,
+    GateTranscript,
     Sent,
     asked,
     client,
@@ -30,7 +30,7 @@ HELD = "drop ack-held"
 TS = (2_000_010, 1_010)
 
 
-class Gated(PrimaryTranscript):
+class Gated(GateTranscript):
     """A protected connection after its handshake: scale 2, both right edges at 40000, timers quiet."""
 
     def __init__(self, options: bytes | None = None, edge: int = 40000, wscale: int | None = 2) -> None:
@@ -176,7 +176,7 @@ def test_segments_that_end_the_connection_are_clamped_too(flags: str, text: str)
 @pytest.mark.parametrize(("start", "ack", "flags"), [(1000, None, "R"), (0, None, "R"), (-5000, 5001, "R.")])
 def test_refusing_what_came_instead_of_the_last_ack_is_no_end(start: int, ack: int | None, flags: str) -> None:
     """RFC 9293 section 3.10.7.1: a wrong ACK, any after the client's RST, another SYN. It is there still."""
-    with PrimaryTranscript() as t:
+    with GateTranscript() as t:
         t >> syn() << "pass"
         t >> syn_ack() << "drop syn-ack-held" << opening()
         t >> Opened(1, True, client_seq(40000)) << "client [S.] -1 ack 0 wnd 8000"
@@ -285,5 +285,5 @@ def test_copies_with_a_wrong_checksum_are_not_kept() -> None:
     with Gated() as t:
         t >> Copy(client(0, 100, corrupt=True))
         t >> Copy(client(200, 100, corrupt=True, pending=True))
-        assert t.gate.retained.size == 100
+        assert t.gate.retained.inbound.size == 100
         assert t.out.counters["copy-bad-checksum"] == 1

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from nfq_failover.core.events import FlowsGone
-from nfq_failover.core.gate.connection import Gate, PrimaryConnection
-from nfq_failover.core.gate.handover import ASK_MAX_S, LOST_AFTER_S, POKES, WATCH_S
+from nfq_failover.core.gate.connection import Gate
+from nfq_failover.core.gate.ends import ApplicationFailed
+from nfq_failover.core.gate.handover import ASK_MAX_S, LOST_AFTER_S, PROBES, WATCH_S
 from nfq_failover.wire.records import (
     DigestSeen,
     EndAsked,
@@ -14,13 +15,14 @@ from nfq_failover.wire.records import (
     HandOver,
     Opened,
     Unprotected,
+    UnprotectedSeen,
 )
 from tests.support.transcript import (
     FLOW,
     IRS,
     ISS,
     After,
-    PrimaryTranscript,
+    GateTranscript,
     asked,
     client_seq,
     confirmed,
@@ -51,13 +53,12 @@ class Failing(Gated):
         super().__init__()
         self.may = True
         self.side.ends._alone = True
-        self.side.ends.hand_over = self._hand_over
         self >> server(0, 100, wnd=10000, ts=TS) << "pass"
 
-    def _hand_over(self, connection: PrimaryConnection, reason: str, now: float) -> bool:
+    def judge(self, found: ApplicationFailed) -> None:
+        assert found.alone
         if self.may:
-            self.side.handovers.start(connection, reason, now)
-        return self.may
+            self.side.hand_over(found.connection, found.reason, self.now)
 
     def fails(self) -> None:
         """The server ends, the replica goes on."""
@@ -86,7 +87,7 @@ def test_nothing_leaves_before_or_after_the_backup_has_it() -> None:
         t >> server(50, 50, wnd=10000, ts=TS) << SILENT
         t >> server(101, flags="R", ack=None, wnd=0) << SILENT
         t >> confirmed(500, 40000)
-        t >> Unprotected(1, "the replica is gone")  # said before it was asked: the answer counts
+        t >> Unprotected(1, "the replica is gone") << UnprotectedSeen(1)  # said before it was asked: the answer counts
         t >> FlowsGone([FLOW])
         t.quiet(1.0)
         t >> ACTIVE << RESET_OWN
@@ -178,7 +179,7 @@ def test_backup_that_has_lost_it_says_so_and_the_client_is_made_to_ask() -> None
         t << "client [.] 99 ack 0 wnd 0" << "client [.] 99 ack 0 wnd 0 ts 2000010/1010"
         t >> server(900, flags="R", ack=None, wnd=0) << "pass"  # our TCP does not know it, and says where
         t >> server(100, flags="F.", wnd=10000, ts=TS) << SILENT << "kernel [R] 0 wnd 0"
-        for _ in range(POKES - 1):
+        for _ in range(PROBES - 1):
             t >> After(0.61)
             assert sum(isinstance(e, str) and e.startswith("client [.] 99") for e in t.effects) == 2
             t.effects.clear()
@@ -221,7 +222,7 @@ def test_host_that_does_not_serve_any_more_forgets_it() -> None:
 
 
 def test_with_the_policy_strict_no_comparison_lets_anything_out() -> None:
-    with PrimaryTranscript(divergence="strict") as t:
+    with GateTranscript(divergence="strict") as t:
         t >> syn() << "pass"
         t >> syn_ack() << "drop syn-ack-held" << opening()
         t >> Opened(1, True, client_seq(40000)) << "client [S.] -1 ack 0 wnd 8000"

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from nfq_failover.core.gate.connection import Gate
-from nfq_failover.wire.records import Close, Closed, Opened, Progress, Unprotected
+from nfq_failover.wire.records import DECLARED, Close, Closed, Opened, Progress, Towards, Unprotected, UnprotectedSeen
 from tests.support.transcript import (
     FLOW,
     IRS,
     ISS,
     OFFER,
     After,
-    PrimaryTranscript,
+    GateTranscript,
     client,
     client_seq,
     confirmed,
@@ -30,7 +29,7 @@ HELD = "drop syn-ack-held"
 
 
 def test_syn_ack_waits_until_the_replica_can_continue() -> None:
-    with PrimaryTranscript() as t:
+    with GateTranscript() as t:
         t >> syn() << "pass"
         t >> syn_ack() << HELD << opening()
         t >> After(0.006) << "query" << opening()
@@ -41,7 +40,7 @@ def test_syn_ack_waits_until_the_replica_can_continue() -> None:
 
 
 def test_retransmitted_syn_ack_is_held_too_and_passes_once_the_replica_is_ready() -> None:
-    with PrimaryTranscript() as t:
+    with GateTranscript() as t:
         t >> syn() << "pass"
         t >> syn_ack() << HELD << opening()
         t >> syn_ack() << HELD
@@ -50,14 +49,14 @@ def test_retransmitted_syn_ack_is_held_too_and_passes_once_the_replica_is_ready(
 
 
 def test_syn_ack_promises_no_more_than_the_replica_takes() -> None:
-    with PrimaryTranscript() as t:
+    with GateTranscript() as t:
         t >> syn() << "pass"
         t >> syn_ack(wnd=8000) << HELD << opening()
         t >> Opened(1, True, client_seq(5000)) << "client [S.] -1 ack 0 wnd 5000"
 
 
 def test_answer_that_came_twice_releases_once() -> None:
-    with PrimaryTranscript() as t:
+    with GateTranscript() as t:
         t >> syn() << "pass"
         t >> syn_ack() << HELD << opening()
         t >> Opened(1, True, client_seq(65000)) << "client [S.] -1 ack 0 wnd 8000"
@@ -65,7 +64,7 @@ def test_answer_that_came_twice_releases_once() -> None:
 
 
 def test_replica_that_is_not_ready_in_time_goes_unprotected_and_is_protected_when_it_has_caught_up() -> None:
-    with PrimaryTranscript() as t:
+    with GateTranscript() as t:
         t >> syn() << "pass"
         t >> syn_ack() << HELD << opening()
         t >> After(1.1) << "client [S.] -1 ack 0 wnd 8000" << "log warning: connection unprotected" << "query"
@@ -81,7 +80,7 @@ def test_replica_that_is_not_ready_in_time_goes_unprotected_and_is_protected_whe
 
 
 def test_replica_that_is_ready_when_the_protection_has_ended_is_too_late() -> None:
-    with PrimaryTranscript() as t:
+    with GateTranscript() as t:
         t >> syn() << "pass"
         t >> syn_ack() << HELD << opening()
         t >> After(1.1) << "client [S.] -1 ack 0 wnd 8000" << "log warning: connection unprotected" << "query"
@@ -94,7 +93,7 @@ def test_replica_that_is_ready_when_the_protection_has_ended_is_too_late() -> No
 
 
 def test_connection_let_go_is_not_protected_while_the_client_may_count_on_selective_acknowledgements() -> None:
-    with PrimaryTranscript() as t:
+    with GateTranscript() as t:
         t >> syn() << "pass"
         t >> syn_ack() << HELD << opening()
         t >> After(1.1) << "client [S.] -1 ack 0 wnd 8000" << "log warning: connection unprotected" << "query"
@@ -105,7 +104,7 @@ def test_connection_let_go_is_not_protected_while_the_client_may_count_on_select
 
 
 def test_busy_client_is_told_no_more_while_the_backup_catches_up() -> None:
-    with PrimaryTranscript() as t:
+    with GateTranscript() as t:
         t >> syn() << "pass"
         t >> syn_ack() << HELD << opening()
         t >> After(1.1) << "client [S.] -1 ack 0 wnd 8000" << "log warning: connection unprotected" << "query"
@@ -123,7 +122,7 @@ def test_busy_client_is_told_no_more_while_the_backup_catches_up() -> None:
 
 
 def test_backup_that_does_not_catch_up_in_time_holds_nothing_up() -> None:
-    with PrimaryTranscript() as t:
+    with GateTranscript() as t:
         t >> syn() << "pass"
         t >> syn_ack() << HELD << opening()
         t >> After(1.1) << "client [S.] -1 ack 0 wnd 8000" << "log warning: connection unprotected" << "query"
@@ -133,7 +132,7 @@ def test_backup_that_does_not_catch_up_in_time_holds_nothing_up() -> None:
         t >> server(0, 0, ack=5000, ts=(5, 6)) << "drop ack-held"
         t >> After(0.6) << "client [.] 0 ack 5000 wnd 1000 ts 2000000/1000" << Progress(1, client_seq(5000), True)
         assert (connection.state.name, connection.reason) == ("UNPROTECTED", "replica not ready")
-        assert connection.sent_ack == 5000
+        assert connection.acks.told_ack == 5000
         t >> confirmed(2000, 70000)
         assert connection.state.name == "UNPROTECTED"  # not again so soon
         t.now += 2.1
@@ -142,7 +141,7 @@ def test_backup_that_does_not_catch_up_in_time_holds_nothing_up() -> None:
 
 
 def test_refusal_with_a_reason_lets_the_connection_go_unprotected() -> None:
-    with PrimaryTranscript() as t:
+    with GateTranscript() as t:
         t >> syn() << "pass"
         t >> syn_ack() << HELD << opening()
         t >> Opened(1, False, 0, "the hosts grant different TCP options")
@@ -152,7 +151,7 @@ def test_refusal_with_a_reason_lets_the_connection_go_unprotected() -> None:
 
 
 def test_refusal_without_a_reason_means_not_yet() -> None:
-    with PrimaryTranscript() as t:
+    with GateTranscript() as t:
         t >> syn() << "pass"
         t >> syn_ack() << HELD << opening()
         t >> Opened(1, False, 0, "")
@@ -160,18 +159,18 @@ def test_refusal_without_a_reason_means_not_yet() -> None:
 
 
 def test_refusal_that_comes_late_gives_the_true_reason_and_ends_the_asking() -> None:
-    with PrimaryTranscript() as t:
+    with GateTranscript() as t:
         t >> syn() << "pass"
         t >> syn_ack() << HELD << opening()
         t >> After(1.1) << "client [S.] -1 ack 0 wnd 8000" << "log warning: connection unprotected" << "query"
-        t >> Unprotected(1, "the hosts grant different TCP options")
+        t >> Unprotected(1, "the hosts grant different TCP options") << UnprotectedSeen(1)
         assert t.side.flows[FLOW].reason == "the hosts grant different TCP options"
         t >> After(1.0)
 
 
 def test_options_that_a_takeover_cannot_continue_are_taken_out_of_the_syn() -> None:
     mptcp, fast_open, unknown = bytes((30, 4, 0, 1)), bytes((34, 4, 9, 9)), bytes((253, 4, 7, 7))
-    with PrimaryTranscript() as t:
+    with GateTranscript() as t:
         t >> syn(OFFER + mptcp + fast_open + unknown) << "pass [S] -1 wnd 64240"
         t >> syn_ack() << HELD << opening(syn_options=OFFER + b"\x01" * 12)
 
@@ -180,15 +179,15 @@ def test_data_is_taken_out_of_a_syn_with_and_without_the_fast_open_cookie() -> N
     """A kernel with net.ipv4.tcp_fastopen bit 0x200 takes it without any option."""
     fast_open = bytes((34, 6, 1, 2, 3, 4, 1, 1))
     for number, options in enumerate((fast_open, OFFER), 1):
-        with PrimaryTranscript() as t:
+        with GateTranscript() as t:
             t >> client(-1, flags="S", ack=None, options=options, payload=b"early" * number) << "pass [S] -1 wnd 1000"
             assert t.out.counters["syn-stripped"] == 1
-            (kept,) = (known[2] for known in t.side._syns.values())
+            (kept,) = (known[2] for known in t.side.opening._syns.values())
             assert kept == (b"\x01" * 8 if options == fast_open else OFFER)
 
 
 def test_corrupted_syn_gets_no_fresh_checksum() -> None:
-    with PrimaryTranscript() as t:
+    with GateTranscript() as t:
         t >> syn(OFFER + bytes((30, 4, 0, 1)), corrupt=True) << "drop bad-checksum"
         t >> syn() << "pass"
         t >> syn_ack() << HELD << opening()
@@ -198,7 +197,7 @@ def test_corrupted_syn_gets_no_fresh_checksum() -> None:
 def test_signed_connection_works_but_unprotected(kind: int) -> None:
     signed = bytes((kind, 18)) + bytes(16) + bytes((1, 1))
     options = bytes((2, 4, 5, 180)) + signed
-    with PrimaryTranscript() as t:
+    with GateTranscript() as t:
         t >> syn(options) << "pass"
         t >> syn_ack(options=granted(None, None, False) + signed)
         t << "log warning: connection unprotected" << "pass"
@@ -207,7 +206,7 @@ def test_signed_connection_works_but_unprotected(kind: int) -> None:
 
 
 def test_full_table_leaves_the_connection_alone() -> None:
-    with PrimaryTranscript(max_connections=0) as t:
+    with GateTranscript(max_connections=0) as t:
         t >> syn() << "pass"
         t >> syn_ack() << "log error: connection table full: new connections are not protected" << "pass"
         t >> server(0, 10, ack=100) << "pass"
@@ -215,29 +214,29 @@ def test_full_table_leaves_the_connection_alone() -> None:
 
 
 def test_connection_that_had_no_room_is_no_stranger_when_there_is_room_again() -> None:
-    with PrimaryTranscript(max_connections=0) as t:
-        t.side.strangers = False
+    with GateTranscript(max_connections=0) as t:
+        t.side.opening.adopt_unknown(False)
         t >> syn() << "pass"
         t >> syn_ack() << "log error: connection table full: new connections are not protected" << "pass"
-        t.side.settings = replace(t.side.settings, max_connections=1)
+        t.side.opening._limit = 1
         t >> server(0, 10, ack=100) << "pass"
 
 
 def test_connection_that_the_server_opens_is_left_alone() -> None:
-    with PrimaryTranscript() as t:
+    with GateTranscript() as t:
         t >> server(-1, ack=None, flags="S", options=OFFER) << "pass"
         t >> server(0, 10, ack=100) << "pass"
         assert not t.side.flows
 
 
 def test_connection_whose_syn_was_not_seen_is_unprotected() -> None:
-    with PrimaryTranscript() as t:
+    with GateTranscript() as t:
         t >> syn_ack() << "log warning: connection unprotected" << "pass"
         assert t.side.flows[FLOW].reason == "opened before the rules were there"
 
 
 def test_without_a_backup_connections_pass_and_are_listed_with_the_reason() -> None:
-    with PrimaryTranscript(protecting=False) as t:
+    with GateTranscript(protecting=False) as t:
         t >> syn() << "pass"
         t >> syn_ack() << "log warning: connection unprotected" << "pass"
         t >> server(0, 0, ack=100) << "pass"
@@ -248,7 +247,7 @@ def test_without_a_backup_connections_pass_and_are_listed_with_the_reason() -> N
 
 
 def test_port_reuse_closes_the_old_connection_and_opens_the_new_one() -> None:
-    with PrimaryTranscript() as t:
+    with GateTranscript() as t:
         t >> syn() << "pass"
         t >> syn_ack() << HELD << opening()
         t >> Opened(1, True, client_seq(65000)) << "client [S.] -1 ack 0 wnd 8000"
@@ -261,7 +260,7 @@ def test_port_reuse_closes_the_old_connection_and_opens_the_new_one() -> None:
 
 
 def test_handshake_is_reported_until_the_backup_has_seen_it() -> None:
-    with PrimaryTranscript() as t:
+    with GateTranscript() as t:
         t >> syn() << "pass"
         t >> syn_ack() << HELD << opening()
         t >> Opened(1, True, client_seq(65000)) << "client [S.] -1 ack 0 wnd 8000"
@@ -270,3 +269,11 @@ def test_handshake_is_reported_until_the_backup_has_seen_it() -> None:
         t >> After(0.007) << Progress(1, client_seq(0), True)
         t >> confirmed(0, 65000, established=True)
         t >> After(0.1)
+
+
+def test_gate_takes_the_records_that_are_for_it_and_no_others() -> None:
+    wanted = {record for record in DECLARED.values() if record.towards is not Towards.SHADOW}
+    assert set(GateTranscript().side._handlers) == wanted
+    with GateTranscript() as t:
+        t.side.take(Progress(1, 0, True), t.now)
+        t.drain()

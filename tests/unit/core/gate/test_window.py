@@ -20,7 +20,7 @@ from tests.support.transcript import (
     FLOW,
     After,
     Copy,
-    PrimaryTranscript,
+    GateTranscript,
     asked,
     client,
     client_bytes,
@@ -187,11 +187,13 @@ def test_confirmed_bytes_are_not_retained_for_long() -> None:
     with Gated() as t:
         t >> Copy(client(0, 1000))
         t >> confirmed(600, 40000)
-        assert t.gate.retained.size == 1000  # our TCP has not taken them: another version of them may still come
+        assert (
+            t.gate.retained.inbound.size == 1000
+        )  # our TCP has not taken them: another version of them may still come
         t >> ack(600) << "pass"
         t >> After(0.3)
         t >> confirmed(600, 40000)
-        assert t.gate.retained.size == 400
+        assert t.gate.retained.inbound.size == 400
 
 
 def test_what_is_retained_is_dropped_on_a_connection_that_says_no_more() -> None:
@@ -200,7 +202,7 @@ def test_what_is_retained_is_dropped_on_a_connection_that_says_no_more() -> None
         t >> confirmed(1000, 40000)
         t >> ack(1000) << "pass"
         t >> After(6) << "query"
-        assert t.gate.retained.size == 0
+        assert t.gate.retained.inbound.size == 0
 
 
 def test_rest_of_a_merged_packet_is_retained_when_its_beginning_is_confirmed() -> None:
@@ -216,7 +218,8 @@ def test_backup_that_gave_up_ends_the_protection() -> None:
         t >> ack(1000) << HELD
         t >> Unprotected(1, "the replica reset the connection")
         t << "client [.] 0 ack 1000 wnd 9750 ts 2000010/1010" << "log warning: connection unprotected"
-        t >> Unprotected(1, "the replica reset the connection")
+        t << UnprotectedSeen(1)
+        t >> Unprotected(1, "the replica reset the connection") << UnprotectedSeen(1)
         assert t.gate.reason == "the replica reset the connection"
 
 
@@ -327,18 +330,18 @@ def test_reset_of_a_connection_that_has_not_ended_passes() -> None:
 
 
 def test_what_our_tcp_has_from_an_earlier_life_is_kept_from_the_clients() -> None:
-    with PrimaryTranscript() as t:
+    with GateTranscript() as t:
         t >> server(0, 100, ack=5, wnd=1) << "pass"
-    with PrimaryTranscript() as t:
-        t.side.strangers = False
+    with GateTranscript() as t:
+        t.side.opening.adopt_unknown(False)
         t >> server(0, 100, ack=5, wnd=1) << "drop stranger" << "kernel [R] 5 wnd 0"
         t >> server(0, ack=5, flags="F.", wnd=1) << "drop stranger" << "kernel [R] 5 wnd 0"
         t >> server(0, flags="R", wnd=0) << "pass"  # to somebody that nobody knows
 
 
 def test_connection_that_the_server_opens_is_no_stranger() -> None:
-    with PrimaryTranscript() as t:
-        t.side.strangers = False
+    with GateTranscript() as t:
+        t.side.opening.adopt_unknown(False)
         t >> server(-1, ack=None, flags="S") << "pass"
         t >> server(0, ack=0, wnd=1) << "pass"
         t >> server(0, 100, ack=5, wnd=1) << "pass"

@@ -6,9 +6,9 @@ import pytest
 
 from nfq_failover.constants import URG
 from nfq_failover.core.events import FlowsGone
-from nfq_failover.core.gate.client_stream import SETTLE_S
 from nfq_failover.core.gate.connection import Gate
 from nfq_failover.core.gate.copies import UNREAD_BYTES, UNREAD_WINDOW
+from nfq_failover.core.gate.own_tcp import SETTLE_S
 from nfq_failover.core.shadow.acceptance import ASK_EVERY_S
 from nfq_failover.core.shadow.connection import JOURNAL_AHEAD, LEFT_BEHIND_BYTES, Shadow
 from nfq_failover.core.shadow.table import RESET_PATIENCE_S
@@ -253,8 +253,8 @@ def test_settled_bytes_follow_an_upload() -> None:
             t >> Copy(client(at, 1000))
             t >> confirmed(at + 1000, 40000)
             t >> ack(at + 1000) << "pass"
-        assert 1_000 <= t.gate.settled(t.now) <= 8_000
-        assert t.gate.retained.size <= 9_000
+        assert 1_000 <= t.gate.own.settled(t.now) <= 8_000
+        assert t.gate.retained.inbound.size <= 9_000
 
 
 @pytest.mark.parametrize(("start", "size", "flags"), [(0, 9, "F."), (0, 12, "F."), (10, 5, ".")])
@@ -292,12 +292,12 @@ def test_copies_that_our_tcp_must_refuse_are_not_kept() -> None:
         t >> Copy(client(0, 100, ack=UNREAD_BYTES + 1, payload=OTHER))
         t >> Copy(client(0, 100, flags="", ack=None, payload=OTHER))
         t >> Copy(client(0, 100, ts=((1010 - PAWS_SLACK - 1) % 2**32, 0), payload=OTHER))
-        assert t.gate.retained.size == 0
+        assert t.gate.retained.inbound.size == 0
         counters = t.out.counters
         assert [counters[f"copy-{why}"] for why in ("ack-of-unsent", "no-ack-flag", "old-timestamp")] == [1, 1, 1]
         t >> Copy(client(0, 1000, ts=((1010 - PAWS_SLACK) % 2**32, 0)))
         assert t.gate.state is Gate.PROTECTED
-        assert t.gate.retained.size == 1000
+        assert t.gate.retained.inbound.size == 1000
 
 
 def test_copy_with_an_old_ack_may_have_been_taken() -> None:

@@ -18,11 +18,20 @@ from nfq_failover.core.gate.digests import (
 from nfq_failover.core.shadow.comparison import AGREE_BYTES, Comparison, differing_runs
 from nfq_failover.core.shadow.connection import Shadow
 from nfq_failover.core.tcp.hashes import block_hashes, hash_seed
-from nfq_failover.wire.records import DIGEST_BLOCK, BytesAsked, BytesSent, Digest, DigestSeen, Opened, Unprotected
+from nfq_failover.wire.records import (
+    DIGEST_BLOCK,
+    BytesAsked,
+    BytesSent,
+    Digest,
+    DigestSeen,
+    Opened,
+    Unprotected,
+    UnprotectedSeen,
+)
 from tests.support.shadow import SILENT, Shadowing, from_client, replica
 from tests.support.transcript import (
     After,
-    PrimaryTranscript,
+    GateTranscript,
     client_seq,
     confirmed,
     opening,
@@ -341,7 +350,7 @@ def test_off_compares_nothing_and_stops_the_repeating() -> None:
 # ---------------------------------------------------------------------------------------------- primary
 
 
-class Digesting(PrimaryTranscript):
+class Digesting(GateTranscript):
     """A protected connection whose output is digested."""
 
     def __init__(self, policy: str = "default", **changes: Any) -> None:
@@ -350,14 +359,6 @@ class Digesting(PrimaryTranscript):
         self >> syn_ack() << "drop syn-ack-held" << opening()
         self >> Opened(1, True, client_seq(40000)) << "client [S.] -1 ack 0 wnd 8000"
         self >> confirmed(0, 40000)
-
-    def feed(self, given: object) -> None:
-        if isinstance(given, DigestSeen):
-            self.side.digests.on_seen(given, self.now)
-        elif isinstance(given, BytesAsked):
-            self.side.digests.on_asked(given)
-        else:
-            super().feed(given)
 
     def flush(self) -> None:
         """The timer of the digests."""
@@ -436,9 +437,9 @@ def test_what_is_kept_is_bounded() -> None:
             t.effects.clear()
         t.flush()
         t.effects.clear()
-        assert t.side.digests._streams[1].kept_bytes <= KEEP_BYTES
+        assert t.side.digests._streams[1].outbound_bytes <= KEEP_BYTES
         assert len(t.side.digests._streams[1].unseen) <= 32
-        assert t.side.digests._kept_total == t.side.digests._streams[1].kept_bytes
+        assert t.side.digests._kept_total == t.side.digests._streams[1].outbound_bytes
         t.side.stop_protecting("no backup")
         t.drain()
         t.effects.clear()
@@ -471,6 +472,7 @@ def test_strict_lets_go_with_the_protection() -> None:
         t >> Unprotected(1, "diverged")
         t << "client [.] 100 ack 0 wnd 10000 ts 2000010/1010"
         t << "client [P.] 0:100 ack 0 wnd 10000 ts 2000010/1010" << "log warning: connection unprotected"
+        t << UnprotectedSeen(1)
         t >> server(100, 100, wnd=10000, ts=TS) << "pass"
 
 

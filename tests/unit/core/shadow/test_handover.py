@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from nfq_failover.core.events import FlowsGone
-from nfq_failover.core.gate.table import PrimarySide
+from nfq_failover.core.gate.table import GateTable
 from nfq_failover.core.shadow.checkpoint import HEADER_BYTES, LIFE_BYTES, SLOT_BYTES, Memory, pack, unpack
 from nfq_failover.core.shadow.connection import Shadow
 from nfq_failover.core.shadow.handover import COMPARE_PATIENCE_S, FIRST_NUMBER, ORPHAN_S
@@ -211,7 +211,7 @@ def test_status_says_how_it_came_here(everything: bool) -> None:
     with Taking() as t:
         if everything:
             t >> "takeover"
-        (row,) = connections_of(PrimarySide(settings(), t.out), t.side)
+        (row,) = connections_of(GateTable(settings(), t.out), t.side)
         assert (
             row.reason
             == ("taken over" if everything else "handed over by the primary")
