@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from nfq_failover.core.gate.connection import GATE_MOVES, GATE_STARTS
 from nfq_failover.core.pair.roles import TRANSITIONS, Input, State
 
 
@@ -28,8 +29,18 @@ def hosts() -> str:
     return "\n".join(lines)
 
 
+def gate() -> str:
+    """Returns Mermaid text: one arrow for each move of a connection on the host that protects it."""
+    lines = ["```mermaid", "stateDiagram-v2"]
+    lines += [f"    [*] --> {state.name}: {why}" for state, why in GATE_STARTS.items()]
+    lines += [f"    {before.name} --> {after.name}: {why}" for (before, after), why in GATE_MOVES.items()]
+    lines += ["    CLOSED --> [*]", "    HANDED --> [*]: the backup goes on with it, or it is lost", "```"]
+    return "\n".join(lines)
+
+
 PAGES: dict[Path, dict[str, Callable[[], str]]] = {
     Path(__file__).parent / "pair.md": {"states": hosts},
+    Path(__file__).parent / "connection.md": {"gate": gate},
 }
 
 

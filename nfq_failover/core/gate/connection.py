@@ -44,7 +44,7 @@ _OVER = "RST, our TCP has forgotten it, or a new connection has taken its place"
 GATE_MOVES: Final = {
     (Gate.SYN_HELD, Gate.PROTECTED): "the replica is ready",
     (Gate.SYN_HELD, Gate.UNPROTECTED): "deadline, options differ, TCP-MD5 or TCP-AO, no backup",
-    (Gate.SYN_HELD, Gate.CLOSED): _OVER,
+    (Gate.SYN_HELD, Gate.CLOSED): "RST, or a new connection has taken its place",
     (Gate.UNPROTECTED, Gate.CATCHING_UP): "the replica was late, and lacks what the client was told",
     (Gate.UNPROTECTED, Gate.PROTECTED): "the replica was late, and lacks nothing",
     (Gate.UNPROTECTED, Gate.CLOSED): _OVER,
@@ -95,7 +95,10 @@ class GatedConnection:
     def __init__(
         self, opening: Open, now: float, state: Gate = Gate.SYN_HELD, reason: str = "opening", rcv_edge: int = 0
     ) -> None:
-        """`rcv_edge`: the right window edge that our TCP's SYN-ACK allows."""
+        """`rcv_edge`: the right window edge that our TCP's SYN-ACK allows. Raises `InternalError` for a state in which
+        no connection begins."""
+        if state not in GATE_STARTS:
+            raise InternalError(f"no connection begins {state.value}")
         self.flow: FlowKey = opening.flow
         self.open = opening
         self.conn = opening.conn
