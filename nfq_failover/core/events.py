@@ -48,7 +48,7 @@ class PacketQueued:
 
 @dataclass(slots=True)
 class FrameCopied:
-    """The primary saw an inbound packet that carries data or FIN (a copy, beside the path; no verdict)."""
+    """The primary has seen an inbound packet that carries data or FIN. It is a copy, which needs no verdict."""
 
     packet: bytearray
     checksum_pending: bool = False
@@ -56,21 +56,21 @@ class FrameCopied:
 
 @dataclass(slots=True)
 class CopiesLost:
-    """`count` inbound copies were lost for want of buffer space."""
+    """`count` inbound copies have been lost for want of buffer space."""
 
     count: int
 
 
 @dataclass(slots=True)
 class DatagramsLost:
-    """The kernel dropped `count` sync datagrams: the socket's buffer was full."""
+    """The kernel has dropped `count` sync datagrams: the socket's buffer was full."""
 
     count: int
 
 
 @dataclass(slots=True)
 class QueueOverrun:
-    """The kernel dropped packets of a queue, or messages to us (ENOBUFS)."""
+    """The kernel has dropped packets of a queue, or messages to us (ENOBUFS)."""
 
     queue: Queue
     count: int
@@ -78,7 +78,7 @@ class QueueOverrun:
 
 @dataclass(slots=True)
 class DatagramReceived:
-    """A sync datagram from `source` (address, port)."""
+    """A sync datagram has come from `source` (address, port)."""
 
     source: tuple[str, int]
     data: bytes
@@ -91,7 +91,7 @@ class TimerFired:
 
 @dataclass(slots=True)
 class LinkChecked:
-    """Answer to `CheckLink`."""
+    """This answers `CheckLink`."""
 
     ok: bool
     detail: str
@@ -99,7 +99,7 @@ class LinkChecked:
 
 @dataclass(slots=True)
 class FenceFinished:
-    """Answer to `Fence`: `ok` only if the peer is known to be off."""
+    """This answers `Fence`: `ok` only if the peer is known to be off."""
 
     peer: str
     ok: bool
@@ -108,7 +108,7 @@ class FenceFinished:
 
 @dataclass(slots=True)
 class WitnessAnswered:
-    """Answer to `AskWitness`, if one comes: whether we may act alone, of the pacts up to `number`."""
+    """This answers `AskWitness`, if the witness does: whether we may act alone, of the pacts up to `number`."""
 
     number: int
     granted: bool
@@ -117,7 +117,7 @@ class WitnessAnswered:
 
 @dataclass(slots=True)
 class EpochStored:
-    """Answer to `StoreEpoch`: the record is on disk (`ok`), or it is not."""
+    """This answers `StoreEpoch`: epoch and role are on disk (`ok`), or they are not."""
 
     epoch: int
     ok: bool
@@ -126,7 +126,7 @@ class EpochStored:
 
 @dataclass(slots=True)
 class RulesApplied:
-    """Answer to `ApplyRules`."""
+    """This answers `ApplyRules`."""
 
     profile: Profile
     ok: bool
@@ -135,7 +135,7 @@ class RulesApplied:
 
 @dataclass(slots=True)
 class RulesLost:
-    """A periodic check found our rules missing or changed; the shell is putting them back."""
+    """A periodic check has found our rules missing or changed; the shell is putting them back."""
 
     detail: str
 
@@ -149,7 +149,7 @@ class FlowsGone:
 
 @dataclass(slots=True)
 class FlowsListed:
-    """Answer to `ListFlows`."""
+    """This answers `ListFlows`."""
 
     flows: list[tuple[bytes, int, bytes, int]]
 
@@ -168,7 +168,7 @@ class HealthChecked:
 
 @dataclass(slots=True)
 class OperatorCommand:
-    """`claim` (the operator says that the peer is off), `shutdown` (clean stop)."""
+    """An operator has said something: `claim` (the peer is off) or `shutdown` (stop cleanly)."""
 
     name: str
 
@@ -198,7 +198,7 @@ Event = (
 
 @dataclass(slots=True)
 class Verdict:
-    """The final word on a queued packet. `packet`: the rewritten packet, whole, or None to leave it as it is.
+    """Give the final word on a queued packet. `packet`: the rewritten packet, whole, or None to leave it as it is.
 
     An accepted packet leaves with our mark set, so the silence guard lets it pass.
     """
@@ -230,7 +230,7 @@ class SendDatagram:
 
 @dataclass(slots=True)
 class PublishHeartbeat:
-    """What the heartbeat sender shall say from now on (see core/pair/monitor.py); one per change, not per heartbeat."""
+    """Make the heartbeat sender say this from now on (see wire/heartbeat.py); one per change, not per heartbeat."""
 
     peer: str
     destination: tuple[str, int]
@@ -239,7 +239,7 @@ class PublishHeartbeat:
 
 @dataclass(slots=True)
 class CheckLink:
-    """Is our own link up? Answered by `LinkChecked`."""
+    """Find out whether our own link is up. Answered by `LinkChecked`."""
 
 
 @dataclass(slots=True)
@@ -296,19 +296,19 @@ class OwnAddress:
 
 @dataclass(slots=True)
 class QueryFlows:
-    """Which of these connections does the kernel no longer know? Answered by `FlowsGone`."""
+    """Find out which of these connections the kernel no longer knows. Answered by `FlowsGone`."""
 
     flows: list[tuple[bytes, int, bytes, int]]
 
 
 @dataclass(slots=True)
 class ListFlows:
-    """Which connections does the kernel have at the service's ports? Answered by `FlowsListed`, unless it can't."""
+    """List the kernel's connections at the service's ports. Answered by `FlowsListed`, unless the kernel can't say."""
 
 
 @dataclass(slots=True)
 class Log:
-    """A structured log line; level is debug, info, warning or error (alarm)."""
+    """Write a structured log line; the level is debug, info, warning or error (an alarm)."""
 
     level: str
     event: str

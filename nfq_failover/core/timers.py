@@ -7,11 +7,11 @@ from heapq import heapify, heappop, heappush
 from typing import Generic, TypeVar
 
 K = TypeVar("K", bound=Hashable)
-SLACK = 64  # deadlines that were moved or cancelled and may stay in the heap, beyond as many as are armed
+SLACK = 64  # entries of moved or cancelled deadlines that may stay in the heap, beyond as many as are armed
 
 
 class TimerQueue(Generic[K]):
-    """At most one deadline (seconds) per key."""
+    """A queue with at most one deadline (seconds) per key."""
 
     def __init__(self) -> None:
         self._when: dict[K, float] = {}
@@ -20,7 +20,7 @@ class TimerQueue(Generic[K]):
 
     @property
     def entries(self) -> int:
-        """How many there are, those included that no longer count."""
+        """How many entries there are, including those that no longer count."""
         return len(self._heap)
 
     def set(self, key: K, when: float) -> None:
@@ -41,7 +41,7 @@ class TimerQueue(Generic[K]):
             self.set(key, when)
 
     def cancel(self, key: K) -> None:
-        """Disarm."""
+        """Disarm the key."""
         self._when.pop(key, None)
 
     def clear(self) -> None:

@@ -10,23 +10,24 @@ is back (RESUMED). Nobody else serves then: a peer begins to serve only with our
 not serve: none has left since), after it has fenced us (this boot would be over), or because the operator or the
 configuration allows it whatever we do. If it does serve, its heartbeat has the later epoch, and we step down.
 
-A host starts in WAITING: silent. Two hosts of which neither serves compare their `Candidate`: the one that holds the
-protected connections goes first, then the later epoch on disk, then the one that served in it, then `prefer_primary`,
-then the name. The winner stores the next epoch and serves (UNPROTECTED until its backup is armed).
+A host starts in WAITING, silent. Two hosts of which neither serves compare their `Candidate`: the one that holds the
+protected connections goes first, then the one with the later epoch on disk, then the one that served in it, then the
+one with `prefer_primary`, then the lesser name. The winner stores the next epoch and serves (UNPROTECTED until its
+backup is armed).
 
-On the backup, silence of the primary leads through CHECKING (own link), FENCING and STORING (the new epoch) to
-serving; anything that fails on the way leads to REFUSED, loudly, where the shadows end. A host in REFUSED tries again
-now and then (RETRYING) as long as the primary is silent, and serves without the old connections if that succeeds. Where
-there is a witness, ASKING comes after CHECKING: see core/pair/pact.py; without a fence it also outlasts the primary's
-lease.
-A primary that has yielded is asked about, too, if it may have let go what we lack; not for longer than a lease.
-On the primary, silence of the backup leads to
-BACKUP_LOST: nothing unconfirmed is acknowledged until the backup's time to act has passed, then UNPROTECTED. A primary
-that was paused for longer than the detection time is in DOUBT: nothing leaves until the peer has answered. So is one
-whose lease has ended before the witness has answered.
+On the backup, silence of the primary leads through CHECKING (our own link), FENCING and STORING (the new epoch) to
+serving; anything that fails on the way leads to REFUSED, which is logged as an error and where the shadows end. A host
+in REFUSED tries again now and then (RETRYING) as long as the primary is silent, and serves without the old connections
+if that succeeds. Where there is a witness, ASKING comes after CHECKING (see core/pair/pact.py); without a fence the
+backup also outlasts the primary's lease. It asks about a primary that has yielded, too, if that one may have let go
+what we lack, but not for longer than a lease.
 
-A primary whose application has failed while its backup is well falls silent, YIELDED: the backup, which hears that in
-its heartbeat, takes over without a fence. It does not join again before its application is well.
+On the primary, silence of the backup leads to BACKUP_LOST: nothing unconfirmed is acknowledged until the backup's time
+to act has passed, and then the primary is UNPROTECTED. A primary that was paused for longer than the detection time is
+in DOUBT: nothing leaves it until the peer has answered. So is one whose lease ended before the witness had answered.
+
+A primary whose application has failed while its backup is well falls silent, YIELDED: the backup, which learns that
+from its heartbeat, takes over without a fence. The host does not join again before its application is well.
 """
 
 from __future__ import annotations

@@ -1,16 +1,17 @@
 """An authenticated session with one peer.
 
-Each daemon draws a nonce at its start. The session's number and its two keys come from the long-term key, both nonces
-and both names (ordered by name, so crossing handshakes agree): a session belongs to exactly one life of each daemon.
+Each daemon draws a nonce when it starts. The session's number and its two keys are derived from the long-term key, both
+nonces and both names (ordered by name, so that crossing handshakes agree): a session belongs to exactly one life of
+each daemon.
 
     HELLO   our nonce, our challenge                              stateless: it is answered, and changes nothing
     REPLY   our nonce, our challenge, your nonce, your challenge  moves the receiver into the session of the two nonces
 
 A REPLY counts only if it returns our nonce and our present challenge, a random number that is replaced whenever we move
-into another session. So it was made by the peer's life that followed the one we were in, and nothing recorded, held
-back or delayed can take us out of a living session and back into a dead one. The header's session number says where the
-sender is; who learns from a REPLY that its sender is elsewhere answers with a REPLY of its own. A restarted peer thus
-has its new session after HELLO, REPLY, REPLY, however alive the old one looks.
+into another session. So it was made by the life of the peer that followed the one we were in, and nothing that was
+recorded, held back or delayed can take us out of a living session and back into a dead one. The header's session number
+says which session the sender is in; a host that learns from a REPLY that the sender is in another one answers with a
+REPLY of its own. A restarted peer thus has its new session after HELLO, REPLY, REPLY, however alive the old one looks.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ MAX_OUTGOING = 16
 
 
 class ReplayWindow:
-    """Which counters were seen, over the last `WINDOW` (as in RFC 6479)."""
+    """The record of which counters have been seen, over the last `WINDOW` of them (as in RFC 6479)."""
 
     __slots__ = ("_bits", "_top")
 
@@ -52,7 +53,7 @@ class ReplayWindow:
         self._bits = 0
 
     def check(self, counter: int) -> None:
-        """Note a counter. Raises `MalformedDatagram` if it was seen before, or is too old to tell."""
+        """Note a counter. Raises `MalformedDatagram` if it has been seen before, or is too old to tell."""
         ahead = counter - self._top
         if ahead > 0:
             self._bits = ((self._bits << ahead) if ahead < WINDOW else 0) & ((1 << WINDOW) - 1) | 1
@@ -70,7 +71,7 @@ class ReplayWindow:
 class Keys:
     """One session: its number, a key for each direction, and what has been received in it.
 
-    Heartbeats only need their highest counter: an overtaken one says nothing that is still true.
+    Heartbeats need their highest counter only: one that was overtaken says nothing that is still true.
     """
 
     session: int
@@ -82,7 +83,8 @@ class Keys:
 
 @dataclass(slots=True)
 class Received:
-    """What an accepted datagram brought: of a handshake at most `session_started`, else the epoch and the contents."""
+    """What an accepted datagram has brought: its epoch and its contents, or, from a handshake, whether a session has
+    begun."""
 
     epoch: int = 0
     session_started: bool = False
@@ -127,7 +129,7 @@ class Session:
         return self._current.session if self._current else None
 
     def tables(self) -> dict[str, int]:
-        """How full the session's stores are."""
+        """How many entries the session's stores have."""
         return {
             "session_window": WINDOW,
             "session_retired": len(self._retired),
@@ -137,7 +139,7 @@ class Session:
     # ------------------------------------------------------------------------------------ sending
 
     def seal(self, records: list[Record], epoch: int) -> list[bytes]:
-        """As few datagrams as possible with these records, in order. Raises `InternalError` without a session."""
+        """Put the records, in order, into as few datagrams as possible. Raises `InternalError` without a session."""
         keys = self._present()
         datagrams: list[bytes] = []
         body = b""
@@ -174,7 +176,7 @@ class Session:
         pact: int = 0,
         lease_ms: int = 0,
     ) -> HeartbeatTemplate:
-        """What the heartbeat sender shall say. Raises `InternalError` without a session."""
+        """Make what the heartbeat sender is to say. Raises `InternalError` without a session."""
         keys = self._present()
         body = HeartbeatBody(
             role, state, flags, stored_epoch, generation, 0, 0, echo_ms, release_after_ms, pact, lease_ms
@@ -182,7 +184,7 @@ class Session:
         return HeartbeatTemplate(keys.session, keys.ours, self.direction, epoch, body)
 
     def poll_datagram(self) -> bytes | None:
-        """The next datagram of the handshake."""
+        """Take out the next datagram of the handshake, None if there is none."""
         return self._outgoing.popleft() if self._outgoing else None
 
     # ------------------------------------------------------------------------------------ time
@@ -192,7 +194,7 @@ class Session:
         return self._next_hello
 
     def on_timer(self, now: float) -> None:
-        """Say HELLO while there is no session, or nothing is heard in it."""
+        """Say HELLO while there is no session, or while nothing is heard in it."""
         if now < self._next_hello:
             return
         interval = min(max(self.settings.heartbeat_interval_ms / 1000, HELLO_MIN_S), HELLO_MAX_S)
@@ -202,7 +204,7 @@ class Session:
             self._say(Kind.HELLO)
 
     def _say(self, kind: Kind, returned: bytes = b"") -> None:
-        """A datagram of the handshake. `returned`: the peer's nonce and challenge (REPLY)."""
+        """Queue a datagram of the handshake. `returned`: the peer's nonce and challenge, in a REPLY."""
         self._hello_counter += 1
         header = Header(kind, self.direction, self.session_id or 0, 0, self._hello_counter)
         self._outgoing.append(seal(header, self._nonce + self._challenge + returned + self._names(), self._hello_key))
@@ -216,31 +218,28 @@ class Session:
     def receive(self, data: bytes, now: float) -> Received:
         """Take a datagram. Raises `MalformedDatagram` with a countable reason; only `refused` has changed then."""
         try:
-            return self._receive(data, now)
+            header = read_header(data)
+            if header.direction is self.direction:
+                raise MalformedDatagram("reflected")
+            if header.kind in (Kind.HELLO, Kind.REPLY):
+                self.refused += 1
+                return self._handshake(header, open_body(data, self._hello_key))
+            keys = self._current
+            if keys is None or header.session != keys.session:
+                raise MalformedDatagram("wrong-session")
+            body = open_body(data, keys.theirs)
+            if header.kind is Kind.HEARTBEAT:
+                if header.counter <= keys.heartbeat:
+                    raise MalformedDatagram("replayed" if header.counter == keys.heartbeat else "too-old")
+                received = Received(header.epoch, heartbeat=HeartbeatBody.decode(body))
+                keys.heartbeat = header.counter
+            else:
+                records = decode_records(body)
+                keys.records.check(header.counter)
+                received = Received(header.epoch, records=records)
         except MalformedDatagram:
             self.refused += 1
             raise
-
-    def _receive(self, data: bytes, now: float) -> Received:
-        header = read_header(data)
-        if header.direction is self.direction:
-            raise MalformedDatagram("reflected")
-        if header.kind in (Kind.HELLO, Kind.REPLY):
-            self.refused += 1
-            return self._handshake(header, open_body(data, self._hello_key))
-        keys = self._current
-        if keys is None or header.session != keys.session:
-            raise MalformedDatagram("wrong-session")
-        body = open_body(data, keys.theirs)
-        if header.kind is Kind.HEARTBEAT:
-            if header.counter <= keys.heartbeat:
-                raise MalformedDatagram("replayed" if header.counter == keys.heartbeat else "too-old")
-            received = Received(header.epoch, heartbeat=HeartbeatBody.decode(body))
-            keys.heartbeat = header.counter
-        else:
-            records = decode_records(body)
-            keys.records.check(header.counter)
-            received = Received(header.epoch, records=records)
         self._heard_at = now
         return received
 
@@ -264,7 +263,7 @@ class Session:
         if header.session != keys.session:
             self._say(Kind.REPLY, theirs)
         if started:
-            # Nothing to tell, but the peer learns at once that we have arrived.
+            # It carries no record, but the peer learns at once that we have arrived.
             self._outgoing.append(self._seal(keys, 0, b""))
         return Received(session_started=started)
 

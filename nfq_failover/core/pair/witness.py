@@ -17,7 +17,7 @@ def decide(last: Grant | None, host: str, low: int, high: int) -> Grant | None:
     """The decision on `host`, whose peer may hold any of the pacts from `low` to `high`; None: it is denied.
 
     A pact is granted to one host only. It may ask again, and gets the same answer. Questions that come late, twice or
-    out of order do no harm: nobody returns to a pact about which the witness was asked.
+    out of order do no harm: nobody returns to a pact that the witness has been asked about.
     """
     if last is None or last.number < low:
         return Grant(high, host)
