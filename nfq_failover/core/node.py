@@ -10,10 +10,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from nfq_failover.constants import RST, SYN
-from nfq_failover.core import application, bounds, restart
+from nfq_failover.core import bounds, restart
 from nfq_failover.core.dispatch import to_backup
 from nfq_failover.core.events import (
-    ApplyRules,
     AskWitness,
     CheckLink,
     CopiesLost,
@@ -44,12 +43,13 @@ from nfq_failover.core.events import (
 )
 from nfq_failover.core.gate.connection import Gate
 from nfq_failover.core.gate.table import GateTable
-from nfq_failover.core.leftovers import StrangerHunt
+from nfq_failover.core.leftovers import LeftoverSweep
 from nfq_failover.core.outbox import Outbox
 from nfq_failover.core.pair.link import Link, neighbours
 from nfq_failover.core.pair.membership import Membership
 from nfq_failover.core.pair.roles import Do, Role, State
 from nfq_failover.core.pair.session import Received
+from nfq_failover.core.rules import Rules
 from nfq_failover.core.settings import Settings
 from nfq_failover.core.shadow import path_mtu
 from nfq_failover.core.shadow.checkpoint import Memory, Recollection
@@ -59,7 +59,7 @@ from nfq_failover.core.status import Status, connections_of, link_status
 from nfq_failover.errors import MalformedDatagram, MalformedSegment
 from nfq_failover.wire.icmp import is_icmp
 from nfq_failover.wire.records import Record
-from nfq_failover.wire.segment import FlowKey, Segment
+from nfq_failover.wire.segment import Segment
 
 _SHADOWING = frozenset((State.SHADOWING, State.CHECKING, State.ASKING, State.FENCING))
 _SERVING = frozenset((State.UNPROTECTED, State.ARMING, State.PROTECTED, State.BACKUP_LOST))
@@ -95,10 +95,8 @@ class Node:
         self.members = Membership(settings, self.protector.view, stored_epoch, served, now)
         self.gate = GateTable(settings, self.out.towards(self.protector.lane), served or stored_epoch == 0)
         self.backup = BackupSide(settings, self.out.towards(self.shadowed.lane))
-        self.hunt = StrangerHunt(self.out, self.gate, self.backup)
-        self._inherited = 0
-        self._taps_on = False
-        self._rules: tuple[Profile, int] = (Profile.BACKUP, 0)
+        self.sweep = LeftoverSweep(self.out, self.gate, self.backup)
+        self.rules = Rules(self.out, self.gate, self.backup, restarts=memory is not None)
         self._next_tick = self._last_tick = now
         self._pause_s = settings.detection_ms / 1000
         self.memory = self.backup.memory = memory
@@ -207,7 +205,7 @@ class Node:
         if self.members.state not in _SERVING:
             self.out.drop(event.queue, event.packet_id, "not-serving")
             if self.members.role is Role.BACKUP:
-                self.out.reset_stranger(seg)
+                self.out.reset_unknown(seg)
             return
         self.gate.outbound(event, seg, now)
 
@@ -297,8 +295,8 @@ class Node:
             self.backup.on_timer(now)
             self.backup.out.withhold(False)
         self.backup.handed.on_timer(self.members.state is State.SHADOWING and not self.shadowed.view.lost(now), now)
-        self.hunt.on_timer(self.memory is not None and self.members.state in _SERVING, now)
-        self._watch_inherited()
+        self.sweep.on_timer(self.memory is not None and self.members.state in _SERVING, now)
+        self.rules.on_timer(self.members.role)
 
     def _answer(self, event: Event, now: float) -> None:
         members = self.members
@@ -316,10 +314,10 @@ class Node:
             self.gate.flows_gone(event.flows, now)
             self.backup.flows_gone(event.flows, now)
         elif isinstance(event, FlowsListed):
-            if self.hunt.listed(event.flows) and self.members.role is Role.PRIMARY:
-                self._apply(self._rules[0])
+            if self.sweep.listed(event.flows) and members.role is Role.PRIMARY:
+                self.rules.again(members.role)
         elif isinstance(event, HealthChecked):
-            application.note_check(event, members, self.gate, self.backup, now)
+            self._health_checked(event, now)
         elif isinstance(event, CopiesLost):
             self.out.counters["copies-lost"] += event.count
             self.out.log("warning", "inbound copies lost", count=event.count)
@@ -334,6 +332,22 @@ class Node:
             self.out.log("error", "firewall rules lost", detail=event.detail)
         elif isinstance(event, OperatorCommand):
             self._operator(event)
+
+    def _health_checked(self, event: HealthChecked, now: float) -> None:
+        """Take the outcome of a check of our application. What follows from it comes with the next tick."""
+        if event.ok:
+            began_at = now - event.took_s
+            self.gate.ends.note_well(began_at)
+            self.backup.ends.note_well(began_at)
+        else:
+            self.out.counters["health-check-failed"] += 1
+        health = self.members.health
+        if not health.checked(event.ok, event.detail, now):
+            return
+        if health.well:
+            self.out.log("info", "application well")
+        else:
+            self.out.log("error", "application failed", reason=health.reason)
 
     def _operator(self, event: OperatorCommand) -> None:
         if event.name == "claim":
@@ -390,14 +404,14 @@ class Node:
             self.backup.handed.adopt()
             self.backup.cut_dead()
             emit(OwnAddress(True, self.settings.announce_count))
-            self._apply(Profile.ALONE)
+            self.rules.apply(Profile.ALONE, members.role)
         elif action is Do.ARM:
-            self._apply(Profile.PRIMARY)
+            self.rules.apply(Profile.PRIMARY, members.role)
         elif action is Do.PROTECT:
             self.gate.start_protecting()
         elif action is Do.RELEASE:
             self.gate.stop_protecting(members.reason)
-            self._apply(Profile.ALONE)
+            self.rules.apply(Profile.ALONE, members.role)
         elif action is Do.SHADOW:
             self.gate.opening.adopt_unknown(False)
             self.backup.clear("a new generation of connections begins", keep_handed=True)
@@ -406,23 +420,24 @@ class Node:
             self.backup.invalidate("this host refused to take over" if refused else "the primary went on unprotected")
         elif action is Do.SILENCE:
             emit(OwnAddress(False))
-            self._apply(Profile.BACKUP)
+            self.rules.apply(Profile.BACKUP, members.role)
             self.gate.opening.adopt_unknown(False)
             self.gate.clear()
             self.backup.clear("this host does not serve any more")
 
     def _take_over(self, now: float) -> None:
         """Be heard. The verdicts have switched with the state; the rules follow when there is time."""
-        if not self.members.may_continue(now):
+        members = self.members
+        if not members.may_continue(now):
             self.backup.invalidate("the primary's protection had ended before the takeover")
         self.out.effects.append(OwnAddress(True, self.settings.announce_count))
         self.backup.handed.adopt()
         going, reset = self.backup.take_over(now)
         self.gate.explain("taken over: no backup")
-        self.out.log("warning", "takeover", epoch=self.members.epoch, connections=going, reset=reset)
+        self.out.log("warning", "takeover", epoch=members.epoch, connections=going, reset=reset)
         if self.memory is not None:
             self.memory.begin([c for c in self.backup.flows.values() if c.state in (Shadow.ACTIVE, Shadow.DEAD)])
-        self._apply(Profile.ALONE)
+        self.rules.apply(Profile.ALONE, members.role)
 
     def _write_down(self) -> None:
         """Before anything else is done: what the daemon's next life must know."""
@@ -433,29 +448,6 @@ class Node:
         if memory.writes:
             self.out.effects.appendleft(Remember(tuple(memory.writes)))
             memory.writes.clear()
-
-    def _apply(self, profile: Profile) -> None:
-        flows = self._inherited_flows()
-        self._inherited = len(flows)
-        self._rules = (profile, len(flows))
-        self._taps_on = profile is Profile.ALONE and bool(self.gate.handovers.flows)
-        if self._taps_on:
-            profile = Profile.PRIMARY  # the backup must go on hearing the clients of the connections that it was given
-        elif profile is Profile.ALONE and self.memory is not None and not self.gate.opening.adopts_unknown:
-            profile = Profile.BACKUP  # what a connection of another time says must not find a bypass, if we die now
-        self.out.effects.append(ApplyRules(profile, flows))
-
-    def _inherited_flows(self) -> tuple[FlowKey, ...]:
-        if self.members.role is not Role.PRIMARY:
-            return ()
-        return tuple(f for f, c in self.backup.flows.items() if c.state in (Shadow.ACTIVE, Shadow.DEAD))
-
-    def _watch_inherited(self) -> None:
-        """When the last connection that was taken over, or handed over, has ended, its diversion can go."""
-        if self._taps_on and not self.gate.handovers.flows:
-            self._apply(self._rules[0])
-        if self._inherited and not self.backup.flows and self.members.role is Role.PRIMARY:
-            self._apply(self._rules[0])
 
     # ------------------------------------------------------------------------------------ views
 

@@ -58,7 +58,7 @@ class Outbox:
         """Deliver a packet to the local TCP."""
         self.effects.append(Inject(packet, inward=True))
 
-    def reset_stranger(self, seg: Segment) -> None:
+    def reset_unknown(self, seg: Segment) -> None:
         """End a connection of our TCP that nobody is at the other end of, at the byte that it expects.
 
         Left alone it would send for minutes, and answer the client's next SYN from the same port (RFC 9293 section

@@ -21,7 +21,6 @@ Fields = dict[tuple[str, str], dict[str, str]]  # (module, class) -> field -> cl
 Functions = dict[str, str]  # name of a function or method -> class name of what it returns; "" if there are several
 
 OPEN: dict[str, int] = {
-    "core.application": 1,
     "core.node": 1,
     "core.restart": 1,
     "core.shadow.acceptance": 3,

@@ -131,7 +131,7 @@ class Handovers:
             return True
         self.out.drop(event.queue, event.packet_id, "handed-over")
         if handed.connection is None:
-            self.out.reset_stranger(seg)
+            self.out.reset_unknown(seg)
         return True
 
     def inbound_syn(self, event: PacketQueued, seg: Segment) -> bool:

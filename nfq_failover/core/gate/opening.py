@@ -210,7 +210,7 @@ class Opening:
             return
         elif not self.adopts_unknown and not seg.flags & RST and self.has_room:
             self.out.drop(event.queue, event.packet_id, "stranger")
-            self.out.reset_stranger(seg)
+            self.out.reset_unknown(seg)
             return
         elif seg.flags & (RST | FIN | ACK) == ACK and self.has_room:
             self._adopt(seg, flow, now)

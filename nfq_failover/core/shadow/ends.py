@@ -33,11 +33,15 @@ class ReplicaEnds:
         self._timers: TimerQueue[int] = TimerQueue()
         self._waits: dict[int, float] = {}
         self.checked = checked
-        self.well_at: float | None = None  # when a check has last begun that ended well
+        self._well_at: float | None = None  # when a check has last begun that ended well
+
+    def note_well(self, began_at: float) -> None:
+        """A check of our application has ended well; this is when it began."""
+        self._well_at = began_at
 
     def _end(self, connection: BackupConnection) -> End:
         since = connection.primary_ended_at
-        well = since is None or (self.well_at is not None and self.well_at > since)
+        well = since is None or (self._well_at is not None and self._well_at > since)
         return end_of(connection, well or not self.checked)
 
     def ended(self, connection: BackupConnection, now: float, tell: bool = True) -> None:

@@ -164,7 +164,7 @@ class BackupSide(BackupTable):
             if seg.flags & RST and connection.state is Shadow.OPENING:
                 out.record(Opened(connection.conn, False, 0, ""))
             else:
-                out.reset_stranger(seg)  # of an earlier connection, or of one that can't be continued
+                out.reset_unknown(seg)  # of an earlier connection, or of one that can't be continued
             return True
         if connection.resync and not resync.answered(connection, seg):
             out.drop(event.queue, event.packet_id, "replica-gone")

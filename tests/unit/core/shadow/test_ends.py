@@ -105,9 +105,9 @@ def test_question_about_what_can_not_be_continued_or_is_unknown_gives_the_reason
 def test_replica_counts_as_alive_after_a_check_that_began_later_than_the_servers_end() -> None:
     with Shadowing() as t:
         t.side.ends.checked = True
-        t.side.ends.well_at = t.now - 0.1
+        t.side.ends.note_well(t.now - 0.1)
         t >> asked(0, EndKind.OPEN) << replica_end(0, EndKind.OPEN)  # nothing to prove
         t >> asked(0) << replica_end(0, EndKind.OPEN, well=False)
-        t.side.ends.well_at = t.now + 0.1
+        t.side.ends.note_well(t.now + 0.1)
         t.now += 0.2
         t >> asked(0) << replica_end(0, EndKind.OPEN)
