@@ -45,10 +45,9 @@ from nfq_failover.core.gate.connection import Gate
 from nfq_failover.core.gate.table import GateTable
 from nfq_failover.core.leftovers import LeftoverSweep
 from nfq_failover.core.outbox import Outbox
-from nfq_failover.core.pair.link import Link, neighbours
+from nfq_failover.core.pair.link import Link, Links
 from nfq_failover.core.pair.membership import Membership
 from nfq_failover.core.pair.roles import Do, Role, State
-from nfq_failover.core.pair.session import Received
 from nfq_failover.core.rules import Rules
 from nfq_failover.core.settings import Settings
 from nfq_failover.core.shadow import path_mtu
@@ -56,7 +55,7 @@ from nfq_failover.core.shadow.checkpoint import Memory, Recollection
 from nfq_failover.core.shadow.connection import Shadow
 from nfq_failover.core.shadow.table import BackupSide
 from nfq_failover.core.status import Status, connections_of, link_status
-from nfq_failover.errors import MalformedDatagram, MalformedSegment
+from nfq_failover.errors import MalformedSegment
 from nfq_failover.wire.icmp import is_icmp
 from nfq_failover.wire.records import Record
 from nfq_failover.wire.segment import Segment
@@ -69,9 +68,8 @@ _RESUMABLE = frozenset((State.UNPROTECTED, State.ARMING))  # serving, and no con
 class Node:
     """A host. `stored_epoch` and `served` come from the epoch store ((0, False) on the first start).
 
-    `links`: one per peer, by its name. `protector` is the link to the host that protects this host's connections,
-    `shadowed` the link to the host whose connections this one shadows; in a pair both are the same. The membership is
-    that of a pair: its peer is the protector.
+    `protector` is the link to the host that protects this host's connections, `shadowed` the link to the host whose
+    connections this one shadows; in a pair both are the same. The membership is that of a pair, with the protector.
     """
 
     def __init__(
@@ -88,10 +86,8 @@ class Node:
         the daemon, on this boot, has left."""
         self.settings = settings
         self.out = Outbox()
-        self.links = {peer.name: Link(settings, peer, rng, self.out, now) for peer in settings.peers}
-        self.protector, self.shadowed = neighbours(self.links)
-        self._any_link = tuple(self.links.values())
-        self._by_source = {link.source: (link,) for link in self._any_link}
+        self.links = Links(settings, rng, self.out, now)
+        self.protector, self.shadowed = self.links.protector, self.links.shadowed
         self.members = Membership(settings, self.protector.view, stored_epoch, served, now)
         self.gate = GateTable(settings, self.out.towards(self.protector.lane), served or stored_epoch == 0)
         self.backup = BackupSide(settings, self.out.towards(self.shadowed.lane))
@@ -139,16 +135,14 @@ class Node:
         effects = self.out.effects
         if not effects:
             self.backup.flush()
-            for link in self._any_link:
+            for link in self.links.all:
                 if link.lane:
                     link.seal(self.members.epoch)
         return effects.popleft() if effects else None
 
     def poll_timeout(self) -> float:
         """When to send `TimerFired` at the latest."""
-        earliest = self._next_tick
-        for link in self._any_link:
-            earliest = min(earliest, link.session.poll_timeout())
+        earliest = min(self._next_tick, self.links.poll_timeout())
         due = self.backup.poll_timeout()
         if due is not None and due < earliest:
             earliest = due
@@ -212,30 +206,21 @@ class Node:
     # ------------------------------------------------------------------------------------ the sync channel
 
     def _datagram(self, event: DatagramReceived, now: float) -> None:
-        """Give a datagram to the link to its source, or, from elsewhere, to the one that can authenticate it."""
-        refused = ""
-        for link in self._by_source.get(event.source, self._any_link):
-            try:
-                received = link.receive(event.data, now)
-            except MalformedDatagram as error:
-                refused = error.reason
-            else:
-                self._received(link, received, now)
-                return
-        self.out.counters[f"datagram-{refused}"] += 1
-
-    def _received(self, link: Link, received: Received, now: float) -> None:
+        found = self.links.receive(event.source, event.data, now)
+        if found is None:
+            return
+        link, received = found
         paired = link.view is self.members.peer
         if received.session_started:
             if paired:
                 self.members.session_started()
             if link is self.shadowed:
                 self.backup.handed.over.clear()  # a daemon that has restarted counts from the beginning
-            self._publish()
+            self.links.publish(self.members)
         if received.heartbeat is not None:
             if paired:
                 self.members.heard(now)
-            self._publish()
+            self.links.publish(self.members)
         if now - self._last_tick > self._pause_s:
             # This host was paused. Records were waiting, and news of a takeover may wait behind them: nothing may leave
             # for their sake. What matters will be repeated.
@@ -267,23 +252,16 @@ class Node:
             elif self.members.backup_can_go_on(now):
                 self.gate.hand_over(found.connection, found.reason, now)
 
-    def _publish(self) -> None:
-        """Say our state in every heartbeat from now on."""
-        for link in self._any_link:
-            link.publish(self.members)
-
     def republish(self) -> None:
-        """Say it once more, since the heartbeat sender has forgotten what to say."""
-        for link in self._any_link:
-            link.republish(self.members)
+        """Say our state once more, since the heartbeat sender has forgotten what to say."""
+        self.links.republish(self.members)
 
     # ------------------------------------------------------------------------------------ time and answers
 
     def _timer(self, now: float) -> None:
         self._last_tick = now
         self._next_tick = now + min(self.settings.heartbeat_interval_ms, 50) / 2000
-        for link in self._any_link:
-            link.on_timer(now)
+        self.links.on_timer(now)
         self.members.tick(now)
         if self.members.actions:
             self._carry_out(now)
@@ -383,7 +361,7 @@ class Node:
             )
         while members.actions:
             self._do(members.actions.popleft(), now)
-        self._publish()
+        self.links.publish(self.members)
 
     def _do(self, action: Do, now: float) -> None:
         members, emit = self.members, self.out.effects.append
@@ -467,6 +445,6 @@ class Node:
             connections=connections_of(self.gate, self.backup),
             protected_connections=sum(c.state is Gate.PROTECTED for c in self.gate.flows.values()),
             application=members.health.status(),
-            bounds=bounds.gauges(self.gate, self.backup, [link.session for link in self._any_link], self.out.counters),
+            bounds=bounds.gauges(self.gate, self.backup, [link.session for link in self.links.all], self.out.counters),
             counters=dict(sorted(self.out.counters.items())),
         )

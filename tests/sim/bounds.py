@@ -28,7 +28,7 @@ def check(host: Host, carried: int) -> None:
     flows, limit = len(gate.flows) + len(backup.flows), host.settings.max_connections
     _within(host, "effects of one input", carried, EFFECTS + EFFECTS_PER_FLOW * flows)
     _within(host, "effects left", len(out.effects), 0)
-    _within(host, "records left", len(out.records) + sum(len(link.lane) for link in node.links.values()), 0)
+    _within(host, "records left", len(out.records) + sum(len(link.lane) for link in node.links.all), 0)
     _within(host, "actions left", len(node.members.actions) + len(node.members.changes), 0)
     if host.inputs % EVERY:
         return
@@ -44,7 +44,7 @@ def check(host: Host, carried: int) -> None:
     _within(host, "remembered SYNs", len(gate.opening._syns), MAX_SYNS)
     _within(host, "dialled connections", len(gate.opening._dialled), MAX_DIALLED)
     _within(host, "news for the backup", len(gate._telling), 64 + limit)
-    for link in node.links.values():
+    for link in node.links.all:
         _within(host, "handshake datagrams", len(link.session._outgoing), MAX_OUTGOING)
         _within(host, "retired sessions", len(link.session._retired), MAX_RETIRED)
     _timers(host, "primary's timers", gate.timers, len(gate.flows) + len(gate._telling))

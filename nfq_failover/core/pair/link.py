@@ -1,8 +1,8 @@
-"""The link to one peer: the session with it, its heartbeats and ours, and the records that wait for the way to it."""
+"""The links to the peers: of each the session, its heartbeats and ours, and the records that wait for the way to it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 
 from nfq_failover.core.events import PublishHeartbeat, SendDatagram
@@ -12,6 +12,7 @@ from nfq_failover.core.pair.peer import PeerView
 from nfq_failover.core.pair.roles import Role, State
 from nfq_failover.core.pair.session import Received, Session
 from nfq_failover.core.settings import Peer, Settings
+from nfq_failover.errors import MalformedDatagram
 from nfq_failover.wire.heartbeat import HeartbeatBody
 
 _ROLES, _STATES = frozenset(Role), frozenset(State)
@@ -117,11 +118,54 @@ class Link:
         self.publish(members)
 
 
-def neighbours(links: Mapping[str, Link]) -> tuple[Link, Link]:
-    """The links to the host that protects our connections, and to the one whose connections we shadow.
+class Links:
+    """All links of a host, by the names of its peers.
 
-    The peers are in the order in which they follow this host in a ring: the next one protects it, and it shadows the
-    one before it. In a pair the only other host is both. Raises `ValueError` if there is no peer.
+    The peers of the settings are in the order in which they follow this host in a ring. The next one protects its
+    connections (`protector`), and it shadows those of the one before it (`shadowed`); in a pair the only other host is
+    both. Raises `ValueError` if there is no peer.
     """
-    protector, *others = links.values()
-    return protector, others[-1] if others else protector
+
+    def __init__(self, settings: Settings, rng: Callable[[int], bytes], out: Outbox, now: float) -> None:
+        self.by_name = {peer.name: Link(settings, peer, rng, out, now) for peer in settings.peers}
+        self.all = tuple(self.by_name.values())
+        self.protector, *others = self.all
+        self.shadowed = others[-1] if others else self.protector
+        self._out = out
+        self._by_source = {link.source: (link,) for link in self.all}
+
+    def receive(self, source: tuple[str, int], data: bytes, now: float) -> tuple[Link, Received] | None:
+        """Give a datagram to the link to its source or, if it is from elsewhere, to the one that can authenticate it.
+
+        Returns None if it is refused, which is counted.
+        """
+        refused = ""
+        for link in self._by_source.get(source, self.all):
+            try:
+                return link, link.receive(data, now)
+            except MalformedDatagram as error:
+                refused = error.reason
+        self._out.counters[f"datagram-{refused}"] += 1
+        return None
+
+    def on_timer(self, now: float) -> None:
+        """Let time pass in all sessions."""
+        for link in self.all:
+            link.on_timer(now)
+
+    def poll_timeout(self) -> float:
+        """When `on_timer` has something to do."""
+        earliest = self.protector.session.poll_timeout()
+        for link in self.all[1:]:
+            earliest = min(earliest, link.session.poll_timeout())
+        return earliest
+
+    def publish(self, members: Membership) -> None:
+        """Say this host's state in every heartbeat from now on."""
+        for link in self.all:
+            link.publish(members)
+
+    def republish(self, members: Membership) -> None:
+        """Say it once more, since the heartbeat sender has forgotten what to say."""
+        for link in self.all:
+            link.republish(members)

@@ -34,7 +34,7 @@ class SyncReader:
         self._sockets = sockets
         self._node = node
         self._feed = feed
-        self._sessions = {link.source: link.session for link in node.links.values()}
+        self._sessions = {link.source: link.session for link in node.links.all}
         self._reported = 0
         self._last_empty = time.monotonic()
         self.patience_s = min(PATIENCE_S, node.settings.detection_ms / 2000)

@@ -47,7 +47,7 @@ class Pair:
 
     def link(self, name: str) -> Link:
         """The link of `name` to the other."""
-        return self.nodes[name].links["b" if name == "a" else "a"]
+        return self.nodes[name].links.by_name["b" if name == "a" else "a"]
 
     def drain(self, name: str) -> None:
         """Carry datagrams over; keep heartbeat templates; all else is another test's affair."""
