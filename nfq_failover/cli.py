@@ -104,8 +104,8 @@ def _leave(args: argparse.Namespace) -> int:
 
 
 def _witness(args: argparse.Namespace) -> int:
-    from nfq_failover.config import read_key
-    from nfq_failover.config_fence import DEFAULT_WITNESS_PORT, address_and_port
+    from nfq_failover.config import address_and_port, read_key
+    from nfq_failover.constants import DEFAULT_WITNESS_PORT
     from nfq_failover.shell import logs
     from nfq_failover.shell.witness_daemon import Witness
 

@@ -33,6 +33,7 @@ OPT_FASTOPEN: Final = 34  # RFC 7413
 MAX_WSCALE: Final = 14  # RFC 7323 section 2.3
 
 DEFAULT_SYNC_PORT: Final = 7766
+DEFAULT_WITNESS_PORT: Final = 7767
 # One bit of the packet mark says "the daemon has handled this packet": our own rules skip it and the silence guard
 # lets it out.
 DEFAULT_MARK: Final = 0x10000000

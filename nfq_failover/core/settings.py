@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from nfq_failover.constants import DEFAULT_SYNC_PORT
-
 
 @dataclass(frozen=True, slots=True)
 class Peer:
@@ -13,47 +11,48 @@ class Peer:
 
     name: str
     address: str
-    port: int = DEFAULT_SYNC_PORT
+    port: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """Everything the core is told. Times in milliseconds, sizes in bytes."""
+    """What the core is told. Times are in milliseconds, sizes in bytes. Defaults and bounds are the configuration's
+    (`config.schema`): here is none."""
 
     name: str
     service: bytes  # packed address
     ports: tuple[tuple[int, int], ...]  # inclusive ranges
     peers: tuple[Peer, ...]
     key: bytes
-    prefer_primary: bool = False  # breaks the tie when two hosts that never served boot together
-    has_fence: bool = False
-    split_brain_accepted: bool = False
-    boot_alone: str = "wait"  # or "fence"
-    boot_wait_ms: int = 3000
-    heartbeat_interval_ms: int = 50
-    heartbeat_count: int = 3
-    fence_deadline_ms: int = 2000
-    fence_delay_ms: int = 0  # before we act against the other: the host without goes first
-    fence_retry_ms: int = 5000  # after a refusal, doubled each time; 0: never again
-    fence_retry_max_ms: int = 60_000
-    has_witness: bool = False
-    witness_lease_ms: int = 0  # 0: three times the detection time
-    checks_target: bool = False  # our own link counts as up only if some other machine answers
-    loop_stall_ms: int = 1000  # a peer whose packet loop has made no progress for this long is not alive
-    open_deadline_ms: int = 1000  # how long a SYN-ACK waits for the replica
-    announce_count: int = 5
-    revert_backoff: bool = True  # at a takeover clients are made to repeat at once what they have sent to nobody
-    max_connections: int = 20000
-    max_log_bytes: int = 16 << 20  # per connection, inbound journal
-    max_unacked_bytes: int = 16 << 20  # per connection, replica output the client has not acknowledged
-    hole_deadline_ms: int = 3000  # after a takeover
-    end_deadline_ms: int = 1000  # how long an end of the server's stream waits for the replica's
-    on_app_failure: str = "service"  # the whole service moves; or "connection" (only that one), or "off"
-    divergence: str = "default"  # the two servers' output is compared; or "strict", or "off"
-    divergence_run_bytes: int = 1024  # a difference of that length ends the protection
-    out_of_step_ms: int = 10_000  # how long the two outputs may differ in length while nobody goes on
-    health_checked: bool = False  # the shell checks the application's health
-    health_failures: int = 3  # so many failed checks in a row are a failed application
+    prefer_primary: bool  # breaks the tie when two hosts that never served boot together
+    has_fence: bool
+    split_brain_accepted: bool
+    boot_alone: str  # wait | fence
+    boot_wait_ms: int
+    heartbeat_interval_ms: int
+    heartbeat_count: int
+    fence_deadline_ms: int
+    fence_delay_ms: int  # before we act against the peer: of two hosts the one without it goes first
+    fence_retry_ms: int  # after a refusal, doubled each time; 0: never again
+    fence_retry_max_ms: int
+    has_witness: bool
+    witness_lease_ms: int  # 0: three times the detection time
+    checks_target: bool  # our own link counts as up only if some other machine answers
+    loop_stall_ms: int  # a peer whose packet loop has made no progress for this long is not alive
+    open_deadline_ms: int  # how long a SYN-ACK waits for the replica
+    announce_count: int
+    revert_backoff: bool  # at a takeover clients are made to repeat at once what they have sent to nobody
+    max_connections: int
+    max_log_bytes: int  # per connection, inbound journal
+    max_unacked_bytes: int  # per connection, replica output the client has not acknowledged
+    hole_deadline_ms: int  # after a takeover
+    end_deadline_ms: int  # how long an end of the server's stream waits for the replica's
+    on_app_failure: str  # service | connection | off: what moves
+    divergence: str  # default | strict | off: how the two servers' output is compared
+    divergence_run_bytes: int  # a difference of this length ends the protection
+    out_of_step_ms: int  # how long the two outputs may differ in length while neither goes on
+    health_checked: bool  # the shell checks the application's health
+    health_failures: int  # failed checks in a row that make a failed application
 
     @property
     def detection_ms(self) -> int:

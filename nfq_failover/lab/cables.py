@@ -18,8 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from nfq_failover.config_fence import DEFAULT_WITNESS_PORT
-from nfq_failover.constants import DEFAULT_SYNC_PORT
+from nfq_failover.constants import DEFAULT_SYNC_PORT, DEFAULT_WITNESS_PORT
 from nfq_failover.lab import netns
 from nfq_failover.lab.state import Cut, LabState
 from nfq_failover.lab.topology import SWITCH, Topology, namespace, port

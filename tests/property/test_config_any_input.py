@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nfq_failover.config import _PEER_SETTINGS, _SETTINGS, Config, parse
+from nfq_failover.config import Config, parse, schema
 from nfq_failover.errors import ConfigError
 
 
@@ -35,11 +35,11 @@ values = st.one_of(
     ),
 )
 nested = st.recursive(values, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=2))
-changes = st.dictionaries(st.sampled_from(_SETTINGS) | st.text(max_size=8), nested, max_size=4)
-peer_changes = st.dictionaries(st.sampled_from(_PEER_SETTINGS) | st.text(max_size=8), nested, max_size=2)
+changes = st.dictionaries(st.sampled_from(schema.names()) | st.text(max_size=8), nested, max_size=4)
+peer_changes = st.dictionaries(st.sampled_from(schema.names("peer")) | st.text(max_size=8), nested, max_size=2)
 
 
-@given(change=changes, peer_change=peer_changes, drop=st.sets(st.sampled_from(_SETTINGS), max_size=1))
+@given(change=changes, peer_change=peer_changes, drop=st.sets(st.sampled_from(schema.names()), max_size=1))
 def test_valid_or_refused(key_file: str, change: dict[str, Any], peer_change: dict[str, Any], drop: set[str]) -> None:
     table: dict[str, Any] = {
         "name": "a",

@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from nfq_failover.core.pair.membership import Membership
 from nfq_failover.core.pair.peer import PeerView
 from nfq_failover.core.pair.roles import Do, Role, State
-from nfq_failover.core.settings import Peer, Settings
 from nfq_failover.wire.heartbeat import HeartbeatBody
+from tests.support import configured
 
 INTERVAL_S = 0.05
 TICK_S = 0.025
@@ -85,9 +85,7 @@ class Pair:
                 "prefer_primary": name == "a",
                 **changes,
             }
-            conf = Settings(
-                name=name, service=b"\n\0\0\1", ports=((80, 80),), peers=(Peer(other, "x"),), key=b"", **values
-            )
+            conf = configured.settings(name=name, peers=(configured.peer(other),), **values)
             peer = PeerView(conf, other, boot[name])
             self.sides[name] = Side(name, peer, Membership(conf, peer, 0, False, boot[name]))
             peer.monitor.reset(boot[name])

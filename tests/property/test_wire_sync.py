@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 
 from nfq_failover.constants import MAX_DATAGRAM
 from nfq_failover.core.pair.session import Session
-from nfq_failover.core.settings import Peer, Settings
 from nfq_failover.errors import MalformedDatagram
 from nfq_failover.wire.datagram import HEADER, MAC_BYTES, MAX_BODY, Header, open_body, read_header, seal
 from nfq_failover.wire.heartbeat import HeartbeatBody, HeartbeatTemplate
 from nfq_failover.wire.records import MAX_TEXT, Record, Unprotected, decode_records, encode_record
+from tests.support import configured
 from tests.support.records import records
 from tests.support.strategies import headers, heartbeats, u32, u64
 
@@ -22,8 +22,8 @@ keys = st.binary(min_size=1, max_size=32)
 
 
 def make(name: str, peer: str) -> Session:
-    settings = Settings(name=name, service=bytes(4), ports=(), peers=(Peer(peer, ""),), key=b"k" * 32)
-    return Session(settings, settings.peers[0], lambda n: name.encode() * n)
+    made = configured.settings(name=name, peers=(configured.peer(peer),))
+    return Session(made, made.peers[0], lambda n: name.encode() * n)
 
 
 def agreed() -> tuple[Session, Session]:

@@ -9,14 +9,14 @@ from random import Random
 
 from nfq_failover.core.events import Fence, FenceFinished
 from nfq_failover.core.pair.roles import State
-from nfq_failover.core.settings import Peer, Settings
 from nfq_failover.wire.segment import FlowKey
+from tests.support import configured
 
 from . import bounds
 from .apps import Client
 from .checks import Checks
 from .clock import Clock, HostClock
-from .generate import FENCE_DEADLINE_MS, release
+from .generate import FENCE_DEADLINE_MS, LOOP_STALL_MS, release
 from .host import Host
 from .incidents import Incidents
 from .kernel import Kernel
@@ -92,17 +92,18 @@ class World:
     def _host(self, name: str, other: str) -> Host:
         scenario, plan = self.scenario, self.scenario.hosts[name]
         limits = {what: size for what, size in asdict(scenario.limits).items() if size}
-        settings = Settings(
+        settings = configured.settings(
             name=name,
             service=SERVICE,
             ports=((ECHO, UPLOAD),),
-            peers=(Peer(other, "peer"),),
+            peers=(configured.peer(other, "peer"),),
             key=b"simulated" * 4,
             prefer_primary=name == "a",
             has_fence=scenario.fence != "none",
             split_brain_accepted=scenario.split_brain,
             heartbeat_interval_ms=scenario.heartbeat_ms,
             fence_deadline_ms=FENCE_DEADLINE_MS,
+            loop_stall_ms=LOOP_STALL_MS,
             fence_retry_ms=scenario.fence_retry_ms,
             has_witness=scenario.witness,
             health_checked=scenario.health,

@@ -5,9 +5,9 @@ from __future__ import annotations
 from random import Random
 
 from nfq_failover.core.pair.session import Received, Session
-from nfq_failover.core.settings import Peer, Settings
 from nfq_failover.errors import MalformedDatagram
 from nfq_failover.wire.heartbeat import HeartbeatTemplate
+from tests.support import configured
 
 KEY = b"k" * 32
 HOPS = 20  # more datagrams than any handshake needs
@@ -15,13 +15,8 @@ HOPS = 20  # more datagrams than any handshake needs
 
 def make(name: str, peer: str, life: int = 1, key: bytes = KEY, interval_ms: int = 50) -> Session:
     """A daemon's session just after its start; another `life` draws other random numbers."""
-    settings = Settings(
-        name=name,
-        service=bytes((10, 77, 0, 100)),
-        ports=((80, 80),),
-        peers=(Peer(peer, "10.77.0.3"),),
-        key=key,
-        heartbeat_interval_ms=interval_ms,
+    settings = configured.settings(
+        name=name, peers=(configured.peer(peer),), key=key, heartbeat_interval_ms=interval_ms
     )
     return Session(settings, settings.peers[0], Random(f"{name} {life}").randbytes)
 

@@ -18,7 +18,7 @@ from nfq_failover.core.events import FlowsGone, FrameCopied, Inject, Log, Packet
 from nfq_failover.core.gate.ends import ApplicationFailed
 from nfq_failover.core.gate.table import GateTable
 from nfq_failover.core.outbox import Outbox
-from nfq_failover.core.settings import Peer, Settings
+from nfq_failover.core.settings import Settings
 from nfq_failover.core.shadow.acceptance import on_sent
 from nfq_failover.core.shadow.table import BackupSide
 from nfq_failover.wire.build import ack_options, build_segment
@@ -42,6 +42,7 @@ from nfq_failover.wire.records import (
 )
 from nfq_failover.wire.segment import Segment
 from nfq_failover.wire.seqnum import add, diff
+from tests.support import configured
 
 CLIENT = (bytes((10, 77, 0, 1)), 40000)
 SERVER = (bytes((10, 77, 0, 100)), 80)
@@ -79,17 +80,8 @@ def server_bytes(offset: int, count: int) -> bytes:
 
 
 def settings(**changes: object) -> Settings:
-    """A small host `a` with peer `b`."""
-    values: dict[str, object] = {
-        "name": "a",
-        "service": SERVER[0],
-        "ports": ((80, 80),),
-        "peers": (Peer("b", "10.77.0.3"),),
-        "key": b"k" * 32,
-        "divergence": "off",
-        "revert_backoff": False,
-    }
-    return Settings(**{**values, **changes})  # type: ignore[arg-type]
+    """A host `a` with peer `b` that does not compare outputs, and leaves clients' timers alone."""
+    return configured.settings(**{"service": SERVER[0], "divergence": "off", "revert_backoff": False, **changes})
 
 
 def client_seq(offset: int) -> int:

@@ -16,7 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable
 
-from nfq_failover.config_fence import FencePlan
+from nfq_failover.config.fence import FencePlan
 from nfq_failover.core.events import Event, Fence, FenceFinished
 from nfq_failover.core.settings import Peer
 

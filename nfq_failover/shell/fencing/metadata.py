@@ -7,7 +7,7 @@ import subprocess
 from dataclasses import dataclass
 from xml.etree import ElementTree
 
-from nfq_failover.config_fence import FencePlan
+from nfq_failover.config.fence import FencePlan
 from nfq_failover.core.settings import Peer
 from nfq_failover.shell.fencing.agent import AGENT_OFF, AGENT_ON, FenceProgram
 

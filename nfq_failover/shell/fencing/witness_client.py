@@ -7,7 +7,7 @@ import os
 import socket
 from collections import OrderedDict
 
-from nfq_failover.config_fence import WitnessPlan
+from nfq_failover.config.fence import WitnessPlan
 from nfq_failover.core.events import AskWitness, WitnessAnswered
 from nfq_failover.errors import MalformedDatagram
 from nfq_failover.wire.witness import NONCE_BYTES, Answer, Question, seal, unseal, witness_key

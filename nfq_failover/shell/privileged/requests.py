@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-from nfq_failover.config_fence import FencePlan
+from nfq_failover.config.fence import FencePlan
 from nfq_failover.core.events import Profile
 from nfq_failover.core.settings import Peer
 from nfq_failover.errors import NfqFailoverError

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 FENCE_DEADLINE_MS = 400
+LOOP_STALL_MS = 1000
 
 
 def most_rate(detection_s: float) -> float:
@@ -18,4 +19,4 @@ def most_rate(detection_s: float) -> float:
 
 def release(detection_s: float) -> float:
     """After how much silence a primary with a fence lets everything go (`Settings.release_after_ms`)."""
-    return 2 * detection_s + FENCE_DEADLINE_MS / 1000 + 1.0
+    return 2 * detection_s + (FENCE_DEADLINE_MS + LOOP_STALL_MS) / 1000

@@ -13,10 +13,10 @@ from nfq_failover.core.gate.ends import ApplicationFailed
 from nfq_failover.core.node import Node
 from nfq_failover.core.pair.link import Link
 from nfq_failover.core.pair.roles import UNHEALTHY, State
-from nfq_failover.core.settings import Peer, Settings
 from nfq_failover.wire.datagram import Kind
 from nfq_failover.wire.heartbeat import HeartbeatTemplate
 from nfq_failover.wire.records import Closed, End, EndKind
+from tests.support import configured
 from tests.support.transcript import opening
 
 ADDRESSES = {"a": "192.0.2.1", "b": "192.0.2.2"}
@@ -31,7 +31,7 @@ class Pair:
         self.templates: dict[str, bytes] = {}
         self.nodes = {
             name: Node(
-                Settings(name, b"\xc0\0\x02\x64", ((80, 80),), (Peer(peer, ADDRESSES[peer]),), b"k" * 32),
+                configured.settings(name=name, peers=(configured.peer(peer, ADDRESSES[peer]),)),
                 rng.randbytes,
                 0,
                 False,
@@ -163,8 +163,9 @@ def test_refused_datagrams_and_handshakes_count_against_a_turn() -> None:
 def test_connections_from_before_the_start_are_the_clients_only_if_this_host_served(
     epoch: int, served: bool, may: bool
 ) -> None:
-    settings = Settings("a", b"\xc0\0\x02\x64", ((80, 80),), (Peer("b", ADDRESSES["b"]),), b"k" * 32)
-    assert Node(settings, random.Random(1).randbytes, epoch, served, 100.0).gate.opening.adopts_unknown is may
+    assert (
+        Node(configured.settings(), random.Random(1).randbytes, epoch, served, 100.0).gate.opening.adopts_unknown is may
+    )
 
 
 def test_health_of_the_application_is_in_the_next_heartbeat() -> None:

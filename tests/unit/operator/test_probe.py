@@ -20,7 +20,7 @@ from scapy.packet import Raw
 from scapy.utils import wrpcap
 
 from nfq_failover.cli import main
-from nfq_failover.core.settings import Settings
+from nfq_failover.config import schema
 from nfq_failover.errors import CommandError
 from nfq_failover.operator.probe import command as probe
 from nfq_failover.operator.probe import compare as probe_compare
@@ -43,8 +43,7 @@ def http(date: str, body: str = "hello") -> Answer:
 
 
 def test_run_length_is_the_daemons() -> None:
-    fields = Settings.__dataclass_fields__
-    assert fields["divergence_run_bytes"].default == probe_compare.RUN_BYTES
+    assert schema.find("run_bytes", "divergence").default == probe_compare.RUN_BYTES
 
 
 @pytest.mark.parametrize(

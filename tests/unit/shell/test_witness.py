@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from nfq_failover.config_fence import WitnessPlan
+from nfq_failover.config.fence import WitnessPlan
 from nfq_failover.core.events import AskWitness, WitnessAnswered
 from nfq_failover.errors import CommandError, ConfigError, MalformedDatagram
 from nfq_failover.shell.fencing.witness_client import WitnessClient

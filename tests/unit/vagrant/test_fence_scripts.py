@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from nfq_failover.config_fence import FencePlan
+from nfq_failover.config.fence import FencePlan
 from nfq_failover.core.settings import Peer
 from nfq_failover.shell.fencing import metadata as agent_metadata
 

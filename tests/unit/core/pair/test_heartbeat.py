@@ -7,26 +7,18 @@ from dataclasses import replace
 import pytest
 
 from nfq_failover.core.pair.monitor import PeerMonitor
-from nfq_failover.core.settings import Settings
 from nfq_failover.errors import MalformedDatagram
 from nfq_failover.wire.heartbeat import LINK_HEADERS, HeartbeatBody, HeartbeatTemplate, datagram_bytes
+from tests.support import configured
 from tests.support.session_pair import agreed_pair, refusal, template
 
 BODY = HeartbeatBody(1, 2, 0, 4, 5, 0, 1000, 0, 250)
 
 
 def monitor(interval_ms: int = 50, count: int = 3, stall_ms: int = 300) -> PeerMonitor:
-    settings = Settings(
-        name="a",
-        service=bytes(4),
-        ports=(),
-        peers=(),
-        key=b"",
-        heartbeat_interval_ms=interval_ms,
-        heartbeat_count=count,
-        loop_stall_ms=stall_ms,
+    return PeerMonitor(
+        configured.settings(heartbeat_interval_ms=interval_ms, heartbeat_count=count, loop_stall_ms=stall_ms)
     )
-    return PeerMonitor(settings)
 
 
 # ------------------------------------------------------------------------------------ what is said

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from nfq_failover.core.pair.roles import Do, State
-from nfq_failover.core.settings import Peer
+from tests.support import configured
 from tests.support.hosts import DETECTION_S, Host, Scenario, collector
 
 S = State
@@ -88,8 +88,8 @@ def backup_that_hears_nothing_of_us_is_lost_too() -> Host:
         h.hear(S.SHADOWING, 1, generation=1, heard=False)
         assert h.silence(0.05) == []
     assert h.at(S.BACKUP_LOST)
-    # It speaks: until it says that it has refused, it may be about to take over.
-    for _ in range(100):
+    # It speaks: until it says that it has refused, it may be about to take over, however long that lasts.
+    for _ in range(round(h.settings.release_after_ms / 50) + 40):
         h.hear(S.FENCING, 1, generation=1, heard=False)
         assert h.silence(0.05) == []
     assert h.hear(S.REFUSED, 1, generation=1, heard=False) == [Do.RELEASE]
@@ -108,7 +108,7 @@ def split_brain_accepted_releases_at_the_detection_time() -> Host:
 def hung_backup_with_a_punctual_heartbeat_is_lost_and_then_let_go() -> Host:
     h = Host().protect()
     actions: list[Do] = []
-    for _ in range(90):
+    for _ in range(round(h.settings.release_after_ms / 50) + 20):
         actions += h.hear(S.SHADOWING, 1, generation=1, heard=False, loop_age_ms=1400)
         actions += h.silence(0.05)
     assert actions == [Do.RELEASE] and h.at(S.UNPROTECTED)
@@ -186,7 +186,7 @@ def older_epoch_does_not_impress_the_primary() -> Host:
 
 def test_of_two_who_serve_in_the_same_epoch_one_steps_down() -> None:
     for name, peer in (("a", "b"), ("b", "a")):
-        h = Host(name=name, peers=(Peer(peer, "10.77.0.9"),))
+        h = Host(name=name, peers=(configured.peer(peer, "10.77.0.9"),))
         h.members.claim()
         h.stored()
         h.hear(S.UNPROTECTED, 1)

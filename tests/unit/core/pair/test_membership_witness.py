@@ -435,7 +435,7 @@ def test_answers_for_another_pact_count_for_nothing() -> None:
 
 def test_nothing_is_released_while_the_target_does_not_answer() -> None:
     h = Host(checks_target=True).lose_backup()
-    actions = h.silence(10)
+    actions = h.silence(h.settings.release_after_ms / 1000 + 7)
     assert Do.RELEASE not in actions and actions.count(Do.CHECK_LINK) >= 7
     h.members.link_checked(False, "10.0.0.1 does not answer")
     assert h.done() == [] and "does not answer" in h.members.reason

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from nfq_failover.config_fence import FencePlan, fence
+from nfq_failover.config.fence import FencePlan, fence
 from nfq_failover.core.events import Fence, FenceFinished
 from nfq_failover.shell.fencing.agent import FenceKeeper
 from tests.unit.shell.fencing.test_runner import PEER, Loop

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from nfq_failover.config_fence import FencePlan
+from nfq_failover.config.fence import FencePlan
 from nfq_failover.shell.fencing.metadata import advice, status
 from tests.unit.shell.fencing.test_runner import PEER
 

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from nfq_failover.core.events import Event, Fence, FenceFinished
-from nfq_failover.core.settings import Peer
 from nfq_failover.shell.fencing.agent import FenceKeeper
+from tests.support import configured
 
-PEER = Peer("b", "10.77.0.3")
+PEER = configured.peer()
 
 
 class Loop:

@@ -10,12 +10,12 @@ import pytest
 
 from nfq_failover.core.events import DatagramReceived, DatagramsLost
 from nfq_failover.core.node import Node
-from nfq_failover.core.settings import Peer, Settings
 from nfq_failover.errors import CommandError
 from nfq_failover.shell.peer import reader as sync_reader
 from nfq_failover.shell.peer import socket as sync_socket
 from nfq_failover.shell.peer.reader import MAX_REFUSED, SyncReader
 from nfq_failover.shell.peer.socket import open_sync
+from tests.support import configured
 
 
 class Reading:
@@ -26,7 +26,7 @@ class Reading:
         self.udp = self.sockets.records
         self.peer = self._sender("127.0.0.2")
         self.stranger = self._sender("127.0.0.3")
-        settings = Settings("a", bytes(4), ((80, 80),), (Peer("b", *self.peer.getsockname()),), b"k" * 16)
+        settings = configured.settings(peers=(configured.peer("b", *self.peer.getsockname()),))
         self.node = Node(settings, lambda n: bytes(n), 0, False, time.monotonic())
         self.fed = 0
         self.reader = SyncReader(self.sockets, self.node, self._feed)

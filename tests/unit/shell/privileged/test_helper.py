@@ -14,9 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from nfq_failover.config_fence import FencePlan
+from nfq_failover.config.fence import FencePlan
 from nfq_failover.core.events import Event, Fence, FenceFinished, Profile
-from nfq_failover.core.settings import Peer
 from nfq_failover.shell.firewall.script import PeerHost, RulesError, RulesOptions, RulesRunner
 from nfq_failover.shell.privileged.client import Helper, RemoteFences, RemoteRules
 from nfq_failover.shell.privileged.requests import (
@@ -31,9 +30,10 @@ from nfq_failover.shell.privileged.requests import (
     decode_answer,
     encode_request,
 )
+from tests.support import configured
 
 SERVICE = b"\x0a\x4d\x00\x64"
-PEER = Peer("b", "10.77.0.3")
+PEER = configured.peer()
 FLOW = (b"\x0a\x4d\x00\x01", 40000, SERVICE, 80)
 
 

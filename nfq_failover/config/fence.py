@@ -1,4 +1,4 @@
-"""The parts of the configuration that keep two hosts from serving at once: fence, witness, targets of the check."""
+"""What keeps two hosts from serving at once: how to fence the peer, and where the witness is."""
 
 from __future__ import annotations
 
@@ -6,17 +6,15 @@ import re
 import stat
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from ipaddress import IPv4Address, ip_address
 from pathlib import Path
 from typing import Any
 
-DEFAULT_WITNESS_PORT = 7767
+from nfq_failover.config import schema
+
 PLACEHOLDERS = ("{peer}", "{address}")
 _PLACEHOLDER = re.compile(r"\{[A-Za-z_]*\}")
 _PARAMETER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,63}")
 _SECRET_NAMES = re.compile(r"pass|secret|token|key|community", re.IGNORECASE)
-_NUMBER = re.compile(r"[0-9]{1,5}")
-_FENCE_SETTINGS = ("agent", "command", "parameters", "secrets", "verify")
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,8 +77,8 @@ def fence(value: Any) -> FencePlan:
     if not isinstance(value, dict):
         raise ValueError("must be a list in [brackets], or a table [fence]")
     for key in value:
-        if key not in _FENCE_SETTINGS:
-            raise ValueError(f"unknown setting '{key}': there are {', '.join(_FENCE_SETTINGS)}")
+        if key not in schema.names("fence"):
+            raise ValueError(f"unknown setting '{key}': there are {', '.join(schema.names('fence'))}")
     if ("agent" in value) == ("command" in value):
         raise ValueError("set either 'agent' or 'command'")
     if "command" in value:
@@ -88,7 +86,7 @@ def fence(value: Any) -> FencePlan:
             if key in value:
                 raise ValueError(f"'{key}' is for an agent: a command has its arguments")
         return FencePlan(words(value["command"]))
-    agent, verify = value["agent"], value.get("verify", True)
+    agent, verify = value["agent"], value.get("verify", schema.find("verify", "fence").default)
     if not isinstance(agent, str) or not agent or "\0" in agent:
         raise ValueError("'agent' must be the name or path of a fence agent, like \"fence_virsh\"")
     if not isinstance(verify, bool):
@@ -141,24 +139,3 @@ def _secrets(table: Any) -> dict[str, str]:
             raise ValueError(f"{path} must hold one line, the secret")
         made[name] = text
     return made
-
-
-def address_and_port(value: Any, default: int) -> tuple[str, int]:
-    """`ADDRESS` or `ADDRESS:PORT`; port 0 only as the default. ValueError."""
-    if not isinstance(value, str):
-        raise ValueError(f"{value!r} is not ADDRESS:PORT")
-    host, colon, port = value.partition(":")
-    if colon and not (_NUMBER.fullmatch(port) and 0 < int(port) < 65536):
-        raise ValueError(f"'{value}' is not ADDRESS:PORT")
-    try:
-        address = ip_address(host)
-    except ValueError:
-        raise ValueError(f"'{host}' is not an IP address") from None
-    if not isinstance(address, IPv4Address):
-        raise ValueError(f"'{host}' is not an IPv4 address; IPv6 is not supported yet")
-    return str(address), int(port) if colon else default
-
-
-def targets(value: list[Any]) -> tuple[tuple[str, int], ...]:
-    """Machines whose answer proves our own connectivity: `ADDRESS` (echo) or `ADDRESS:PORT` (TCP). ValueError."""
-    return tuple(address_and_port(one, 0) for one in value)

@@ -1,0 +1,22 @@
+"""The configuration: what settings there are (`schema`), and a file of them, checked (`load`, `parse`)."""
+
+from __future__ import annotations
+
+from nfq_failover.config.fence import FencePlan, WitnessPlan
+from nfq_failover.config.model import Config, HealthConfig, Limits, Privileges
+from nfq_failover.config.parse import advice, load, parse, read_key
+from nfq_failover.config.values import address_and_port
+
+__all__ = [
+    "Config",
+    "FencePlan",
+    "HealthConfig",
+    "Limits",
+    "Privileges",
+    "WitnessPlan",
+    "address_and_port",
+    "advice",
+    "load",
+    "parse",
+    "read_key",
+]

@@ -1,0 +1,69 @@
+"""What a configuration is once it has been checked: values that the rest of the program can rely on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from nfq_failover.config.fence import FencePlan, WitnessPlan
+from nfq_failover.core.settings import Settings
+
+
+@dataclass(frozen=True, slots=True)
+class HealthConfig:
+    """How the application is checked: `port` to connect to (None: not), `command` to run (empty: none)."""
+
+    port: int | None
+    command: tuple[str, ...]
+    interval_ms: int
+    timeout_ms: int
+    failures: int
+
+
+@dataclass(frozen=True, slots=True)
+class Privileges:
+    """What the daemon gives up after its start; docs/operate/privileges.md."""
+
+    user: str | None
+    drop: bool
+    fence_capabilities: tuple[str, ...]  # that the helper keeps for the fence command, besides its own
+    fence_setuid: bool  # the fence command gets rights by setuid programs
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How much the kernel may keep for the daemon; docs/operate/limits.md."""
+
+    queue_max_packets: int
+    queue_buffer_bytes: int
+    sync_buffer_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """A daemon's configuration: what the core needs (`settings`), and the shell's own things."""
+
+    settings: Settings
+    service: str
+    interface: str
+    tap: str  # clone | multicast
+    tap_mac: str | None
+    listen: tuple[str, int]
+    state_dir: Path
+    run_dir: Path  # outlives the daemon, not the host
+    conntrack: str  # notrack | liberal
+    fence: FencePlan
+    witness: WitnessPlan | None
+    check_targets: tuple[tuple[str, int], ...]  # (address, port); port 0: ICMP echo
+    check_deadline_ms: int
+    announce_refresh_ms: int  # 0: never
+    queue_in: int
+    queue_out: int
+    mark: int
+    manage_address: bool
+    instance: str
+    rules_script: Path | None
+    peer_macs: dict[str, str]
+    health: HealthConfig | None
+    privileges: Privileges
+    limits: Limits

@@ -1,0 +1,375 @@
+"""Every setting of the configuration file, declared once: data that the parser, the reference page, the sample file and
+whoever compares two configurations read. Nothing here reads a file or checks a value.
+
+To add a setting, declare it here, give it a field in `core.settings.Settings` (with `core=True`) or in a class of
+`config.model`, and run `python -m nfq_failover.config.reference --write`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import KW_ONLY, dataclass, replace
+from enum import Enum
+from typing import Any, Final
+
+from nfq_failover.constants import (
+    DEFAULT_MARK,
+    DEFAULT_QUEUE_BUFFER,
+    DEFAULT_QUEUE_IN,
+    DEFAULT_QUEUE_OUT,
+    DEFAULT_QUEUE_PACKETS,
+    DEFAULT_SYNC_BUFFER,
+    DEFAULT_SYNC_PORT,
+    DEFAULT_WITNESS_PORT,
+)
+
+
+class Kind(Enum):
+    """What a setting's value is. `config.values` has the check of each kind."""
+
+    FLAG = "true or false"
+    NUMBER = "a whole number"
+    MASK = "a whole number, a single bit"
+    CHOICE = "one of"
+    NAME = "a name: at most 31 letters, digits, '.', '_', '-'"
+    INSTANCE = "at most 16 letters, digits, '_'"
+    INTERFACE = "an interface's name"
+    USER = "a user's name"
+    ADDRESS = "an IPv4 address"
+    LISTEN = f"ADDRESS, or ADDRESS:PORT (port {DEFAULT_SYNC_PORT} if left out)"
+    WITNESS = f"ADDRESS, or ADDRESS:PORT (port {DEFAULT_WITNESS_PORT} if left out)"
+    MAC = "a MAC address"
+    PATH = "an absolute path"
+    AGENT = "a name or path"
+    PORTS = 'a list of ports and ranges ("7000-7099")'
+    TARGETS = "a list of ADDRESS (ICMP echo) or ADDRESS:PORT (TCP)"
+    COMMAND = "a list of words: a program and its arguments"
+    FENCE = "a list of words, a program and its arguments; or the table [fence]"
+    CAPABILITIES = "a list of capabilities"
+    PARAMETERS = "a table: names and texts, numbers, or true and false"
+    SECRETS = "a table: names and absolute paths of files (mode 600, one line)"
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One setting. Values are as TOML has them; `default` None means that nothing is set.
+
+    `required`: a file without it is refused (where its table is there at all). `low`, `high`: inclusive bounds of a
+    number. `live`: a running daemon may be given another value, since nothing rests on the old one that it has agreed
+    upon with its peer, its privileged helper or the kernel; else only a restart may change it. `core`: the field of the
+    core's settings that takes the value as it is. `example`: what the sample file shows where there is no default.
+    """
+
+    name: str
+    kind: Kind
+    _: KW_ONLY
+    text: str = ""
+    default: Any = None
+    required: bool = False
+    low: int = 0
+    high: int = 0
+    choices: tuple[str, ...] = ()
+    unit: str = ""
+    live: bool = False
+    core: str = ""
+    example: Any = None
+
+    def says(self, text: str) -> Setting:
+        """The same setting with the sentence that explains it."""
+        return replace(self, text=text)
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """Settings under one heading. `table` is the TOML table they stand in, "" for the top level.
+
+    `optional`: what the table describes is not there unless the table is. `many`: the table is an array of tables.
+    """
+
+    title: str
+    settings: tuple[Setting, ...]
+    table: str = ""
+    text: str = ""
+    optional: bool = False
+    many: bool = False
+
+    @property
+    def header(self) -> str:
+        """How the table is opened in a file: "[health]", "[[peer]]"; "" at the top level."""
+        return f"[[{self.table}]]" if self.many else f"[{self.table}]" if self.table else ""
+
+
+def _setting(name: str, kind: Kind, *, core: bool | str = False, **more: Any) -> Setting:
+    """`core` True: the core's field has the setting's own name."""
+    return Setting(name, kind, core=name if core is True else core or "", **more)
+
+
+def _needed(name: str, kind: Kind, example: Any, core: bool = False) -> Setting:
+    return _setting(name, kind, required=True, example=example, core=core)
+
+
+def _number(name: str, default: int, low: int, high: int, **more: Any) -> Setting:
+    return _setting(name, Kind.NUMBER, default=default, low=low, high=high, **more)
+
+
+def _ms(name: str, default: int, low: int, high: int, **more: Any) -> Setting:
+    return _number(name, default, low, high, unit="ms", **more)
+
+
+def _bytes(name: str, default: int, low: int, high: int, **more: Any) -> Setting:
+    return _number(name, default, low, high, unit="bytes", **more)
+
+
+def _flag(name: str, default: bool, **more: Any) -> Setting:
+    return _setting(name, Kind.FLAG, default=default, **more)
+
+
+def _choice(name: str, choices: tuple[str, ...], **more: Any) -> Setting:
+    """The first of `choices` is the default."""
+    return _setting(name, Kind.CHOICE, default=choices[0], choices=choices, **more)
+
+
+_HOST: Final = (
+    _needed("name", Kind.NAME, "alpha", core=True).says("This host's name."),
+    _needed("service", Kind.ADDRESS, "192.0.2.100").says(
+        "The address that clients connect to; the same on both hosts."
+    ),
+    _needed("ports", Kind.PORTS, [80, "7000-7099"], core=True).says("The service's TCP ports; the same on both hosts."),
+    _needed("interface", Kind.INTERFACE, "eth0").says("The interface towards the clients and the peer."),
+    _needed("listen", Kind.LISTEN, "192.0.2.11:7766").says(
+        "This host's own address, and the UDP port of the sync channel."
+    ),
+    _flag("manage_address", True).says("The daemon configures the service address, and removes it when it ends."),
+    _setting("instance", Kind.INSTANCE, default="default").says(
+        "Distinguishes two daemons on one host: their rules and records."
+    ),
+)
+_FILES: Final = (
+    _setting("key_file", Kind.PATH, default="/etc/nfq-failover/key").says(
+        "The key that both hosts share: mode 600, at least 16 bytes; `nfq-failover keygen` makes one."
+    ),
+    _setting("state_dir", Kind.PATH, default="/var/lib/nfq-failover").says(
+        "What must outlive a boot of the host (the epoch), and the control socket."
+    ),
+    _setting("run_dir", Kind.PATH, default="/run/nfq-failover").says(
+        "What must outlive the daemon, and not the host's boot: the record for a restart."
+    ),
+)
+_RULES: Final = (
+    _choice("tap", ("clone", "multicast")).says(
+        "How the backup gets the clients' packets: the primary clones them, or a multicast MAC brings them to both."
+    ),
+    _setting("tap_mac", Kind.MAC, example="01:00:5e:4d:00:64").says(
+        'The multicast MAC address, which `tap = "multicast"` needs.'
+    ),
+    _choice("conntrack", ("notrack", "liberal")).says(
+        "Connection tracking: the service stays out of it, or the kernel is told to tolerate changed numbers."
+    ),
+    _setting("rules_script", Kind.PATH, example="/usr/local/sbin/nfq-failover-rules").says(
+        "The program that installs the rules, if it is not the one that comes with the package."
+    ),
+    _number("queue_in", DEFAULT_QUEUE_IN, 0, 65535).says("The netfilter queue of packets from clients."),
+    _number("queue_out", DEFAULT_QUEUE_OUT, 0, 65535).says("The netfilter queue of packets to clients."),
+    _setting("mark", Kind.MASK, default=DEFAULT_MARK, low=1, high=0xFFFFFFFF).says(
+        "The bit of the packet mark that says that the daemon has handled a packet."
+    ),
+)
+_SERVING: Final = (
+    _flag("prefer_primary", False, core=True).says(
+        "Breaks the tie when two hosts that never served boot together: set it on one host."
+    ),
+    _choice("boot_alone", ("wait", "fence"), core=True).says(
+        "What a host does that boots and hears nobody: wait for its peer or the operator, or fence the peer and serve."
+    ),
+    _ms("boot_wait_ms", 3000, 100, 600_000, core=True).says("How long a host that has booted waits for its peer."),
+    _choice("split_brain", ("refuse", "accepted")).says(
+        "`accepted`: the backup takes over without a fence or a witness, and both hosts may be heard at once."
+    ),
+    _setting("check_targets", Kind.TARGETS, default=(), live=True, example=["192.0.2.1", "192.0.2.20:443"]).says(
+        "Machines of which one must answer before this host acts alone: it may be this host that is cut off."
+    ),
+    _ms("check_deadline_ms", 500, 10, 60_000, live=True).says("How long the answer of such a machine may take."),
+)
+_DETECTION: Final = (
+    _ms("heartbeat_interval_ms", 50, 10, 5000, core=True).says("The time between two heartbeats."),
+    _number("heartbeat_count", 3, 2, 100, core=True).says(
+        "After how many missing heartbeats the peer counts as lost; times the interval this is the detection time."
+    ),
+    _ms("loop_stall_ms", 300, 100, 60_000, core=True).says(
+        "A peer whose heartbeats are punctual but whose packet loop has stood still for this long is not alive."
+    ),
+)
+_FENCING: Final = (
+    _setting("fence", Kind.FENCE, example=["/usr/local/sbin/power-off", "{peer}"]).says(
+        "How to make sure that the peer is off. A program says so by exit code 0; {peer} and {address} are the peer's."
+    ),
+    _ms("fence_deadline_ms", 5000, 10, 600_000, core=True).says(
+        "How long a fence may take. A primary that has lost its backup holds acknowledgements back for as long."
+    ),
+    _ms("fence_delay_ms", 0, 0, 600_000, core=True).says(
+        "How long this host waits before it acts against its peer: set it on one host."
+    ),
+    _number("fence_attempts", 0, 0, 1000).says(
+        "How often a failing fence is tried within the deadline; 0: as often as it fits."
+    ),
+    _ms("fence_retry_ms", 5000, 0, 3_600_000, core=True, live=True).says(
+        "When a fence that has failed is tried again; then after twice that, and so on; 0: never."
+    ),
+    _ms("fence_retry_max_ms", 60_000, 1, 86_400_000, core=True, live=True).says("The longest time between two tries."),
+)
+_CONNECTIONS: Final = (
+    _ms("open_deadline_ms", 1000, 10, 60_000, core=True, live=True).says(
+        "How long the primary's SYN-ACK waits for the replica's; then the connection begins unprotected."
+    ),
+    _number("announce_count", 5, 1, 100, core=True, live=True).says(
+        "How many announcements follow a takeover at the least."
+    ),
+    _ms("announce_refresh_ms", 30_000, 0, 86_400_000, live=True).says(
+        "The time between two announcements of the service address by a host that serves; 0: no more of them."
+    ),
+    _flag("revert_backoff", True, core=True, live=True).says(
+        "At a takeover clients are made to repeat at once what they have sent to nobody (RFC 6069)."
+    ),
+    _ms("hole_deadline_ms", 3000, 100, 600_000, core=True, live=True).says(
+        "How long a connection that was taken over may lack bytes of its client before it is reset."
+    ),
+)
+_LIMITS: Final = (
+    _number("max_connections", 20_000, 1, 1_000_000, core=True).says("The connections that a host keeps track of."),
+    _bytes("max_log_bytes", 16 << 20, 1 << 16, 1 << 30, core=True, live=True).says(
+        "Per connection: the client's bytes that the replica has not taken. New connections have a new value."
+    ),
+    _bytes("max_unacked_bytes", 16 << 20, 1 << 16, 1 << 30, core=True, live=True).says(
+        "Per connection: the replica's output that the client has not acknowledged. As above."
+    ),
+    _number("queue_max_packets", DEFAULT_QUEUE_PACKETS, 16, 1 << 20, unit="packets").says(
+        "The packets that may wait in each netfilter queue."
+    ),
+    _bytes("queue_buffer_bytes", DEFAULT_QUEUE_BUFFER, 1 << 16, 1 << 30).says(
+        "The receive buffer of each netfilter queue."
+    ),
+    _bytes("sync_buffer_bytes", DEFAULT_SYNC_BUFFER, 1 << 16, 1 << 30).says("The receive buffer of the sync channel."),
+)
+_PEER: Final = (
+    _needed("name", Kind.NAME, "beta").says("The peer's name, as in its own configuration."),
+    _needed("address", Kind.ADDRESS, "192.0.2.12").says("The peer's own address, as in its `listen`."),
+    _number("port", DEFAULT_SYNC_PORT, 1, 65535).says("The UDP port of its sync channel."),
+    _setting("mac", Kind.MAC, example="52:54:00:12:34:56").says(
+        "Its MAC address, for the clone tap; if it is left out the kernel is asked."
+    ),
+)
+_FENCE: Final = (
+    _setting("agent", Kind.AGENT, example="fence_virsh").says("A fence agent with the standard interface."),
+    _setting("command", Kind.COMMAND, example=["/usr/local/sbin/power-off", "{peer}"]).says(
+        "A program and its arguments, instead of an agent: the same as `fence = [...]`."
+    ),
+    _flag("verify", True).says(
+        "Off is believed only when the agent's status says so; `false` for an agent that has none."
+    ),
+    _setting("parameters", Kind.PARAMETERS, example={"ip": "192.0.2.1", "username": "fence", "plug": "{peer}"}).says(
+        "What the agent is told; {peer} and {address} are the peer's."
+    ),
+    _setting("secrets", Kind.SECRETS, example={"password": "/etc/nfq-failover/fence-password"}).says(
+        "Parameters that are read from files."
+    ),
+)
+_WITNESS: Final = (
+    _needed("address", Kind.WITNESS, "192.0.2.13").says("Where the witness listens."),
+    _setting("key_file", Kind.PATH, example="/etc/nfq-failover/witness-key").says(
+        "The key that the hosts share with the witness; if it is left out, the key that they share with each other."
+    ),
+    _ms("lease_ms", 0, 0, 600_000, core="witness_lease_ms").says(
+        "How long a primary is heard without its backup's votes; 0: three times the detection time."
+    ),
+)
+_APPLICATION: Final = (
+    _choice("on_failure", ("service", "connection", "off"), core="on_app_failure", live=True).says(
+        "What moves to the backup when the primary's application has failed: the whole service, that one connection, "
+        "or nothing (it becomes unprotected, and its end goes out)."
+    ),
+    _ms("end_deadline_ms", 1000, 50, 60_000, core=True, live=True).says(
+        "How long an end of the server's stream waits for the replica's."
+    ),
+)
+_HEALTH: Final = (
+    _flag("connect", True, live=True).says("Connect to the application, and wait until it accepts."),
+    _setting("port", Kind.NUMBER, low=1, high=65535, live=True, example=80).says(
+        "The port to connect to; if it is left out, the first of `ports`."
+    ),
+    _setting("command", Kind.COMMAND, default=(), live=True, example=["/usr/local/bin/check", "--quick"]).says(
+        "A program and its arguments; exit code 0: the application is well."
+    ),
+    _ms("interval_ms", 1000, 50, 600_000, live=True).says("The time between two checks."),
+    _ms("timeout_ms", 1000, 10, 600_000, live=True).says("How long a check may take."),
+    _number("failures", 3, 1, 1000, core="health_failures", live=True).says(
+        "How many checks in a row must have failed before the application has."
+    ),
+)
+_DIVERGENCE: Final = (
+    _choice("policy", ("default", "strict", "off"), core="divergence").says(
+        "The two servers' output is compared; `strict`: nothing is sent that the replica has not sent, too."
+    ),
+    _bytes("run_bytes", 1024, 16, 1 << 20, core="divergence_run_bytes", live=True).says(
+        "A difference of this length ends a connection's protection."
+    ),
+    _ms("out_of_step_ms", 10_000, 100, 3_600_000, core=True, live=True).says(
+        "How long the two outputs may differ in length while neither of them goes on."
+    ),
+)
+_PRIVILEGES: Final = (
+    _setting("user", Kind.USER, example="nfq-failover").says(
+        "The user that the daemon becomes after its start; if it is left out, `nfq-failover` if there is one, else "
+        "`nobody`, with a warning."
+    ),
+    _flag("drop", True).says("`false`: the daemon keeps all of root's rights."),
+    _setting("fence_capabilities", Kind.CAPABILITIES, default=(), example=["CAP_SYS_RAWIO"]).says(
+        "What the fence needs besides the privileged helper's own capabilities."
+    ),
+    _flag("fence_setuid", False).says("`true`: the fence may gain rights by setuid programs."),
+)
+
+SECTIONS: Final = (
+    Section("The host and the service", _HOST),
+    Section("Files", _FILES),
+    Section("Tap and firewall rules", _RULES),
+    Section("Who serves", _SERVING),
+    Section("Detection", _DETECTION),
+    Section("Fence", _FENCING),
+    Section("Opening and taking over", _CONNECTIONS),
+    Section("Limits", _LIMITS),
+    Section("The peer", _PEER, "peer", many=True),
+    Section("The fence as a table", _FENCE, "fence", "Instead of `fence = [...]`, for fence agents.", optional=True),
+    Section("The witness", _WITNESS, "witness", "A third machine that decides who may act alone.", optional=True),
+    Section("Failures of the application", _APPLICATION, "application"),
+    Section("Checks of the application", _HEALTH, "health", "Without this table nothing is checked.", optional=True),
+    Section("The two servers' output", _DIVERGENCE, "divergence"),
+    Section("The daemon's rights", _PRIVILEGES, "privileges"),
+)
+
+
+def settings(table: str = "") -> tuple[Setting, ...]:
+    """All settings of a table, in the order of their declaration; "" is the top level."""
+    return tuple(setting for section in SECTIONS if section.table == table for setting in section.settings)
+
+
+def names(table: str = "") -> tuple[str, ...]:
+    """What may stand in a table: its settings; at the top level the other tables, too."""
+    tables = () if table else tuple(section.table for section in SECTIONS if section.table)
+    return tuple(dict.fromkeys((*(setting.name for setting in settings(table)), *tables)))
+
+
+def find(name: str, table: str = "") -> Setting:
+    """The declaration of a setting. Raises `KeyError`."""
+    for setting in settings(table):
+        if setting.name == name:
+            return setting
+    raise KeyError(f"{table}.{name}" if table else name)
+
+
+def core_defaults() -> dict[str, Any]:
+    """The defaults of those settings that the core takes as they are, by the names of its fields."""
+    return {
+        setting.core: setting.default
+        for section in SECTIONS
+        for setting in section.settings
+        if setting.core and not setting.required
+    }
