@@ -74,6 +74,8 @@ class DamagingProxy:
                 sink.sendall(out)
                 offset += length
             sink.shutdown(socket.SHUT_WR)
+            while source.recv(65_536):  # a socket that is closed with bytes unread resets the other direction
+                pass
 
 
 def plan(port: int, kind: Kind) -> Plan:
