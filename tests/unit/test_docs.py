@@ -1,4 +1,4 @@
-"""What the pages name is there: their links, and each page in the index."""
+"""What the pages name is there: links, files, pictures; and each page is in the index."""
 
 from __future__ import annotations
 
@@ -14,6 +14,11 @@ PAGES = [
     *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "vagrant/README.md")),
 ]
 LINK = re.compile(r"\]\((?!https?:)([^)#\s]*)(?:#([^)\s]*))?\)")
+NAMED = re.compile(r"`([\w*][\w*./-]*\.(?:py|md|sh|json|toml|service|conf|rules|nft))(?::\d+)?`")
+FOLDERS = ("docs", "iptables", "nfq_failover", "script", "tests", "vagrant")
+NAMED_IN = re.compile(rf"`((?:{'|'.join(FOLDERS)})/[\w*./-]*)`")
+ELSEWHERE = {"epoch.json", "host.json", "vagrant/.lab"}
+"""What is made at work: a daemon's state, the lab of virtual machines."""
 CODE = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -34,6 +39,22 @@ def test_links_lead_somewhere(page: Path) -> None:
         target = (page.parent / path).resolve() if path else page
         assert target.exists(), f"{path} does not exist"
         assert not anchor or anchor in anchors(target), f"{path} has no heading #{anchor}"
+
+
+def is_there(name: str, page: Path) -> bool:
+    """Tells whether a name, from the root, the package or the page's folder on, is that of a file; `*` may be in it."""
+    if name in ELSEWHERE:
+        return True
+    if any(any(base.glob(name)) for base in (ROOT, ROOT / "nfq_failover", page.parent)):
+        return True
+    return "/" not in name and any(any((ROOT / folder).rglob(name)) for folder in FOLDERS)
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.name != "CHANGELOG.md"], ids=str)
+def test_named_files_are_there(page: Path) -> None:
+    text = CODE.sub("", page.read_text())
+    names = {name.rstrip("/") for name in (*NAMED.findall(text), *NAMED_IN.findall(text))}
+    assert {name for name in names if "NAME" not in name and not is_there(name, page)} == set()
 
 
 def test_every_page_is_in_the_index() -> None:
