@@ -157,7 +157,8 @@ def _check_config(args: argparse.Namespace) -> int:
     for sentence in [*advice(config), *agent_metadata.advice(config.fence)]:
         print(f"warning: {sentence}")
     if args.fence_status:
-        print(agent_metadata.status(config.fence, s.peers[0]))
+        for peer in s.peers:
+            print(agent_metadata.status(config.fence, peer))
     return 0
 
 

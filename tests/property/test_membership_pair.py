@@ -45,7 +45,7 @@ class Pause:
 
 
 @dataclass
-class Side:
+class PairedHost:
     """One host."""
 
     name: str
@@ -61,14 +61,14 @@ class Side:
     template: dict[str, Any] = field(default_factory=dict)
 
 
-class Pair:
+class MembershipPair:
     """The two hosts in virtual time. A fence works with probability `fence` and takes up to its deadline."""
 
     def __init__(self, seed: int, cuts: list[Cut], pauses: list[Pause], **changes: Any) -> None:
         self.random = Random(seed)
         self.now = 50.0
         self.cuts, self.pauses = cuts, pauses
-        self.events: list[tuple[float, int, str, Side, Any]] = []
+        self.events: list[tuple[float, int, str, PairedHost, Any]] = []
         self.serial = 0
         self.off: set[str] = set()
         self.takeovers: list[tuple[float, str, bool]] = []
@@ -76,7 +76,7 @@ class Pair:
         boot = changes.pop("boot", {"a": 50.0, "b": 50.0})
         self.quick = changes.pop("quick", False)  # fence and disk answer at once
         self.delay = changes.pop("delay", 0.002)
-        self.sides: dict[str, Side] = {}
+        self.sides: dict[str, PairedHost] = {}
         for name, other in (("a", "b"), ("b", "a")):
             values: dict[str, Any] = {
                 "has_fence": True,
@@ -87,22 +87,22 @@ class Pair:
             }
             conf = configured.settings(name=name, peers=(configured.peer(other),), **values)
             peer = PeerView(conf, other, boot[name])
-            self.sides[name] = Side(name, peer, Membership(conf, peer, 0, False, boot[name]))
+            self.sides[name] = PairedHost(name, peer, Membership(conf, peer, 0, False, boot[name]))
             peer.monitor.reset(boot[name])
             self._publish(self.sides[name])
             self._at(boot[name] + self.random.random() * INTERVAL_S, "beat", self.sides[name])
             self._at(boot[name] + self.random.random() * TICK_S, "tick", self.sides[name])
 
-    def local(self, side: Side) -> float:
+    def local(self, side: PairedHost) -> float:
         """What the host's clock shows."""
         del side
         return self.now
 
-    def _at(self, when: float, what: str, side: Side, more: Any = None) -> None:
+    def _at(self, when: float, what: str, side: PairedHost, more: Any = None) -> None:
         self.serial += 1
         heappush(self.events, (when, self.serial, what, side, more))
 
-    def _paused(self, side: Side, heartbeat: bool = False) -> float:
+    def _paused(self, side: PairedHost, heartbeat: bool = False) -> float:
         for pause in self.pauses:
             if pause.host == side.name and pause.begin <= self.now < pause.end and not (heartbeat and pause.hung):
                 return pause.end
@@ -140,7 +140,7 @@ class Pair:
 
     # ------------------------------------------------------------------------------------ events
 
-    def _publish(self, side: Side) -> None:
+    def _publish(self, side: PairedHost) -> None:
         members = side.members
         side.template = {
             "role": int(members.role),
@@ -155,7 +155,7 @@ class Pair:
             "epoch": members.epoch,
         }
 
-    def _beat(self, side: Side, _: Any) -> None:
+    def _beat(self, side: PairedHost, _: Any) -> None:
         self._at(self.now + INTERVAL_S, "beat", side)
         lost = any(cut.sender == side.name and cut.begin <= self.now < cut.end for cut in self.cuts)
         if lost:
@@ -168,7 +168,7 @@ class Pair:
         arrival = self.now + self.random.uniform(0.1, 1) * self.delay
         self._at(arrival, "arrive", other, (body, epoch, side.shadows))
 
-    def _arrive(self, side: Side, more: tuple[HeartbeatBody, int, int]) -> None:
+    def _arrive(self, side: PairedHost, more: tuple[HeartbeatBody, int, int]) -> None:
         body, epoch, shadows = more
         if body.sent_ms <= side.last_sent_ms:
             return
@@ -183,17 +183,17 @@ class Pair:
         if side.members.state in (State.PROTECTED, State.BACKUP_LOST):
             assert shadows == side.relies_on, "called protected by a backup that has lost its shadows"
 
-    def _tick(self, side: Side, _: Any) -> None:
+    def _tick(self, side: PairedHost, _: Any) -> None:
         self._at(self.now + TICK_S * self.random.uniform(0.9, 1.2), "tick", side)
         side.members.tick(self.local(side))
 
-    def _answer(self, side: Side, more: tuple[str, Any]) -> None:
+    def _answer(self, side: PairedHost, more: tuple[str, Any]) -> None:
         name, value = more
         getattr(side.members, name)(*value)
 
     # ------------------------------------------------------------------------------------ actions
 
-    def _carry_out(self, side: Side) -> None:
+    def _carry_out(self, side: PairedHost) -> None:
         members = side.members
         while members.actions:
             action = members.actions.popleft()
@@ -223,14 +223,14 @@ class Pair:
         self._publish(side)
         self._check()
 
-    def _lease(self, side: Side) -> None:
+    def _lease(self, side: PairedHost) -> None:
         if self.local(side) > side.members.lease_until:
             side.members.expire(self.local(side))
 
-    def _ask(self, side: Side, low: int, high: int) -> None:
+    def _ask(self, side: PairedHost, low: int, high: int) -> None:
         raise AssertionError("there is no witness")
 
-    def _die(self, side: Side, _: Any) -> None:
+    def _die(self, side: PairedHost, _: Any) -> None:
         self.off.add(side.name)
 
     def _check(self) -> None:
@@ -260,7 +260,7 @@ seeds = st.integers(0, 10**6)
 def test_what_was_released_is_never_continued(
     seed: int, cuts: list[Cut], pauses: list[Pause], fence_works: float, has_fence: bool
 ) -> None:
-    pair = Pair(seed, cuts, pauses, fence_works=fence_works, has_fence=has_fence)
+    pair = MembershipPair(seed, cuts, pauses, fence_works=fence_works, has_fence=has_fence)
     pair.run(52.0)
     assert pair.sides["a"].members.state is State.PROTECTED
     pair.run(62.0)
@@ -277,7 +277,7 @@ def milliseconds(low: int, high: int) -> st.SearchStrategy[float]:
 @settings(max_examples=100, deadline=None)
 @given(seeds, st.sampled_from(["a", "b", "ab"]), moments, milliseconds(0, 1000))
 def test_crash_at_any_moment_after_the_cut(seed: int, senders: str, begin: float, crash_after: float) -> None:
-    pair = Pair(seed, [Cut(s, begin, 10**6) for s in senders], [], quick=True)
+    pair = MembershipPair(seed, [Cut(s, begin, 10**6) for s in senders], [], quick=True)
     pair.run(begin + crash_after)
     pair.off.add("a")
     pair.run(begin + 5)
@@ -287,7 +287,7 @@ def test_crash_at_any_moment_after_the_cut(seed: int, senders: str, begin: float
 @given(seeds, moments, milliseconds(-20, 60))
 def test_crash_right_after_the_release_leaves_nothing_valid_behind(seed: int, begin: float, after: float) -> None:
     """The primary no longer hears its backup, which hears it well, and crashes as it has just let go."""
-    pair = Pair(seed, [Cut("b", begin, 10**6)], [], quick=True)
+    pair = MembershipPair(seed, [Cut("b", begin, 10**6)], [], quick=True)
     pair.run(begin + RELEASE_S + after)
     pair.off.add("a")
     pair.run(begin + 5)
@@ -301,7 +301,7 @@ def test_backup_that_hung_and_wakes_up_continues_nothing_that_was_released(
 ) -> None:
     """The backup's packet loop hangs while its heartbeats go on; the primary lets go, and crashes as the loop wakes."""
     wake = begin + STALL_S + RELEASE_S + after
-    pair = Pair(seed, [], [Pause("b", begin, wake, hung=True)], quick=True)
+    pair = MembershipPair(seed, [], [Pause("b", begin, wake, hung=True)], quick=True)
     pair.run(wake - 0.01)
     pair.off.add("a")
     pair.run(wake + 5)
@@ -312,7 +312,7 @@ def test_backup_that_hung_and_wakes_up_continues_nothing_that_was_released(
 @given(seeds, moments, milliseconds(0, 300))
 def test_refusal_that_the_primary_has_heard_of_ends_the_shadows(seed: int, begin: float, restart_after: float) -> None:
     """The backup hears nothing and its fence fails; the primary hears that and lets go; then its daemon restarts."""
-    pair = Pair(seed, [Cut("a", begin, begin + 0.35)], [], fence_works=0.0, quick=True)
+    pair = MembershipPair(seed, [Cut("a", begin, begin + 0.35)], [], fence_works=0.0, quick=True)
     pair.run(begin + 0.2 + restart_after)
     pair.restart("a")
     pair.run(begin + 5)
@@ -326,7 +326,7 @@ def test_hosts_that_boot_together_elect_exactly_one(
     early = [Cut(cut.sender, cut.begin - 4, min(cut.end - 4, 55.0)) for cut in cuts]
     boot = {"a": 50 + boot_a / 1000, "b": 50 + boot_b / 1000}
     more = {"prefer_primary": False} if same else {}
-    pair = Pair(seed, early, [], boot=boot, has_fence=has_fence, **more)
+    pair = MembershipPair(seed, early, [], boot=boot, has_fence=has_fence, **more)
     pair.run(60.0)
     living = [s.members.state.name for s in pair.sides.values() if s.name not in pair.off]
     assert sorted(living) in (["PROTECTED", "SHADOWING"], ["UNPROTECTED"]), "one was fenced, or both are there"
@@ -337,7 +337,7 @@ def test_hosts_that_boot_together_elect_exactly_one(
 @settings(max_examples=30, deadline=None)
 @given(seeds, hosts)
 def test_host_that_boots_alone_waits(seed: int, alone: str) -> None:
-    pair = Pair(seed, [], [])
+    pair = MembershipPair(seed, [], [])
     pair.off.add("b" if alone == "a" else "a")
     pair.run(90.0)
     assert pair.sides[alone].members.state is State.WAITING

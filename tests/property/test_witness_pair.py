@@ -16,7 +16,18 @@ from hypothesis import strategies as st
 from nfq_failover.core.pair.membership import Membership
 from nfq_failover.core.pair.roles import Role, State
 from nfq_failover.core.pair.witness import Grant, decide
-from tests.property.test_membership_pair import Cut, Pair, Pause, Side, cuts, hosts, lengths, moments, pauses, seeds
+from tests.property.test_membership_pair import (
+    Cut,
+    MembershipPair,
+    PairedHost,
+    Pause,
+    cuts,
+    hosts,
+    lengths,
+    moments,
+    pauses,
+    seeds,
+)
 
 
 @dataclass(frozen=True)
@@ -28,7 +39,7 @@ class Away:
     end: float
 
 
-class WitnessedPair(Pair):
+class WitnessedPair(MembershipPair):
     """`rates`: how fast the hosts' clocks run. `wild`: what the network does to the witness's datagrams."""
 
     def __init__(
@@ -47,10 +58,10 @@ class WitnessedPair(Pair):
         self.answers = changes.pop("answers", True)  # or all answers are lost
         super().__init__(seed, cuts, pauses, **{"has_fence": False, "has_witness": True, **changes})
 
-    def local(self, side: Side) -> float:
+    def local(self, side: PairedHost) -> float:
         return 50.0 + (self.now - 50.0) * self.rates[side.name]
 
-    def _ask(self, side: Side, low: int, high: int) -> None:
+    def _ask(self, side: PairedHost, low: int, high: int) -> None:
         for _ in range(self.random.choice((1, 1, 2, 3)) if self.wild else 1):
             slow = self.wild and self.random.random() < 0.3
             arrival = self.now + (self.random.uniform(0, 3) if slow else self.random.uniform(0.0002, 0.004))
@@ -68,7 +79,7 @@ class WitnessedPair(Pair):
             else:
                 super().run(self.events[0][0])
 
-    def _decide(self, side: Side, low: int, high: int) -> None:
+    def _decide(self, side: PairedHost, low: int, high: int) -> None:
         if any(a.host == side.name and a.begin <= self.now < a.end for a in self.away):
             return
         answer = decide(self.grant, side.name, low, high)
@@ -83,7 +94,7 @@ class WitnessedPair(Pair):
         if name not in self.off:
             super().restart(name)
 
-    def audible(self, side: Side) -> bool:
+    def audible(self, side: PairedHost) -> bool:
         """Whether a packet of it could leave at this moment."""
         members: Membership = side.members
         serves = members.role is Role.PRIMARY and members.state is not State.DOUBT

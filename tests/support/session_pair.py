@@ -45,7 +45,7 @@ def refusal(session: Session, data: bytes, now: float = 0.0) -> str | None:
     return None
 
 
-class Pair:
+class SessionPair:
     """Both ends; `started[name]` counts the moves into a new session."""
 
     def __init__(self, a: Session, b: Session) -> None:
@@ -84,7 +84,7 @@ class Pair:
                 self.deliver(name, data, now)
         raise AssertionError("the handshake does not end")
 
-    def agree(self, now: float = 0.0) -> Pair:
+    def agree(self, now: float = 0.0) -> SessionPair:
         """`a` says HELLO; both are in the same session afterwards."""
         self.ends["a"].on_timer(now)
         self.exchange(now)
@@ -93,9 +93,9 @@ class Pair:
         return self
 
 
-def agreed_pair() -> Pair:
+def agreed_pair() -> SessionPair:
     """A pair in its first session."""
-    return Pair(make("a", "b"), make("b", "a")).agree()
+    return SessionPair(make("a", "b"), make("b", "a")).agree()
 
 
 def template(session: Session, epoch: int = 1) -> HeartbeatTemplate:

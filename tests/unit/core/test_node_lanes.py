@@ -10,9 +10,9 @@ import pytest
 from nfq_failover.core.events import DatagramReceived, PacketQueued, PublishHeartbeat, Queue, SendDatagram, TimerFired
 from nfq_failover.core.node import Node
 from nfq_failover.core.pair.roles import Do, State
-from nfq_failover.core.settings import Peer
 from nfq_failover.wire.heartbeat import HeartbeatTemplate
 from nfq_failover.wire.records import Open, Opened, Record
+from tests.support import configured
 from tests.support.transcript import (
     ISS,
     ISS_OWN,
@@ -41,7 +41,9 @@ class Ring:
         self.templates: dict[tuple[str, str], bytes] = {}
         self.nodes: dict[str, Node] = {}
         for name, peers in RING.items():
-            conf = settings(name=name, service=SERVER[0], peers=tuple(Peer(each, *ADDRESSES[each]) for each in peers))
+            conf = settings(
+                name=name, service=SERVER[0], peers=tuple(configured.peer(each, *ADDRESSES[each]) for each in peers)
+            )
             self.nodes[name] = Node(conf, rng.randbytes, 0, False, self.now)
             self._note_records(name)
         for _ in range(4):

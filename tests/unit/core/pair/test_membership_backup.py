@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from nfq_failover.core.pair.roles import Do, Role, State
-from tests.support.hosts import DETECTION_S, Host, Scenario, collector
+from tests.support.member import DETECTION_S, Member, Scenario, collector
 
 S = State
 SCENARIOS: list[Scenario] = []
@@ -13,8 +13,8 @@ scenario = collector(SCENARIOS)
 
 
 @scenario
-def takes_over_after_the_fence() -> Host:
-    h = Host().shadow()
+def takes_over_after_the_fence() -> Member:
+    h = Member().shadow()
     assert h.silence(DETECTION_S + 0.03) == [Do.CHECK_LINK]
     assert h.link(True) == [Do.FENCE]
     assert h.fence(True) == [Do.STORE]
@@ -25,8 +25,8 @@ def takes_over_after_the_fence() -> Host:
 
 
 @scenario
-def refuses_when_the_fence_fails() -> Host:
-    h = Host().fencing()
+def refuses_when_the_fence_fails() -> Member:
+    h = Member().fencing()
     assert h.fence(False) == [Do.INVALIDATE]
     assert h.at(S.REFUSED) and "timeout" in h.members.reason
     assert h.members.generation == 0, "the primary must not take it for a backup that has everything"
@@ -35,8 +35,8 @@ def refuses_when_the_fence_fails() -> Host:
 
 
 @scenario
-def tries_the_fence_again_while_the_primary_is_silent_but_continues_nothing() -> Host:
-    h = Host().refused()
+def tries_the_fence_again_while_the_primary_is_silent_but_continues_nothing() -> Member:
+    h = Member().refused()
     for seconds in (5, 10, 20, 40, 60, 60):  # loud each time, and less and less often
         assert h.silence(seconds - 0.1) == [] and h.at(S.REFUSED)
         assert h.silence(0.2) == [Do.CHECK_LINK] and h.at(S.RETRYING)
@@ -51,8 +51,8 @@ def tries_the_fence_again_while_the_primary_is_silent_but_continues_nothing() ->
 
 
 @scenario
-def tries_again_when_its_own_link_was_down() -> Host:
-    h = Host().check()
+def tries_again_when_its_own_link_was_down() -> Member:
+    h = Member().check()
     h.link(False)
     h.silence(5.1)
     assert h.link(False) == [] and h.at(S.REFUSED)
@@ -62,8 +62,8 @@ def tries_again_when_its_own_link_was_down() -> Host:
 
 
 @scenario
-def tries_again_although_only_a_split_brain_is_accepted() -> Host:
-    h = Host(has_fence=False, split_brain_accepted=True).check()
+def tries_again_although_only_a_split_brain_is_accepted() -> Member:
+    h = Member(has_fence=False, split_brain_accepted=True).check()
     h.link(False)
     h.silence(5.1)
     assert h.link(True) == [Do.STORE]
@@ -73,15 +73,15 @@ def tries_again_although_only_a_split_brain_is_accepted() -> Host:
 
 
 @scenario
-def does_not_try_again_if_told_so() -> Host:
-    h = Host(fence_retry_ms=0).refused()
+def does_not_try_again_if_told_so() -> Member:
+    h = Member(fence_retry_ms=0).refused()
     assert h.silence(300) == []
     return h
 
 
 @scenario
-def primary_that_is_heard_again_is_not_fenced_by_a_retry() -> Host:
-    h = Host().refused()
+def primary_that_is_heard_again_is_not_fenced_by_a_retry() -> Member:
+    h = Member().refused()
     h.silence(5.1)
     assert h.at(S.RETRYING)
     h.hear(S.WAITING, stored=7)  # it may elect us, or itself: not both
@@ -95,8 +95,8 @@ def primary_that_is_heard_again_is_not_fenced_by_a_retry() -> Host:
 
 
 @scenario
-def operator_claims_while_it_is_tried_again() -> Host:
-    h = Host().refused()
+def operator_claims_while_it_is_tried_again() -> Member:
+    h = Member().refused()
     h.silence(5.1)
     assert h.members.claim() == "claimed" and h.at(S.STORING)
     h.done()
@@ -104,15 +104,15 @@ def operator_claims_while_it_is_tried_again() -> Host:
 
 
 @scenario
-def fence_delay_comes_after_the_link_and_gives_the_primary_time_to_come_back() -> Host:
-    h = Host(fence_delay_ms=500).check()
+def fence_delay_comes_after_the_link_and_gives_the_primary_time_to_come_back() -> Member:
+    h = Member(fence_delay_ms=500).check()
     assert h.link(True) == [] and h.at(S.CHECKING)
     assert h.silence(0.45) == []
     assert h.silence(0.1) == [Do.FENCE]
     assert h.fence(True) == [Do.STORE]
     h.stored()
     assert h.members.may_continue(h.now), "the primary knows of the delay"
-    h = Host(fence_delay_ms=500).check()
+    h = Member(fence_delay_ms=500).check()
     h.link(True)
     h.silence(0.3)
     h.hear(S.PROTECTED, 7, 3)
@@ -123,7 +123,7 @@ def fence_delay_comes_after_the_link_and_gives_the_primary_time_to_come_back() -
 
 
 def test_both_reckon_with_the_slower_fence() -> None:
-    h = Host().shadow()
+    h = Member().shadow()
     h.hear(S.PROTECTED, 7, 3, release_after_ms=9000)
     h.silence(DETECTION_S + 0.03)
     h.link(True), h.fence(True)
@@ -133,39 +133,39 @@ def test_both_reckon_with_the_slower_fence() -> None:
 
 
 @scenario
-def refuses_without_a_fence() -> Host:
-    h = Host(has_fence=False).check()
+def refuses_without_a_fence() -> Member:
+    h = Member(has_fence=False).check()
     assert h.link(True) == [Do.INVALIDATE]
     assert h.at(S.REFUSED) and "no fence" in h.members.reason
     return h
 
 
 @scenario
-def refuses_when_its_own_link_is_down() -> Host:
-    h = Host(split_brain_accepted=True).check()
+def refuses_when_its_own_link_is_down() -> Member:
+    h = Member(split_brain_accepted=True).check()
     assert h.link(False) == [Do.INVALIDATE]
     assert h.at(S.REFUSED)
     return h
 
 
 @scenario
-def split_brain_accepted_takes_over_without_a_fence() -> Host:
-    h = Host(has_fence=False, split_brain_accepted=True).check()
+def split_brain_accepted_takes_over_without_a_fence() -> Member:
+    h = Member(has_fence=False, split_brain_accepted=True).check()
     assert h.link(True) == [Do.STORE]
     assert h.stored() == [Do.TAKE_OVER]
     return h
 
 
 @scenario
-def split_brain_accepted_takes_over_when_the_fence_fails() -> Host:
-    h = Host(split_brain_accepted=True).fencing()
+def split_brain_accepted_takes_over_when_the_fence_fails() -> Member:
+    h = Member(split_brain_accepted=True).fencing()
     assert h.fence(False) == [Do.STORE]
     return h
 
 
 @scenario
-def primary_comes_back_while_the_link_is_checked() -> Host:
-    h = Host().check()
+def primary_comes_back_while_the_link_is_checked() -> Member:
+    h = Member().check()
     h.hear(S.PROTECTED, 7, 3)
     h.tick()
     assert h.at(S.SHADOWING)
@@ -174,8 +174,8 @@ def primary_comes_back_while_the_link_is_checked() -> Host:
 
 
 @scenario
-def primary_that_yields_is_followed_at_once() -> Host:
-    h = Host().shadow()
+def primary_that_yields_is_followed_at_once() -> Member:
+    h = Member().shadow()
     assert h.hear(S.LEAVING, 7) == [Do.STORE]
     assert h.stored() == [Do.TAKE_OVER]
     assert h.members.may_continue(h.now)
@@ -183,15 +183,15 @@ def primary_that_yields_is_followed_at_once() -> Host:
 
 
 @scenario
-def primary_that_restarts_while_the_link_is_checked_is_followed() -> Host:
-    h = Host().check()
+def primary_that_restarts_while_the_link_is_checked_is_followed() -> Member:
+    h = Member().check()
     assert h.hear(S.WAITING, 7) == [Do.STORE]
     return h
 
 
 @scenario
-def primary_that_restarts_in_no_time_leaves_its_connections_valid() -> Host:
-    h = Host().shadow()
+def primary_that_restarts_in_no_time_leaves_its_connections_valid() -> Member:
+    h = Member().shadow()
     h.members.session_started()
     h.monitor.reset(h.now)
     h.hear(S.WAITING, 7, heard=False)
@@ -200,16 +200,16 @@ def primary_that_restarts_in_no_time_leaves_its_connections_valid() -> Host:
 
 
 @scenario
-def epoch_that_can_not_be_stored_is_not_taken_over_in() -> Host:
-    h = Host().storing()
+def epoch_that_can_not_be_stored_is_not_taken_over_in() -> Member:
+    h = Member().storing()
     assert h.stored(ok=False) == [Do.INVALIDATE]
     assert h.at(S.REFUSED)
     return h
 
 
 @scenario
-def refused_host_follows_a_primary_again() -> Host:
-    h = Host().refused()
+def refused_host_follows_a_primary_again() -> Member:
+    h = Member().refused()
     h.hear(S.UNPROTECTED, 7, 3)
     assert h.at(S.SHADOWING) and h.members.invalid
     assert h.hear(S.ARMING, 7, 4) == [Do.SHADOW]
@@ -218,8 +218,8 @@ def refused_host_follows_a_primary_again() -> Host:
 
 
 @scenario
-def refused_host_does_not_pretend_to_have_what_the_primary_protects() -> Host:
-    h = Host().refused()
+def refused_host_does_not_pretend_to_have_what_the_primary_protects() -> Member:
+    h = Member().refused()
     assert h.hear(S.BACKUP_LOST, 7, 3) == []  # the primary does not know yet
     assert h.at(S.SHADOWING)
     assert h.members.generation == 0 and h.members.invalid
@@ -229,8 +229,8 @@ def refused_host_does_not_pretend_to_have_what_the_primary_protects() -> Host:
 
 
 @scenario
-def refused_host_is_elected_but_continues_nothing() -> Host:
-    h = Host().refused()
+def refused_host_is_elected_but_continues_nothing() -> Member:
+    h = Member().refused()
     assert h.hear(S.WAITING, stored=7) == [Do.STORE]
     assert h.stored() == [Do.TAKE_OVER]
     assert not h.members.may_continue(h.now)
@@ -238,8 +238,8 @@ def refused_host_is_elected_but_continues_nothing() -> Host:
 
 
 @scenario
-def refused_host_is_claimed_by_the_operator() -> Host:
-    h = Host().refused()
+def refused_host_is_claimed_by_the_operator() -> Member:
+    h = Member().refused()
     assert h.members.claim() == "claimed"
     h.stored()
     assert h.at(S.UNPROTECTED) and not h.members.may_continue(h.now)
@@ -247,8 +247,8 @@ def refused_host_is_claimed_by_the_operator() -> Host:
 
 
 @scenario
-def primary_that_went_on_unprotected_invalidates_the_shadows() -> Host:
-    h = Host().shadow()
+def primary_that_went_on_unprotected_invalidates_the_shadows() -> Member:
+    h = Member().shadow()
     assert h.hear(S.UNPROTECTED, 7, 3) == [Do.INVALIDATE]
     assert h.hear(S.UNPROTECTED, 7, 3) == []
     assert not h.members.candidate.shadowing
@@ -258,8 +258,8 @@ def primary_that_went_on_unprotected_invalidates_the_shadows() -> Host:
 
 
 @scenario
-def hung_primary_is_taken_over_from() -> Host:
-    h = Host().shadow()
+def hung_primary_is_taken_over_from() -> Member:
+    h = Member().shadow()
     actions: list[Do] = []
     for _ in range(6):
         actions += h.hear(S.PROTECTED, 7, 3, loop_age_ms=1400)
@@ -269,7 +269,7 @@ def hung_primary_is_taken_over_from() -> Host:
 
 
 def test_pause_of_the_backup_itself_is_not_the_primarys_silence() -> None:
-    h = Host().shadow()
+    h = Member().shadow()
     assert h.tick(10.0) == [] and h.at(S.SHADOWING)
     assert h.silence(DETECTION_S) == [Do.CHECK_LINK]
     h.link(True), h.fence(True), h.stored()
@@ -277,7 +277,7 @@ def test_pause_of_the_backup_itself_is_not_the_primarys_silence() -> None:
 
 
 def test_backup_whose_loop_is_always_late_still_detects() -> None:
-    h = Host().shadow()
+    h = Member().shadow()
     actions: list[Do] = []
     for _ in range(8):
         actions += h.tick(0.06)
@@ -285,36 +285,36 @@ def test_backup_whose_loop_is_always_late_still_detects() -> None:
 
 
 def test_takeover_that_comes_too_late_continues_nothing() -> None:
-    h = Host().storing()
+    h = Member().storing()
     h.now += h.settings.release_after_ms / 1000
     h.stored()
     assert not h.members.may_continue(h.now)
 
 
 @scenario
-def stops_from_wherever_it_is() -> Host:
-    last = Host()
+def stops_from_wherever_it_is() -> Member:
+    last = Member()
     ways = ("serve", "arm", "protect", "lose_backup", "doubt", "shadow", "check", "fencing", "refused", "storing")
     for way in ways:
-        h = getattr(Host(), way)()
+        h = getattr(Member(), way)()
         serving = h.members.role is Role.PRIMARY
         h.members.stop()
         assert h.done() == ([Do.SILENCE] if serving else []) and h.at(S.LEAVING)
         h.seen |= last.seen
         last = h
-    for h in (Host(), Host(boot_alone="fence"), Host()):
+    for h in (Member(), Member(boot_alone="fence"), Member()):
         if h.settings.boot_alone == "fence":
             h.silence(3.1)
         h.members.stop()
         h.members.stop()
         h.done()
         last.seen |= h.seen
-    h = Host().refused()
+    h = Member().refused()
     h.silence(5.1)
     h.members.stop()
     h.done()
     last.seen |= h.seen
-    h = Host()
+    h = Member()
     h.hear(S.WAITING)
     h.members.stop()
     h.done()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from nfq_failover.core.pair.roles import Do, State
-from tests.support.hosts import Host, Scenario, collector
+from tests.support.member import Member, Scenario, collector
 
 S = State
 SCENARIOS: list[Scenario] = []
@@ -13,8 +13,8 @@ scenario = collector(SCENARIOS)
 
 
 @scenario
-def elected_with_the_peers_consent() -> Host:
-    h = Host()
+def elected_with_the_peers_consent() -> Member:
+    h = Member()
     assert h.hear(S.WAITING, heard=False) == []  # the peer may not hear us: no consent
     assert h.hear(S.WAITING) == [Do.STORE]
     assert (h.state, h.members.epoch) == (S.CLAIMING, 1)
@@ -24,8 +24,8 @@ def elected_with_the_peers_consent() -> Host:
 
 
 @scenario
-def not_elected_against_a_greater_candidate() -> Host:
-    h = Host(epoch=3)
+def not_elected_against_a_greater_candidate() -> Member:
+    h = Member(epoch=3)
     assert h.hear(S.WAITING, stored=4) == []
     assert h.hear(S.WAITING, stored=3, served=True) == []
     assert h.hear(S.WAITING, stored=2, served=True) == [Do.STORE]
@@ -34,16 +34,16 @@ def not_elected_against_a_greater_candidate() -> Host:
 
 
 @scenario
-def elected_beyond_the_epoch_of_the_peer() -> Host:
-    h = Host(epoch=3)
+def elected_beyond_the_epoch_of_the_peer() -> Member:
+    h = Member(epoch=3)
     h.hear(S.LEAVING, stored=9)
     assert (h.state, h.members.epoch) == (S.CLAIMING, 10)
     return h
 
 
 @scenario
-def becomes_backup_of_one_who_serves() -> Host:
-    h = Host(epoch=7, served=True)
+def becomes_backup_of_one_who_serves() -> Member:
+    h = Member(epoch=7, served=True)
     assert h.hear(S.UNPROTECTED, 7, 3) == [Do.STORE]  # it is the backup now, on disk too
     assert h.at(S.SHADOWING)
     assert h.hear(S.ARMING, 7, 4) == [Do.SHADOW]
@@ -53,24 +53,24 @@ def becomes_backup_of_one_who_serves() -> Host:
 
 
 @scenario
-def does_not_follow_an_older_epoch() -> Host:
-    h = Host(epoch=8)
+def does_not_follow_an_older_epoch() -> Member:
+    h = Member(epoch=8)
     assert h.hear(S.PROTECTED, 7, 3) == []
     assert h.at(S.WAITING)
     return h
 
 
 @scenario
-def waits_alone_for_ever() -> Host:
-    h = Host()
+def waits_alone_for_ever() -> Member:
+    h = Member()
     assert h.silence(60.0) == []
     assert h.at(S.WAITING) and "will not serve alone" in h.members.reason
     return h
 
 
 @scenario
-def fences_when_alone_if_told_so() -> Host:
-    h = Host(boot_alone="fence")
+def fences_when_alone_if_told_so() -> Member:
+    h = Member(boot_alone="fence")
     assert h.silence(2.9) == []
     assert h.silence(0.2) == [Do.FENCE]
     assert h.at(S.BOOT_FENCING)
@@ -84,15 +84,15 @@ def fences_when_alone_if_told_so() -> Host:
 
 
 @scenario
-def does_not_fence_when_alone_without_a_fence() -> Host:
-    h = Host(boot_alone="fence", has_fence=False)
+def does_not_fence_when_alone_without_a_fence() -> Member:
+    h = Member(boot_alone="fence", has_fence=False)
     assert h.silence(20.0) == []
     return h
 
 
 @scenario
-def peer_serves_after_all_while_it_is_being_fenced() -> Host:
-    h = Host(boot_alone="fence")
+def peer_serves_after_all_while_it_is_being_fenced() -> Member:
+    h = Member(boot_alone="fence")
     h.silence(3.1)
     h.hear(S.UNPROTECTED, 5)
     assert h.at(S.SHADOWING)
@@ -101,8 +101,8 @@ def peer_serves_after_all_while_it_is_being_fenced() -> Host:
 
 
 @scenario
-def peer_serves_after_all_while_the_epoch_is_stored() -> Host:
-    h = Host()
+def peer_serves_after_all_while_the_epoch_is_stored() -> Member:
+    h = Member()
     h.hear(S.WAITING)
     h.hear(S.UNPROTECTED, 5)
     assert h.at(S.SHADOWING)
@@ -111,8 +111,8 @@ def peer_serves_after_all_while_the_epoch_is_stored() -> Host:
 
 
 @scenario
-def epoch_that_can_not_be_stored_is_not_served_in() -> Host:
-    h = Host()
+def epoch_that_can_not_be_stored_is_not_served_in() -> Member:
+    h = Member()
     h.hear(S.WAITING)
     assert h.stored(ok=False) == []
     assert h.at(S.WAITING)
@@ -120,8 +120,8 @@ def epoch_that_can_not_be_stored_is_not_served_in() -> Host:
 
 
 @scenario
-def operator_claims_a_waiting_host() -> Host:
-    h = Host()
+def operator_claims_a_waiting_host() -> Member:
+    h = Member()
     assert h.members.claim() == "claimed"
     assert h.done() == [Do.STORE]
     assert h.stored() == [Do.SERVE]
@@ -130,8 +130,8 @@ def operator_claims_a_waiting_host() -> Host:
 
 
 @scenario
-def daemon_of_a_host_that_served_unprotected_restarts() -> Host:
-    h = Host(epoch=4, served=True)
+def daemon_of_a_host_that_served_unprotected_restarts() -> Member:
+    h = Member(epoch=4, served=True)
     h.members.resume(4)
     assert h.done() == [Do.RESUME]
     assert h.at(S.UNPROTECTED) and h.members.epoch == 4
@@ -141,16 +141,16 @@ def daemon_of_a_host_that_served_unprotected_restarts() -> Host:
 
 
 @scenario
-def daemon_restarts_with_an_epoch_that_was_announced_but_not_stored() -> Host:
-    h = Host(epoch=4, served=True)
+def daemon_restarts_with_an_epoch_that_was_announced_but_not_stored() -> Member:
+    h = Member(epoch=4, served=True)
     h.members.resume(5)
     assert h.done() == [Do.STORE, Do.RESUME]
     return h
 
 
 @scenario
-def daemon_that_resumed_yields_to_a_newer_epoch() -> Host:
-    h = Host(epoch=4, served=True)
+def daemon_that_resumed_yields_to_a_newer_epoch() -> Member:
+    h = Member(epoch=4, served=True)
     h.members.resume(4)
     h.done()
     assert h.hear(S.UNPROTECTED, 5) == [Do.SILENCE]

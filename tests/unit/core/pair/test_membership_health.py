@@ -7,7 +7,7 @@ import pytest
 from nfq_failover.core.pair.health import CHECKED_REST_S, UNCHECKED_REST_S
 from nfq_failover.core.pair.roles import UNHEALTHY, Do, Role
 from nfq_failover.core.pair.roles import State as S
-from tests.support.hosts import Host, Scenario, collector
+from tests.support.member import Member, Scenario, collector
 
 SCENARIOS: list[Scenario] = []
 scenario = collector(SCENARIOS)
@@ -18,12 +18,12 @@ def test_scenario(run: Scenario) -> None:
     run()
 
 
-def checked() -> Host:
-    return Host(health_checked=True)
+def checked() -> Member:
+    return Member(health_checked=True)
 
 
 @scenario
-def failed_checks_in_a_row_yield_the_service() -> Host:
+def failed_checks_in_a_row_yield_the_service() -> Member:
     h = checked().protect()
     h.check_health(False, False, True, False, False)
     assert h.tick() == [] and h.at(S.PROTECTED)
@@ -35,7 +35,7 @@ def failed_checks_in_a_row_yield_the_service() -> Host:
 
 
 @scenario
-def yielded_host_joins_when_its_application_is_well_again() -> Host:
+def yielded_host_joins_when_its_application_is_well_again() -> Member:
     h = checked().yielded()
     h.done()
     h.check_health(True, False)  # the first one is not later than the failure
@@ -50,8 +50,8 @@ def yielded_host_joins_when_its_application_is_well_again() -> Host:
 
 
 @scenario
-def yielded_host_that_nobody_checks_rests_for_a_while() -> Host:
-    h = Host().yielded()
+def yielded_host_that_nobody_checks_rests_for_a_while() -> Member:
+    h = Member().yielded()
     h.done()
     assert h.silence(UNCHECKED_REST_S - 0.1) == [] and h.at(S.YIELDED)
     assert h.silence(0.2) == [] and h.at(S.WAITING)
@@ -59,7 +59,7 @@ def yielded_host_that_nobody_checks_rests_for_a_while() -> Host:
 
 
 @scenario
-def yielded_host_is_not_elected_but_can_be_told_to_serve() -> Host:
+def yielded_host_is_not_elected_but_can_be_told_to_serve() -> Member:
     h = checked().yielded()
     h.done()
     for state in (S.WAITING, S.REFUSED, S.LEAVING):
@@ -71,8 +71,8 @@ def yielded_host_is_not_elected_but_can_be_told_to_serve() -> Host:
 
 
 @scenario
-def yielded_host_can_be_stopped() -> Host:
-    h = Host().yielded()
+def yielded_host_can_be_stopped() -> Member:
+    h = Member().yielded()
     h.done()
     h.members.stop()
     assert h.done() == [] and h.at(S.LEAVING)
@@ -80,7 +80,7 @@ def yielded_host_can_be_stopped() -> Host:
 
 
 @scenario
-def service_is_not_yielded_to_a_backup_that_can_not_go_on() -> Host:
+def service_is_not_yielded_to_a_backup_that_can_not_go_on() -> Member:
     h = checked().lose_backup()
     h.check_health(False, False, False)
     assert not h.members.application_failed("a connection", h.now)
@@ -93,15 +93,15 @@ def service_is_not_yielded_to_a_backup_that_can_not_go_on() -> Host:
 
 
 @scenario
-def service_is_not_yielded_to_a_backup_that_is_about_to_take_over() -> Host:
-    h = Host().protect()
+def service_is_not_yielded_to_a_backup_that_is_about_to_take_over() -> Member:
+    h = Member().protect()
     h.hear(S.CHECKING, 1, generation=1)
     assert not h.members.application_failed("a connection", h.now)
     return h
 
 
 @scenario
-def service_is_not_yielded_while_unprotected() -> Host:
+def service_is_not_yielded_while_unprotected() -> Member:
     h = checked().serve()
     h.check_health(False, False, False)
     assert h.tick() == [] and h.at(S.UNPROTECTED)
@@ -109,16 +109,16 @@ def service_is_not_yielded_while_unprotected() -> Host:
 
 
 @scenario
-def failed_checks_move_the_service_though_single_connections_move_alone() -> Host:
-    h = Host(health_checked=True, on_app_failure="connection").protect()
+def failed_checks_move_the_service_though_single_connections_move_alone() -> Member:
+    h = Member(health_checked=True, on_app_failure="connection").protect()
     h.check_health(False, False, False)
     assert Do.SILENCE in h.tick() and h.at(S.YIELDED)
     return h
 
 
 @scenario
-def service_is_not_yielded_if_the_configuration_says_so() -> Host:
-    h = Host(health_checked=True, on_app_failure="off").protect()
+def service_is_not_yielded_if_the_configuration_says_so() -> Member:
+    h = Member(health_checked=True, on_app_failure="off").protect()
     h.check_health(False, False, False)
     assert h.tick() == [] and h.at(S.PROTECTED)
     assert h.members.flags & UNHEALTHY
@@ -126,7 +126,7 @@ def service_is_not_yielded_if_the_configuration_says_so() -> Host:
 
 
 @scenario
-def backup_whose_application_has_failed_gives_its_shadows_up_and_says_so() -> Host:
+def backup_whose_application_has_failed_gives_its_shadows_up_and_says_so() -> Member:
     h = checked().shadow()
     assert not h.members.invalid and h.members.generation == 3
     h.check_health(False, False, False)
@@ -141,7 +141,7 @@ def backup_whose_application_has_failed_gives_its_shadows_up_and_says_so() -> Ho
 
 
 @scenario
-def backup_that_is_taking_over_goes_on_whatever_its_health() -> Host:
+def backup_that_is_taking_over_goes_on_whatever_its_health() -> Member:
     h = checked().fencing()
     h.check_health(False, False, False)
     assert h.tick() == [] and not h.members.invalid
@@ -151,8 +151,8 @@ def backup_that_is_taking_over_goes_on_whatever_its_health() -> Host:
 
 
 @scenario
-def primary_is_unprotected_while_its_backups_application_is_not_well() -> Host:
-    h = Host().protect()
+def primary_is_unprotected_while_its_backups_application_is_not_well() -> Member:
+    h = Member().protect()
     assert h.hear(S.SHADOWING, 1, generation=0, well=False) == [Do.RELEASE]
     assert h.members.reason == "the backup's application has failed"
     assert h.hear(S.SHADOWING, 1, well=False) == [] and h.at(S.UNPROTECTED)
@@ -161,17 +161,17 @@ def primary_is_unprotected_while_its_backups_application_is_not_well() -> Host:
 
 
 @scenario
-def protection_that_is_about_to_begin_does_not_if_the_backups_application_fails() -> Host:
-    h = Host().arm()
+def protection_that_is_about_to_begin_does_not_if_the_backups_application_fails() -> Member:
+    h = Member().arm()
     h.done()
     assert h.hear(S.SHADOWING, 1, well=False) == [Do.RELEASE] and h.at(S.UNPROTECTED)
     return h
 
 
 @scenario
-def unhealthy_backup_that_still_holds_everything_is_not_released_yet() -> Host:
+def unhealthy_backup_that_still_holds_everything_is_not_released_yet() -> Member:
     """It may be taking over at this moment: only its own word that it has nothing makes it harmless."""
-    h = Host().protect()
+    h = Member().protect()
     assert h.hear(S.SHADOWING, 1, generation=1, well=False) == [] and h.at(S.PROTECTED)
     assert not h.members.application_failed("a connection", h.now)
     return h

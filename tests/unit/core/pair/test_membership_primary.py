@@ -6,7 +6,7 @@ import pytest
 
 from nfq_failover.core.pair.roles import Do, State
 from tests.support import configured
-from tests.support.hosts import DETECTION_S, Host, Scenario, collector
+from tests.support.member import DETECTION_S, Member, Scenario, collector
 
 S = State
 SCENARIOS: list[Scenario] = []
@@ -14,8 +14,8 @@ scenario = collector(SCENARIOS)
 
 
 @scenario
-def arms_and_protects_when_the_backup_has_said_the_generation_back() -> Host:
-    h = Host().serve()
+def arms_and_protects_when_the_backup_has_said_the_generation_back() -> Member:
+    h = Member().serve()
     h.now += 0.3
     assert h.hear(S.SHADOWING, 1, heard=False) == []  # it may not hear us
     assert h.hear(S.SHADOWING, 1) == [Do.ARM]
@@ -28,22 +28,22 @@ def arms_and_protects_when_the_backup_has_said_the_generation_back() -> Host:
 
 
 @scenario
-def backup_restarts_while_arming() -> Host:
-    h = Host().arm()
+def backup_restarts_while_arming() -> Member:
+    h = Member().arm()
     assert h.hear(S.WAITING, 1) == [Do.RELEASE]
     return h
 
 
 @scenario
-def backup_falls_silent_while_arming() -> Host:
-    h = Host().arm()
+def backup_falls_silent_while_arming() -> Member:
+    h = Member().arm()
     assert h.silence(DETECTION_S + 0.2) == [Do.RELEASE]
     return h
 
 
 @pytest.mark.parametrize("say", ["restarted", "refused", "lost", "session"])
 def test_backup_that_can_not_take_over_any_more_ends_the_protection_at_once(say: str) -> None:
-    h = Host().protect()
+    h = Member().protect()
     if say == "restarted":
         got = h.hear(S.WAITING, 1)
     elif say == "refused":
@@ -57,15 +57,15 @@ def test_backup_that_can_not_take_over_any_more_ends_the_protection_at_once(say:
 
 
 @scenario
-def backup_says_that_it_has_nothing() -> Host:
-    h = Host().protect()
+def backup_says_that_it_has_nothing() -> Member:
+    h = Member().protect()
     assert h.hear(S.SHADOWING, 1, generation=0) == [Do.RELEASE]
     return h
 
 
 @scenario
-def silent_backup_is_waited_for_until_it_can_not_take_over() -> Host:
-    h = Host().lose_backup()
+def silent_backup_is_waited_for_until_it_can_not_take_over() -> Member:
+    h = Member().lose_backup()
     release = h.settings.release_after_ms / 1000
     assert h.silence(release - 0.3) == []
     assert h.at(S.BACKUP_LOST)
@@ -74,16 +74,16 @@ def silent_backup_is_waited_for_until_it_can_not_take_over() -> Host:
 
 
 @scenario
-def silent_backup_comes_back() -> Host:
-    h = Host().lose_backup()
+def silent_backup_comes_back() -> Member:
+    h = Member().lose_backup()
     h.hear(S.SHADOWING, 1, generation=1)
     assert h.tick() == [] and h.at(S.PROTECTED)
     return h
 
 
 @scenario
-def backup_that_hears_nothing_of_us_is_lost_too() -> Host:
-    h = Host().protect()
+def backup_that_hears_nothing_of_us_is_lost_too() -> Member:
+    h = Member().protect()
     for _ in range(12):
         h.hear(S.SHADOWING, 1, generation=1, heard=False)
         assert h.silence(0.05) == []
@@ -97,16 +97,16 @@ def backup_that_hears_nothing_of_us_is_lost_too() -> Host:
 
 
 @scenario
-def split_brain_accepted_releases_at_the_detection_time() -> Host:
-    h = Host(split_brain_accepted=True).protect()
+def split_brain_accepted_releases_at_the_detection_time() -> Member:
+    h = Member(split_brain_accepted=True).protect()
     assert h.silence(DETECTION_S) == []
     assert h.silence(0.1) == [Do.RELEASE]
     return h
 
 
 @scenario
-def hung_backup_with_a_punctual_heartbeat_is_lost_and_then_let_go() -> Host:
-    h = Host().protect()
+def hung_backup_with_a_punctual_heartbeat_is_lost_and_then_let_go() -> Member:
+    h = Member().protect()
     actions: list[Do] = []
     for _ in range(round(h.settings.release_after_ms / 50) + 20):
         actions += h.hear(S.SHADOWING, 1, generation=1, heard=False, loop_age_ms=1400)
@@ -118,8 +118,8 @@ def hung_backup_with_a_punctual_heartbeat_is_lost_and_then_let_go() -> Host:
 
 
 @scenario
-def paused_primary_doubts_until_the_backup_has_answered() -> Host:
-    h = Host().doubt()
+def paused_primary_doubts_until_the_backup_has_answered() -> Member:
+    h = Member().doubt()
     h.now -= 0.005
     h.hear(S.SHADOWING, 1, generation=1)  # it heard us before the pause was over: proves nothing
     assert h.at(S.DOUBT)
@@ -130,24 +130,24 @@ def paused_primary_doubts_until_the_backup_has_answered() -> Host:
 
 
 @scenario
-def paused_primary_finds_its_backup_serving() -> Host:
-    h = Host().doubt()
+def paused_primary_finds_its_backup_serving() -> Member:
+    h = Member().doubt()
     assert h.hear(S.UNPROTECTED, 2) == [Do.SILENCE]
     assert h.at(S.WAITING)
     return h
 
 
 @scenario
-def paused_primary_finds_nobody() -> Host:
-    h = Host().doubt()
+def paused_primary_finds_nobody() -> Member:
+    h = Member().doubt()
     assert h.silence(h.settings.release_after_ms / 1000 - 0.1) == []
     assert h.silence(0.2) == [Do.RELEASE]
     return h
 
 
 @scenario
-def pause_while_the_backup_is_lost_and_another_one() -> Host:
-    h = Host().lose_backup()
+def pause_while_the_backup_is_lost_and_another_one() -> Member:
+    h = Member().lose_backup()
     h.tick(1.0)
     assert h.at(S.DOUBT)
     h.tick(1.0)
@@ -156,18 +156,18 @@ def pause_while_the_backup_is_lost_and_another_one() -> Host:
 
 
 @scenario
-def short_pause_is_none() -> Host:
-    h = Host().protect()
+def short_pause_is_none() -> Member:
+    h = Member().protect()
     h.tick(DETECTION_S - 0.01)
     assert h.at(S.PROTECTED)
     return h
 
 
 @scenario
-def outdated_primary_steps_down_from_wherever_it_is() -> Host:
-    last = Host()
+def outdated_primary_steps_down_from_wherever_it_is() -> Member:
+    last = Member()
     for state in ("serve", "arm", "protect", "lose_backup", "doubt"):
-        h = getattr(Host(), state)()
+        h = getattr(Member(), state)()
         assert h.hear(S.UNPROTECTED, 2) == [Do.SILENCE]
         assert (h.state, h.members.generation) == (S.WAITING, 0)
         assert h.hear(S.UNPROTECTED, 2) == [Do.STORE]
@@ -177,8 +177,8 @@ def outdated_primary_steps_down_from_wherever_it_is() -> Host:
 
 
 @scenario
-def older_epoch_does_not_impress_the_primary() -> Host:
-    h = Host().protect()
+def older_epoch_does_not_impress_the_primary() -> Member:
+    h = Member().protect()
     assert h.hear(S.UNPROTECTED, 0) == []
     assert h.at(S.PROTECTED)
     return h
@@ -186,7 +186,7 @@ def older_epoch_does_not_impress_the_primary() -> Host:
 
 def test_of_two_who_serve_in_the_same_epoch_one_steps_down() -> None:
     for name, peer in (("a", "b"), ("b", "a")):
-        h = Host(name=name, peers=(configured.peer(peer, "10.77.0.9"),))
+        h = Member(name=name, peers=(configured.peer(peer, "10.77.0.9"),))
         h.members.claim()
         h.stored()
         h.hear(S.UNPROTECTED, 1)
@@ -194,14 +194,14 @@ def test_of_two_who_serve_in_the_same_epoch_one_steps_down() -> None:
 
 
 def test_primary_takes_a_later_epoch_than_its_peer_has_on_disk() -> None:
-    h = Host().serve()
+    h = Member().serve()
     assert h.hear(S.WAITING, stored=8) == [Do.STORE]
     assert h.members.epoch == 9 and h.at(S.UNPROTECTED)
 
 
 def test_backup_that_has_just_come_is_not_left_alone_with_a_silence() -> None:
     """It may have heard that we serve already, and would fence us if our daemon ended without a word."""
-    h = Host().serve()
+    h = Member().serve()
     h.silence(DETECTION_S + 0.2)
     assert h.members.serves_alone(h.now)
     h.monitor.reset(began := h.now)  # a session
@@ -216,7 +216,7 @@ def test_backup_that_has_just_come_is_not_left_alone_with_a_silence() -> None:
 
 
 def test_peer_that_answers_is_handed_the_service() -> None:
-    h = Host().serve()
+    h = Member().serve()
     assert not h.members.serves_alone(h.now)
     h.hear(S.SHADOWING, 1)
     assert not h.members.serves_alone(h.now)  # arming: not unprotected for long

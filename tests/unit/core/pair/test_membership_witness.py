@@ -9,7 +9,7 @@ import pytest
 from nfq_failover.core.pair.membership import BOTH_ASK_S
 from nfq_failover.core.pair.pact import CLOCK_MARGIN, OUTLAST_MARGIN_S
 from nfq_failover.core.pair.roles import Do, State
-from tests.support.hosts import DETECTION_S, Host, Scenario, collector
+from tests.support.member import DETECTION_S, Member, Scenario, collector
 
 S = State
 SCENARIOS: list[Scenario] = []
@@ -19,23 +19,23 @@ ASKS_S = 0.8 * LEASE_S
 PACT = 7 << 32
 
 
-def primary(**changes: Any) -> Host:
+def primary(**changes: Any) -> Member:
     """Protected, by a backup that has said the pact back."""
-    h = Host(has_witness=True, **{"has_fence": False, **changes}).protect()
+    h = Member(has_witness=True, **{"has_fence": False, **changes}).protect()
     h.hear(S.SHADOWING, 1, 1, pact=h.members.pact.high)
     assert h.members.pact.confirmed
     return h
 
 
-def backup(**changes: Any) -> Host:
+def backup(**changes: Any) -> Member:
     """Of a primary that protects in epoch 7, generation 3."""
-    h = Host(has_witness=True, **{"has_fence": False, **changes}).shadow()
+    h = Member(has_witness=True, **{"has_fence": False, **changes}).shadow()
     h.hear(S.PROTECTED, 7, 3, pact=PACT)
     assert h.members.pact.high == PACT
     return h
 
 
-def asking(**changes: Any) -> Host:
+def asking(**changes: Any) -> Member:
     """The primary is silent, our own link is up."""
     h = backup(**changes)
     h.silence(DETECTION_S + 0.03)
@@ -52,7 +52,7 @@ def asking(**changes: Any) -> Host:
 
 
 @scenario
-def takes_over_with_a_grant_once_the_lease_of_the_primary_has_ended() -> Host:
+def takes_over_with_a_grant_once_the_lease_of_the_primary_has_ended() -> Member:
     heard = backup().now
     h = asking()
     assert heard < h.now < heard + LEASE_S
@@ -70,7 +70,7 @@ def takes_over_with_a_grant_once_the_lease_of_the_primary_has_ended() -> Host:
 
 
 @scenario
-def asks_until_the_witness_answers() -> Host:
+def asks_until_the_witness_answers() -> Member:
     h = asking()
     actions = h.silence(30)
     assert h.at(S.ASKING)
@@ -82,7 +82,7 @@ def asks_until_the_witness_answers() -> Host:
 
 
 @scenario
-def is_denied_and_stays_silent() -> Host:
+def is_denied_and_stays_silent() -> Member:
     h = asking()
     h.tick()
     assert h.witness(False) == [Do.INVALIDATE]
@@ -92,7 +92,7 @@ def is_denied_and_stays_silent() -> Host:
 
 
 @scenario
-def takes_over_from_a_primary_that_has_restarted_while_it_asked() -> Host:
+def takes_over_from_a_primary_that_has_restarted_while_it_asked() -> Member:
     """A new session counts as a sign of life, but says nothing of who serves."""
     h = asking()
     h.members.session_started()
@@ -108,7 +108,7 @@ def takes_over_from_a_primary_that_has_restarted_while_it_asked() -> Host:
 
 
 @scenario
-def fences_only_with_a_grant() -> Host:
+def fences_only_with_a_grant() -> Member:
     h = asking(has_fence=True)
     assert h.tick() == [Do.ASK]
     assert h.witness(True) == [Do.FENCE]
@@ -119,7 +119,7 @@ def fences_only_with_a_grant() -> Host:
 
 
 @scenario
-def tries_a_failed_fence_again_only_with_a_grant() -> Host:
+def tries_a_failed_fence_again_only_with_a_grant() -> Member:
     h = asking(has_fence=True)
     h.tick()
     h.witness(True)
@@ -138,7 +138,7 @@ def tries_a_failed_fence_again_only_with_a_grant() -> Host:
 
 
 @scenario
-def primary_that_is_back_while_the_witness_is_asked_ends_the_pact() -> Host:
+def primary_that_is_back_while_the_witness_is_asked_ends_the_pact() -> Member:
     h = asking()
     h.tick()
     h.hear(S.BACKUP_LOST, 7, 3, pact=PACT)
@@ -152,7 +152,7 @@ def primary_that_is_back_while_the_witness_is_asked_ends_the_pact() -> Host:
 
 
 @scenario
-def primary_that_is_back_in_doubt_can_not_go_on_either() -> Host:
+def primary_that_is_back_in_doubt_can_not_go_on_either() -> Member:
     """The witness may have decided for us, and its answer be lost: we ask on, for a moment."""
     h = asking()
     h.tick()
@@ -166,7 +166,7 @@ def primary_that_is_back_in_doubt_can_not_go_on_either() -> Host:
 
 
 @scenario
-def primary_that_stays_in_doubt_is_not_waited_for_for_ever() -> Host:
+def primary_that_stays_in_doubt_is_not_waited_for_for_ever() -> Member:
     """Nobody reaches the witness: we give the pact up, so that the primary can go on."""
     h = asking()
     h.hear(S.DOUBT, 7, 3, pact=PACT)
@@ -183,7 +183,7 @@ def primary_that_stays_in_doubt_is_not_waited_for_for_ever() -> Host:
 
 
 @scenario
-def primary_that_is_back_after_the_grant_has_lost() -> Host:
+def primary_that_is_back_after_the_grant_has_lost() -> Member:
     h = asking()
     h.tick()
     h.witness(True)
@@ -194,7 +194,7 @@ def primary_that_is_back_after_the_grant_has_lost() -> Host:
 
 
 @scenario
-def primary_that_yields_while_the_witness_is_asked_is_followed() -> Host:
+def primary_that_yields_while_the_witness_is_asked_is_followed() -> Member:
     """With a fence there is time enough, whatever the witness says."""
     h = asking(has_fence=True)
     assert h.hear(S.WAITING, 7) == [Do.STORE]
@@ -203,7 +203,7 @@ def primary_that_yields_while_the_witness_is_asked_is_followed() -> Host:
     return h
 
 
-def unheard() -> Host:
+def unheard() -> Member:
     """We hear the primary, and it has not heard us for so long that it may let everything go, with a grant."""
     h = backup()
     for _ in range(6):
@@ -214,7 +214,7 @@ def unheard() -> Host:
 
 
 @scenario
-def primary_that_yields_though_it_has_not_heard_us_for_long_is_followed_with_a_grant() -> Host:
+def primary_that_yields_though_it_has_not_heard_us_for_long_is_followed_with_a_grant() -> Member:
     h = unheard()
     assert h.hear(S.WAITING, 7, heard=False) == []
     assert h.at(S.ASKING)
@@ -226,7 +226,7 @@ def primary_that_yields_though_it_has_not_heard_us_for_long_is_followed_with_a_g
 
 
 @scenario
-def the_same_without_a_grant_loses_the_connections_and_not_the_service() -> Host:
+def the_same_without_a_grant_loses_the_connections_and_not_the_service() -> Member:
     h = unheard()
     h.hear(S.LEAVING, 7)
     h.tick()
@@ -237,7 +237,7 @@ def the_same_without_a_grant_loses_the_connections_and_not_the_service() -> Host
 
 
 @scenario
-def the_same_without_an_answer_waits_for_one_lease() -> Host:
+def the_same_without_an_answer_waits_for_one_lease() -> Member:
     h = unheard()
     h.hear(S.WAITING, 7)
     actions = h.silence(LEASE_S - 0.03)
@@ -248,7 +248,7 @@ def the_same_without_an_answer_waits_for_one_lease() -> Host:
 
 
 @scenario
-def primary_that_restarts_while_the_link_is_checked_is_asked_about() -> Host:
+def primary_that_restarts_while_the_link_is_checked_is_asked_about() -> Member:
     h = backup()
     while h.now < 1000 + 2 * DETECTION_S:
         h.tick()
@@ -264,7 +264,7 @@ def primary_that_restarts_while_the_link_is_checked_is_asked_about() -> Host:
 
 
 @scenario
-def operator_claims_while_the_witness_is_asked() -> Host:
+def operator_claims_while_the_witness_is_asked() -> Member:
     h = asking()
     assert h.members.claim() == "claimed"
     assert h.at(S.STORING) and not h.members.may_continue(h.now)
@@ -273,9 +273,9 @@ def operator_claims_while_the_witness_is_asked() -> Host:
 
 
 @scenario
-def without_pact_and_fence_nothing_is_asked() -> Host:
+def without_pact_and_fence_nothing_is_asked() -> Member:
     """The primary has never said that it protects: it serves whatever the witness says."""
-    h = Host(has_witness=True, has_fence=False).shadow(S.ARMING)
+    h = Member(has_witness=True, has_fence=False).shadow(S.ARMING)
     h.silence(DETECTION_S + 0.03)
     assert h.link(True) == [Do.INVALIDATE]
     assert h.at(S.REFUSED)
@@ -283,7 +283,7 @@ def without_pact_and_fence_nothing_is_asked() -> Host:
 
 
 @scenario
-def stops_while_it_asks() -> Host:
+def stops_while_it_asks() -> Member:
     h = asking()
     h.members.stop()
     h.done()
@@ -291,7 +291,7 @@ def stops_while_it_asks() -> Host:
 
 
 def test_a_host_without_witness_has_no_pact() -> None:
-    h = Host().shadow()
+    h = Member().shadow()
     h.hear(S.PROTECTED, 7, 3, pact=PACT)
     assert not h.members.pact.held
     h.silence(DETECTION_S + 0.03)
@@ -312,7 +312,7 @@ def test_another_generation_ends_pact_and_grant() -> None:
 
 
 @scenario
-def releases_as_soon_as_the_witness_has_granted() -> Host:
+def releases_as_soon_as_the_witness_has_granted() -> Member:
     h = primary()
     h.silence(ASKS_S)
     assert h.at(S.BACKUP_LOST) and h.members.pact.asked
@@ -330,7 +330,7 @@ def test_daemon_that_goes_on_after_a_grant_proposes_a_pact_of_which_nothing_is_d
     h.witness(True)
     h.tick()
     assert h.at(S.UNPROTECTED)
-    restarted = Host(h.members.epoch, True, has_witness=True, has_fence=False)
+    restarted = Member(h.members.epoch, True, has_witness=True, has_fence=False)
     restarted.now = h.now
     restarted.members.resume(h.members.epoch)
     restarted.tick(0.3)
@@ -342,7 +342,7 @@ def test_daemon_that_goes_on_after_a_grant_proposes_a_pact_of_which_nothing_is_d
 
 
 @scenario
-def is_silent_for_good_when_the_witness_has_decided_for_the_backup() -> Host:
+def is_silent_for_good_when_the_witness_has_decided_for_the_backup() -> Member:
     h = primary()
     h.silence(ASKS_S)
     assert h.witness(False) == [Do.SILENCE]
@@ -351,7 +351,7 @@ def is_silent_for_good_when_the_witness_has_decided_for_the_backup() -> Host:
 
 
 @scenario
-def is_silent_when_its_lease_has_ended_until_the_witness_answers() -> Host:
+def is_silent_when_its_lease_has_ended_until_the_witness_answers() -> Member:
     h = primary()
     voted = h.now
     h.silence(ASKS_S)
@@ -365,7 +365,7 @@ def is_silent_when_its_lease_has_ended_until_the_witness_answers() -> Host:
 
 
 @scenario
-def denied_in_doubt() -> Host:
+def denied_in_doubt() -> Member:
     h = primary()
     h.silence(ASKS_S)
     h.members.expire(h.now)
@@ -375,7 +375,7 @@ def denied_in_doubt() -> Host:
 
 
 @scenario
-def lease_ends_while_the_backup_is_heard_but_does_not_follow() -> Host:
+def lease_ends_while_the_backup_is_heard_but_does_not_follow() -> Member:
     h = primary()
     for _ in range(20):
         if h.now > h.members.lease_until:
@@ -389,7 +389,7 @@ def lease_ends_while_the_backup_is_heard_but_does_not_follow() -> Host:
 
 
 @scenario
-def speaks_again_when_the_backup_follows_again() -> Host:
+def speaks_again_when_the_backup_follows_again() -> Member:
     h = primary()
     h.silence(ASKS_S)
     h.members.expire(h.now)
@@ -406,8 +406,8 @@ def speaks_again_when_the_backup_follows_again() -> Host:
 
 
 @scenario
-def backup_that_has_not_said_the_pact_back_may_be_one_that_fences() -> Host:
-    h = Host(has_witness=True).protect()
+def backup_that_has_not_said_the_pact_back_may_be_one_that_fences() -> Member:
+    h = Member(has_witness=True).protect()
     h.silence(ASKS_S)
     h.witness(True)
     assert Do.RELEASE not in h.silence(h.settings.release_after_ms / 1000 - 0.5)
@@ -416,7 +416,7 @@ def backup_that_has_not_said_the_pact_back_may_be_one_that_fences() -> Host:
 
 
 @scenario
-def backup_that_refuses_has_given_the_pact_up() -> Host:
+def backup_that_refuses_has_given_the_pact_up() -> Member:
     h = primary()
     assert h.hear(S.REFUSED, 1) == [Do.RELEASE]
     assert not h.members.pact.held
@@ -434,7 +434,7 @@ def test_answers_for_another_pact_count_for_nothing() -> None:
 
 
 def test_nothing_is_released_while_the_target_does_not_answer() -> None:
-    h = Host(checks_target=True).lose_backup()
+    h = Member(checks_target=True).lose_backup()
     actions = h.silence(h.settings.release_after_ms / 1000 + 7)
     assert Do.RELEASE not in actions and actions.count(Do.CHECK_LINK) >= 7
     h.members.link_checked(False, "10.0.0.1 does not answer")

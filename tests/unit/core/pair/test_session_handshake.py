@@ -8,7 +8,7 @@ from nfq_failover.core.pair.session import HELLO_MAX_S, HELLO_MIN_S, MAX_OUTGOIN
 from nfq_failover.errors import InternalError
 from nfq_failover.wire.datagram import Kind, read_header
 from nfq_failover.wire.records import Closed
-from tests.support.session_pair import Pair, agreed_pair, drain, hello, make, refusal
+from tests.support.session_pair import SessionPair, agreed_pair, drain, hello, make, refusal
 
 INTERVAL = 0.05
 
@@ -17,13 +17,13 @@ def kinds(datagrams: list[bytes]) -> list[Kind]:
     return [read_header(data).kind for data in datagrams]
 
 
-def say(pair: Pair, sender: str, receiver: str, conn: int, now: float = 1.0) -> Received | None:
+def say(pair: SessionPair, sender: str, receiver: str, conn: int, now: float = 1.0) -> Received | None:
     """One record from one end to the other."""
     [data] = pair.ends[sender].seal([Closed(conn)], 1)
     return pair.deliver(receiver, data, now)
 
 
-def assert_both_talk(pair: Pair, now: float = 1.0) -> None:
+def assert_both_talk(pair: SessionPair, now: float = 1.0) -> None:
     for sender, receiver in (("a", "b"), ("b", "a")):
         received = say(pair, sender, receiver, 77, now)
         assert received is not None
@@ -55,7 +55,7 @@ def test_hello_reply_reply() -> None:
 
 
 def test_crossing_hellos_make_one_session() -> None:
-    pair = Pair(make("a", "b"), make("b", "a"))
+    pair = SessionPair(make("a", "b"), make("b", "a"))
     pair.ends["a"].on_timer(0.0)
     pair.ends["b"].on_timer(0.0)
     pair.exchange(0.0)
@@ -67,7 +67,7 @@ def test_crossing_hellos_make_one_session() -> None:
 @pytest.mark.parametrize("crossing", [False, True])
 @pytest.mark.parametrize("lost", range(8))
 def test_any_datagram_of_the_handshake_may_be_lost(lost: int, crossing: bool) -> None:
-    pair = Pair(make("a", "b"), make("b", "a"))
+    pair = SessionPair(make("a", "b"), make("b", "a"))
     count, now = 0, 0.0
     while now <= 2.5 * INTERVAL:
         for name in ("a", "b") if crossing or now else ("a",):
@@ -87,7 +87,7 @@ def test_any_datagram_of_the_handshake_may_be_lost(lost: int, crossing: bool) ->
 @pytest.mark.parametrize("copies", [2, 3])
 @pytest.mark.parametrize("reverse", [False, True])
 def test_duplicated_and_reversed_handshake(copies: int, reverse: bool) -> None:
-    pair = Pair(make("a", "b"), make("b", "a"))
+    pair = SessionPair(make("a", "b"), make("b", "a"))
     for step in range(3):
         now = step * INTERVAL
         pair.ends["a"].on_timer(now)
@@ -150,7 +150,7 @@ def test_lost_last_reply_is_made_good_within_an_interval() -> None:
 def test_replayed_hello_of_a_dead_life_disturbs_nothing() -> None:
     old = make("b", "a", life=1)
     recorded = hello(old, 0.0)
-    pair = Pair(make("a", "b"), make("b", "a", life=2)).agree()
+    pair = SessionPair(make("a", "b"), make("b", "a", life=2)).agree()
     session = pair.ends["a"].session_id
     for _ in range(3):
         assert pair.deliver("a", recorded, 1.0) == Received()
@@ -172,7 +172,7 @@ def test_replayed_replies_disturb_nothing() -> None:
 
 
 def test_replies_of_a_dead_life_are_stale_whether_they_were_delivered_or_not() -> None:
-    pair = Pair(make("a", "b"), make("b", "a"))
+    pair = SessionPair(make("a", "b"), make("b", "a"))
     assert pair.deliver("b", hello(pair.ends["a"], 0.0), 0.0) is not None
     [withheld] = drain(pair.ends["b"])  # answers the challenge of `a`, and is never delivered
     pair.agree(INTERVAL)
@@ -191,7 +191,7 @@ def test_replies_of_a_dead_life_are_stale_whether_they_were_delivered_or_not() -
 
 def test_a_whole_recorded_handshake_with_its_proof_can_not_lead_back_into_a_dead_life() -> None:
     """The first life of `b` finished the handshake on its side only; all that it sent comes after its restart."""
-    pair = Pair(make("a", "b"), make("b", "a"))
+    pair = SessionPair(make("a", "b"), make("b", "a"))
     late = [hello(pair.ends["b"], 0.0)]
     assert pair.deliver("a", late[0], 0.0) is not None
     [reply] = drain(pair.ends["a"])
@@ -212,7 +212,7 @@ def test_a_whole_recorded_handshake_with_its_proof_can_not_lead_back_into_a_dead
 
 
 def test_a_withheld_reply_that_does_get_through_is_healed_by_the_living_peer() -> None:
-    pair = Pair(make("a", "b"), make("b", "a"))
+    pair = SessionPair(make("a", "b"), make("b", "a"))
     assert pair.deliver("b", hello(pair.ends["a"], 0.0), 0.0) is not None
     [withheld] = drain(pair.ends["b"])
     pair.ends["b"] = make("b", "a", life=2)
@@ -267,7 +267,7 @@ def test_a_hello_for_another_host_is_refused() -> None:
 
 @pytest.mark.parametrize("which", ["hello", "reply", "records"])
 def test_every_flipped_bit_is_noticed_and_changes_nothing(which: str) -> None:
-    pair = Pair(make("a", "b"), make("b", "a"))
+    pair = SessionPair(make("a", "b"), make("b", "a"))
     data = hello(pair.ends["b"], 0.0)
     if which == "reply":
         assert pair.deliver("b", hello(pair.ends["a"], 0.0), 0.0) is not None
@@ -297,7 +297,7 @@ def test_what_needs_a_session_says_so() -> None:
 
 
 def test_handshake_and_sessions_have_different_random_numbers() -> None:
-    first, second = agreed_pair(), Pair(make("a", "b", life=2), make("b", "a")).agree()
+    first, second = agreed_pair(), SessionPair(make("a", "b", life=2), make("b", "a")).agree()
     assert first.ends["a"].session_id != second.ends["a"].session_id
     greetings = {hello(make("a", "b", life=life), 0.0)[22:46] for life in range(20)}
     assert len(greetings) == 20

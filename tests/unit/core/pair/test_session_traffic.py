@@ -12,15 +12,15 @@ from nfq_failover.core.pair.session import WINDOW, Received, ReplayWindow
 from nfq_failover.errors import InternalError, MalformedDatagram
 from nfq_failover.wire.datagram import MAX_BODY, Header, Kind, read_header, seal
 from nfq_failover.wire.records import MAX_DATA, Closed, Confirm, Data, Open, Record, encode_record
-from tests.support.session_pair import Pair, agreed_pair, refusal, template
+from tests.support.session_pair import SessionPair, agreed_pair, refusal, template
 
 
-def sealed(pair: Pair, count: int) -> list[bytes]:
+def sealed(pair: SessionPair, count: int) -> list[bytes]:
     """`count` datagrams of `a` with one record each."""
     return [pair.ends["a"].seal([Closed(number)], 1)[0] for number in range(count)]
 
 
-def forged(pair: Pair, counter: int, body: bytes, kind: Kind = Kind.RECORDS) -> bytes:
+def forged(pair: SessionPair, counter: int, body: bytes, kind: Kind = Kind.RECORDS) -> bytes:
     """A datagram that `a` could have sent, MAC and all."""
     known = template(pair.ends["a"])
     return seal(Header(kind, known.direction, known.session, 1, counter), body, known.key)

@@ -12,7 +12,7 @@ from nfq_failover.core.pair.roles import UNHEALTHY, Do, Input, State
 from nfq_failover.wire.heartbeat import HeartbeatBody
 from tests.support.transcript import settings
 
-Scenario = Callable[[], "Host"]
+Scenario = Callable[[], "Member"]
 INTERVAL_S = 0.05
 DETECTION_S = 0.15
 
@@ -27,8 +27,8 @@ def collector(scenarios: list[Scenario]) -> Callable[[Scenario], Scenario]:
     return collect
 
 
-class Host:
-    """Host `a` (or another) of the pair, after boot. `heartbeat` is what the peer says, `tick` lets time pass."""
+class Member:
+    """Host `a` (or another) of the pair, after boot. `hear` is what the peer says, `tick` lets time pass."""
 
     def __init__(self, epoch: int = 0, served: bool = False, **changes: Any) -> None:
         self.now = 1000.0
@@ -132,21 +132,21 @@ class Host:
 
     # ------------------------------------------------------------------------------------ the ways to a state
 
-    def serve(self) -> Host:
+    def serve(self) -> Member:
         """Elected: serving, unprotected, in epoch 1."""
         self.hear(State.WAITING)
         self.stored()
         assert self.state is State.UNPROTECTED
         return self
 
-    def arm(self) -> Host:
+    def arm(self) -> Member:
         """A backup is there."""
         self.serve()
         self.hear(State.SHADOWING, self.members.epoch)
         assert self.state is State.ARMING
         return self
 
-    def protect(self) -> Host:
+    def protect(self) -> Member:
         """Protected by a backup of generation 1."""
         self.arm()
         self.members.rules_applied()
@@ -154,28 +154,28 @@ class Host:
         assert self.state is State.PROTECTED
         return self
 
-    def lose_backup(self) -> Host:
+    def lose_backup(self) -> Member:
         """The backup is silent."""
         self.protect()
         self.silence(DETECTION_S + 0.05)
         assert self.state is State.BACKUP_LOST
         return self
 
-    def yielded(self) -> Host:
+    def yielded(self) -> Member:
         """Our application has failed while protected."""
         self.protect()
         assert self.members.application_failed("the application has failed", self.now)
         assert self.state is State.YIELDED
         return self
 
-    def doubt(self, pause: float = 10.0) -> Host:
+    def doubt(self, pause: float = 10.0) -> Member:
         """Paused while protected."""
         self.protect()
         self.tick(pause)
         assert self.state is State.DOUBT
         return self
 
-    def shadow(self, state: State = State.PROTECTED) -> Host:
+    def shadow(self, state: State = State.PROTECTED) -> Member:
         """The backup of a primary in epoch 7, generation 3."""
         self.hear(State.ARMING, 7, 3)
         self.hear(state, 7, 3)
@@ -183,26 +183,26 @@ class Host:
         assert self.state is State.SHADOWING
         return self
 
-    def check(self) -> Host:
+    def check(self) -> Member:
         """The primary is silent."""
         self.shadow()
         self.silence(DETECTION_S + 0.05)
         assert self.state is State.CHECKING
         return self
 
-    def fencing(self) -> Host:
+    def fencing(self) -> Member:
         """Our own link is up."""
         self.check().link(True)
         assert self.state is State.FENCING
         return self
 
-    def refused(self) -> Host:
+    def refused(self) -> Member:
         """The fence did not succeed."""
         self.fencing().fence(False)
         assert self.state is State.REFUSED
         return self
 
-    def storing(self) -> Host:
+    def storing(self) -> Member:
         """The fence has succeeded."""
         self.fencing().fence(True)
         assert self.state is State.STORING
