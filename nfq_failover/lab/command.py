@@ -204,7 +204,7 @@ def _usage(words: str) -> str:
 
 
 def _guarded(work: Callable[[Lab, argparse.Namespace], int], arguments: argparse.Namespace) -> int:
-    """Do it; what goes wrong becomes one message and an exit code."""
+    """Do the work; what goes wrong becomes one message and an exit code."""
     previous = signal.signal(signal.SIGTERM, _interrupt)
     try:
         if os.geteuid():

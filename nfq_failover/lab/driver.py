@@ -83,7 +83,7 @@ class LabDriver:
         return float(self.lab.crash(host)["time_s"])
 
     def restore(self, host: str) -> None:
-        """Boot a host that is off; returns when the pair is protected, or can't be."""
+        """Boot a host that is off; returns when the pair is protected, or when it is known that it can't be."""
         self.lab.restore(host)
 
     def keep_logs(self, directory: Path) -> None:

@@ -1,4 +1,4 @@
-"""Ending in an orderly way: the signals that end a program become one exception."""
+"""An orderly end: the signals that end a program become one exception."""
 
 from __future__ import annotations
 

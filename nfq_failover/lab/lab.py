@@ -117,7 +117,7 @@ class Lab:
         return self._resolve(node, self.store.read().topology.names)
 
     def _resolve_host(self, node: str) -> str:
-        """The same, when only a host will do."""
+        """A host's name from its name or its role of this moment. CommandError if there is no such host now."""
         return self._resolve(node, self.store.read().topology.hosts)
 
     def _resolve(self, node: str, among: Sequence[str]) -> str:
@@ -177,7 +177,7 @@ class Lab:
             nodes.start_applications(starting)
 
     def crash(self, node: str) -> dict[str, Any]:
-        """Power loss. Returns the event: `monotonic_s` and `time_s` are the moment from which it was silent."""
+        """Take a server's power away. Returns the event; it is silent from its `monotonic_s` and `time_s` on."""
         node = self._resolve_host(node)
         if not power.is_on(self.name, node):
             raise CommandError(f"{node} is off already. Boot it: restore {node}")
@@ -220,7 +220,7 @@ class Lab:
         return f"{node} is on, but not protected, since {alone}. It is {row['state']}: {row['reason']}"
 
     def cut(self, cut: Cut) -> None:
-        """Disturb a node's cable, on top of what is cut already. It stays so over a crash, until `heal`."""
+        """Disturb a node's cable, on top of what is cut already. It stays cut over a crash, until `heal`."""
         cut = Cut(self.resolve(cut.node), cut.only, cut.direction)
         with self.store.changing() as state:
             cut.check(state.topology)

@@ -58,7 +58,7 @@ def enter(namespace: str) -> None:
 
 @contextlib.contextmanager
 def entered(namespace: str) -> Iterator[None]:
-    """The calling thread is inside."""
+    """While inside of this context, the calling thread is in the namespace."""
     home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
     try:
         enter(namespace)
@@ -83,7 +83,7 @@ def pids(namespace: str) -> list[int]:
     except FileNotFoundError:
         return []
     found = []
-    # This is on a takeover's path, by the fence: no Path objects.
+    # The fence does this during a takeover: no Path objects, which are slow.
     for entry in os.listdir("/proc"):  # noqa: PTH208
         if entry.isdigit():
             with contextlib.suppress(OSError):
@@ -109,7 +109,7 @@ def kill_all(namespace: str, deadline_s: float = 5.0) -> None:
 
 
 def control_socket(namespace: str) -> socket.socket:
-    """A socket that stands inside, for link requests."""
+    """A socket inside, for requests about links."""
     with entered(namespace):
         return socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
 

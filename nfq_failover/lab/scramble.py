@@ -1,4 +1,4 @@
-"""The lab's scrambler: makes a host's TCP look as if its secrets were its own.
+"""The lab's scrambler: it makes a host's TCP look as if its secrets were its own.
 
 Network namespaces of one machine share the kernel's sequence number and timestamp secrets, so two hosts choose nearly
 the same numbers and wrong translation looks right. This stage sits between a host's kernel and the daemon: it adds
@@ -12,7 +12,7 @@ What the daemon injects outward is in the shifted space already and carries the 
 arrives over lo and goes through the inbound stage, marked or not.
 
 Run inside a host's namespace: `python -m nfq_failover.lab.scramble --service ADDRESS --ports 80,7000:7099 ...`.
-Ends at SIGTERM or SIGINT, taking its rules away.
+It ends at SIGTERM or SIGINT, and takes its rules away.
 """
 
 from __future__ import annotations
@@ -92,7 +92,7 @@ def scramble(segment: Segment, seq_add: int, ts_add: int) -> None:
 
 
 def unscramble(segment: Segment, seq_add: int, ts_add: int) -> None:
-    """The reverse, in a segment to the server.
+    """Shift back what belongs to the server in a segment to it.
 
     Without the ACK flag the acknowledgement number and TSecr mean nothing (RFC 9293 section 3.1, RFC 7323 section 3.2)
     and stay as they are; Linux also takes a TSecr of 0 as none.
@@ -110,7 +110,7 @@ class Scrambler:
     """Both stages. `counts` tells what became of the packets, by direction and kind."""
 
     def __init__(self, shifts: Shifts, queue_out: int, queue_in: int) -> None:
-        """Raises `QueueUnavailable`."""
+        """Open the queues. Raises `QueueUnavailable`."""
         self.shifts = shifts
         self.counts = {"out": 0, "in": 0, "untouched": 0, "incomplete": 0, "lost": 0}
         self.queues = [PacketQueue(queue_out, Queue.OUT)]
@@ -128,7 +128,7 @@ class Scrambler:
             if not isinstance(event, PacketQueued):
                 self.counts["lost"] += event.count
                 continue
-            if not event.complete:  # would leave with the wrong numbers: as good as lost
+            if not event.complete:  # it would leave with the wrong numbers: as good as lost
                 self.counts["incomplete"] += 1
                 queue.verdict(event.packet_id, False)
                 continue
@@ -155,7 +155,7 @@ class Scrambler:
         except MalformedSegment:
             return False
         if not event.checksum_pending and not segment.checksum_ok():
-            return False  # the kernel shall see, count and drop it: no fresh checksum for a corrupted segment
+            return False  # the kernel is to see, count and drop it: no fresh checksum for a corrupted segment
         unscramble(segment, *self.shifts.of_inbound(segment))
         segment.seal()
         return True
@@ -227,7 +227,7 @@ def install_rules(iptables: str, rules: str) -> None:
 
 
 def remove_rules(iptables: str) -> None:
-    """Take the rules away, whether they are there or not."""
+    """Take the rules away, if they are there."""
     for table, hook in _HOOKS:
         for action in (("-D", hook, "-j", _CHAIN), ("-F", _CHAIN), ("-X", _CHAIN)):
             _run(iptables, "-w", "-t", table, *action)
@@ -253,8 +253,10 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--ports", required=True, type=parse_ports, help="for instance 80,7000:7099")
     parser.add_argument("--seq-add", type=number, default=0, help="added to SEQ")
     parser.add_argument("--ts-add", type=number, default=0, help="added to TSval")
-    parser.add_argument("--wrap-after-bytes", type=number, help="instead of --seq-add: SEQ wraps so far into each flow")
-    parser.add_argument("--wrap-after-ms", type=number, help="instead of --ts-add: TSval wraps so late in each flow")
+    parser.add_argument(
+        "--wrap-after-bytes", type=number, help="instead of --seq-add: SEQ wraps this far into each flow"
+    )
+    parser.add_argument("--wrap-after-ms", type=number, help="instead of --ts-add: TSval wraps this late in each flow")
     parser.add_argument("--queue-out", required=True, type=int)
     parser.add_argument("--queue-in", required=True, type=int)
     parser.add_argument("--rules", choices=("install", "none"), default="install")

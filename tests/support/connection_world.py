@@ -52,7 +52,7 @@ class Talk:
         return self
 
     def receive(self, size: int) -> bytes:
-        """Exactly so many bytes."""
+        """Receive exactly `size` bytes."""
         data = bytearray()
         while len(data) < size:
             piece = self.socket.recv(min(size - len(data), 1 << 18))
@@ -61,7 +61,7 @@ class Talk:
         return bytes(data)
 
     def expect_end(self) -> None:
-        """Nothing more comes but the end of the stream."""
+        """Receive nothing more but the end of the stream."""
         assert self.socket.recv(1) == b""
 
     def echo(self, seed: int, size: int = 100) -> None:
@@ -117,7 +117,7 @@ class Case:
         return rows[0] if rows else {}
 
     def assert_protected(self, *talks: Talk) -> None:
-        """The primary says so, and soon."""
+        """Wait until the primary says that the connection is protected."""
 
         def protected() -> bool:
             rows = {row["client"]: row for row in self.lab.status()["connections"]}
@@ -133,11 +133,11 @@ class Case:
         return survivor
 
     def wait_for(self, survivor: str) -> None:
-        """Until the survivor has taken over."""
+        """Wait until the survivor has taken over."""
         assert eventually(lambda: self.lab.status()["nodes"][survivor]["state"] == "unprotected")
 
     def gate(self, name: str) -> Path:
-        """A file that does not exist yet, for the server's step `gate`; `touch` opens it."""
+        """A file that does not exist so far, for the server's step `gate`; `touch` opens it."""
         return self.directory / f"gate-{name}"
 
     def ends(self, talk: Talk) -> dict[str, dict[str, Any]]:
@@ -151,7 +151,7 @@ class Case:
         return found
 
     def assert_ends(self, talk: Talk, end: str, *nodes: str) -> dict[str, dict[str, Any]]:
-        """The conversation ends so on these nodes, and soon."""
+        """Wait until the conversation has ended in this way on these nodes."""
         assert eventually(lambda: set(nodes) <= set(self.ends(talk))), self.ends(talk)
         rows = self.ends(talk)
         assert {node: rows[node]["end"] for node in nodes} == dict.fromkeys(nodes, end)

@@ -72,9 +72,12 @@ class World:
         return int(self.lab.status()["epoch"])
 
     def becomes(self, **expected: str) -> None:
-        """Waits for states, like a="unprotected"; says what is there instead if they don't come about."""
+        """Wait for states, like a="unprotected"; says what is there instead if they don't come about."""
         there = eventually(lambda: expected.items() <= self.states().items())
-        assert there, f"{self.states()} instead of {expected}\n{self.log('a')[-2000:]}\n{self.log('b')[-2000:]}"
+        assert there, f"{self.states()} instead of {expected}\n{self._last_words()}"
+
+    def _last_words(self) -> str:
+        return "\n".join(self.log(host)[-2000:] for host in self.lab.topology.hosts)
 
     def protects(self, connection: socket.socket) -> bool:
         """Whether the connection comes to be listed as protected."""
@@ -102,7 +105,7 @@ class World:
         return [line for line in self.log(node)[since:].splitlines() if all(word in line for word in words)]
 
     def comes(self, node: str, since: int, *words: str) -> bool:
-        """Waits for such a line: what is logged is written a moment later."""
+        """Wait for such a line: what is logged is written a moment later."""
         return eventually(lambda: bool(self.said(node, since, *words)))
 
     def row(self, connection: socket.socket) -> dict[str, Any] | None:
@@ -117,12 +120,12 @@ class World:
     # ------------------------------------------------------------------------------------------ faults
 
     def kill_daemon(self, node: str, number: signal.Signals = signal.SIGKILL) -> None:
-        """A signal to the daemon process alone."""
+        """Send a signal to the daemon process alone."""
         os.kill(self.lab.daemon_pid(node), number)
 
     @contextlib.contextmanager
     def fence_fails(self, node: str) -> Iterator[None]:
-        """The node's fence command fails, as one does whose power switch can't be reached."""
+        """While inside, the node's fence command fails, as one does whose power switch can't be reached."""
         path = self.lab.store.directory / node / "fence"
         kept = path.read_text()
         write_private(path, "#!/bin/sh\necho no power switch answers\nexit 1\n", mode=0o700)
@@ -133,7 +136,7 @@ class World:
 
     @contextlib.contextmanager
     def stopped(self, pids: list[int]) -> Iterator[None]:
-        """These processes stand still meanwhile."""
+        """While inside, these processes stand still."""
         try:
             for pid in pids:
                 os.kill(pid, signal.SIGSTOP)
@@ -159,7 +162,7 @@ class World:
 
 
 def whole(running: Capture) -> Measurement:
-    """What a finished capture says; it must be whole."""
+    """Measure a finished capture, which must be whole."""
     assert running.counts is not None
     result = measure(read_capture(running.path, TWO_HOSTS.service), running.counts.missing)
     assert result.dropped_by_capture == 0
@@ -167,7 +170,7 @@ def whole(running: Capture) -> Measurement:
 
 
 def faultless(running: Capture) -> Measurement:
-    """The same, when nothing in it may be wrong."""
+    """Measure a finished capture in which nothing may be wrong."""
     result = whole(running)
     assert [text for text in result.problems() if not text.startswith("timestamp")] == []
     assert clock_set_back(running.path) == []
@@ -278,7 +281,7 @@ class Talk:
         self.connection.close()
 
     def exchange(self) -> None:
-        """One request and its answer. OSError (a TimeoutError too) if none comes; the answer is checked."""
+        """Send one request and check its answer. OSError (a TimeoutError too) if none comes."""
         data = Request(Kind.ECHO, 7, self._number, 0, False).encode()
         self._number += 1
         self.connection.sendall(data)
@@ -291,7 +294,7 @@ class Talk:
         assert answer == data
 
     def exchange_slowly(self, end: threading.Event) -> None:
-        """The same over however many time-outs, until `end`."""
+        """Exchange over any number of time-outs, until `end`."""
         data = Request(Kind.ECHO, 7, self._number, 0, False).encode()
         self._number += 1
         self.connection.sendall(data)

@@ -39,7 +39,7 @@ class CaptureCounts:
 
 
 def parse_counts(text: str) -> CaptureCounts:
-    """Reads what tcpdump prints when it ends. Raises CommandError if it did not end well."""
+    """Read what tcpdump prints when it ends. Raises CommandError if it did not end well."""
     found = {name: int(number) for number, name in _COUNTS.findall(text)}
     try:
         return CaptureCounts(found["captured"], found["received by filter"], found["dropped by kernel"])
@@ -48,7 +48,7 @@ def parse_counts(text: str) -> CaptureCounts:
 
 
 def read_counts(path: Path) -> CaptureCounts | None:
-    """The counts that belong to a finished capture; None if it was made by something else than `Capture`."""
+    """The counts that belong to a finished capture; None if it was made by something other than `Capture`."""
     log = _log_of(path)
     return parse_counts(log.read_text()) if log.exists() else None
 
@@ -94,7 +94,7 @@ class Capture:
             self._kill()
 
     def stop(self) -> CaptureCounts:
-        """Ends the capture and returns its counts. Raises CommandError if tcpdump failed."""
+        """End the capture and returns its counts. Raises CommandError if tcpdump failed."""
         if self.counts is None:
             if self._process is None:
                 raise CommandError("the capture was never started")

@@ -22,11 +22,12 @@ from matplotlib.collections import LineCollection
 from nfq_failover.constants import SYN
 from nfq_failover.errors import CommandError
 from nfq_failover.lab.measure.verdict import Gap, Packet, longest_stall, read_capture
+from nfq_failover.lab.topology import TWO_HOSTS
 
 FORMATS: Final = ("png", "svg")
 _DPI: Final = 150
 _MAX_POINTS: Final = 1500
-# Beyond this many marks an SVG gets them as an embedded bitmap.
+# An SVG gets more marks than these as an embedded bitmap.
 _MAX_VECTOR_MARKS: Final = 3000
 
 INK: Final = "#22303c"
@@ -68,15 +69,15 @@ class Incident:
     crash: float
     silence: Gap
     takeover: float
-    before: str = "a"
-    after: str = "b"
+    before: str
+    after: str
 
     def is_before(self, when: float) -> bool:
         """Whether what the client heard at this time came from the old primary."""
         return when < (self.silence.begin + self.silence.end) / 2
 
 
-def incident_of(gap: Gap, before: str = "a", after: str = "b") -> Incident:
+def incident_of(gap: Gap, before: str, after: str) -> Incident:
     """The incident whose silence is `gap`, for a capture of which no more is known."""
     return Incident(gap.begin, gap, gap.end, before, after)
 
@@ -240,7 +241,7 @@ def _mark_silence(axes: Any, milliseconds: Callable[[float], float], incident: I
 def plot_silences(
     groups: Mapping[str, Sequence[float]], detection_ms: float, output: Path, *, title: str
 ) -> list[Path]:
-    """Draws the longest silence of each run, one row per group, beside the detection time. All times in ms.
+    """Draw the longest silence of each run, one row per group, beside the detection time. All times in ms.
 
     Writes `output` with each suffix of FORMATS and returns these paths. Raises CommandError if there is no run.
     """
@@ -290,11 +291,11 @@ def _save(figure: Any, output: Path) -> list[Path]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Draws a capture by hand: the incident is its longest stall."""
+    """Draw a capture by hand: the incident is its longest stall."""
     parser = argparse.ArgumentParser(prog="python -m nfq_failover.lab.measure.plots", description="Draw a capture.")
     parser.add_argument("capture", type=Path)
     parser.add_argument("output", type=Path, help=f"the suffix is replaced by each of: {', '.join(FORMATS)}")
-    parser.add_argument("--service", default="10.77.0.100", help="the service address (default: the lab's)")
+    parser.add_argument("--service", default=TWO_HOSTS.service, help="the service address (default: the lab's)")
     parser.add_argument(
         "--stream", type=int, help="tshark's number of the connection (default: the one with most data)"
     )

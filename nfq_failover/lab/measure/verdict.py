@@ -21,6 +21,7 @@ from typing import Any, Final
 from nfq_failover.constants import ACK, FIN, RST, SYN
 from nfq_failover.errors import CommandError
 from nfq_failover.lab.measure.capture import read_counts
+from nfq_failover.lab.topology import TWO_HOSTS
 
 _FIELDS: Final = (
     "frame.number",
@@ -103,7 +104,7 @@ class Measurement:
     dropped_by_capture: int | None = None
 
     def problems(self) -> list[str]:
-        """What must not be, in words; the numbers are tshark's frame numbers. Empty for a good capture.
+        """What must not be there, in words; the numbers are tshark's frame numbers. Empty for a good capture.
 
         tshark's ack_lost_segment is not among them: see `unseen_acknowledged`.
         """
@@ -130,7 +131,7 @@ class Measurement:
 
 
 def read_capture(path: Path, service: str) -> list[Packet]:
-    """The TCP packets of a capture, dissected by tshark. Raises CommandError if tshark can't read it."""
+    """Read the TCP packets of a capture, dissected by tshark. Raises CommandError if tshark can't read it."""
     # Not what an ICMP error quotes, either.
     command = ["tshark", "-n", "-r", str(path), "-Y", "tcp && !icmp", "-T", "fields", "-E", "separator=/t"]
     command += ["-E", "occurrence=f"]
@@ -169,7 +170,7 @@ def parse_fields(lines: Iterable[str], service: str) -> Iterator[Packet]:
 
 
 def measure(packets: Sequence[Packet], dropped_by_capture: int | None = None) -> Measurement:
-    """Everything that one pass over a capture tells. `dropped_by_capture`: what `CaptureCounts.missing` said."""
+    """Measure what one pass over a capture tells. `dropped_by_capture`: what `CaptureCounts.missing` said."""
     return Measurement(
         packets=len(packets),
         connections=count_connections(packets),
@@ -208,7 +209,7 @@ class Reassembly:
         self._beyond: list[tuple[int, int]] = []  # seen after a hole: [begin, end), sorted, apart from each other
 
     def add(self, begin: int, end: int) -> bool:
-        """Notes the bytes from `begin` to before `end`; True if `next` moved on."""
+        """Note the bytes from `begin` to before `end`; True if `next` moved on."""
         if self.next is None:
             self.next = end
             return True
@@ -336,10 +337,10 @@ def describe(result: Measurement) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit code 0 if the capture shows no problem, 1 if it does, 2 if it can't be read."""
+    """Judge a capture; exit code 0 if it shows no problem, 1 if it does, 2 if it can't be read."""
     parser = argparse.ArgumentParser(prog="python -m nfq_failover.lab.measure", description="Judge a client's capture.")
     parser.add_argument("capture", type=Path)
-    parser.add_argument("--service", default="10.77.0.100", help="the service address (default: the lab's)")
+    parser.add_argument("--service", default=TWO_HOSTS.service, help="the service address (default: the lab's)")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args(argv)
     try:

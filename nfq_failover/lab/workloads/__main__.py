@@ -64,7 +64,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one side; returns the exit code: 0 right, 1 wrong, 2 misuse."""
+    """Run one side; returns the exit code: 0 right, 1 wrong, 2 misuse."""
     parser = make_parser()
     arguments = parser.parse_args(argv)
     try:

@@ -33,7 +33,7 @@ _BYTES_ACKED_OFFSET: Final = 120
 
 
 class WorkloadFailed(NfqFailoverError):
-    """The connection did not do what it must. The message is the report's `error`."""
+    """The connection did not do what it must do. The message is the report's `error`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +63,7 @@ class Plan:
 
 
 def run_client(plan: Plan, on_started: Callable[[], None] = lambda: None) -> list[ConnectionReport]:
-    """Runs all connections to their end. `on_started` is called once, when every connection is open (or has failed)."""
+    """Run all connections to their end. `on_started` is called once, when every connection is open (or has failed)."""
     runs = [
         _Connection(plan, index, plan.kinds[index % len(plan.kinds)], plan.ports[index % len(plan.ports)])
         for index in range(plan.connections)
@@ -96,7 +96,7 @@ class _Connection:
         self.report = ConnectionReport(kind=kind.name.lower(), port=port)
 
     def run(self) -> None:
-        """Never raises for what the network or the server did: that is in the report."""
+        """Run it to its end. What the network or the server did wrong is in the report, and never raised."""
         began = time.monotonic()
         self._silence = SilenceClock(began)
         self.report.started = unix_time(began)
@@ -166,7 +166,7 @@ class _Connection:
         self.report.latencies_s.append(time.monotonic() - began)
 
     def _read(self, connection: socket.socket, size: int, expected: Callable[[int, int], bytes]) -> None:
-        """Reads and checks `size` bytes; `expected(offset, length)` says what they must be."""
+        """Read and checks `size` bytes; `expected(offset, length)` says what they must be."""
         done = 0
         while done < size:
             chunk = self._receive(connection, size - done)
@@ -189,7 +189,7 @@ class _Connection:
         return self._buffer[:size]
 
     def _upload(self, connection: socket.socket, request: Request) -> None:
-        """Sends the body, watching how far the server acknowledges, and compares its receipt."""
+        """Send the body, watching how far the server acknowledges, and compares its receipt."""
         sent_digest = hashlib.sha256()
         sent = 0
         pending = memoryview(b"")
@@ -242,7 +242,7 @@ class _Connection:
             raise WorkloadFailed(f"the server's SHA-256 differs; it counts {receipt.wrong_bytes} wrong bytes")
 
     def _finish(self, connection: socket.socket) -> None:
-        """Closes our half and wants the server's end: no more bytes, no reset."""
+        """Close our half and wants the server's end: no more bytes, no reset."""
         self._silence.ask(time.monotonic())
         connection.shutdown(socket.SHUT_WR)
         extra = 0

@@ -102,7 +102,7 @@ class Request:
 
     @classmethod
     def decode(cls, data: bytes) -> Request:
-        """Parses 150 bytes. Raises WrongRecord if a single one of them is wrong."""
+        """Parse 150 bytes. Raises WrongRecord if a single one of them is wrong."""
         head = data[: _REQUEST.size]
         if len(data) != REQUEST_SIZE or data != _fill(head):
             raise WrongRecord("a damaged request")
@@ -134,7 +134,7 @@ class Receipt:
 
     @classmethod
     def decode(cls, data: bytes) -> Receipt:
-        """Parses 150 bytes. Raises WrongRecord if a single one of them is wrong."""
+        """Parse 150 bytes. Raises WrongRecord if a single one of them is wrong."""
         head = data[: _RECEIPT.size]
         if len(data) != REQUEST_SIZE or data != _fill(head):
             raise WrongRecord("a damaged receipt")

@@ -25,7 +25,7 @@ BAD_REQUEST: Final = b"a damaged request".ljust(REQUEST_SIZE, b"!")
 
 
 class Server:
-    """Listens on every port in `ports` of `host`; `close` ends the listening, open connections are left to finish."""
+    """A listener on every port in `ports` of `host`; `close` ends the listening, open connections may finish."""
 
     def __init__(self, host: str, ports: Iterable[int]) -> None:
         self._listeners: list[socket.socket] = []
@@ -46,12 +46,12 @@ class Server:
         return [int(listener.getsockname()[1]) for listener in self._listeners]
 
     def start(self) -> None:
-        """Accepts on every port, each in a daemon thread."""
+        """Accept on every port, each in a daemon thread."""
         for listener in self._listeners:
             threading.Thread(target=_accept, args=(listener,), daemon=True).start()
 
     def close(self) -> None:
-        """Stops listening."""
+        """Stop listening."""
         for listener in self._listeners:
             with contextlib.suppress(OSError):
                 listener.shutdown(socket.SHUT_RDWR)  # wakes the thread that waits in accept
@@ -59,7 +59,7 @@ class Server:
 
 
 def run_server(host: str, ports: Iterable[int]) -> None:
-    """Serves until SIGTERM or SIGINT."""
+    """Serve until SIGTERM or SIGINT."""
     server = Server(host, ports)
     stop = threading.Event()
 

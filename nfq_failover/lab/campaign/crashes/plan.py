@@ -52,7 +52,7 @@ class Task:
 
     @property
     def key(self) -> str:
-        """Names the task among those of a campaign."""
+        """The name of the task among those of a campaign."""
         return f"{self.cell.name}/{self.kind}/{self.number}"
 
     @property

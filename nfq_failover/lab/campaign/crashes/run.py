@@ -56,7 +56,7 @@ class CrashRunner:
         self._driver = lab.driver
 
     def run(self, task: Task) -> Record:
-        """One crash and the restore after it. What goes wrong is in the record; CommandError: no lab can be built."""
+        """Carry out one crash, then restore. What goes wrong is in the record; CommandError: no lab can be built."""
         record = Record(task.key, task.cell.name, task.kind, task.seed, 0, self._settings.detection_ms)
         with tempfile.TemporaryDirectory(prefix="nfq-failover-campaign-") as scratch:
             capture = Path(scratch) / "client.pcap"

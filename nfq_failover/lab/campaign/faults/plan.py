@@ -109,7 +109,7 @@ class Task:
 
     @property
     def key(self) -> str:
-        """Names the task among those of all campaigns; it says how to run it again."""
+        """The name of the task among those of all campaigns; it says how to run it again."""
         return f"{self.seed}/{self.number}/{self.fault.name}/{self.conditions.name}/{self.mix}"
 
     @property

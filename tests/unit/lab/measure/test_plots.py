@@ -33,7 +33,9 @@ def test_the_time_sequence_plot_marks_crash_takeover_and_silence(tmp_path: Path)
     packets = stream(pause=0.150)
     gap = longest_stall(packets)
     assert gap is not None
-    paths = plot_time_sequence(packets, incident_of(gap), tmp_path / "demo", title="A title", caption="A caption")
+    paths = plot_time_sequence(
+        packets, incident_of(gap, "a", "b"), tmp_path / "demo", title="A title", caption="A caption"
+    )
     assert [path.name for path in paths] == ["demo.png", "demo.svg"]
     assert paths[0].read_bytes().startswith(PNG)
     text = paths[1].read_text()
@@ -64,7 +66,7 @@ def test_the_silence_plot_names_groups_and_detection_time(tmp_path: Path) -> Non
 
 
 def test_nothing_is_drawn_from_nothing(tmp_path: Path) -> None:
-    incident = incident_of(longest_stall(stream(0.1)) or pytest.fail("no stall"))
+    incident = incident_of(longest_stall(stream(0.1)) or pytest.fail("no stall"), "a", "b")
     for packets in ([], [packet for packet in stream(0.1) if not packet.from_service]):
         with pytest.raises(CommandError, match="nothing to draw"):
             plot_time_sequence(packets, incident, tmp_path / "x", title="")
