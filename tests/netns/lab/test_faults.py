@@ -13,7 +13,6 @@ from pathlib import Path
 
 import pytest
 
-from nfq_failover.lab.campaign.faults import run as faults_run
 from nfq_failover.lab.campaign.faults.plan import BY_NAME, CONDITIONS, Record, Task, plan
 from nfq_failover.lab.campaign.faults.run import FaultRunner, campaign, runner
 from nfq_failover.lab.campaign.journal import Journal, Settings
@@ -37,7 +36,7 @@ def namespaces(name: str) -> list[Path]:
 def test_a_takeover_that_does_not_come_is_an_anomaly_with_all_its_evidence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(faults_run, "_TAKEOVER_DEADLINE_S", 1.0)
+    monkeypatch.setattr("nfq_failover.lab.campaign.faults.run._TAKEOVER_DEADLINE_S", 1.0)
     monkeypatch.setattr(FaultRunner, "_fault", lambda *_: time.time())  # the fault that nobody notices
     chosen = settings(tmp_path)
     with runner(chosen, lambda _: None) as one:

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from nfq_failover.lab import command as cli
+from nfq_failover.lab import command
 
 
 def parse(*words: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="nfq-failover")
-    cli.add_parser(parser.add_subparsers(required=True))
+    command.add_parser(parser.add_subparsers(required=True))
     return parser.parse_args(["lab", *words])
 
 

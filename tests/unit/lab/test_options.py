@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from nfq_failover.errors import CommandError
-from nfq_failover.lab import state as lab_state
 from nfq_failover.lab.nodes import scramble_plan
 from nfq_failover.lab.state import Application, Cut, LabState, Options, Store
 from nfq_failover.lab.topology import TWO_HOSTS, check_name
@@ -84,7 +83,7 @@ def test_cuts_that_make_no_sense(cut: Cut) -> None:
 
 @pytest.fixture
 def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
-    monkeypatch.setattr(lab_state, "ROOT", tmp_path / "labs")
+    monkeypatch.setattr("nfq_failover.lab.state.ROOT", tmp_path / "labs")
     return Store("mine")
 
 

@@ -12,7 +12,6 @@ import pytest
 
 from nfq_failover.constants import ACK, RST, SYN
 from nfq_failover.errors import CommandError
-from nfq_failover.lab.campaign.faults import judge as faults_judge
 from nfq_failover.lab.campaign.faults.judge import Evidence, Heard, heard, judge, owners
 from nfq_failover.lab.campaign.faults.plan import BY_NAME, CONDITIONS, MIXES, WORKLOAD_S, Record, Task, plan
 from nfq_failover.lab.campaign.faults.report import anomalies, describe, summary, write_report
@@ -125,8 +124,10 @@ def judged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         path = tmp_path / "client.pcap"
         good = [(100.0, frame("a", SYN | ACK)), (102.0, frame("b", ACK))]
         write_capture(path, good if frames is None else frames)
-        monkeypatch.setattr(faults_judge, "read_capture", lambda *_: [])
-        monkeypatch.setattr(faults_judge, "measure", lambda *_: measured or Measurement(packets=2))
+        monkeypatch.setattr("nfq_failover.lab.campaign.faults.judge.read_capture", lambda *_: [])
+        monkeypatch.setattr(
+            "nfq_failover.lab.campaign.faults.judge.measure", lambda *_: measured or Measurement(packets=2)
+        )
         shown = Evidence(TWO_HOSTS, "a", [(REPORT | (report or {}), 0.0)], faults_at=[101.0], crashed=["a"])
         for name, value in evidence.items():
             setattr(shown, name, value)
