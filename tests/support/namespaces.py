@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import os
 import secrets
 import subprocess
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
-_CLONE_NEWNET = 0x40000000
+from nfq_failover.lab import netns
+
 CLIENT = "10.77.0.1"
 SERVICE = "10.77.0.100"
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 def run(*command: str, stdin: str | None = None) -> str:
@@ -38,26 +37,9 @@ class Namespace:
         """The command line that runs `command` inside; one process, `ip` execs it."""
         return ["ip", "netns", "exec", self.name, *command]
 
-    @contextlib.contextmanager
-    def entered(self) -> Iterator[None]:
-        """The calling thread is inside; sockets made there stay there."""
-        home = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
-        target = os.open(f"/run/netns/{self.name}", os.O_RDONLY)
-        try:
-            _setns(target)
-            try:
-                yield
-            finally:
-                _setns(home)
-        finally:
-            os.close(home)
-            os.close(target)
-
-
-def _setns(fd: int) -> None:
-    if _libc.setns(fd, _CLONE_NEWNET):
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number))
+    def entered(self) -> AbstractContextManager[None]:
+        """While inside of this context, the calling thread is in the namespace; sockets made there stay there."""
+        return netns.entered(self.name)
 
 
 @contextlib.contextmanager

@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 
 from nfq_failover.lab.demo.download import Download
-from nfq_failover.lab.demo.verdict import Facts
 from nfq_failover.lab.machines import timeline
 from nfq_failover.lab.machines.demo import draw, judge
 from nfq_failover.lab.machines.machines import other
@@ -20,6 +19,7 @@ from nfq_failover.lab.machines.report import Run, report
 from nfq_failover.lab.machines.trial import FAULTS, WORKLOADS, Options, plans
 from nfq_failover.lab.measure.verdict import Measurement, longest_stall
 from nfq_failover.lab.topology import multicast_hardware
+from tests.unit.lab.demo.test_verdict import GOOD
 from tests.unit.lab.measure.test_plots import stream
 
 OPTIONS = Options(30, FAULTS, WORKLOADS, ("clone", "multicast"), 1_000_000, 20.0, 20.0, 1, Path("unused"))
@@ -47,20 +47,12 @@ RUN = Run(
     seq_difference=[-1234567],
     tsval_difference=[89],
 )
-FACTS = Facts(
+FACTS = replace(
+    GOOD,
     size=24_000_000,
-    sha256_served="ab" * 32,
-    sha256_received="ab" * 32,
-    curl_exit_code=0,
-    curl_message="",
     crashed_at_bytes=12_100_000,
     primary_before="primary",
     primary_after="backup",
-    connections=1,
-    resets=0,
-    unseen_acknowledged=0,
-    tshark_ack_lost=0,
-    dropped_by_capture=0,
     silence_ms=3000.0,
     detection_ms=1000,
     heartbeat_ms=200,
