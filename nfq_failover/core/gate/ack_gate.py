@@ -45,7 +45,7 @@ class Inbound(Protocol):
 
 
 class AckGate:
-    """What one client has been told, and what it may be told. Offsets are of the client's stream.
+    """Knows what one client has been told, and what it may be told. Offsets are of the client's stream.
 
     `confirmed` is the first byte that the backup lacks, `ranges` what it has beyond, `backup_edge` the right window
     edge that it accepts. `told_ack` and `told_edge` are the acknowledgement and the right edge that the client has
@@ -180,13 +180,13 @@ class AckGate:
 
     @property
     def edge_limit(self) -> int:
-        """The right edge that may be promised."""
+        """Returns the right edge that may be promised."""
         if self.lenient:
             return min(self._own.rcv_edge, max(self.backup_edge, self.told_edge))
         return min(self._own.rcv_edge, self.backup_edge) if self.holds else self._own.rcv_edge
 
     def window_for(self, ack: int) -> int:
-        """The window field to send with `ack`, see `window_field`."""
+        """Returns the window field to send with `ack`, see `window_field`."""
         return window_field(ack, self.edge_limit, self.told_edge, self._own.wscale)
 
     def _note_told(self, ack: int, edge: int) -> None:
@@ -232,7 +232,7 @@ class AckGate:
                 self.send_ack(out, ack, blocks)
         allowed = min(own.rcv_nxt, self.confirmed)
         if allowed > self.told_ack:
-            # What a data segment could not say yet may ride on the next one, for a moment: no storm of pure ACKs.
+            # What a data segment could not say may ride on the next one, for a moment: no storm of pure ACKs.
             patient = self.owed_since is not None and now - self.owed_since < OWED_HOLD_S and not held
             if not patient or allowed - self.told_ack >= 2 * own.mss:
                 self.send_ack(out, allowed, [])
@@ -263,7 +263,7 @@ class AckGate:
     # ------------------------------------------------------------------------------------ what is newly built
 
     def promise_syn_ack(self, wnd: int) -> int:
-        """The window field, not scaled, that the client is told with the SYN-ACK."""
+        """Returns the window field, not scaled, that the client is told with the SYN-ACK."""
         if self.holds:
             wnd = min(wnd, max(self.backup_edge, 0))
         self._note_told(0, wnd)

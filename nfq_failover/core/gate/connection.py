@@ -29,7 +29,7 @@ NOT_READY = "replica not ready"
 
 
 class Gate(Enum):
-    """The states of a connection on the host that protects it."""
+    """Where a connection stands on the host that protects it."""
 
     SYN_HELD = "syn-held"
     CATCHING_UP = "catching-up"
@@ -65,7 +65,7 @@ GATE_STARTS: Final = {
 
 
 class GatedConnection:
-    """State of one connection. `reason`: why it is not protected. `gated`: acknowledgements are held back.
+    """Holds the state of one connection. `reason`: why it is not protected. `gated`: acknowledgements are held back.
 
     `shadowed`: the backup has an entry of it, though it can't continue it. `retry_s`: how long to wait for the backup's
     next answer. `syn_ack` is the packet that is held; `end` is there once either server has ended its stream.
@@ -134,7 +134,7 @@ class GatedConnection:
         self.reason = reason
 
     def forget_backup(self, reason: str) -> None:
-        """The backup that had an entry of it is gone; a new one knows nothing of it."""
+        """The backup that had an entry of the connection is gone; a new one knows nothing of it."""
         self.reason = reason
         self.shadowed = False
 
@@ -210,7 +210,7 @@ class GatedConnection:
             acks.release(out, now)
 
     def back_off(self, first_s: float, most_s: float) -> float:
-        """How long to wait before the backup is asked the next time: twice as long as the last time."""
+        """Returns how long to wait before the backup is asked the next time: twice as long as the last time."""
         self.retry_s = min(max(self.retry_s * 2, first_s), most_s)
         return self.retry_s
 

@@ -147,7 +147,7 @@ class Copies:
             self.out.record(Data(connection.conn, own.client.seq(at), data, fin))
             at += len(data) + fin
         if retained.unserved is not None and connection.acks.confirmed > retained.unserved[0]:
-            retained.note_unserved(None, now)  # it has them from somewhere else
+            retained.note_unserved(None, now)  # it has got them elsewhere
         unserved = retained.unserved
         if served or at >= stop:
             if unserved is not None and start <= unserved[0]:

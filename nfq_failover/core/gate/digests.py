@@ -37,7 +37,7 @@ MAX_UNSEEN = 32  # digests per connection that are repeated
 REPEAT_FIRST_S = 0.03
 REPEAT_MAX_S = 2.0
 REPEAT_AT_ONCE = 8
-_FLUSH = -1  # the key of the timer that is everybody's; connections count from 1
+_FLUSH = -1  # the key of the timer that all streams share; connections count from 1
 
 Piece = tuple[int, memoryview]
 
@@ -79,10 +79,10 @@ class SentStream:
         self.waits_since = 0.0  # strict: since when nothing has been released
         self.mss = SynOptions.parse(connection.open.syn_options).mss - (12 if connection.open.tsval is not None else 0)
         self.differences = 0
-        self.said = False  # a digest was sent
+        self.said = False  # whether any digest was sent
 
     def read(self, start: int, end: int) -> bytes:
-        """The bytes [start, end); empty unless all of them are kept."""
+        """Returns the bytes [start, end); empty unless all of them are kept."""
         parts = []
         at = start
         for offset, piece in self.outbound:
@@ -102,7 +102,8 @@ class SentStream:
 
 
 class GateDigests:
-    """The digests of all connections. `unprotect(connection, reason, now)` gives up the protection of one."""
+    """Makes and repeats the digests of all connections. `unprotect(connection, reason, now)` gives up the protection of
+    one."""
 
     def __init__(
         self, settings: Settings, out: Outbox, unprotect: Callable[[GatedConnection, str, float], None]
@@ -146,7 +147,7 @@ class GateDigests:
             self._flush(stream, now)  # at once: the question about the end must not come first
 
     def holds(self, connection: GatedConnection, event: PacketQueued, seg: Segment, now: float) -> bool:
-        """With the policy `strict`: whether the segment has to wait for the backup. It is dropped then, and its bytes
+        """Whether the segment has to wait for the backup, with the policy `strict`. It is dropped then, and its bytes
         are sent anew; if they could not be kept, our TCP sends it again."""
         stream = self._streams.get(connection.conn) if self._strict and seg.payload_len else None
         if stream is None or stream.space.offset(seg.seq) + seg.payload_len <= stream.released:
@@ -242,7 +243,7 @@ class GateDigests:
         self.out.record(record)
 
     def _bound(self, stream: SentStream) -> None:
-        """Keep within the limits; what is dropped here can only be compared by its hash."""
+        """Keep within the limits. What is dropped here can only be compared by its hash."""
         kept = stream.outbound
         while len(stream.unseen) > MAX_UNSEEN and not self._strict:
             stream.unseen.popleft()
@@ -314,7 +315,7 @@ class GateDigests:
         self._kept_total = 0
 
     def on_timer(self, now: float) -> None:
-        """Send what has been waiting, and again what was not answered."""
+        """Send what has been waiting, and repeat what was not answered."""
         for conn in self._timers.pop_due(now):
             if conn == _FLUSH:
                 for stream in list(self._dirty.values()):
@@ -336,5 +337,5 @@ class GateDigests:
             self._timers.set(conn, now + again.repeat_s)
 
     def poll_timeout(self) -> float | None:
-        """The earliest deadline."""
+        """Returns the earliest deadline."""
         return self._timers.next()

@@ -36,7 +36,7 @@ class Judgement(Enum):
 
 
 class EndGate:
-    """Both ends of one connection, as far as the host that protects it knows them.
+    """Knows both ends of one connection, as far as the host that protects it can.
 
     `kind`, `at`: our server's end that is held, and its sequence number (as the client sees it). `passed`: the end is
     confirmed, nothing is held any more. `failures`: how many answers of the backup have said that our application has
@@ -58,7 +58,7 @@ class EndGate:
 
     @property
     def held(self) -> bool:
-        """Our server has ended, and the client does not know."""
+        """Whether our server has ended and the client does not know."""
         return self.kind is not EndKind.OPEN and not self.passed
 
     def hold(self, kind: EndKind, at: int, now: float) -> None:
@@ -106,7 +106,7 @@ class EndGate:
             if not ended:
                 return Judgement.WAIT
             limit = deadline_s if ahead == 0 else SLOW_FACTOR * deadline_s
-            late = self.waited_s >= limit and alive  # one that hangs does not go on: it is our server that has failed
+            late = self.waited_s >= limit and alive  # if ours hangs, it is our server that has failed
             return Judgement.REPLICA_FAILED if ahead < 0 or late else Judgement.WAIT
         if ended:
             if ahead == 0 or replica.kind is self.kind is EndKind.RST:
@@ -117,6 +117,6 @@ class EndGate:
         if ahead < 0 or diff(replica.taken, taken_seq) < 0:
             slow = max(self.still_s, self.waited_s / 2) >= SLOW_FACTOR * deadline_s
             return Judgement.REPLICA_FAILED if slow else Judgement.WAIT
-        # One that hangs has taken everything too, in its kernel: it must have shown that it is alive.
+        # The kernel of a replica that hangs takes everything, too: the replica must have shown that it is alive.
         failed = self.still_s >= deadline_s and replica.well
         return Judgement.APPLICATION_FAILED if failed else Judgement.WAIT

@@ -1,6 +1,5 @@
-"""The ends of all connections that this host protects: holds them, asks the backup, and finds who has failed.
-
-The rules are in end_gate.py.
+"""The ends of all connections that this host protects: they are held here, and the backup is asked about them until it
+is clear who has failed. The rules are in end_gate.py.
 """
 
 from __future__ import annotations
@@ -34,10 +33,10 @@ class ApplicationFailed:
 
 
 class EndQuestions:
-    """Questions to the backup about the ends that are not decided, by connection number, repeated until stopped."""
+    """Asks the backup about the ends that are not decided, by connection number, again and again until stopped."""
 
     def __init__(self, out: Outbox, ask: Callable[[int], EndAsked | None]) -> None:
-        """`ask` makes the question for a connection; None: it has no point any more."""
+        """`ask` makes the question for a connection, or None once there is no point in it."""
         self._out = out
         self._ask = ask
         self._timers: TimerQueue[int] = TimerQueue()
@@ -49,12 +48,12 @@ class EndQuestions:
         self._put(conn, now)
 
     def stop(self, conn: int) -> None:
-        """No more questions about this connection."""
+        """Ask no more about this connection."""
         self._waits.pop(conn, None)
         self._timers.cancel(conn)
 
     def clear(self) -> None:
-        """No more questions at all."""
+        """Ask no more about any connection."""
         self._waits.clear()
         self._timers.clear()
 
@@ -74,12 +73,12 @@ class EndQuestions:
             self._put(conn, now)
 
     def poll_timeout(self) -> float | None:
-        """The earliest deadline."""
+        """Returns the earliest deadline."""
         return self._timers.next()
 
 
 class GateEnds:
-    """The ends of all connections. `numbers` is the gate's table by connection number.
+    """Judges the ends of all connections. `numbers` is the gate's table by connection number.
 
     `unprotect(connection, reason, now)` gives a connection up; `close(connection, reason, now)` forgets it after an
     RST. What was found of our application is put into `findings`, again with each answer of the backup, as long as
@@ -100,7 +99,8 @@ class GateEnds:
         self._moves = settings.on_app_failure != "off"
         self._alone = settings.on_app_failure == "connection"
         self._deadline_s = settings.end_deadline_ms / 1000
-        # What the backup told unasked was before it had our digests: streams that differ are nobody's failure.
+        # What the backup has told unasked, it may have told before it had our digests: if the streams differ, nobody
+        # has failed.
         self._failures = 1 if settings.divergence == "off" else 2
         self._checked = settings.health_checked
         self._well_at: float | None = None
@@ -173,7 +173,7 @@ class GateEnds:
         return connection.own.client.seq(connection.own.rcv_nxt)
 
     def on_end(self, record: End, now: float) -> None:
-        """Where the replica's stream is."""
+        """The backup has told where its replica's stream is."""
         connection = self.numbers.get(record.conn)
         if connection is None or connection.state is not Gate.PROTECTED:
             return
@@ -200,7 +200,7 @@ class GateEnds:
             self.questions.start(connection.conn, now)
 
     def _alive(self, end: EndGate) -> bool:
-        """Our application has passed a check that began after the replica's end. Without checks it is assumed."""
+        """Whether our application has passed a check that began after the replica's end; without checks it has."""
         if not self._checked or end.ended_at is None:
             return True
         return self._well_at is not None and self._well_at > end.ended_at

@@ -41,8 +41,9 @@ PROBE_S = 0.6  # Linux answers at most twice a second (tcp_invalid_ratelimit)
 
 @dataclass(slots=True)
 class HandedConnection:
-    """One connection that is handed over. `asked` is the question to the backup; `connection` is there until the backup
-    has it. Once it is lost, `probes` are sent to the client `probes_left` more times, so that it asks."""
+    """Remembers one connection that is handed over. `asked` is the question to the backup; `connection` is there
+    until the backup has it. Once it is lost, `probes` are sent to the client `probes_left` more times, so that it
+    asks."""
 
     asked: HandOver
     connection: GatedConnection | None
@@ -74,7 +75,7 @@ def _probes(connection: GatedConnection) -> tuple[bytes, ...]:
 
 
 class Handovers:
-    """All connections that are handed over, by flow.
+    """Hands connections over, and remembers them by flow.
 
     `tracked` and `numbers` are the gate's tables, by flow and by number. `unprotect(connection, reason, now)` gives up
     one that can't be handed over; `give_back(connection, reason, now)` takes one back that the backup has refused.
@@ -245,5 +246,5 @@ class Handovers:
                 self._ask(handed, now)
 
     def poll_timeout(self) -> float | None:
-        """The earliest deadline."""
+        """Returns the earliest deadline."""
         return self._timers.next()

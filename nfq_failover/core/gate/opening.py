@@ -1,4 +1,4 @@
-"""How connections come into the gate's table: opened before our eyes, dialled by the server, or found open.
+"""Connections come into the gate's table from here: those that open before our eyes, and those that are found open.
 
 A client's SYN is remembered, the SYN-ACK of our TCP is held, and `Open` asks the backup, again and again, until the
 replica is ready or the deadline has passed. A connection that nobody saw open is either adopted, unprotected, or left
@@ -31,12 +31,13 @@ FULL_LOG_EVERY_S: Final = 1.0
 
 
 class Opening:
-    """What is remembered of connections before they are in the table. `flows`, `numbers` and `timers` are the gate's.
+    """Opens connections, and remembers what comes before they are in the table.
 
-    `unprotect(connection, reason, now)` lets a connection go unprotected without telling the backup. `adopts_unknown`:
-    connections may be there that clients know by our TCP's own numbers, though nobody saw them open: from before the
-    daemon's start. That is not so on a host that has been a backup or has stepped down: what its TCP has from then is a
-    replica's, or of a service period that another host has taken over, and is kept from the clients.
+    `flows`, `numbers` and `timers` are the gate's. `unprotect(connection, reason, now)` lets a connection go
+    unprotected without telling the backup. `adopts_unknown`: connections may be there that clients know by our TCP's
+    own numbers, though nobody saw them open: from before the daemon's start. That is not so on a host that has been a
+    backup or has stepped down: what its TCP has from then is a replica's, or of a service period that another host has
+    taken over, and is kept from the clients.
     """
 
     def __init__(
@@ -64,7 +65,7 @@ class Opening:
         self._next_full_log = 0.0
 
     def knows(self, flow: FlowKey) -> bool:
-        """Whether the connection is left alone, but is no unknown one."""
+        """Whether the connection is left alone without being an unknown one."""
         return flow in self._dialled
 
     @property
@@ -235,7 +236,7 @@ class Opening:
         self._flows[flow] = self._numbers[opening.conn] = connection
 
     def tables(self) -> dict[str, int]:
-        """How many entries the tables have."""
+        """Returns how many entries the tables have."""
         return {"syns": len(self._syns), "dialled": len(self._dialled)}
 
     def clear(self) -> None:

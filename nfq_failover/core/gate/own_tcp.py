@@ -12,7 +12,7 @@ SETTLE_S = 0.2  # copies are read at every tick, 25 ms at most; a loop that is l
 
 
 class OwnTcp:
-    """The header fields that our TCP sent last, and what follows from them.
+    """Holds the header fields that our TCP sent last, and what follows from them.
 
     `rcv_nxt` and `rcv_edge` are offsets of the client's stream: the first byte that our TCP has not taken, and its
     right window edge. `snd_nxt_seq` is the sequence number of the server's next byte. `tsval`, `tsecr`: the newest
@@ -101,6 +101,6 @@ class OwnTcp:
         self.snd_nxt_seq = (seq + 1) & MASK
 
     def settled(self, now: float) -> int:
-        """The offset before which our TCP took everything so long ago that no copy of it can be unread: a later version
-        of those bytes changes nothing."""
+        """Returns the offset before which our TCP took everything long enough ago that every copy of it has been read:
+        a later version of those bytes changes nothing."""
         return self.rcv_nxt if now - self._taken_at > SETTLE_S else self._settled

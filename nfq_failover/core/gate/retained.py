@@ -12,7 +12,7 @@ MAX_RETAINED = 64 << 20
 
 
 class Retained:
-    """What was copied of one client's stream. `inbound` has the bytes, by offset; `fin_in` is the offset of the
+    """Keeps what was copied of one client's stream. `inbound` has the bytes, by offset; `fin_in` is the offset of the
     client's FIN; `unserved` says which byte the backup has asked for in vain, and since when."""
 
     __slots__ = ("_own", "fin_in", "inbound", "unserved")
@@ -38,7 +38,7 @@ class Retained:
             self.fin_in = offset + seg.payload_len
 
     def read(self, start: int, count: int) -> tuple[bytes, bool]:
-        """Bytes from `start` that our TCP has taken (only those are authoritative); whether the FIN follows them."""
+        """Returns bytes from `start` that our TCP has taken (only those count), and whether the FIN follows them."""
         rcv_nxt = self._own.rcv_nxt
         stop = min(rcv_nxt, start + count)
         data = self.inbound.read(start, stop - start)
@@ -46,7 +46,7 @@ class Retained:
         return data, fin
 
     def note_unserved(self, at: int | None, now: float) -> None:
-        """The backup has asked for the byte `at` in vain; None: for nothing, any more."""
+        """The backup has asked for the byte `at` in vain; None: there is no such byte."""
         self.unserved = None if at is None else (at, now)
 
     def forget_settled(self, confirmed: int, now: float) -> None:

@@ -53,8 +53,11 @@ Handler = Callable[[Any, float], None]
 
 
 class GateTable:
-    """All connections of a host that serves. `protecting`: a backup is there and new connections are opened towards it;
-    `reason`: why that is not so. `findings`: what was found of our application; whoever owns the table takes it out."""
+    """Holds all connections of a host that serves.
+
+    `protecting`: a backup is there, and new connections are opened towards it; `reason`: why that is not so.
+    `findings`: what a record has shown of our application. Whoever owns the table takes them out after each record.
+    """
 
     def __init__(self, settings: Settings, out: Outbox, adopts_unknown: bool = True) -> None:
         """`adopts_unknown`: see `Opening`."""
@@ -210,7 +213,7 @@ class GateTable:
         if connection is not None:
             self._unprotect_quietly(connection, record.reason, now)
         else:
-            self.out.record(Close(record.conn, "over"))  # it has missed that
+            self.out.record(Close(record.conn, "over"))  # the backup has missed that
         self.out.record(UnprotectedSeen(record.conn))
 
     def _on_told(self, record: Closed | UnprotectedSeen, _: float) -> None:
@@ -241,7 +244,7 @@ class GateTable:
             self._tell(Unprotected(connection.conn, reason), POLL_FIRST_S, now)
 
     def _unprotect_quietly(self, connection: GatedConnection, reason: str, now: float) -> bool:
-        """Let a connection go on without a backup, which knows. False if nothing has changed by that."""
+        """Let a connection go on without a backup, which knows. False if it already did."""
         if connection.state in (Gate.UNPROTECTED, Gate.CLOSED, Gate.HANDED):
             if connection.reason != NOT_READY:
                 return False
@@ -266,7 +269,7 @@ class GateTable:
         self.out.log("warning", "connection unprotected", conn=connection.conn, reason=reason)
 
     def _tell(self, record: Close | Unprotected, wait: float, now: float) -> None:
-        """Tell the backup, again and again until it answers or this has no point any more."""
+        """Tell the backup, again and again until it answers or there is no point in it."""
         if wait > TELL_MAX_S or not self.protecting:
             self._telling.pop(record.conn, None)
             return
@@ -360,7 +363,7 @@ class GateTable:
         self.out.record(Progress(connection.conn, own.client.seq(own.rcv_nxt), own.established))
 
     def poll_timeout(self) -> float | None:
-        """The earliest deadline."""
+        """Returns the earliest deadline."""
         parts = (self.ends.questions, self.digests, self.handovers)
         deadlines = [d for d in (self.timers.next(), *(part.poll_timeout() for part in parts)) if d is not None]
         if self.flows:
@@ -370,7 +373,7 @@ class GateTable:
     # ------------------------------------------------------------------------------------ bounds
 
     def tables(self) -> dict[str, int]:
-        """How many entries the smaller tables have."""
+        """Returns how many entries the smaller tables have."""
         return {
             **self.opening.tables(),
             "telling": len(self._telling),

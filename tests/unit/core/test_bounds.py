@@ -12,9 +12,9 @@ from nfq_failover.core.pair.session import Session
 from nfq_failover.core.tcp.journal import MAX_ISLANDS, MIN_PIECES, Journal
 from nfq_failover.core.timers import SLACK, TimerQueue
 from nfq_failover.wire.records import Close, Opened, Unprotected
+from tests.support.gate import HELD, Gated, ack
 from tests.support.shadow import SILENT, Shadowing, from_client, replica
 from tests.support.transcript import GateTranscript, client_seq, opening, settings, syn, syn_ack
-from tests.unit.core.gate.test_gate import HELD, Gated, ack
 
 # ------------------------------------------------------------------------------------ stream logs
 

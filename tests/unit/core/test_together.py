@@ -19,6 +19,7 @@ from nfq_failover.wire.records import (
     Unprotected,
     UnprotectedSeen,
 )
+from tests.support.gate import HELD, Gated, ack
 from tests.support.shadow import EDGE, SILENT, Shadowing, answer, from_client, replica
 from tests.support.transcript import (
     FLOW,
@@ -39,7 +40,6 @@ from tests.support.transcript import (
     syn,
     syn_ack,
 )
-from tests.unit.core.gate.test_gate import HELD, Gated, ack
 from tests.unit.core.shadow.test_divergence import TS, Comparing, Digesting, changed, digest, lost, seen
 
 DAYS_25 = 25 * 86400

@@ -10,6 +10,7 @@ from nfq_failover.core.events import FlowsGone
 from nfq_failover.core.gate.connection import Gate
 from nfq_failover.core.gate.ends import ApplicationFailed
 from nfq_failover.wire.records import Close, EndAsked, EndKind, Opened, Unprotected, UnprotectedSeen
+from tests.support.gate import TS, Gated
 from tests.support.transcript import (
     FLOW,
     After,
@@ -25,7 +26,6 @@ from tests.support.transcript import (
     syn,
     syn_ack,
 )
-from tests.unit.core.gate.test_gate import TS, Gated
 
 HELD = "drop end-held"
 GONE = "client [F.] 100 ack 0 wnd 10000 ts 2000010/1010"
@@ -52,7 +52,7 @@ class Ending(Gated):
         self >> server(100, flags=flags, wnd=10000, ts=TS) << HELD << asked(100, kind)
 
     def still(self, seconds: float, at: int, taken: int = 0, kind: EndKind = EndKind.OPEN, well: bool = True) -> None:
-        """The backup answers the same again and again, for so long or until that has a consequence."""
+        """The backup answers the same again and again, for that long or until it has a consequence."""
         give_up = self.now + seconds
         while self.now < give_up and not self.effects and not self.failures:
             self >> After(0.1)

@@ -17,6 +17,7 @@ from nfq_failover.wire.records import (
     Unprotected,
     UnprotectedSeen,
 )
+from tests.support.gate import TS, Gated
 from tests.support.transcript import (
     FLOW,
     IRS,
@@ -33,7 +34,6 @@ from tests.support.transcript import (
     syn,
     syn_ack,
 )
-from tests.unit.core.gate.test_gate import TS, Gated
 
 HELD = "drop end-held"
 SILENT = "drop handed-over"
@@ -71,7 +71,7 @@ class Failing(Gated):
         self >> ACTIVE << RESET_OWN
 
     def quiet(self, seconds: float) -> None:
-        """So long nothing but questions leaves, and nothing for the client."""
+        """For that long nothing but questions leaves, and nothing for the client."""
         for _ in range(round(seconds / 0.1)):
             self >> After(0.1)
             assert all(e == "query" or isinstance(e, HandOver) for e in self.effects), self.effects

@@ -11,6 +11,7 @@ from nfq_failover.core.gate.connection import GATE_MOVES, GATE_STARTS, NOT_READY
 from nfq_failover.core.gate.ends import ApplicationFailed
 from nfq_failover.errors import InternalError
 from nfq_failover.wire.records import EndKind, Handed, HandedOver, Opened, Unprotected
+from tests.support.gate import TS
 from tests.support.transcript import (
     FLOW,
     After,
@@ -23,7 +24,6 @@ from tests.support.transcript import (
     syn,
     syn_ack,
 )
-from tests.unit.core.gate.test_gate import TS
 
 Move = tuple[Gate, Gate]
 Scenario = Callable[[], None]

@@ -277,3 +277,25 @@ def test_gate_takes_the_records_that_are_for_it_and_no_others() -> None:
     with GateTranscript() as t:
         t.side.take(Progress(1, 0, True), t.now)
         t.drain()
+
+
+def test_what_our_tcp_has_from_an_earlier_life_is_kept_from_the_clients() -> None:
+    with GateTranscript() as t:
+        t >> server(0, 100, ack=5, wnd=1) << "pass"
+    with GateTranscript() as t:
+        t.side.opening.adopt_unknown(False)
+        t >> server(0, 100, ack=5, wnd=1) << "drop stranger" << "kernel [R] 5 wnd 0"
+        t >> server(0, ack=5, flags="F.", wnd=1) << "drop stranger" << "kernel [R] 5 wnd 0"
+        t >> server(0, flags="R", wnd=0) << "pass"  # to somebody that nobody knows
+
+
+def test_connection_that_the_server_opens_is_no_stranger() -> None:
+    with GateTranscript() as t:
+        t.side.opening.adopt_unknown(False)
+        t >> server(-1, ack=None, flags="S") << "pass"
+        t >> server(0, ack=0, wnd=1) << "pass"
+        t >> server(0, 100, ack=5, wnd=1) << "pass"
+        t >> server(100, ack=5, flags="F.", wnd=1) << "pass"
+        assert not t.side.flows
+        t.side.clear()
+        t >> server(0, 100, ack=5, wnd=1) << "drop stranger" << "kernel [R] 5 wnd 0"

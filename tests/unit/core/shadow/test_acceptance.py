@@ -14,6 +14,7 @@ from nfq_failover.core.shadow.connection import JOURNAL_AHEAD, LEFT_BEHIND_BYTES
 from nfq_failover.core.shadow.table import RESET_PATIENCE_S
 from nfq_failover.core.tcp.claims import PAWS_SLACK, TWO_VERSIONS, URGENT
 from nfq_failover.wire.records import Data, Missing, SentAsked, SentUpTo, Unprotected
+from tests.support.gate import HELD, Gated, ack
 from tests.support.shadow import EDGE, SILENT, Shadowing, from_client, replica
 from tests.support.transcript import (
     FLOW,
@@ -28,7 +29,6 @@ from tests.support.transcript import (
     server,
     server_seq,
 )
-from tests.unit.core.gate.test_gate import HELD, Gated, ack
 
 OTHER = bytes(100)
 PASSED = "pass [.] 0:1000 ack 0 wnd 500 ts 1001/7000000"

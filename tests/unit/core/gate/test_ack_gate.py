@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 
+from nfq_failover.core.events import PacketQueued, Queue, Verdict
+from nfq_failover.core.gate.ack_gate import AckGate
 from nfq_failover.core.gate.connection import Gate
+from nfq_failover.core.gate.own_tcp import OwnTcp
 from nfq_failover.wire.records import Confirm, EndKind, Opened, Progress
+from nfq_failover.wire.segment import Segment
+from tests.support.gate import HELD, TS, Gated, ack
 from tests.support.transcript import (
     FLOW,
+    ISS,
     After,
     Copy,
     GateTranscript,
+    RecordingOutbox,
     Sent,
     asked,
     client,
     client_seq,
     confirmed,
+    describe,
     granted,
     opening,
     replica_end,
@@ -25,30 +31,6 @@ from tests.support.transcript import (
     syn,
     syn_ack,
 )
-
-HELD = "drop ack-held"
-TS = (2_000_010, 1_010)
-
-
-class Gated(GateTranscript):
-    """A protected connection after its handshake: scale 2, both right edges at 40000, timers quiet."""
-
-    def __init__(self, options: bytes | None = None, edge: int = 40000, wscale: int | None = 2) -> None:
-        super().__init__()
-        self >> syn() << "pass"
-        tsval = 2_000_000 if options is None else None
-        self >> syn_ack(options=options) << "drop syn-ack-held"
-        self << opening(tsval=tsval, wscale=wscale, sack_permitted=options is None)
-        self >> Opened(1, True, client_seq(edge)) << "client [S.] -1 ack 0 wnd 8000"
-        self >> confirmed(0, edge)
-        self >> server(0, wnd=edge // 4 if wscale else edge) << "pass"
-        self >> After(0.05) << "query"
-        self.gate = self.side.flows[FLOW]
-
-
-def ack(at: int, edge: int = 40000, **more: Any) -> Sent:
-    """A pure ACK of the primary's TCP at the end of what it has sent."""
-    return server(more.pop("start", 0), ack=at, wnd=(edge - at) // 4, ts=more.pop("ts", TS), **more)
 
 
 def test_ack_of_what_the_backup_has_passes_untouched() -> None:
@@ -287,3 +269,40 @@ def test_copies_with_a_wrong_checksum_are_not_kept() -> None:
         t >> Copy(client(200, 100, corrupt=True, pending=True))
         assert t.gate.retained.inbound.size == 100
         assert t.out.counters["copy-bad-checksum"] == 1
+
+
+class Journal:
+    """Somebody who keeps the client's bytes, and is no connection of a table."""
+
+    client_ended = False
+
+
+def test_gate_stands_alone() -> None:
+    out = RecordingOutbox()
+    own = OwnTcp(opening(), 40000, 100.0)
+    gate = AckGate(own, Journal())
+    gate.shut()
+    gate.accept_edge(40000)
+
+    def send(number: int, sent: Sent) -> None:
+        packet = sent.packet(ISS)
+        seg = Segment(packet)
+        gate.outbound(PacketQueued(Queue.OUT, number, packet), seg, own.learn(seg, 100.0), out, 100.0)
+
+    def said() -> list[str]:
+        effects = [e.accept if isinstance(e, Verdict) else describe(e.packet, ISS) for e in out.effects]  # type: ignore[union-attr]
+        out.effects.clear()
+        return [str(effect) for effect in effects]
+
+    send(1, ack(1000))
+    assert (said(), gate.waiting, gate.told_ack) == (["False"], True, 0)
+    send(2, server(0, 100, ack=1000, wnd=9750, ts=TS))
+    assert (said(), gate.told_ack) == (["True"], 0)
+    assert gate.confirm(confirmed(1000, 40000))
+    gate.release(out, 101.0)
+    assert said() == ["[.] 100 ack 1000 wnd 9750 ts 2000010/1010"]
+    assert not gate.waiting
+    send(3, ack(3000, start=100))
+    gate.open()
+    gate.let_go(out)
+    assert said() == ["False", "[.] 100 ack 3000 wnd 9250 ts 2000010/1010"]

@@ -1,0 +1,43 @@
+"""A connection behind the gate, for tests of what happens to it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from nfq_failover.wire.records import Opened
+from tests.support.transcript import (
+    FLOW,
+    After,
+    GateTranscript,
+    Sent,
+    client_seq,
+    confirmed,
+    opening,
+    server,
+    syn,
+    syn_ack,
+)
+
+HELD = "drop ack-held"
+TS = (2_000_010, 1_010)
+
+
+class Gated(GateTranscript):
+    """A protected connection after its handshake: scale 2, both right edges at 40000, timers quiet."""
+
+    def __init__(self, options: bytes | None = None, edge: int = 40000, wscale: int | None = 2) -> None:
+        super().__init__()
+        self >> syn() << "pass"
+        tsval = 2_000_000 if options is None else None
+        self >> syn_ack(options=options) << "drop syn-ack-held"
+        self << opening(tsval=tsval, wscale=wscale, sack_permitted=options is None)
+        self >> Opened(1, True, client_seq(edge)) << "client [S.] -1 ack 0 wnd 8000"
+        self >> confirmed(0, edge)
+        self >> server(0, wnd=edge // 4 if wscale else edge) << "pass"
+        self >> After(0.05) << "query"
+        self.gate = self.side.flows[FLOW]
+
+
+def ack(at: int, edge: int = 40000, **more: Any) -> Sent:
+    """A pure ACK of the primary's TCP at the end of what it has sent."""
+    return server(more.pop("start", 0), ack=at, wnd=(edge - at) // 4, ts=more.pop("ts", TS), **more)
