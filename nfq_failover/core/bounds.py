@@ -15,9 +15,9 @@ from nfq_failover.core.gate.retained import MAX_RETAINED
 from nfq_failover.core.gate.table import MAX_TELLING, GateTable
 from nfq_failover.core.pair.session import MAX_OUTGOING, MAX_RETIRED, WINDOW, Session
 from nfq_failover.core.settings import Settings
-from nfq_failover.core.shadow.backup_table import MAX_FORGOTTEN
 from nfq_failover.core.shadow.handover import MAX_OVER
-from nfq_failover.core.shadow.table import BackupSide
+from nfq_failover.core.shadow.opening import MAX_FORGOTTEN
+from nfq_failover.core.shadow.table import ShadowTable
 from nfq_failover.core.tcp.journal import BYTES_PER_PIECE, MAX_ISLANDS, MIN_PIECES
 
 Row = dict[str, int]
@@ -67,7 +67,7 @@ COUNTERS: Final = {
 
 
 def gauges(
-    gate: GateTable, backup: BackupSide, sessions: Iterable[Session], counters: Mapping[str, int]
+    gate: GateTable, backup: ShadowTable, sessions: Iterable[Session], counters: Mapping[str, int]
 ) -> dict[str, Row]:
     """Name of the store -> `now`, `limit`, and `full`: how often there was no room."""
     shadows, gated = backup.flows.values(), gate.flows.values()
@@ -75,16 +75,16 @@ def gauges(
     now = {
         "connections": len(gate.flows),
         "shadow_connections": len(backup.flows),
-        "log_bytes": max((c.journal.size for c in shadows), default=0),
-        "log_pieces": max((c.journal.piece_count for c in shadows), default=0),
-        "log_islands": max((c.journal.islands for c in shadows), default=0),
-        "unacked_bytes": max((c.output.size for c in shadows), default=0),
+        "log_bytes": max((c.inward.inbound.size for c in shadows), default=0),
+        "log_pieces": max((c.inward.inbound.piece_count for c in shadows), default=0),
+        "log_islands": max((c.inward.inbound.islands for c in shadows), default=0),
+        "unacked_bytes": max((c.output.outbound.size for c in shadows), default=0),
         "retained_bytes": max((c.retained.inbound.size for c in gated), default=0),
         "held_acks": max((len(c.acks.held) for c in gated), default=0),
         **gate.tables(),
         "handed_over": len(gate.handovers.flows),
-        "handed_over_ended": len(backup.handed.over),
-        "forgotten": len(backup.forgotten),
+        "handed_over_ended": len(backup.handovers.over),
+        "forgotten": len(backup.openings.forgotten),
         **{name: max(tables[name] for tables in fullest) for name in fullest[0]},
     }
     return {

@@ -267,8 +267,8 @@ class StoreEpoch:
 
 
 @dataclass(slots=True)
-class Remember:
-    """Write these bytes at these offsets of the record for the daemon's next life (core/shadow/checkpoint.py), now:
+class SaveCheckpoint:
+    """Write these bytes at these offsets of the checkpoint for the daemon's next life (core/shadow/checkpoint.py), now:
     what comes after this effect may only happen when they outlive the process."""
 
     writes: tuple[tuple[int, bytes], ...]
@@ -324,7 +324,7 @@ Effect = (
     | Fence
     | AskWitness
     | StoreEpoch
-    | Remember
+    | SaveCheckpoint
     | ApplyRules
     | OwnAddress
     | QueryFlows

@@ -14,7 +14,7 @@ from nfq_failover.constants import ACK
 from nfq_failover.core.events import ListFlows
 from nfq_failover.core.gate.table import GateTable
 from nfq_failover.core.outbox import Outbox
-from nfq_failover.core.shadow.table import BackupSide
+from nfq_failover.core.shadow.table import ShadowTable
 from nfq_failover.wire.build import build_segment
 from nfq_failover.wire.segment import FlowKey
 
@@ -26,7 +26,7 @@ CLEAN = 2  # lists in a row without an unknown connection: a walk through the ke
 class LeftoverSweep:
     """The search for leftover connections. It runs while this host serves, until unknown ones may be adopted."""
 
-    def __init__(self, out: Outbox, gate: GateTable, backup: BackupSide) -> None:
+    def __init__(self, out: Outbox, gate: GateTable, backup: ShadowTable) -> None:
         self.out = out
         self.gate = gate
         self.backup = backup

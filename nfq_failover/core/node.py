@@ -11,7 +11,6 @@ from collections.abc import Callable
 
 from nfq_failover.constants import RST, SYN
 from nfq_failover.core import bounds, restart
-from nfq_failover.core.dispatch import to_backup
 from nfq_failover.core.events import (
     AskWitness,
     CheckLink,
@@ -34,9 +33,9 @@ from nfq_failover.core.events import (
     Profile,
     Queue,
     QueueOverrun,
-    Remember,
     RulesApplied,
     RulesLost,
+    SaveCheckpoint,
     StoreEpoch,
     TimerFired,
     WitnessAnswered,
@@ -51,9 +50,9 @@ from nfq_failover.core.pair.roles import Do, Role, State
 from nfq_failover.core.rules import Rules
 from nfq_failover.core.settings import Settings
 from nfq_failover.core.shadow import path_mtu
-from nfq_failover.core.shadow.checkpoint import Memory, Recollection
+from nfq_failover.core.shadow.checkpoint import Checkpoint, CheckpointWriter
 from nfq_failover.core.shadow.connection import Shadow
-from nfq_failover.core.shadow.table import BackupSide
+from nfq_failover.core.shadow.table import ShadowTable
 from nfq_failover.core.status import Status, connections_of, link_status
 from nfq_failover.errors import MalformedSegment
 from nfq_failover.wire.icmp import is_icmp
@@ -79,27 +78,27 @@ class Node:
         stored_epoch: int,
         served: bool,
         now: float,
-        memory: Memory | None = None,
-        recollection: Recollection | None = None,
+        checkpoint: CheckpointWriter | None = None,
+        earlier: Checkpoint | None = None,
     ) -> None:
-        """`memory`: what the next life will be told, None to tell it nothing. `recollection`: what an earlier life of
-        the daemon, on this boot, has left."""
+        """`checkpoint`: writes what the daemon's next life will be told, None to tell it nothing. `earlier`: what an
+        earlier life on this boot has left."""
         self.settings = settings
         self.out = Outbox()
         self.links = Links(settings, rng, self.out, now)
         self.protector, self.shadowed = self.links.protector, self.links.shadowed
         self.members = Membership(settings, self.protector.view, stored_epoch, served, now)
         self.gate = GateTable(settings, self.out.towards(self.protector.lane), served or stored_epoch == 0)
-        self.backup = BackupSide(settings, self.out.towards(self.shadowed.lane))
-        self.sweep = LeftoverSweep(self.out, self.gate, self.backup)
-        self.rules = Rules(self.out, self.gate, self.backup, restarts=memory is not None)
+        self.shadow = ShadowTable(settings, self.out.towards(self.shadowed.lane), checkpoint)
+        self.sweep = LeftoverSweep(self.out, self.gate, self.shadow)
+        self.rules = Rules(self.out, self.gate, self.shadow, restarts=checkpoint is not None)
         self._next_tick = self._last_tick = now
         self._pause_s = settings.detection_ms / 1000
-        self.memory = self.backup.memory = memory
-        if recollection is not None:
-            restart.recollect(recollection, self.members, self.gate, self.backup, served, now)
+        self.checkpoint = checkpoint
+        if earlier is not None:
+            restart.restore(earlier, self.members, self.gate, self.shadow, served, now)
             self._carry_out(now)
-        self._write_down()
+        self._save_checkpoint()
 
     # ------------------------------------------------------------------------------------ the three calls
 
@@ -108,7 +107,7 @@ class Node:
         try:
             self._handle(event, now)
         finally:
-            self._write_down()
+            self._save_checkpoint()
 
     def _handle(self, event: Event, now: float) -> None:
         if now > self.members.lease_until:
@@ -134,7 +133,7 @@ class Node:
         """The next thing to do; None when there is no more until the next input."""
         effects = self.out.effects
         if not effects:
-            self.backup.flush()
+            self.shadow.flush()
             for link in self.links.all:
                 if link.lane:
                     link.seal(self.members.epoch)
@@ -143,7 +142,7 @@ class Node:
     def poll_timeout(self) -> float:
         """When to send `TimerFired` at the latest."""
         earliest = min(self._next_tick, self.links.poll_timeout())
-        due = self.backup.poll_timeout()
+        due = self.shadow.poll_timeout()
         if due is not None and due < earliest:
             earliest = due
         if self.members.state is not State.DOUBT:  # in doubt nothing of it is done, however long it has been due
@@ -162,7 +161,7 @@ class Node:
     def _packet(self, event: PacketQueued, now: float) -> None:
         out = self.out
         if event.queue is Queue.IN and is_icmp(event.packet):
-            path_mtu.judge(event, self.backup.flows, self.members.state in _SERVING, out)
+            path_mtu.judge(event, self.shadow.flows, self.members.state in _SERVING, out)
             return
         try:
             seg = Segment(event.packet)
@@ -178,11 +177,11 @@ class Node:
             self._outbound(event, seg, now)
 
     def _inbound(self, event: PacketQueued, seg: Segment, now: float) -> None:
-        connection = self.backup.flows.get((seg.src, seg.sport, seg.dst, seg.dport))
+        connection = self.shadow.flows.get((seg.src, seg.sport, seg.dst, seg.dport))
         if connection is not None:
-            self.backup.inbound(event, seg, connection, now)
-            if self.memory is not None and connection.heard:
-                self.memory.review(connection)
+            self.shadow.inbound(event, seg, connection, now)
+            if self.checkpoint is not None and connection.heard:
+                self.checkpoint.review(connection)
         elif self.members.state not in _SERVING:
             self.out.drop(event.queue, event.packet_id, "not-serving")
         elif seg.flags & SYN and not seg.flags & RST:
@@ -191,10 +190,10 @@ class Node:
             self.out.accept(event.queue, event.packet_id)
 
     def _outbound(self, event: PacketQueued, seg: Segment, now: float) -> None:
-        connection = self.backup.flows.get((seg.dst, seg.dport, seg.src, seg.sport))
-        if connection is not None and self.backup.outbound(event, seg, connection, now):
-            if self.memory is not None and connection.heard:
-                self.memory.review(connection)
+        connection = self.shadow.flows.get((seg.dst, seg.dport, seg.src, seg.sport))
+        if connection is not None and self.shadow.outbound(event, seg, connection, now):
+            if self.checkpoint is not None and connection.heard:
+                self.checkpoint.review(connection)
             return
         if self.members.state not in _SERVING:
             self.out.drop(event.queue, event.packet_id, "not-serving")
@@ -215,7 +214,7 @@ class Node:
             if paired:
                 self.members.session_started()
             if link is self.shadowed:
-                self.backup.handed.over.clear()  # a daemon that has restarted counts from the beginning
+                self.shadow.handovers.peer_restarted()
             self.links.publish(self.members)
         if received.heartbeat is not None:
             if paired:
@@ -241,7 +240,7 @@ class Node:
                 if self.gate.findings:
                     self._judge(now)  # what follows in the datagram must not leave once this host yields
         elif self.members.state in _SHADOWING and link is self.shadowed:
-            to_backup(record, self.backup, now)
+            self.shadow.take(record, now)
 
     def _judge(self, now: float) -> None:
         """Act on what was found of our application. If nothing can be done now, the backup's next answer finds it."""
@@ -267,13 +266,13 @@ class Node:
             self._carry_out(now)
         if self.members.state is not State.DOUBT:
             self.gate.on_timer(now)
-            self.backup.on_timer(now)
+            self.shadow.on_timer(now)
         else:
-            self.backup.out.withhold(True)
-            self.backup.on_timer(now)
-            self.backup.out.withhold(False)
-        self.backup.handed.on_timer(self.members.state is State.SHADOWING and not self.shadowed.view.lost(now), now)
-        self.sweep.on_timer(self.memory is not None and self.members.state in _SERVING, now)
+            self.shadow.out.withhold(True)
+            self.shadow.on_timer(now)
+            self.shadow.out.withhold(False)
+        self.shadow.handovers.on_timer(self.members.state is State.SHADOWING and not self.shadowed.view.lost(now), now)
+        self.sweep.on_timer(self.checkpoint is not None and self.members.state in _SERVING, now)
         self.rules.on_timer(self.members.role)
 
     def _answer(self, event: Event, now: float) -> None:
@@ -290,7 +289,7 @@ class Node:
             self._rules_applied(event)
         elif isinstance(event, FlowsGone):
             self.gate.flows_gone(event.flows, now)
-            self.backup.flows_gone(event.flows, now)
+            self.shadow.flows_gone(event.flows, now)
         elif isinstance(event, FlowsListed):
             if self.sweep.listed(event.flows) and members.role is Role.PRIMARY:
                 self.rules.again(members.role)
@@ -316,7 +315,7 @@ class Node:
         if event.ok:
             began_at = now - event.took_s
             self.gate.ends.note_well(began_at)
-            self.backup.ends.note_well(began_at)
+            self.shadow.ends.note_well(began_at)
         else:
             self.out.counters["health-check-failed"] += 1
         health = self.members.health
@@ -332,7 +331,7 @@ class Node:
             self.out.log("warning", "operator", command="claim", result=self.members.claim())
         elif event.name == "shutdown" and self.members.state is not State.LEAVING:
             if self.members.role is not Role.PRIMARY:
-                self.backup.handed.cut("this host leaves")
+                self.shadow.handovers.cut("this host leaves")
             self.members.stop()
 
     def _rules_applied(self, event: RulesApplied) -> None:
@@ -379,8 +378,7 @@ class Node:
         elif action is Do.TAKE_OVER:
             self._take_over(now)
         elif action in (Do.SERVE, Do.RESUME):
-            self.backup.handed.adopt()
-            self.backup.cut_dead()
+            self.shadow.serve()
             emit(OwnAddress(True, self.settings.announce_count))
             self.rules.apply(Profile.ALONE, members.role)
         elif action is Do.ARM:
@@ -392,40 +390,39 @@ class Node:
             self.rules.apply(Profile.ALONE, members.role)
         elif action is Do.SHADOW:
             self.gate.opening.adopt_unknown(False)
-            self.backup.clear("a new generation of connections begins", keep_handed=True)
+            self.shadow.clear("a new generation of connections begins", keep_handed=True)
         elif action is Do.INVALIDATE:
             refused = members.state is State.REFUSED
-            self.backup.invalidate("this host refused to take over" if refused else "the primary went on unprotected")
+            self.shadow.invalidate("this host refused to take over" if refused else "the primary went on unprotected")
         elif action is Do.SILENCE:
             emit(OwnAddress(False))
             self.rules.apply(Profile.BACKUP, members.role)
             self.gate.opening.adopt_unknown(False)
             self.gate.clear()
-            self.backup.clear("this host does not serve any more")
+            self.shadow.clear("this host does not serve any more")
 
     def _take_over(self, now: float) -> None:
         """Be heard. The verdicts have switched with the state; the rules follow when there is time."""
         members = self.members
         if not members.may_continue(now):
-            self.backup.invalidate("the primary's protection had ended before the takeover")
+            self.shadow.invalidate("the primary's protection had ended before the takeover")
         self.out.effects.append(OwnAddress(True, self.settings.announce_count))
-        self.backup.handed.adopt()
-        going, reset = self.backup.take_over(now)
+        going, reset = self.shadow.take_over(now)
         self.gate.explain("taken over: no backup")
         self.out.log("warning", "takeover", epoch=members.epoch, connections=going, reset=reset)
-        if self.memory is not None:
-            self.memory.begin([c for c in self.backup.flows.values() if c.state in (Shadow.ACTIVE, Shadow.DEAD)])
+        if self.checkpoint is not None:
+            self.checkpoint.begin([c for c in self.shadow.flows.values() if c.state in (Shadow.ACTIVE, Shadow.DEAD)])
         self.rules.apply(Profile.ALONE, members.role)
 
-    def _write_down(self) -> None:
+    def _save_checkpoint(self) -> None:
         """Before anything else is done: what the daemon's next life must know."""
-        memory, members = self.memory, self.members
-        if memory is None:
+        checkpoint, members = self.checkpoint, self.members
+        if checkpoint is None:
             return
-        memory.note(members.state in _RESUMABLE, members.epoch, self.gate.opening.adopts_unknown)
-        if memory.writes:
-            self.out.effects.appendleft(Remember(tuple(memory.writes)))
-            memory.writes.clear()
+        checkpoint.note(members.state in _RESUMABLE, members.epoch, self.gate.opening.adopts_unknown)
+        if checkpoint.writes:
+            self.out.effects.appendleft(SaveCheckpoint(tuple(checkpoint.writes)))
+            checkpoint.writes.clear()
 
     # ------------------------------------------------------------------------------------ views
 
@@ -442,9 +439,9 @@ class Node:
             generation=members.generation,
             witness=members.pact.status(),
             peer=link_status(self.protector, now),
-            connections=connections_of(self.gate, self.backup),
+            connections=connections_of(self.gate, self.shadow),
             protected_connections=sum(c.state is Gate.PROTECTED for c in self.gate.flows.values()),
             application=members.health.status(),
-            bounds=bounds.gauges(self.gate, self.backup, [link.session for link in self.links.all], self.out.counters),
+            bounds=bounds.gauges(self.gate, self.shadow, [link.session for link in self.links.all], self.out.counters),
             counters=dict(sorted(self.out.counters.items())),
         )

@@ -7,7 +7,7 @@ from nfq_failover.core.gate.table import GateTable
 from nfq_failover.core.outbox import Outbox
 from nfq_failover.core.pair.roles import Role
 from nfq_failover.core.shadow.connection import Shadow
-from nfq_failover.core.shadow.table import BackupSide
+from nfq_failover.core.shadow.table import ShadowTable
 from nfq_failover.wire.segment import FlowKey
 
 
@@ -18,7 +18,7 @@ class Rules:
     backup must still hear its client. `restarts`: a later life of the daemon goes on with such connections.
     """
 
-    def __init__(self, out: Outbox, gate: GateTable, backup: BackupSide, restarts: bool) -> None:
+    def __init__(self, out: Outbox, gate: GateTable, backup: ShadowTable, restarts: bool) -> None:
         self._out = out
         self._gate = gate
         self._backup = backup

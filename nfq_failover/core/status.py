@@ -13,7 +13,7 @@ from nfq_failover.core.pair.link import Link
 from nfq_failover.core.pair.monitor import HeartbeatStatistics
 from nfq_failover.core.pair.pact import PactStatus
 from nfq_failover.core.shadow.connection import Shadow
-from nfq_failover.core.shadow.table import BackupSide
+from nfq_failover.core.shadow.table import ShadowTable
 from nfq_failover.wire.segment import FlowKey
 
 
@@ -97,7 +97,7 @@ def end_names(flow: FlowKey) -> tuple[str, str]:
     return f"{ip_address(client)}:{client_port}", f"{ip_address(server)}:{server_port}"
 
 
-def connections_of(gate: GateTable, backup: BackupSide) -> list[ConnectionStatus]:
+def connections_of(gate: GateTable, backup: ShadowTable) -> list[ConnectionStatus]:
     """All connections of a host: those of its own service, those that it has handed over, those that it shadows."""
     return [*_gated(gate), *_handed_over(gate), *_shadowed(backup)]
 
@@ -121,9 +121,9 @@ def _handed_over(gate: GateTable) -> Iterable[ConnectionStatus]:
         yield ConnectionStatus(*end_names(flow), False, handed.reason)
 
 
-def _shadowed(backup: BackupSide) -> Iterable[ConnectionStatus]:
+def _shadowed(backup: ShadowTable) -> Iterable[ConnectionStatus]:
     for connection in backup.flows.values():
-        reason = connection.reason
+        inward, compare, reason = connection.inward, connection.output.compare, connection.reason
         if connection.state is Shadow.ACTIVE:
             how = "handed over by the primary" if connection.handed else "taken over"
             reason = f"{how}: an open connection survives one failure"
@@ -133,10 +133,10 @@ def _shadowed(backup: BackupSide) -> Iterable[ConnectionStatus]:
             *end_names(connection.flow),
             connection.state is Shadow.SHADOW,
             reason,
-            connection.journal.size,
-            connection.cum,
-            max(connection.cum - connection.k_ack, 0),
-            0 if connection.compare is None else connection.compare.differences,
+            inward.inbound.size,
+            inward.held,
+            max(inward.held - inward.rcv_nxt, 0),
+            0 if compare is None else compare.differences,
         )
 
 

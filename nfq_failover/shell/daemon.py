@@ -43,7 +43,7 @@ from nfq_failover.core.events import (
     PublishHeartbeat,
     QueryFlows,
     Queue,
-    Remember,
+    SaveCheckpoint,
     SendDatagram,
     StoreEpoch,
     TimerFired,
@@ -51,7 +51,7 @@ from nfq_failover.core.events import (
 )
 from nfq_failover.core.node import Node
 from nfq_failover.core.pair.roles import State
-from nfq_failover.core.shadow.checkpoint import Memory
+from nfq_failover.core.shadow.checkpoint import CheckpointWriter
 from nfq_failover.errors import InternalError
 from nfq_failover.shell.control import ControlServer
 from nfq_failover.shell.fencing.second_opinion import SecondOpinion
@@ -160,11 +160,11 @@ class Daemon:
         self.injector = Injector(config.mark)
         self._undo.append(self.injector.close)
         self.host = ground.host(config)
-        recollection = self.store.recall(self.host.lived)
+        earlier = self.store.load(self.host.lived)
         # A host that served alone, and has the address yet, goes on: the rules are in force, its packets wait for us.
-        resuming = recollection is not None and recollection.allows(epoch, served) and self.host.has_address()
-        if recollection is not None and not resuming:
-            recollection = replace(recollection, serving=False)
+        resuming = earlier is not None and earlier.allows(epoch, served) and self.host.has_address()
+        if earlier is not None and not resuming:
+            earlier = replace(earlier, serving=False)
         self._stay = resuming
         self._undo.append(lambda: self.host.restore(self._stay))
         self.host.prepare(silent=not resuming)
@@ -187,8 +187,8 @@ class Daemon:
         self._undo.append(self.health.close)
         self.control = ControlServer(ground.file("control.sock"), self._control, ground.may_ask())
         self._undo.append(self.control.close)
-        memory = Memory(self.store.life)
-        self.node = Node(config.settings, os.urandom, epoch, served, time.monotonic(), memory, recollection)
+        checkpoint = CheckpointWriter(self.store.life)
+        self.node = Node(config.settings, os.urandom, epoch, served, time.monotonic(), checkpoint, earlier)
         self.sync = SyncReader(sockets, self.node, self._feed)
         self._stay = False
         for each in sockets.both:
@@ -420,7 +420,7 @@ class Daemon:
             self.opinions.seek(effect)
         elif isinstance(effect, Fence):
             self.fences.start(effect)
-        elif isinstance(effect, Remember):
+        elif isinstance(effect, SaveCheckpoint):
             self.store.write(effect.writes)
         elif isinstance(effect, StoreEpoch):
             self.epochs.store(effect.epoch, effect.role)

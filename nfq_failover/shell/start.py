@@ -24,7 +24,7 @@ from nfq_failover.shell.peer.socket import SyncSockets, open_sync
 from nfq_failover.shell.privileged import files, rights
 from nfq_failover.shell.privileged.account import Account, account
 from nfq_failover.shell.privileged.client import Helper, helper_settings
-from nfq_failover.shell.state.checkpoint import TranslationStore
+from nfq_failover.shell.state.checkpoint import CheckpointStore
 
 PRIORITY = -10
 _UNIX_PATH = 107  # bytes in a socket's address, unix(7)
@@ -64,7 +64,7 @@ class Ground:
     undo: list[Callable[[], object]] = field(default_factory=list)
     state: int = -1  # the state directory
     helper: Helper = field(init=False)
-    store: TranslationStore = field(init=False)
+    store: CheckpointStore = field(init=False)
     manager: ServiceManager = field(init=False)
     counters: int | None = None
     sync: SyncSockets | None = None  # only if root alone can bind it
@@ -127,7 +127,7 @@ def _stand(config: Config, ground: Ground) -> None:
     ground.undo.append(ground.helper.close)
     ground.state = os.open(config.state_dir, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     ground.undo.append(lambda: os.close(ground.state))
-    ground.store = TranslationStore(config.run_dir, config.instance)
+    ground.store = CheckpointStore(config.run_dir, config.instance)
     ground.undo.append(ground.store.close)
     try:
         ground.counters = counters = open_counters()

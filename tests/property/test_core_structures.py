@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from nfq_failover.core.tcp.journal import Journal
 from nfq_failover.core.tcp.seqspace import SeqSpace
-from nfq_failover.core.tcp.translation import TS_SLACK_MS, ReplicaMap
+from nfq_failover.core.tcp.translation import TS_SLACK_MS, Translation
 from nfq_failover.core.tcp.window import ROUNDING_BYTES
 from nfq_failover.core.timers import TimerQueue
 from nfq_failover.wire.seqnum import MASK, add, diff
@@ -123,7 +123,7 @@ def test_shown_timestamps_never_fall(
     iss: int, own: int, seen_ts: int, own_ts: int, steps: list[tuple[bool, int]]
 ) -> None:
     now, clock = 10.0, own_ts
-    mapping = ReplicaMap(iss, own, 2, 7, (seen_ts, own_ts), now)
+    mapping = Translation(iss, own, 2, 7, (seen_ts, own_ts), now)
     shown: list[int] = []
     taken_over = False
     for is_echo, amount in steps:
@@ -133,7 +133,7 @@ def test_shown_timestamps_never_fall(
             mapping.note_seen_tsecr(add(seen_ts, amount), now)
         elif amount < 0 and not taken_over:
             taken_over = True
-            mapping.take_over()
+            mapping.take_over(0)
         else:
             mapping.note_own_tsval(add(clock, -(amount & 7)), now)  # segments may be old when they come
             if taken_over:
@@ -146,17 +146,17 @@ def test_shown_timestamps_never_fall(
 def test_shown_timestamp_is_not_behind_what_the_client_has_echoed(
     seen_ts: int, own_ts: int, behind_ms: int, later_ms: int, iss: int
 ) -> None:
-    mapping = ReplicaMap(iss, iss, 0, 0, (seen_ts, own_ts), 50.0)
+    mapping = Translation(iss, iss, 0, 0, (seen_ts, own_ts), 50.0)
     echoed = add(seen_ts, behind_ms)
     mapping.note_seen_tsecr(echoed, 50.0)
-    mapping.take_over()
+    mapping.take_over(0)
     shown = mapping.seen_tsval(mapping.own_clock(50.0 + later_ms / 1000))
     assert diff(shown, add(echoed, later_ms)) in (TS_SLACK_MS, TS_SLACK_MS - 1)
 
 
 @given(numbers, numbers, st.lists(st.integers(0, 1000), min_size=1, max_size=20), numbers)
 def test_echo_for_the_replica_is_one_that_it_has_sent(seen_ts: int, own_ts: int, steps: list[int], tsecr: int) -> None:
-    mapping = ReplicaMap(1, 2, 0, 0, (seen_ts, own_ts), 0.0)
+    mapping = Translation(1, 2, 0, 0, (seen_ts, own_ts), 0.0)
     last = own_ts
     for step in steps:
         last = add(last, step)
@@ -170,8 +170,8 @@ def test_echo_for_the_replica_is_one_that_it_has_sent(seen_ts: int, own_ts: int,
 )
 def test_shown_right_edge_stays_and_does_not_creep(wscale: int, edge: int, steps: list[tuple[int, int]]) -> None:
     unit = 1 << wscale
-    mapping = ReplicaMap(1, 2, wscale, 7, None, 0.0)
-    mapping.edge_sent = promised = limit = min(edge, 0xFFFF << wscale)
+    mapping = Translation(1, 2, wscale, 7, None, 0.0)
+    mapping.told_edge = promised = limit = min(edge, 0xFFFF << wscale)
     ack = 0
     for ack_step, edge_step in steps:
         limit = max(limit, limit + edge_step)
@@ -191,7 +191,7 @@ def test_shown_right_edge_stays_and_does_not_creep(wscale: int, edge: int, steps
 def test_selective_acknowledgements_are_mapped_and_cut(
     iss: int, own: int, blocks: list[tuple[int, int]], produced: int
 ) -> None:
-    mapping = ReplicaMap(iss, own, 0, 0, None, 0.0)
+    mapping = Translation(iss, own, 0, 0, None, 0.0)
     seen = [(mapping.seen.seq(left), mapping.seen.seq(left + size)) for left, size in blocks]
     got = [(mapping.own.offset(left), mapping.own.offset(right)) for left, right in mapping.own_sack(seen, produced)]
     assert got == [(left, min(left + size, produced)) for left, size in blocks if left < produced]

@@ -8,8 +8,8 @@ from nfq_failover.core.gate.ack_gate import MAX_HELD
 from nfq_failover.core.gate.digests import FLUSH_BYTES, KEEP_BYTES, KEEP_TOTAL, MAX_UNSEEN
 from nfq_failover.core.gate.opening import MAX_DIALLED, MAX_SYNS
 from nfq_failover.core.pair.session import MAX_OUTGOING, MAX_RETIRED
-from nfq_failover.core.shadow.backup_table import MAX_FORGOTTEN
 from nfq_failover.core.shadow.comparison import MAX_PENDING
+from nfq_failover.core.shadow.opening import MAX_FORGOTTEN
 from nfq_failover.core.timers import TimerQueue
 from nfq_failover.wire.segment import FlowKey
 
@@ -24,7 +24,7 @@ EVERY = 8  # inputs between two looks at the connections
 def check(host: Host, carried: int) -> None:
     """After an input with so many effects."""
     node = host.node
-    gate, backup, out = node.gate, node.backup, node.out
+    gate, backup, out = node.gate, node.shadow, node.out
     flows, limit = len(gate.flows) + len(backup.flows), host.settings.max_connections
     _within(host, "effects of one input", carried, EFFECTS + EFFECTS_PER_FLOW * flows)
     _within(host, "effects left", len(out.effects), 0)
@@ -39,8 +39,8 @@ def check(host: Host, carried: int) -> None:
     _within(host, "primary's numbers", len(gate.numbers), len(gate.flows) + handed)
     _within(host, "backup's table", len(backup.flows), limit)
     _within(host, "backup's numbers", len(backup.numbers), len(backup.flows))
-    _within(host, "forgotten connections", len(backup.forgotten), MAX_FORGOTTEN)
-    _within(host, "dirty connections", len(backup._dirty), len(backup.numbers))
+    _within(host, "forgotten connections", len(backup.openings.forgotten), MAX_FORGOTTEN)
+    _within(host, "unconfirmed connections", len(backup._unconfirmed), len(backup.numbers))
     _within(host, "remembered SYNs", len(gate.opening._syns), MAX_SYNS)
     _within(host, "dialled connections", len(gate.opening._dialled), MAX_DIALLED)
     _within(host, "news for the backup", len(gate._telling), 64 + limit)
@@ -49,8 +49,7 @@ def check(host: Host, carried: int) -> None:
         _within(host, "retired sessions", len(link.session._retired), MAX_RETIRED)
     _timers(host, "primary's timers", gate.timers, len(gate.flows) + len(gate._telling))
     _timers(host, "backup's timers", backup.timers, len(backup.flows))
-    _within(host, "connections that recover", len(backup.recovery._waits), len(backup.numbers))
-    _timers(host, "recovery's timers", backup.recovery.timers, 0)
+    _timers(host, "recovery's timers", backup.takeover.recovery.timers, len(backup.numbers))
     digests = gate.digests
     _within(host, "digested streams", len(digests._streams), len(gate.flows) + handed)
     _within(host, "bytes kept for comparing", digests._kept_total, KEEP_TOTAL)
@@ -64,10 +63,10 @@ def check(host: Host, carried: int) -> None:
         _within(host, "held acknowledgements", len(gated.acks.held), MAX_HELD)
         _within(host, "retained bytes", gated.retained.inbound.size, gated.retained.inbound.limit)
     for shadow in backup.flows.values():
-        _within(host, "log", shadow.journal.size, host.settings.max_log_bytes)
-        _within(host, "kept output", shadow.output.size, host.settings.max_unacked_bytes)
-        if shadow.compare is not None:
-            _within(host, "digests that wait", len(shadow.compare.pending), MAX_PENDING)
+        _within(host, "log", shadow.inward.inbound.size, host.settings.max_log_bytes)
+        _within(host, "kept output", shadow.output.outbound.size, host.settings.max_unacked_bytes)
+        if shadow.output.compare is not None:
+            _within(host, "digests that wait", len(shadow.output.compare.pending), MAX_PENDING)
 
 
 def empty(host: Host) -> None:
@@ -78,9 +77,9 @@ def empty(host: Host) -> None:
         ("primary's table", len(node.gate.flows.keys() - known)),
         ("primary's numbers", sum(gated.flow not in known for gated in node.gate.numbers.values())),
         ("news for the backup", len(node.gate._telling)),
-        ("backup's table", len(node.backup.flows.keys() - known)),
-        ("backup's numbers", sum(shadow.flow not in known for shadow in node.backup.numbers.values())),
-        ("dirty connections", len(node.backup._dirty)),
+        ("backup's table", len(node.shadow.flows.keys() - known)),
+        ("backup's numbers", sum(shadow.flow not in known for shadow in node.shadow.numbers.values())),
+        ("unconfirmed connections", len(node.shadow._unconfirmed)),
     ):
         assert not size, f"{host.name}: {size} left in the {what}"
 

@@ -77,7 +77,7 @@ class Checks:
             return
         seen = self.flows.get(flow)
         if seg.flags & RST:
-            shadow = host.node.backup.flows.get(flow)
+            shadow = host.node.shadow.flows.get(flow)
             late = shadow is not None and shadow.heard and shadow.state is Shadow.DEAD  # the takeover came too late
             fresh = seen is None or seen.client is not self.world.clients.get(flow)
             down = not host.kernel.listeners and (host.application.well or fresh)
@@ -140,12 +140,17 @@ class Checks:
             in_time = self.world.clock.now + host.jumped <= promised.promised_until  # it believes its clock
             if promised.promised and promised.survivor == host.name and not in_time:
                 promised.promised, promised.excused = False, "taken over too late"
-        for flow, shadow in host.node.backup.flows.items():
+        for flow, shadow in host.node.shadow.flows.items():
             seen = self.flows.get(flow)
-            if shadow.state is not Shadow.ACTIVE or shadow.resync or seen is None or seen.let_go:
+            if shadow.state is not Shadow.ACTIVE or shadow.resync.pending or seen is None or seen.let_go:
                 continue  # resync: after a restart; our TCP is still to be asked what it has
-            if (shadow.client.base, shadow.mapping.seen.base) == (seen.client_space.base, seen.server_space.base):
-                assert seen.ack <= shadow.cum, f"{flow} goes on: acknowledged {seen.ack}, {host.name} has {shadow.cum}"
+            if (shadow.inward.client.base, shadow.mapping.seen.base) == (
+                seen.client_space.base,
+                seen.server_space.base,
+            ):
+                assert seen.ack <= shadow.inward.held, (
+                    f"{flow} goes on: acknowledged {seen.ack}, {host.name} has {shadow.inward.held}"
+                )
 
     def _syn_ack(self, host: Host, flow: FlowKey, seg: Segment) -> None:
         options = SynOptions.parse(seg.options())
@@ -213,13 +218,13 @@ class Checks:
         other = self.world.other(host)
         if not other.running or self.world.crashed_lately(other):
             return
-        shadow = other.node.backup.flows.get(flow)
+        shadow = other.node.shadow.flows.get(flow)
         assert shadow is not None and shadow.conn == gate.conn, f"{flow} is called protected, the backup has no shadow"
         if shadow.state is Shadow.DEAD:
             return  # it has said so; the news is on its way
         ack = seen.client_space.offset(seg.ack)
-        assert ack <= shadow.cum, f"{host.name} acknowledges {ack}, the backup has {shadow.cum}: {seg}"
-        held = [(0, max(shadow.cum, shadow.k_ack)), *shadow.journal.ranges(1000)]
+        assert ack <= shadow.inward.held, f"{host.name} acknowledges {ack}, the backup has {shadow.inward.held}: {seg}"
+        held = [(0, max(shadow.inward.held, shadow.inward.rcv_nxt)), *shadow.inward.inbound.ranges(1000)]
         for left_seq, right_seq in seg.sack:
             left, right = seen.client_space.offset(left_seq), seen.client_space.offset(right_seq)
             inside = any(a <= left and right <= b for a, b in held)
@@ -235,11 +240,13 @@ class Checks:
         able = able and self._may_act(primary, backup)
         for flow, seen in self.flows.items():
             gate = primary.node.gate.flows.get(flow)
-            shadow = backup.node.backup.flows.get(flow) if backup.running else None
+            shadow = backup.node.shadow.flows.get(flow) if backup.running else None
             both = gate is not None and shadow is not None and gate.conn == shadow.conn
             both = both and backup.application.well and flow not in backup.application.broken
             alive = able and both and gate is not None and gate.state is Gate.PROTECTED
-            seen.promised = bool(alive and shadow is not None and shadow.state is Shadow.SHADOW and not shadow.late)
+            seen.promised = bool(
+                alive and shadow is not None and shadow.state is Shadow.SHADOW and not shadow.inward.late
+            )
             seen.survivor = backup.name
             decided = self.world.scenario.witness and able and backup.node.members.pact.held
             seen.promised_until = inf if decided else min(primary.heard, backup.awake) + self.world.time_to_act
@@ -247,7 +254,9 @@ class Checks:
                 seen.excused = "not protected when its server died"
             seen.let_go = gate is not None and gate.state is not Gate.PROTECTED and primary.node.gate.protecting
             if seen.promised and shadow is not None and not self.excuse:
-                assert seen.ack <= shadow.cum, f"{flow}: acknowledged {seen.ack}, the backup has {shadow.cum}"
+                assert seen.ack <= shadow.inward.held, (
+                    f"{flow}: acknowledged {seen.ack}, the backup has {shadow.inward.held}"
+                )
 
     def _may_act(self, primary: Host, backup: Host) -> bool:
         """Whether `backup` is to take over when `primary` is silent from now on."""
@@ -292,7 +301,7 @@ class Checks:
                 continue
             gate, shadow = host.node.gate.flows.get(flow), None
             if able:
-                shadow = other.node.backup.flows.get(flow)
+                shadow = other.node.shadow.flows.get(flow)
             if gate is not None and shadow is not None and gate.conn == shadow.conn and not seen.excused:
                 lives = gate.state is Gate.PROTECTED and shadow.state is Shadow.SHADOW
                 tcp = host.kernel.flows.get(((flow[2], flow[3]), (flow[0], flow[1])))
@@ -318,7 +327,7 @@ class Checks:
     def _moved(self, host: Host) -> None:
         """`host` serves from now on, though the other one lives: what was not protected is lost."""
         for flow, seen in self.flows.items():
-            shadow = host.node.backup.flows.get(flow)
+            shadow = host.node.shadow.flows.get(flow)
             going = shadow is not None and shadow.state is Shadow.ACTIVE
             if not going and not seen.promised and not seen.protected:
                 seen.excused = "not protected when the service moved"
@@ -337,12 +346,12 @@ class Checks:
             f"{host.name} goes on after {was.name}: the backup may be about to take over"
         )
         for flow, seen in self.flows.items():
-            shadow = node.backup.flows.get(flow)
+            shadow = node.shadow.flows.get(flow)
             if resumes and shadow is not None and shadow.state is Shadow.DEAD:
                 seen.promised, seen.excused = False, "its bytes were in the dead daemon's memory"
             elif resumes and shadow is None and not node.gate.opening.adopts_unknown:
                 seen.promised, seen.excused = False, "opened on a host with connections of another time"
-            elif not resumes and (flow in old.gate.flows or flow in old.backup.flows) and not seen.promised:
+            elif not resumes and (flow in old.gate.flows or flow in old.shadow.flows) and not seen.promised:
                 seen.excused = "its host did not go on"
 
     def excuse_all(self, why: str) -> None:

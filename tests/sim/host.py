@@ -34,8 +34,8 @@ from nfq_failover.core.events import (
     PublishHeartbeat,
     QueryFlows,
     Queue,
-    Remember,
     RulesApplied,
+    SaveCheckpoint,
     SendDatagram,
     StoreEpoch,
     TimerFired,
@@ -44,7 +44,7 @@ from nfq_failover.core.events import (
 from nfq_failover.core.node import Node
 from nfq_failover.core.pair.roles import State
 from nfq_failover.core.settings import Settings
-from nfq_failover.core.shadow.checkpoint import LIFE_BYTES, Memory, recall
+from nfq_failover.core.shadow.checkpoint import LIFE_BYTES, CheckpointWriter, read_checkpoint
 from nfq_failover.wire.heartbeat import HeartbeatTemplate
 from nfq_failover.wire.segment import FlowKey, Segment
 
@@ -114,7 +114,7 @@ class Host:
         self.application.boot()
         origin = self.plan.uptime if self.life == 1 else self.random.uniform(1, 60)
         self.ticks = HostClock(self.clock, self.plan.rate, origin)
-        self.paper, self.boot_id = bytearray(), self.random.randbytes(LIFE_BYTES)
+        self.saved, self.boot_id = bytearray(), self.random.randbytes(LIFE_BYTES)
         self.kernel = Kernel(self.clock, self._who(), self._stack_output, self.random, self.ticks)
         self.kernel.drop = self.plan.kernel_drop if not self.world.healed else 0.0
         self.clock.after(listen_after, self._listen, self.life)
@@ -123,7 +123,7 @@ class Host:
     def start(self) -> None:
         """Start the daemon: silent, with what is on disk; or going on, as an earlier one's record on this boot has it
         (see `Daemon._start`)."""
-        found = recall(bytes(self.paper), self.boot_id) if self.paper else None
+        found = read_checkpoint(bytes(self.saved), self.boot_id) if self.saved else None
         resumes = found is not None and found.allows(self.epoch, self.served) and self.owns
         if found is not None and not resumes:
             found = replace(found, serving=False)
@@ -132,10 +132,10 @@ class Host:
         self.running, self.owns = True, resumes
         self.run += 1
         self.copying = False
-        memory = Memory(self.boot_id)
-        old: Node | None = self.node if self.paper else None
+        checkpoint = CheckpointWriter(self.boot_id)
+        old: Node | None = self.node if self.saved else None
         randbytes, now = self.random.randbytes, self.ticks.now
-        self.node = Node(self.settings, randbytes, self.epoch, self.served, now, memory, found)
+        self.node = Node(self.settings, randbytes, self.epoch, self.served, now, checkpoint, found)
         if old is not None:
             self.restarts.append((old.members.state, self.node.members.state))
             self.world.checks.restarted(self, old, resumes)
@@ -370,10 +370,10 @@ class Host:
                 self.later(0.0003, self.world.announce, self, self.run)
         elif isinstance(effect, QueryFlows):
             self.tell(0.0, FlowsGone([flow for flow in effect.flows if not self.kernel.knows(flow)]))
-        elif isinstance(effect, Remember):
+        elif isinstance(effect, SaveCheckpoint):
             for at, data in effect.writes:
-                self.paper.extend(bytes(max(at + len(data) - len(self.paper), 0)))
-                self.paper[at : at + len(data)] = data
+                self.saved.extend(bytes(max(at + len(data) - len(self.saved), 0)))
+                self.saved[at : at + len(data)] = data
         elif isinstance(effect, ListFlows):
             self.tell(0.001, FlowsListed(self.kernel.established()))
         elif isinstance(effect, Log):

@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from nfq_failover.core.shadow.comparison import Comparison
-from nfq_failover.core.shadow.connection import BackupConnection
+from nfq_failover.core.shadow.connection import ShadowConnection
 from nfq_failover.core.shadow.divergence import Divergence
 from nfq_failover.wire.icmp import IcmpError, is_icmp
 from nfq_failover.wire.segment import FlowKey, Segment
@@ -198,8 +198,8 @@ def test_servers_that_agree_lose_nothing_and_never_differ(policy: str) -> None:
         for host in world.hosts.values():
             counters = host.node.out.counters if host.up else Counter[str]()
             assert not counters["difference"] and not counters["diverged"], seed
-            shadows = host.node.backup.flows.values() if host.up else ()
-            compared += sum(c.compare.compared for c in shadows if c.compare is not None)
+            shadows = host.node.shadow.flows.values() if host.up else ()
+            compared += sum(c.output.compare.compared for c in shadows if c.output.compare is not None)
     assert (compared > 30_000) is (policy != "off")
 
 
@@ -216,8 +216,8 @@ def _blind(self: Comparison, start: int, end: int, hashes: tuple[int, ...]) -> b
     return True
 
 
-def _careless(self: Divergence, connection: BackupConnection, now: float) -> str:
-    connection.compare = None
+def _careless(self: Divergence, connection: ShadowConnection, now: float) -> str:
+    connection.output.stop_comparing()
     return ""
 
 

@@ -14,7 +14,7 @@ from nfq_failover.core.gate.connection import Gate
 from nfq_failover.core.gate.handover import Handovers
 from nfq_failover.core.pair.roles import State
 from nfq_failover.core.shadow.connection import Shadow
-from nfq_failover.core.shadow.table import BackupSide
+from nfq_failover.core.shadow.table import ShadowTable
 from nfq_failover.wire.icmp import is_icmp
 from nfq_failover.wire.records import HandedOver
 from nfq_failover.wire.segment import FlowKey, Segment
@@ -69,9 +69,9 @@ class HandoverChecks(Checks):
             return
         if client is not None and client in self.world.struck and self._unprotected(host, seg):  # type: ignore[attr-defined]
             flow = (seg.dst, seg.dport, seg.src, seg.sport)
-            shadow = self.world.other(host).node.backup.flows.get(flow)
+            shadow = self.world.other(host).node.shadow.flows.get(flow)
             # A reset where the replica closes is confirmed; what the client has aborted can't go on anywhere.
-            if client.aborted or (shadow is not None and shadow.fin_out is not None):
+            if client.aborted or (shadow is not None and shadow.output.fin_out is not None):
                 self.confirmed += 1
             self.lose(flow, "two failures: its server, and its backup")
             return
@@ -82,11 +82,11 @@ class HandoverChecks(Checks):
         flow = (seg.dst, seg.dport, seg.src, seg.sport)
         gate = host.node.gate.flows.get(flow)
         if gate is None:  # its RST has been let go, and it is forgotten
-            return bool(seg.flags & RST) and flow not in host.node.backup.flows
+            return bool(seg.flags & RST) and flow not in host.node.shadow.flows
         return gate.state is Gate.UNPROTECTED and gate.end is not None and gate.end.passed
 
     def _one_host(self, host: Host, flow: FlowKey, what: object) -> None:
-        shadow = host.node.backup.flows.get(flow)
+        shadow = host.node.shadow.flows.get(flow)
         if shadow is None or not shadow.handed:
             super()._one_host(host, flow, what)
 
@@ -94,13 +94,13 @@ class HandoverChecks(Checks):
         super().promise(primary)
         backup = self.world.other(primary)
         for flow, seen in self.flows.items():
-            shadow = backup.node.backup.flows.get(flow) if backup.running else None
+            shadow = backup.node.shadow.flows.get(flow) if backup.running else None
             if shadow is not None and shadow.handed and shadow.state is Shadow.ACTIVE:
                 seen.promised, seen.excused, seen.promised_until = True, "", inf
 
     def died(self, host: Host) -> None:
         super().died(host)
-        for flow, shadow in host.node.backup.flows.items() if host.running else ():
+        for flow, shadow in host.node.shadow.flows.items() if host.running else ():
             if shadow.handed and flow in self.flows:
                 self.lose(flow, "the host that it was handed over to has died")
         for flow in self.world.other(host).node.gate.handovers.flows if self.world.other(host).running else ():
@@ -196,13 +196,13 @@ def _resumes(self: Handovers, record: HandedOver, now: float) -> None:
         self._give_back(handed.connection, "taken back", now)
 
 
-def _forgets(self: BackupSide, now: float) -> tuple[int, int]:
+def _forgets(self: ShadowTable, now: float) -> tuple[int, int]:
     for connection in [c for c in self.flows.values() if c.state is Shadow.ACTIVE]:
         self.forget(connection)
     return take_over(self, now)
 
 
-take_over = BackupSide.take_over
+take_over = ShadowTable.take_over
 
 
 @pytest.mark.parametrize("sabotage", ["leaks", "resumes", "forgets"])
@@ -212,7 +212,7 @@ def test_check_finds_a_core_that(sabotage: str, monkeypatch: pytest.MonkeyPatch)
     elif sabotage == "resumes":
         monkeypatch.setattr(Handovers, "on_handed", _resumes)
     else:
-        monkeypatch.setattr(BackupSide, "take_over", _forgets)
+        monkeypatch.setattr(ShadowTable, "take_over", _forgets)
     assert any(_finds(seed) for seed in range(1, 30))
 
 

@@ -10,8 +10,8 @@ from tests.support.transcript import (
     OWN_TS,
     SEEN_TS,
     After,
-    BackupTranscript,
     Sent,
+    ShadowTranscript,
     client,
     client_seq,
     confirmed,
@@ -42,7 +42,7 @@ def from_client(start: int = 0, length: int = 0, ack: int | None = 0, **more: An
     return client(start, length, ack, wnd, ts=ts, **more)
 
 
-class Shadowing(BackupTranscript):
+class Shadowing(ShadowTranscript):
     """A connection 60 ms after its handshake: the replica takes bytes up to 40000."""
 
     def __init__(self, **changes: object) -> None:

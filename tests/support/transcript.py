@@ -19,26 +19,18 @@ from nfq_failover.core.gate.ends import ApplicationFailed
 from nfq_failover.core.gate.table import GateTable
 from nfq_failover.core.outbox import Outbox
 from nfq_failover.core.settings import Settings
-from nfq_failover.core.shadow.acceptance import on_sent
-from nfq_failover.core.shadow.table import BackupSide
+from nfq_failover.core.shadow.table import ShadowTable
 from nfq_failover.wire.build import ack_options, build_segment
 from nfq_failover.wire.checksum import ones_sum
 from nfq_failover.wire.icmp import IcmpError, is_icmp
 from nfq_failover.wire.records import (
-    Close,
     Confirm,
-    Data,
     End,
     EndAsked,
     EndKind,
-    HandOver,
     Open,
-    Progress,
     Record,
-    SentUpTo,
     Towards,
-    Unprotected,
-    UnprotectedSeen,
 )
 from nfq_failover.wire.segment import Segment
 from nfq_failover.wire.seqnum import add, diff
@@ -324,14 +316,14 @@ class GateTranscript(Transcript):
         self.effects.append(f"found: {found.reason}")
 
 
-class BackupTranscript(Transcript):
-    """A `BackupSide`; packets of unknown connections are the node's affair."""
+class ShadowTranscript(Transcript):
+    """A `ShadowTable`; packets of unknown connections are the node's affair."""
 
     inward_iss = ISS_OWN
 
     def __init__(self, **changes: object) -> None:
         super().__init__()
-        self.side = BackupSide(settings(**changes), self.out)
+        self.side = ShadowTable(settings(**changes), self.out)
 
     def feed(self, given: object) -> None:
         side, now = self.side, self.now
@@ -348,29 +340,13 @@ class BackupTranscript(Transcript):
             side.on_timer(self.now)
         elif isinstance(given, FlowsGone):
             side.flows_gone(given.flows, now)
-        elif isinstance(given, Open):
-            side.on_open(given, now)
-        elif isinstance(given, Progress):
-            side.on_progress(given, now)
-        elif isinstance(given, Data):
-            side.on_data(given, now)
-        elif isinstance(given, Close):
-            side.on_close(given, now)
-        elif isinstance(given, Unprotected):
-            side.on_unprotected(given)
-        elif isinstance(given, UnprotectedSeen):
-            side.on_told(given)
-        elif isinstance(given, EndAsked):
-            side.on_end_asked(given, now)
-        elif isinstance(given, SentUpTo):
-            on_sent(side.numbers[given.conn], given)
-        elif isinstance(given, HandOver):
-            side.handed.on_hand_over(given, now)
+        elif isinstance(given, Record):
+            assert type(given) in side.takes, f"the shadow takes no {given}"
+            side.take(given, now)
         elif given == "takeover":
-            side.handed.adopt()
             side.take_over(now)
         else:
-            raise AssertionError(f"the backup takes no {given}")
+            raise AssertionError(f"the shadow takes no {given}")
         side.flush()
 
 

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 
 from nfq_failover.constants import ACK
 from nfq_failover.core.outbox import Outbox
-from nfq_failover.core.shadow.connection import BackupConnection, Shadow
+from nfq_failover.core.shadow.connection import Shadow, ShadowConnection
 from nfq_failover.wire.build import build_segment
 from nfq_failover.wire.icmp import build_host_unreachable
 
@@ -22,24 +22,24 @@ LATER_S = (0.1, 0.3, 1.0)  # then one each: the client's repetition, or the anno
 
 
 class BackoffRevert:
-    """The clients that may be waiting, from the takeover on."""
+    """Asks the clients that may be waiting to try again, from the takeover on."""
 
-    def __init__(self, numbers: Mapping[int, BackupConnection], out: Outbox) -> None:
-        """`numbers`: the connections that there are; one that is not there any more is let alone."""
+    def __init__(self, numbers: Mapping[int, ShadowConnection], out: Outbox) -> None:
+        """`numbers`: the connections by number; one that is not among them any more is left alone."""
         self.numbers = numbers
         self.out = out
-        self._waiting: list[tuple[BackupConnection, int]] = []  # with what the client had been told then
+        self._waiting: list[tuple[ShadowConnection, int]] = []  # with what the client had been told then
         self._due: list[float] = []
 
-    def begin(self, connections: list[BackupConnection], now: float) -> None:
-        """These were taken over, and their clients have been told so just now."""
-        self._waiting = [(c, c.ack_sent) for c in connections if not c.ended and c.c_ack >= 0]
+    def begin(self, connections: list[ShadowConnection], now: float) -> None:
+        """`connections` were taken over, and their clients have been told so just now."""
+        self._waiting = [(c, c.resending.told_ack) for c in connections if not c.ended and c.output.snd_una >= 0]
         self._due = [now + after for after in LATER_S] if self._waiting else []
         for _ in range(AT_ONCE):
             self._send()
 
     def on_timer(self, now: float) -> None:
-        """Once more to those who have sent nothing new."""
+        """Ask those once more that have sent nothing new."""
         while self._due and self._due[0] <= now:
             self._due.pop(0)
             self._waiting = [(connection, told) for connection, told in self._waiting if self._waits(connection, told)]
@@ -47,9 +47,9 @@ class BackoffRevert:
         if not self._due:
             self._waiting.clear()
 
-    def _waits(self, connection: BackupConnection, told: int) -> bool:
+    def _waits(self, connection: ShadowConnection, told: int) -> bool:
         here = self.numbers.get(connection.conn) is connection and connection.state is Shadow.ACTIVE
-        return here and not connection.ended and connection.ack_sent == told
+        return here and not connection.ended and connection.resending.told_ack == told
 
     def poll_timeout(self) -> float | None:
         """The next deadline."""
@@ -61,8 +61,8 @@ class BackoffRevert:
             quoted = build_segment(
                 (client, client_port),
                 (server, server_port),
-                connection.client.seq(told),
-                connection.mapping.seen.seq(connection.c_ack),
+                connection.inward.client.seq(told),
+                connection.mapping.seen.seq(connection.output.snd_una),
                 ACK,
                 0,
             )

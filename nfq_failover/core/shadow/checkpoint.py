@@ -1,10 +1,11 @@
-"""What the daemon's next life on this boot has to know: whether this host served, and how to go on translating.
+"""The checkpoint: what the daemon's next life on this boot has to know. Whether this host served, and how to go on
+translating.
 
-The node says what to write and where (`Remember`); the shell keeps it outside the process, as fast as memory (it need
-outlive the process, not the host). A header, then one slot for each connection that was taken over. A slot holds what
-never changes after the takeover (addresses, initial sequence numbers, options, timestamp offset), marks (FINs, whether
-our TCP has all that was acknowledged), and offsets that say, to within 2^31, where both streams are. Where exactly,
-our own TCP is asked after the restart (`BackupConnection.resync`). So a packet costs a comparison, not a write.
+The node says what to write and where (`SaveCheckpoint`); the shell keeps it in a file that is held in memory, as it has
+to outlive the process, not the host. The file is a header, then one slot for each connection that was taken over. A
+slot holds what never changes after the takeover (addresses, initial sequence numbers, options, timestamp offset), marks
+(FINs, whether our TCP has all that was acknowledged), and offsets that say, to within 2^31, where both streams are. Our
+own TCP is asked after the restart where exactly (resync.py). So a packet costs a comparison, not a write.
 
 Timestamps need no writing either: the replica's clock ticks with the host's monotonic clock, which goes on.
 
@@ -20,9 +21,8 @@ from struct import error as StructError
 from zlib import crc32
 
 from nfq_failover.core.settings import Settings
-from nfq_failover.core.shadow.connection import BackupConnection, Shadow
-from nfq_failover.core.tcp.journal import Journal
-from nfq_failover.core.tcp.translation import ReplicaMap
+from nfq_failover.core.shadow.connection import Shadow, ShadowConnection
+from nfq_failover.core.tcp.translation import Translation
 from nfq_failover.errors import MalformedSegment
 from nfq_failover.wire.records import Open
 from nfq_failover.wire.segment import FlowKey
@@ -41,14 +41,15 @@ _STATES = {1: Shadow.ACTIVE, 2: Shadow.DEAD}
 _CODES = {state: code for code, state in _STATES.items()}
 _NEVER = -2  # no FIN yet
 _FREE = bytes(SLOT_BYTES)
-_NEAR_SHIFT = 28  # a slot is written again after so many bits' worth of bytes: far less than 2^31
+_NEAR_SHIFT = 28  # a slot is written again every 2^28 bytes: far less than 2^31
 
 Write = tuple[int, bytes]
 
 
 @dataclass(frozen=True, slots=True)
-class Recollection:
-    """What an earlier life of the daemon has left. `damage`: why it can't be believed as a whole; empty if it can.
+class Checkpoint:
+    """The checkpoint that an earlier life of the daemon has left. `damage`: why it can't be believed as a whole; empty
+    if it can.
 
     `serving`: this host served, and no connection was protected. `strangers`: see `Opening.adopts_unknown`.
     `slots`: those that are in order; `damaged`: how many are not.
@@ -67,13 +68,13 @@ class Recollection:
         return not self.damage and self.serving and served and stored_epoch in (self.epoch, self.previous_epoch)
 
 
-def recall(data: bytes, life: bytes) -> Recollection | None:
-    """Read what was written. None if it is of another boot, whose connections are gone."""
+def read_checkpoint(data: bytes, life: bytes) -> Checkpoint | None:
+    """Read what was written (`data`). None if it is of another boot, whose connections are gone."""
     if len(data) < HEADER_BYTES or not _intact(data[:HEADER_BYTES]):
-        return Recollection("it is damaged")
+        return Checkpoint("it is damaged")
     magic, written_in, epoch, previous, serving, strangers, used = _HEADER.unpack_from(data)
     if magic != MAGIC:
-        return Recollection("it is of another version")
+        return Checkpoint("it is of another version")
     if written_in != life:
         return None
     slots, damaged = [], 0
@@ -85,7 +86,7 @@ def recall(data: bytes, life: bytes) -> Recollection | None:
             slots.append(slot)
         else:
             damaged += 1
-    return Recollection("", bool(serving), epoch, previous, bool(strangers), tuple(slots), damaged)
+    return Checkpoint("", bool(serving), epoch, previous, bool(strangers), tuple(slots), damaged)
 
 
 def _sealed(body: bytes, size: int) -> bytes:
@@ -100,32 +101,33 @@ def _intact(block: bytes) -> bool:
 # ---------------------------------------------------------------------------------------------------- one connection
 
 
-def pack(connection: BackupConnection) -> bytes:
+def pack(connection: ShadowConnection) -> bytes:
     """The slot of a connection that was taken over."""
     opening, mapping = connection.open, connection.map
     flags = (
         _SACK * opening.sack_permitted | _TSVAL * (opening.tsval is not None) | _WSCALE * (opening.wscale is not None)
     )
-    flags |= _MAP * (mapping is not None) | _LAGGING * (connection.k_ack < connection.floor)
+    flags |= _MAP * (mapping is not None) | _LAGGING * _lagging(connection)
     flags |= _HANDED * bool(connection.handed)
     client, client_port, server, server_port = opening.flow
     own_seq, own_wscale, clock = 0, 0, (0, 0, 0, 0.0)
     if mapping is not None:
         own_seq, own_wscale, clock = mapping.own.seq(-1), mapping.own_wscale, mapping.clock
+    rcv_nxt, rcv_edge, fin_in = connection.inward.saved
+    snd_una, snd_nxt, fin_out = connection.output.saved
     body = _SLOT.pack(
         *(_CODES[connection.state], flags, client, client_port, server, server_port),
         *(opening.conn, opening.irs, opening.iss, opening.tsval or 0, opening.mss, opening.syn_wnd),
         *(opening.wscale or 0, own_wscale, len(opening.syn_options), opening.syn_options),
         *(own_seq, *clock),
-        *(connection.k_ack, connection.k_edge, connection.c_ack, connection.produced, connection.floor),
-        _NEVER if connection.fin_in is None else connection.fin_in,
-        _NEVER if connection.fin_out is None else connection.fin_out,
-        *(connection.c_wnd, connection.c_tsval, connection.c_tsecr),
+        *(rcv_nxt, rcv_edge, snd_una, snd_nxt, connection.resending.floor),
+        *(_NEVER if fin_in is None else fin_in, _NEVER if fin_out is None else fin_out),
+        *connection.header.saved,
     )
     return _sealed(body, SLOT_BYTES)
 
 
-def unpack(slot: bytes, settings: Settings, now: float) -> BackupConnection:
+def unpack(slot: bytes, settings: Settings, now: float) -> ShadowConnection:
     """The connection of a slot, ACTIVE or DEAD, as far as the slot knows it. Raises `MalformedSegment`."""
     try:
         fields = _SLOT.unpack_from(slot)
@@ -133,7 +135,7 @@ def unpack(slot: bytes, settings: Settings, now: float) -> BackupConnection:
         raise MalformedSegment("bad-slot") from None
     code, flags, client, client_port, server, server_port, conn, irs, iss, tsval, mss, syn_wnd = fields[:12]
     wscale, own_wscale, length, options, own_seq, ts_offset, ts_first, ts_last, ts_last_at = fields[12:21]
-    k_ack, k_edge, c_ack, produced, floor, fin_in, fin_out, c_wnd, c_tsval, c_tsecr = fields[21:]
+    rcv_nxt, rcv_edge, snd_una, snd_nxt, floor, fin_in, fin_out, wnd, client_tsval, client_tsecr = fields[21:]
     flow: FlowKey = (client, client_port, server, server_port)
     opening = Open(
         conn=conn,
@@ -147,36 +149,27 @@ def unpack(slot: bytes, settings: Settings, now: float) -> BackupConnection:
         syn_wnd=syn_wnd,
         syn_options=options[:length],
     )
-    made = BackupConnection(opening, settings, now)
-    made.state = _STATES.get(code, Shadow.DEAD)
-    made.heard = True
-    made.handed = conn if flags & _HANDED else 0
-    made.compare = None
-    made.k_ack, made.c_ack, made.produced, made.floor = k_ack, c_ack, produced, floor
-    made.k_edge = made.edge_confirmed = k_edge
-    made.k_una = min(c_ack, produced)
-    made.ack_sent = floor
-    made.client.near = k_ack
-    made.journal = Journal(settings.max_log_bytes, k_ack)
-    made.output = Journal(settings.max_unacked_bytes, produced)
-    made.fin_in = None if fin_in == _NEVER else fin_in
-    made.fin_out = None if fin_out == _NEVER else fin_out
-    made.c_wnd, made.c_tsval, made.c_tsecr = c_wnd, c_tsval, c_tsecr
-    made.widest = max(made.widest, c_wnd << made.client_wscale)
+    state, reason = _STATES.get(code, Shadow.DEAD), ""
+    if state is Shadow.DEAD:
+        reason = "it could not be continued before the daemon's restart, either"
+    elif flags & _LAGGING or not flags & _MAP:
+        state, reason = Shadow.DEAD, "acknowledged bytes were in the memory of the daemon alone when it died"
+    mapping = None
     if flags & _MAP:
         ts = (0, 0) if flags & _TSVAL else None
-        made.map = mapping = ReplicaMap(iss, own_seq, made.open.wscale or 0, own_wscale, ts, now)
-        mapping.seen.near, mapping.own.near = c_ack, produced
-        made.seen = mapping.seen
-        mapping.edge_sent = k_edge
-        mapping.recall((ts_offset, ts_first, ts_last, ts_last_at), now)
-    if made.state is Shadow.ACTIVE and (flags & _LAGGING or made.map is None):
-        made.state = Shadow.DEAD
-        made.reason = "acknowledged bytes were in the memory of the daemon alone when it died"
-    elif made.state is Shadow.DEAD:
-        made.reason = "it could not be continued before the daemon's restart, either"
+        mapping = Translation(iss, own_seq, opening.wscale or 0, own_wscale, ts, now)
+        mapping.seen.follow(snd_una)
+        mapping.own.follow(snd_nxt)
+        mapping.restore((ts_offset, ts_first, ts_last, ts_last_at), rcv_edge, now)
+    made = ShadowConnection(opening, settings, now, state, reason)
+    made.header.restore(wnd, client_tsval, client_tsecr)
+    made.output.restore(snd_una, snd_nxt, None if fin_out == _NEVER else fin_out)
+    made.inward.restore(rcv_nxt, rcv_edge, None if fin_in == _NEVER else fin_in)
+    made.resending.restore(floor)
+    made.restore(mapping, conn if flags & _HANDED else 0)
     # Before the handshake is complete our TCP knows nothing that the slot does not, and repeats its SYN-ACK by itself.
-    made.resync = made.state is Shadow.ACTIVE and c_ack >= 0 and not made.ended
+    if state is Shadow.ACTIVE and snd_una >= 0 and not made.ended:
+        made.resync.begin()
     return made
 
 
@@ -184,8 +177,8 @@ def unpack(slot: bytes, settings: Settings, now: float) -> BackupConnection:
 
 
 @dataclass(slots=True)
-class Memory:
-    """What is written at this moment; `writes` are those that the node has to hand out before any other effect.
+class CheckpointWriter:
+    """The writer of the checkpoint; `writes` are those that the node has to hand out before any other effect.
 
     `life` (32 bytes): tells this boot of the host from all others.
     """
@@ -198,8 +191,8 @@ class Memory:
     _header: tuple[bool, int, bool] = (False, -1, False)
     _previous: int = 0
 
-    def begin(self, connections: list[BackupConnection]) -> None:
-        """These, and no others, have been taken over."""
+    def begin(self, connections: list[ShadowConnection]) -> None:
+        """Write down `connections`, and no others: they have been taken over."""
         self._slots.clear()
         self._free.clear()
         for index, connection in enumerate(connections):
@@ -208,8 +201,8 @@ class Memory:
         self._used = len(connections)
         self._header = (False, -1, False)
 
-    def add(self, connection: BackupConnection) -> None:
-        """This one, too."""
+    def add(self, connection: ShadowConnection) -> None:
+        """Write down one more connection."""
         index = self._free.pop() if self._free else self._used
         self._slots[connection.flow] = (index, _marks(connection))
         self.writes.append((HEADER_BYTES + index * SLOT_BYTES, pack(connection)))
@@ -217,7 +210,7 @@ class Memory:
             self._used += 1
             self._header = (False, -1, False)  # it says how many there are
 
-    def review(self, connection: BackupConnection) -> None:
+    def review(self, connection: ShadowConnection) -> None:
         """A packet of the connection was handled: write it down again if something that matters has changed."""
         known = self._slots.get(connection.flow)
         if known is None:
@@ -228,14 +221,14 @@ class Memory:
             self.writes.append((HEADER_BYTES + known[0] * SLOT_BYTES, pack(connection)))
 
     def forget(self, flow: FlowKey) -> None:
-        """The connection is over."""
+        """Erase a connection: it is over."""
         known = self._slots.pop(flow, None)
         if known is not None:
             self._free.append(known[0])
             self.writes.append((HEADER_BYTES + known[0] * SLOT_BYTES, _FREE))
 
     def note(self, serving: bool, epoch: int, strangers: bool) -> None:
-        """The state of the host; see `Recollection`."""
+        """Write down the state of the host; see `Checkpoint`."""
         header = (serving, epoch, strangers)
         if header == self._header:
             return
@@ -246,15 +239,21 @@ class Memory:
         self.writes.append((0, _sealed(body, HEADER_BYTES)))
 
 
-def _marks(connection: BackupConnection) -> tuple[object, ...]:
+def _lagging(connection: ShadowConnection) -> bool:
+    """Whether bytes that were acknowledged at the takeover are in our log alone."""
+    return connection.inward.rcv_nxt < connection.resending.floor
+
+
+def _marks(connection: ShadowConnection) -> tuple[object, ...]:
+    inward, output = connection.inward, connection.output
     return (
         connection.state,
-        connection.fin_in,
-        connection.fin_out,
+        inward.fin_in,
+        output.fin_out,
         connection.ended,
-        connection.k_ack < connection.floor,
-        connection.c_ack < 0,
-        connection.k_ack >> _NEAR_SHIFT,
-        connection.c_ack >> _NEAR_SHIFT,
-        connection.produced >> _NEAR_SHIFT,
+        inward.rcv_nxt < connection.resending.floor,
+        output.snd_una < 0,
+        inward.rcv_nxt >> _NEAR_SHIFT,
+        output.snd_una >> _NEAR_SHIFT,
+        output.snd_nxt >> _NEAR_SHIFT,
     )

@@ -39,11 +39,50 @@ class Comparison:
         self.asked: tuple[int, int] | None = None
         self.watched: tuple[int, int] | None = None  # what both had sent when the deadline was set
 
-    def needed(self, produced: int) -> int:
+    # ------------------------------------------------------------------------------------ questions to the primary
+
+    def ask(self, start: int, stop: int) -> tuple[int, int]:
+        """The primary is asked for the bytes [start, stop), which differ; `compared` waits there. Returns them."""
+        self.asked = block = start, stop
+        return block
+
+    def answered(self) -> None:
+        """The bytes that were asked for have come, or will not."""
+        self.asked = None
+
+    def tell(self) -> int:
+        """The primary is told that the outputs agree, up to the offset that is returned."""
+        self.told = max(self.told, self.compared)
+        return self.told
+
+    def agrees_to(self, offset: int) -> None:
+        """Within a block, everything before `offset` agrees."""
+        self.told = offset
+
+    def watch(self, state: tuple[int, int] | None) -> None:
+        """A deadline was set, or has passed (None); `state` is what is to have changed by then."""
+        self.watched = state
+
+    def primary_is_gone(self) -> None:
+        """The primary can't be asked from now on, and what has no hashes will never be compared."""
+        self.after = True
+        self.pending = [entry for entry in self.pending if entry[2]]
+
+    def forget_pending(self) -> None:
+        """Nothing is compared any more."""
+        self.pending.clear()
+
+    # ------------------------------------------------------------------------------------ what was compared
+
+    def advance(self, offset: int) -> None:
+        """Everything before `offset` was compared."""
+        self.compared = offset
+
+    def needed(self, snd_nxt: int) -> int:
         """The first byte of the replica's output that has to be kept."""
         if self.after and not self.pending:
-            return produced
-        return max(self.compared, produced - KEEP_BYTES)
+            return snd_nxt
+        return max(self.compared, snd_nxt - KEEP_BYTES)
 
     @property
     def in_step(self) -> bool:
@@ -52,6 +91,7 @@ class Comparison:
 
     def add(self, start: int, end: int, hashes: tuple[int, ...]) -> bool:
         """A digest has come. False if there is no room for it."""
+        self.started = True
         self.sent = max(self.sent, end)
         pending = self.pending
         if end <= self.compared or start < self.compared:

@@ -1,15 +1,15 @@
 """The backup's part in comparing the two servers' output: what may go on with the primary's stream, and what may not.
 
-The primary sends hashes of what its server has sent (digest.py); here they meet the replica's output, which is kept
-until then. Blocks whose hashes differ are compared byte by byte: the primary is asked for them. So a *difference* is a
-run of bytes that is known exactly; it has ended when `AGREE_BYTES` in a row are equal again.
+The primary sends hashes of what its server has sent (core/gate/digests.py); here they meet the replica's output, which
+is kept until then. Blocks whose hashes differ are compared byte by byte: the primary is asked for them. So a
+*difference* is a run of bytes that is known exactly; it has ended when `AGREE_BYTES` in a row are equal again.
 
-- A difference that has ended is counted, no more: both streams have the same length before it and behind it (the `Date`
+- A difference that has ended is only counted: both streams have the same length before it and behind it (the `Date`
   of an HTTP response).
 - One that reaches `divergence_run_bytes`, or two streams of different lengths of which neither goes on for
   `out_of_step_ms` though the client has everything, make the connection *diverged*: it is given up, on both hosts.
 - At a takeover a connection is reset whose last difference has not ended, or reaches into what the client has not
-  acknowledged. What the primary has sent and the replica has not, yet, is withheld until it has been compared.
+  acknowledged. What the primary has sent and the replica has still to send is withheld until it has been compared.
 
 With the policy `strict` any difference makes the connection diverged.
 """
@@ -20,21 +20,16 @@ from collections.abc import Callable
 
 from nfq_failover.core.outbox import Outbox
 from nfq_failover.core.settings import Settings
-from nfq_failover.core.shadow import takeover
 from nfq_failover.core.shadow.comparison import Comparison, differing_runs
-from nfq_failover.core.shadow.connection import BackupConnection, Shadow
+from nfq_failover.core.shadow.connection import Shadow, ShadowConnection
+from nfq_failover.core.shadow.resending import INITIAL_SEGMENTS
 from nfq_failover.core.tcp.hashes import block_hashes, hash_seed
 from nfq_failover.core.timers import TimerQueue
 from nfq_failover.wire.records import DIGEST_BLOCK, BytesAsked, BytesSent, Digest, DigestSeen
 
-GAP_PENDING = 33  # so many digests behind a gap: the primary no longer repeats the one that is missing
+GAP_PENDING = 33  # with this many digests behind a gap the primary no longer repeats the one that is missing
 PART_S = 0.02  # strict: how long a part of a block waits for the rest of it
 BLOCKED_BYTES = 4096  # a client's window that has no more room than this may stop the two servers at different bytes
-
-
-def sent_by_replica(connection: BackupConnection) -> int:
-    """The first byte that the replica has not sent; a FIN does not count."""
-    return connection.produced if connection.fin_out is None else connection.fin_out
 
 
 def _goes_on(compare: Comparison) -> str:
@@ -51,8 +46,8 @@ class Divergence:
         self,
         settings: Settings,
         out: Outbox,
-        numbers: dict[int, BackupConnection],
-        die: Callable[[BackupConnection, str, float], None],
+        numbers: dict[int, ShadowConnection],
+        die: Callable[[ShadowConnection, str, float], None],
     ) -> None:
         self.out = out
         self._numbers = numbers
@@ -72,13 +67,12 @@ class Divergence:
         connection = self._numbers.get(record.conn)
         if connection is None or connection.map is None or connection.state is not Shadow.SHADOW:
             return
-        compare = connection.compare
+        compare = connection.output.compare
         start = connection.map.seen.offset(record.seq)
         end = start + record.length
         if compare is None:  # we don't compare: there is nothing to be repeated
             self.out.record(DigestSeen(record.conn, connection.map.seen.seq(end), 0))
             return
-        compare.started = True
         if not compare.add(start, end, record.hashes):
             self.out.counters["digest-no-room"] += 1
         if compare.asked is not None:
@@ -92,17 +86,17 @@ class Divergence:
     def on_bytes(self, record: BytesSent, now: float) -> None:
         """The bytes that the primary was asked for."""
         connection = self._numbers.get(record.conn)
-        compare = None if connection is None else connection.compare
+        compare = None if connection is None else connection.output.compare
         if connection is None or compare is None or connection.state is not Shadow.SHADOW:
             return
         if compare.asked is None:
             self._on_part(connection, compare, record, now)
             return
         start, end = compare.asked
-        mine = connection.output.read(start, end - start)
+        mine = connection.output.outbound.read(start, end - start)
         if connection.mapping.seen.offset(record.seq) != start or len(record.data) not in (0, end - start):
             return
-        compare.asked = None
+        compare.answered()
         known = len(mine) == end - start and bool(record.data)
         if known:
             runs = differing_runs(mine, record.data)
@@ -115,19 +109,19 @@ class Divergence:
         elif self._advance(connection, compare, now):
             self._seen(connection, compare)
 
-    def _ask(self, connection: BackupConnection, block: tuple[int, int]) -> None:
+    def _ask(self, connection: ShadowConnection, block: tuple[int, int]) -> None:
         seq = connection.mapping.seen.seq
         self.out.record(BytesAsked(connection.conn, seq(block[0]), seq(block[1])))
 
-    def _seen(self, connection: BackupConnection, compare: Comparison) -> None:
-        compare.told = max(compare.told, compare.compared)
-        self.out.record(DigestSeen(connection.conn, connection.mapping.seen.seq(compare.told), compare.differences))
+    def _seen(self, connection: ShadowConnection, compare: Comparison) -> None:
+        told = connection.mapping.seen.seq(compare.tell())
+        self.out.record(DigestSeen(connection.conn, told, compare.differences))
 
     # ------------------------------------------------------------------------------------ comparing
 
-    def produced(self, connection: BackupConnection, now: float) -> bool:
+    def sent_more(self, connection: ShadowConnection, now: float) -> bool:
         """The replica has sent something. False: the connection was given up."""
-        compare = connection.compare
+        compare = connection.output.compare
         if compare is None:
             return True
         if compare.pending:
@@ -140,30 +134,30 @@ class Divergence:
                     self._seen(connection, compare)
                 self._watch_part(connection, compare, now)
             if compare.after:
-                takeover.resend(connection, self.out, takeover.INITIAL_SEGMENTS, now)
+                connection.resending.resend(connection.mapping, self.out, INITIAL_SEGMENTS, now)
         if compare.watched is None and compare.started:
             self._watch(connection, compare, now)
         return True
 
-    def _caught_up(self, connection: BackupConnection, compare: Comparison, now: float) -> bool:
+    def _caught_up(self, connection: ShadowConnection, compare: Comparison, now: float) -> bool:
         """Everything that the primary has told was compared."""
         if not compare.after:
             self._seen(connection, compare)
             return True
-        connection.compare = None
+        connection.output.stop_comparing()
         if not compare.in_step:
             self._diverged(connection, _goes_on(compare), now)
             return False
         return True
 
-    def _advance(self, connection: BackupConnection, compare: Comparison, now: float) -> bool:
+    def _advance(self, connection: ShadowConnection, compare: Comparison, now: float) -> bool:
         """Compare what can be. False: the connection was given up."""
         reason = self._compare_on(connection, compare)
         if reason:
             self._diverged(connection, reason, now)
         return not reason
 
-    def _compare_on(self, connection: BackupConnection, compare: Comparison) -> str:
+    def _compare_on(self, connection: ShadowConnection, compare: Comparison) -> str:
         """Compare what can be. Returns why the connection has to be given up, if so."""
         while compare.pending and compare.asked is None:
             start, end, _ = compare.pending[0]
@@ -181,23 +175,23 @@ class Divergence:
                 return reason
             if compare.compared == before:
                 break
-        connection.trim_output()
+        connection.output.trim()
         return ""
 
-    def _compare_first(self, connection: BackupConnection, compare: Comparison) -> str:
+    def _compare_first(self, connection: ShadowConnection, compare: Comparison) -> str:
         """Compare the oldest digest, as far as the replica is. Returns why the connection has to be given up."""
         start, end, hashes = compare.pending[0]
-        output = connection.output
-        if connection.fin_out is not None and connection.fin_out < end:
-            return self._ended_early(connection, compare, connection.fin_out)
-        have = min(sent_by_replica(connection), output.end)
+        output = connection.output.outbound
+        if connection.output.fin_out is not None and connection.output.fin_out < end:
+            return self._ended_early(connection, compare, connection.output.fin_out)
+        have = min(connection.output.end, output.end)
         if not hashes or compare.compared < output.start:
             self._skip_to(compare, output.start if hashes else end)
             return ""
         first = (compare.compared - start) // DIGEST_BLOCK
         blocks = len(hashes) if have >= end else (have - start) // DIGEST_BLOCK
         if blocks <= first:
-            gone = min(connection.k_una, sent_by_replica(connection))
+            gone = min(connection.inward.own_una, connection.output.end)
             if output.end < gone:  # there was no room for it, and the replica's TCP will not send it again
                 self._skip_to(compare, gone)
             return ""
@@ -207,16 +201,15 @@ class Divergence:
         for own, theirs in zip(mine, hashes[first:blocks], strict=True):
             after = min(end, at + DIGEST_BLOCK)
             if own != theirs:
-                compare.compared = at
+                compare.advance(at)
                 if not compare.after:
-                    compare.asked = (at, after)
-                    self._ask(connection, compare.asked)
+                    self._ask(connection, compare.ask(at, after))
                     return ""
                 reason = self._note(connection, compare, at, after, [(0, after - at)])
                 if reason:
                     return reason
             at = after
-        compare.compared = stop
+        compare.advance(stop)
         return ""
 
     def _skip_to(self, compare: Comparison, offset: int) -> None:
@@ -226,19 +219,18 @@ class Divergence:
         blocks = -(-(offset - start) // DIGEST_BLOCK)
         compare.skip(min(end, start + blocks * DIGEST_BLOCK) if hashes else end)
 
-    def _ended_early(self, connection: BackupConnection, compare: Comparison, end: int) -> str:
-        """The replica has ended where the server goes on. If that is all, it is judged as an end (end_gate.py)."""
+    def _ended_early(self, connection: ShadowConnection, compare: Comparison, end: int) -> str:
+        """The replica has ended where the server goes on. If that is all, core/gate/end_gate.py judges it as an end."""
         if compare.after:
             return f"the replica has ended at byte {end}, the server has sent {compare.sent}"
         if compare.compared < end:
-            compare.asked = compare.compared, min(compare.compared + DIGEST_BLOCK, end)
-            self._ask(connection, compare.asked)
+            self._ask(connection, compare.ask(compare.compared, min(compare.compared + DIGEST_BLOCK, end)))
             return ""
         return "" if compare.in_step else _goes_on(compare)
 
     def _note(
         self,
-        connection: BackupConnection,
+        connection: ShadowConnection,
         compare: Comparison,
         start: int,
         end: int,
@@ -247,7 +239,7 @@ class Divergence:
     ) -> str:
         """The block [start, end) was compared. Returns why the connection has to be given up, if so. Of one whose bytes
         are not `known` a single byte may differ, so it alone is no reason: what follows will tell."""
-        compare.compared = end
+        compare.advance(end)
         limit = self._run if known else self._run + end - start
         for left, right in runs:
             if compare.differs(start + left, start + right):
@@ -256,7 +248,7 @@ class Divergence:
                     self.out.log(
                         "warning", "output differs", conn=connection.conn, byte=start + left, length=right - left
                     )
-            if compare.after and start + right > connection.c_ack:
+            if compare.after and start + right > connection.output.snd_una:
                 return f"the replica's output differs at byte {start + left}, which the client may have from the server"
             if compare.last is not None and compare.last[1] - compare.last[0] >= limit:
                 first, stop = compare.last
@@ -265,7 +257,7 @@ class Divergence:
                 return f"the replica's output differs at byte {start + left} (policy: strict)"
         return ""
 
-    def _diverged(self, connection: BackupConnection, reason: str, now: float) -> None:
+    def _diverged(self, connection: ShadowConnection, reason: str, now: float) -> None:
         self.out.counters["diverged"] += 1
         self._timers.cancel(connection.conn)
         self._die(connection, f"diverged: {reason}", now)
@@ -276,7 +268,7 @@ class Divergence:
     # or that waits for the acknowledgement of a small segment (Nagle), goes on only if the client has got that. So the
     # hashes of whole blocks are not enough: what there is of a block is asked for, and told.
 
-    def _part(self, connection: BackupConnection, compare: Comparison) -> tuple[int, int] | None:
+    def _part(self, connection: ShadowConnection, compare: Comparison) -> tuple[int, int] | None:
         """What the replica has sent of the next block, and the primary does not know of."""
         if (
             compare.after
@@ -285,32 +277,32 @@ class Divergence:
             or compare.pending[0][0] > compare.compared
         ):
             return None
-        stop = min(sent_by_replica(connection), connection.output.end, compare.pending[0][1])
+        stop = min(connection.output.end, connection.output.outbound.end, compare.pending[0][1])
         start = max(compare.compared, compare.told)
         return (start, min(stop, start + DIGEST_BLOCK)) if stop > start else None
 
-    def _watch_part(self, connection: BackupConnection, compare: Comparison, now: float) -> None:
+    def _watch_part(self, connection: ShadowConnection, compare: Comparison, now: float) -> None:
         if self._strict and self._part(connection, compare) is not None:
             self._parts.set_earlier(connection.conn, now + PART_S)
 
     def _ask_part(self, conn: int, now: float) -> None:
         connection = self._numbers.get(conn)
-        compare = None if connection is None else connection.compare
+        compare = None if connection is None else connection.output.compare
         if connection is None or compare is None or connection.state is not Shadow.SHADOW:
             return
         if (part := self._part(connection, compare)) is not None:
             self._ask(connection, part)
             self._parts.set(conn, now + PART_S)
 
-    def _on_part(self, connection: BackupConnection, compare: Comparison, record: BytesSent, now: float) -> None:
+    def _on_part(self, connection: ShadowConnection, compare: Comparison, record: BytesSent, now: float) -> None:
         start = connection.mapping.seen.offset(record.seq)
         end = start + len(record.data)
         known = max(compare.compared, compare.told)
         if not self._strict or compare.after or start > known or end <= known:
             return
-        mine, theirs = connection.output.read(known, end - known), record.data[known - start :]
+        mine, theirs = connection.output.outbound.read(known, end - known), record.data[known - start :]
         if mine == theirs:
-            compare.told = end
+            compare.agrees_to(end)
             self._seen(connection, compare)
         elif len(mine) == len(theirs):
             at = known + differing_runs(mine, theirs)[0][0]
@@ -318,17 +310,18 @@ class Divergence:
 
     # ------------------------------------------------------------------------------------ lengths
 
-    def _watch(self, connection: BackupConnection, compare: Comparison, now: float) -> None:
+    def _watch(self, connection: ShadowConnection, compare: Comparison, now: float) -> None:
         """Two lengths that stay different are found by a deadline."""
-        if compare.watched is None and sent_by_replica(connection) != compare.sent and not compare.after:
-            compare.watched = sent_by_replica(connection), compare.sent
+        if compare.watched is None and connection.output.end != compare.sent and not compare.after:
+            compare.watch((connection.output.end, compare.sent))
             self._timers.set(connection.conn, now + self._patience_s)
 
-    def _out_of_step(self, connection: BackupConnection, compare: Comparison, now: float) -> None:
-        before, compare.watched = compare.watched, None
-        replica, server = sent_by_replica(connection), compare.sent
-        room = connection.c_ack + (connection.c_wnd << connection.client_wscale) - max(replica, server)
-        if (replica, server) == before and connection.c_ack >= server and room >= BLOCKED_BYTES:
+    def _out_of_step(self, connection: ShadowConnection, compare: Comparison, now: float) -> None:
+        before = compare.watched
+        compare.watch(None)
+        replica, server = connection.output.end, compare.sent
+        room = connection.output.snd_una + (connection.header.wnd << connection.header.wscale) - max(replica, server)
+        if (replica, server) == before and connection.output.snd_una >= server and room >= BLOCKED_BYTES:
             how = f"{abs(replica - server)} bytes {'more' if replica > server else 'less'} than the server"
             self._diverged(connection, f"the replica has sent {how}, and neither goes on", now)
             return
@@ -336,17 +329,17 @@ class Divergence:
 
     # ------------------------------------------------------------------------------------ the end, the takeover
 
-    def settled(self, connection: BackupConnection) -> bool:
+    def settled(self, connection: ShadowConnection) -> bool:
         """Whether all that the replica has sent was compared, and agrees: an early end may come of a difference."""
-        compare = connection.compare
+        compare = connection.output.compare
         if compare is None:
             return True
-        return compare.in_step and compare.asked is None and compare.compared >= sent_by_replica(connection)
+        return compare.in_step and compare.asked is None and compare.compared >= connection.output.end
 
-    def may_tell_end(self, connection: BackupConnection, now: float) -> bool:
+    def may_tell_end(self, connection: ShadowConnection, now: float) -> bool:
         """Whether the ends of the two streams may be compared: not before we know that what is before them agrees.
         If it does not, the connection is given up here: then nobody's application has failed."""
-        compare = connection.compare
+        compare = connection.output.compare
         if compare is None or connection.state is not Shadow.SHADOW:
             return True
         if compare.asked is not None:
@@ -356,58 +349,57 @@ class Divergence:
         self._diverged(connection, _goes_on(compare), now)
         return False
 
-    def why_reset(self, connection: BackupConnection) -> str:
+    def why_reset(self, connection: ShadowConnection) -> str:
         """What to say of a replica that has reset its connection: a TLS server does when it can't read its client."""
-        compare = connection.compare
-        if compare is None or (compare.in_step and compare.compared >= sent_by_replica(connection)):
+        compare = connection.output.compare
+        if compare is None or (compare.in_step and compare.compared >= connection.output.end):
             return "the replica reset the connection"
         if compare.in_step and compare.asked is None:
             return "the replica reset the connection, and its output was not compared yet: see 'nfq-failover probe'"
         self.out.counters["diverged"] += 1
         return f"diverged: {_goes_on(compare)}; it has reset the connection"
 
-    def compared_to(self, connection: BackupConnection, at: int) -> bool:
+    def compared_to(self, connection: ShadowConnection, at: int) -> bool:
         """Whether everything before an offset was compared, as far as both servers have sent it."""
-        compare = connection.compare
+        compare = connection.output.compare
         if compare is None or not compare.started:
             return True
-        return compare.asked is None and compare.compared >= min(at, sent_by_replica(connection))
+        return compare.asked is None and compare.compared >= min(at, connection.output.end)
 
     def forget(self, conn: int) -> None:
         """No more deadline for this number."""
         self._timers.cancel(conn)
 
-    def at_takeover(self, connection: BackupConnection, now: float) -> str:
+    def at_takeover(self, connection: ShadowConnection, now: float) -> str:
         """Why a connection can't be taken over; empty if it can. From here on the primary can't be asked."""
-        compare = connection.compare
+        compare = connection.output.compare
         self._timers.cancel(connection.conn)
         if compare is None or connection.map is None:
             return ""
         if compare.asked is not None:
             return f"diverged: the replica's output differs near byte {compare.asked[0]}"
-        if compare.last is not None and compare.last[1] > connection.c_ack:
+        if compare.last is not None and compare.last[1] > connection.output.snd_una:
             return f"diverged: bytes differ that the client has not acknowledged, from {compare.last[0]} on"
-        compare.after = True
-        compare.pending = [entry for entry in compare.pending if entry[2]]
+        compare.primary_is_gone()
         if compare.pending:
             compare.skip(max(compare.pending[0][0], compare.compared))
             if reason := self._compare_on(connection, compare):  # what waited for a digest that will never come
                 return f"diverged: {reason}"
         if compare.pending:
             self._timers.set(connection.conn, now + self._hold_s)
-            compare.watched = connection.output.end, compare.compared
+            compare.watch((connection.output.outbound.end, compare.compared))
         elif not compare.in_step:
             return f"diverged: {_goes_on(compare)}"
         else:
-            connection.compare = None
+            connection.output.stop_comparing()
         return ""
 
-    def _withheld_too_long(self, connection: BackupConnection, compare: Comparison, now: float) -> None:
-        state = connection.output.end, compare.compared
+    def _withheld_too_long(self, connection: ShadowConnection, compare: Comparison, now: float) -> None:
+        state = connection.output.outbound.end, compare.compared
         if state == compare.watched and state[0] > state[1]:
             self._diverged(connection, "the replica does not complete what the server had sent", now)
             return
-        compare.watched = state
+        compare.watch(state)
         self._timers.set(connection.conn, now + self._hold_s)
 
     def clear(self) -> None:
@@ -419,12 +411,12 @@ class Divergence:
         """Deadlines."""
         for conn in self._timers.pop_due(now):
             connection = self._numbers.get(conn)
-            compare = None if connection is None else connection.compare
+            compare = None if connection is None else connection.output.compare
             if connection is None or compare is None or connection.state is Shadow.DEAD:
                 continue
             if compare.after:
                 self._withheld_too_long(connection, compare, now)
-            elif connection.closed_at is None:
+            elif connection.closing.closed_at is None:
                 self._out_of_step(connection, compare, now)
         for conn in self._parts.pop_due(now):
             self._ask_part(conn, now)

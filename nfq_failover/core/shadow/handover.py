@@ -4,19 +4,19 @@ shadows the others.
 A connection that was taken is out of the primary's hands: it keeps being ours whatever becomes of the pair (another
 generation, the end of the protection, a takeover of everything else, a restart of our daemon). It has a number of our
 own, beyond those of the primary. It ends by itself; or loudly, with RST: when this host leaves, or when the primary is
-there and does not ask for it any more, so that the client's segments can't be expected to reach us.
+there and has stopped asking for it, so that the client's segments can't be expected to reach us.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
 from nfq_failover.core.outbox import Outbox
-from nfq_failover.core.shadow.connection import BackupConnection, Shadow
+from nfq_failover.core.shadow.checkpoint import CheckpointWriter
+from nfq_failover.core.shadow.connection import Shadow, ShadowConnection
+from nfq_failover.core.shadow.divergence import Divergence
 from nfq_failover.wire.records import Handed, HandedOver, HandOver
-
-if TYPE_CHECKING:
-    from nfq_failover.core.shadow.backup_table import BackupTable
+from nfq_failover.wire.segment import FlowKey
 
 FIRST_NUMBER = 1 << 32
 COMPARE_PATIENCE_S = 1.0
@@ -25,15 +25,35 @@ LOOK_S = 1.0
 MAX_OVER = 4096
 
 
-class HandedConnections:
-    """Those that this host has, in the tables of `side`; `BackupConnection.handed` is the primary's number."""
+class ShadowHandovers:
+    """The connections that were handed over to this host; `ShadowConnection.handed` is the primary's number."""
 
-    def __init__(self, side: BackupTable, out: Outbox) -> None:
-        self._side = side
+    def __init__(
+        self,
+        out: Outbox,
+        flows: dict[FlowKey, ShadowConnection],
+        numbers: dict[int, ShadowConnection],
+        divergence: Divergence,
+        checkpoint: CheckpointWriter | None,
+        *,
+        be_heard: Callable[[ShadowConnection, float], None],
+        bury: Callable[[ShadowConnection, str], None],
+        forget: Callable[[ShadowConnection], None],
+        release_number: Callable[[ShadowConnection], None],
+    ) -> None:
+        """`flows` and `numbers` are the table's; the functions let one connection be heard, end it, forget it, and give
+        its number up."""
         self.out = out
+        self._flows = flows
+        self._numbers = numbers
+        self._divergence = divergence
+        self._checkpoint = checkpoint
+        self._be_heard = be_heard
+        self._bury = bury
+        self._forget = forget
+        self._release_number = release_number
         self._next_number = FIRST_NUMBER
-        self._waits: dict[int, float] = {}  # since when one waits for the comparison
-        self._asked: dict[int, float] = {}  # by our own number: when the primary has last asked for it
+        self._ours: dict[int, ShadowConnection] = {}  # by our own number, while the primary has to ask for them
         self.over: dict[int, None] = {}  # the primary's numbers of those that have ended, oldest first
         self._heard_since: float | None = None
         self._next_look = 0.0
@@ -42,7 +62,7 @@ class HandedConnections:
 
     def on_hand_over(self, record: HandOver, now: float) -> None:
         """The primary is silent about the connection, and will be."""
-        connection = self._side.flows.get(record.flow)
+        connection = self._flows.get(record.flow)
         if connection is not None and (connection.open.irs, connection.open.iss) != (record.irs, record.iss):
             connection = None
         ours = connection is not None and not connection.handed and connection.conn == record.conn
@@ -52,7 +72,8 @@ class HandedConnections:
             over = record.conn in self.over
             self._answer(record.conn, Handed.OVER if over else Handed.REFUSED, "" if over else "unknown to the backup")
             return
-        self._asked[connection.conn] = now
+        self._ours[connection.conn] = connection
+        connection.asked_for(now)
         if connection.state is Shadow.ACTIVE:
             self._answer(record.conn, Handed.ACTIVE)
         else:
@@ -61,46 +82,42 @@ class HandedConnections:
     def _answer(self, conn: int, state: Handed, reason: str = "") -> None:
         self.out.record(HandedOver(conn, state, reason))
 
-    def _take(self, connection: BackupConnection, record: HandOver, now: float) -> bool:
-        """Go on with it, if we can. False: not yet, the question will be repeated."""
-        side = self._side
+    def _take(self, connection: ShadowConnection, record: HandOver, now: float) -> bool:
+        """Go on with it, if we can. False: it is too early, and the question will be repeated."""
         if connection.map is None:
             return False
-        if connection.state is Shadow.SHADOW and not connection.reset_by_client:
-            since = self._waits.setdefault(record.conn, now)
-            at = connection.mapping.seen.offset(record.at)
-            if not side.divergence.compared_to(connection, at) and now - since < COMPARE_PATIENCE_S:
+        reset_by_client = connection.inward.reset_by_client
+        if connection.state is Shadow.SHADOW and not reset_by_client:
+            waits_s = connection.compares_for(now)
+            at = connection.map.seen.offset(record.at)
+            if not self._divergence.compared_to(connection, at) and waits_s < COMPARE_PATIENCE_S:
                 return False
-        self._waits.pop(record.conn, None)
-        side.release_number(connection)
+        self._release_number(connection)
         self.keep(connection, now)
-        connection.handed = record.conn
-        connection.tell_s = 0.0
+        connection.hand_over(record.conn)
         if connection.state is not Shadow.SHADOW:
             return True
-        reason = "reset by the client" if connection.reset_by_client else side.divergence.at_takeover(connection, now)
+        reason = "reset by the client" if reset_by_client else self._divergence.at_takeover(connection, now)
         if reason:
-            side.bury(connection, reason)
+            self._bury(connection, reason)
             return True
-        connection.lag_since = None
-        side.be_heard(connection, now)
-        if side.memory is not None:
-            side.memory.add(connection)
+        connection.gap.no_lag()
+        self._be_heard(connection, now)
+        if self._checkpoint is not None:
+            self._checkpoint.add(connection)
         self.out.counters["handed-over-to-us"] += 1
         self.out.log("warning", "connection handed over to this host", conn=record.conn, port=connection.flow[1])
         return True
 
-    def keep(self, connection: BackupConnection, now: float) -> None:
+    def keep(self, connection: ShadowConnection, now: float) -> None:
         """Give a connection a number of our own."""
-        connection.conn = self._next_number
+        connection.renumber(self._next_number, now)
         self._next_number += 1
-        self._side.numbers[connection.conn] = connection
-        self._asked[connection.conn] = now
+        self._numbers[connection.conn] = self._ours[connection.conn] = connection
 
-    def forgotten(self, connection: BackupConnection) -> None:
+    def forgotten(self, connection: ShadowConnection) -> None:
         """A connection has left the tables: if it was handed over, the primary wants to know."""
-        self._asked.pop(connection.conn, None)
-        self._waits.pop(connection.conn, None)
+        self._ours.pop(connection.conn, None)
         if connection.handed:
             if connection.heard:
                 self.over[connection.handed] = None
@@ -110,31 +127,33 @@ class HandedConnections:
 
     # ------------------------------------------------------------------------------------ the pair
 
+    def peer_restarted(self) -> None:
+        """The peer's daemon has restarted, and counts from the beginning."""
+        self.over.clear()
+
     def adopt(self) -> None:
         """This host serves: they are as if taken over with everything else."""
-        self._asked.clear()
-        self._waits.clear()
-        found = [c for c in self._side.flows.values() if c.handed]
+        self._ours.clear()
+        found = [c for c in self._flows.values() if c.handed]
         for connection in found:
-            connection.handed = 0
-        if found and self._side.memory is not None:
+            connection.adopt()
+        if found and self._checkpoint is not None:
             heard = (Shadow.ACTIVE, Shadow.DEAD)
-            self._side.memory.begin([c for c in self._side.flows.values() if c.state in heard])
+            self._checkpoint.begin([c for c in self._flows.values() if c.state in heard])
 
     def cut(self, reason: str) -> None:
         """None of them can go on."""
-        for connection in [c for c in self._side.flows.values() if c.handed and c.heard]:
+        for connection in [c for c in self._flows.values() if c.handed and c.heard]:
             self._end(connection, reason)
-            self._side.forget(connection)
+            self._forget(connection)
 
-    def _end(self, connection: BackupConnection, reason: str) -> None:
+    def _end(self, connection: ShadowConnection, reason: str) -> None:
         self.out.log("error", "a connection that was handed over to this host is lost", reason=reason)
-        self._side.bury(connection, reason)
-        connection.heard = True
-        connection.answer_rst(self.out, None)
+        self._bury(connection, reason)
+        connection.cut(self.out)
 
     def on_timer(self, heard: bool, now: float) -> None:
-        """Find those that the primary does not know of any more. `heard`: it serves, and hears us, now."""
+        """Find those that the primary has lost. `heard`: it serves, and hears us, now."""
         if not heard:
             self._heard_since = None
         elif self._heard_since is None:
@@ -142,9 +161,6 @@ class HandedConnections:
         if self._heard_since is None or now < self._next_look:
             return
         self._next_look = now + LOOK_S
-        for conn, asked_at in list(self._asked.items()):
-            connection = self._side.numbers.get(conn)
-            if connection is None or connection.state is not Shadow.ACTIVE:
-                continue
-            if now - max(asked_at, self._heard_since) >= ORPHAN_S:
+        for connection in list(self._ours.values()):
+            if connection.state is Shadow.ACTIVE and connection.unasked_for(self._heard_since, now) >= ORPHAN_S:
                 self._end(connection, "the primary does not ask for it any more: its daemon has restarted")

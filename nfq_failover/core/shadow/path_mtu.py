@@ -11,13 +11,13 @@ from collections.abc import Mapping
 
 from nfq_failover.core.events import PacketQueued
 from nfq_failover.core.outbox import Outbox
-from nfq_failover.core.shadow.connection import BackupConnection, Shadow
+from nfq_failover.core.shadow.connection import Shadow, ShadowConnection
 from nfq_failover.errors import MalformedSegment
 from nfq_failover.wire.icmp import IcmpError
 from nfq_failover.wire.segment import FlowKey
 
 
-def judge(event: PacketQueued, flows: Mapping[FlowKey, BackupConnection], serving: bool, out: Outbox) -> None:
+def judge(event: PacketQueued, flows: Mapping[FlowKey, ShadowConnection], serving: bool, out: Outbox) -> None:
     """Give an inbound ICMP message its verdict. `flows`: the connections whose numbers need translation."""
     if not serving:
         out.drop(event.queue, event.packet_id, "not-serving")

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 from nfq_failover.constants import ACK, RST
 from nfq_failover.core.outbox import Outbox
-from nfq_failover.core.shadow.connection import BackupConnection, Shadow
-from nfq_failover.core.tcp.journal import Journal
-from nfq_failover.core.timers import TimerQueue
+from nfq_failover.core.shadow.inward import Inward
+from nfq_failover.core.tcp.translation import Translation
 from nfq_failover.wire.build import ack_options, build_segment
 from nfq_failover.wire.segment import Segment
 
@@ -19,33 +18,49 @@ RETRY_FIRST_S = 0.05
 RETRY_MAX_S = 1.0  # Linux answers such a segment at most twice a second (tcp_invalid_ratelimit)
 
 
-def ask(connection: BackupConnection, out: Outbox, timers: TimerQueue[int], now: float) -> None:
-    """Ask our TCP where it is; again and again, until `answered`."""
-    if connection.map is None:
-        return
-    client, port, server, server_port = connection.flow
-    seq = connection.client.seq(connection.k_ack - 1)
-    ack = connection.map.own.seq(max(connection.k_una, 0))
-    # The client's timestamps that we know may be old. Linux (6.18) answers a segment without timestamps, and drops one
-    # with old ones silently (TcpExtPAWSOldAck); by RFC 7323 (sections 3.2 and 5.3) it is the other way: both, in turn.
-    connection.resync_plain = not connection.resync_plain
-    timestamps = None
-    if connection.map.timestamps and not connection.resync_plain:
-        timestamps = (connection.c_tsval, connection.map.own_tsecr(connection.c_tsecr))
-    options = ack_options(timestamps, [])
-    out.inward(build_segment((client, port), (server, server_port), seq, ack, ACK, connection.c_wnd, options))
-    out.counters["resync-asked"] += 1
-    if connection.state is Shadow.ACTIVE:
-        connection.resync_s = min(connection.resync_s * 2, RETRY_MAX_S) or RETRY_FIRST_S
-        timers.set(connection.conn, now + connection.resync_s)
+class Resync:
+    """The question to our own TCP. `pending`: it has not told yet where it is."""
 
+    __slots__ = ("_plain", "_wait_s", "pending")
 
-def answered(connection: BackupConnection, seg: Segment) -> bool:
-    """Our TCP has sent `seg`: learn from it. False if it says that it does not have the connection any more."""
-    if seg.flags & RST or not seg.flags & ACK:
-        return False
-    connection.resync = False
-    if seg.ts_off:
-        connection.c_tsval = seg.tsecr  # the newest of the client that our TCP has taken
-    connection.output = Journal(connection.output.limit, connection.mapping.own.offset(seg.seq))
-    return True
+    def __init__(self) -> None:
+        self.pending = False
+        self._wait_s = 0.0
+        self._plain = False  # how our TCP was asked last: without timestamps
+
+    def begin(self) -> None:
+        """Our TCP has to be asked."""
+        self.pending = True
+
+    def give_up(self) -> None:
+        """Nobody needs the answer any more."""
+        self.pending = False
+
+    def ask(self, mapping: Translation, inward: Inward, out: Outbox) -> float:
+        """Ask our TCP where it is. Returns how long to wait before it is asked again."""
+        header = inward.header
+        client, port, server, server_port = inward.flow
+        seq = inward.client.seq(inward.rcv_nxt - 1)
+        ack = mapping.own.seq(max(inward.own_una, 0))
+        # The client's timestamps that we know may be old. Linux (6.18) answers a segment without timestamps, and drops
+        # one with old ones silently (TcpExtPAWSOldAck); by RFC 7323 (sections 3.2 and 5.3) it is the other way: both,
+        # in turn.
+        self._plain = not self._plain
+        timestamps = None
+        if mapping.timestamps and not self._plain:
+            timestamps = (header.tsval, mapping.own_tsecr(header.tsecr))
+        options = ack_options(timestamps, [])
+        out.inward(build_segment((client, port), (server, server_port), seq, ack, ACK, header.wnd, options))
+        out.counters["resync-asked"] += 1
+        self._wait_s = min(self._wait_s * 2, RETRY_MAX_S) or RETRY_FIRST_S
+        return self._wait_s
+
+    def answered(self, mapping: Translation, inward: Inward, seg: Segment) -> bool:
+        """Our TCP has sent `seg`: learn from it. False if it says that it does not have the connection any more."""
+        if seg.flags & RST or not seg.flags & ACK:
+            return False
+        self.pending = False
+        if seg.ts_off:
+            inward.header.echoed(seg.tsecr)
+        inward.output.goes_on_at(mapping.own.offset(seg.seq))
+        return True

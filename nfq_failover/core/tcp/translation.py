@@ -17,11 +17,11 @@ Blocks = list[tuple[int, int]]
 Clock = tuple[int, int, int, float]  # offset, first and last TSval of the replica, when the last one was sent
 
 
-class ReplicaMap:
+class Translation:
     """The mapping of one connection, complete once the replica's SYN-ACK is known.
 
     `seen` is the server's stream as the client numbers it, `own` as the replica's TCP numbers it; `wscale` and
-    `own_wscale` are the window shifts likewise. `edge_sent`: the right window edge (offset in the client's stream) that
+    `own_wscale` are the window shifts likewise. `told_edge`: the right window edge (offset in the client's stream) that
     the client has been promised.
     """
 
@@ -31,11 +31,11 @@ class ReplicaMap:
         "_ts_last_at",
         "_ts_offset",
         "_ts_sent",
-        "edge_sent",
         "own",
         "own_wscale",
         "seen",
         "timestamps",
+        "told_edge",
         "wscale",
     )
 
@@ -53,7 +53,7 @@ class ReplicaMap:
         self._ts_first = self._ts_last = own_ts
         self._ts_last_at = now
         self._ts_sent: int | None = None
-        self.edge_sent = 0
+        self.told_edge = 0
 
     # ------------------------------------------------------------------------------------ timestamps
 
@@ -83,18 +83,20 @@ class ReplicaMap:
         self._ts_sent = seen
         return seen
 
-    def take_over(self) -> None:
-        """From now on the client hears us: cover what the estimate may lack."""
+    def take_over(self, told_edge: int) -> None:
+        """From now on the client hears us: cover what the estimate may lack. `told_edge`: see the class."""
         self._ts_offset = (self._ts_offset + TS_SLACK_MS) & MASK
+        self.told_edge = told_edge
 
     @property
     def clock(self) -> Clock:
-        """What the timestamps are mapped by, for `recall`."""
+        """What the timestamps are mapped by, for `restore`."""
         return self._ts_offset, self._ts_first, self._ts_last, self._ts_last_at
 
-    def recall(self, clock: Clock, now: float) -> None:
+    def restore(self, clock: Clock, told_edge: int, now: float) -> None:
         """Go on with what `clock` was on the same host: its clock has run on. What the client was sent last is not
-        known, so from now on it is sent nothing older than the present."""
+        known, so from now on it is sent nothing older than the present. `told_edge`: see the class."""
+        self.told_edge = told_edge
         self._ts_offset, self._ts_first, self._ts_last, self._ts_last_at = clock
         self._ts_last, self._ts_last_at = self.own_clock(now), now
         self._ts_sent = (self._ts_last + self._ts_offset) & MASK
@@ -105,17 +107,17 @@ class ReplicaMap:
 
     # ------------------------------------------------------------------------------------ sequence, window
 
-    def own_sack(self, blocks: Blocks, produced: int) -> Blocks:
-        """The client's SACK blocks for the replica, cut to what it has produced (an offset)."""
+    def own_sack(self, blocks: Blocks, snd_nxt: int) -> Blocks:
+        """The client's SACK blocks for the replica, cut to what it has sent (an offset)."""
         mapped: Blocks = []
         for left_seq, right_seq in blocks:
-            left, right = self.seen.offset(left_seq), min(self.seen.offset(right_seq), produced)
+            left, right = self.seen.offset(left_seq), min(self.seen.offset(right_seq), snd_nxt)
             if left < right:
                 mapped.append((self.own.seq(left), self.own.seq(right)))
         return mapped
 
     def seen_window(self, ack: int, edge: int) -> int:
         """The window field to send with `ack` for a right edge of `edge`; the edge sent never moves left."""
-        window = window_field(ack, edge, self.edge_sent, self.wscale)
-        self.edge_sent = max(self.edge_sent, ack + (window << self.wscale))
+        window = window_field(ack, edge, self.told_edge, self.wscale)
+        self.told_edge = max(self.told_edge, ack + (window << self.wscale))
         return window

@@ -1,4 +1,5 @@
-"""What outlives the daemon, but not the host: the record of core/shadow/checkpoint.py, in a file held in memory.
+"""What outlives the daemon, but not the host: the checkpoint (core/shadow/checkpoint.py), in a file that is held in
+memory.
 
 A write is one `pwrite`: when it returns, the bytes are the kernel's, and no death of this process takes them back. They
 are gone with the next boot, as the connections are.
@@ -14,7 +15,7 @@ from pathlib import Path
 
 import structlog
 
-from nfq_failover.core.shadow.checkpoint import Recollection, recall
+from nfq_failover.core.shadow.checkpoint import Checkpoint, read_checkpoint
 from nfq_failover.errors import CommandError
 
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
@@ -35,7 +36,7 @@ def network_namespace() -> str:
             return str(_NETNS.stat().st_ino)
 
 
-class TranslationStore:
+class CheckpointStore:
     """One file for each instance and network namespace. `life` is what tells this boot from all others."""
 
     def __init__(self, directory: Path, instance: str) -> None:
@@ -51,14 +52,14 @@ class TranslationStore:
         except OSError as error:
             raise CommandError(f"can't use the run directory {directory} ({error}): check 'run_dir'") from None
 
-    def recall(self, lived: bool) -> Recollection | None:
+    def load(self, lived: bool) -> Checkpoint | None:
         """What an earlier life on this boot has left; None if this is the first. `lived`: others know of one."""
         if not self.existed:
-            return Recollection("it is missing") if lived else None
+            return Checkpoint("it is missing") if lived else None
         try:
-            return recall(self._read(), self.life)
+            return read_checkpoint(self._read(), self.life)
         except OSError as error:
-            return Recollection(f"it can't be read: {error}")
+            return Checkpoint(f"it can't be read: {error}")
 
     def _read(self) -> bytes:
         """By the descriptor: whoever has opened it may have given up the right to."""
@@ -70,8 +71,8 @@ class TranslationStore:
         return b"".join(parts)
 
     def write(self, writes: tuple[tuple[int, bytes], ...]) -> None:
-        """Write all, in order. A record that can't be kept up to date is made unreadable: the next life must not go on
-        with what is no longer true."""
+        """Write all, in order. A checkpoint that can't be kept up to date is made unreadable: the next life must not go
+        on with what is no longer true."""
         if self.broken:
             return
         try:

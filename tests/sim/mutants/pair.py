@@ -8,7 +8,7 @@ from nfq_failover.core.pair.membership import Membership
 from nfq_failover.core.pair.pact import Pact
 from nfq_failover.core.pair.peer import PeerView
 from nfq_failover.core.pair.roles import Do, Input, State
-from nfq_failover.core.shadow.checkpoint import Recollection
+from nfq_failover.core.shadow.checkpoint import Checkpoint
 
 from .mutant import Mutant, Patch
 
@@ -113,7 +113,7 @@ PAIR = (
     Mutant(
         "a daemon that goes on whatever its record says",
         "",
-        (Patch(Recollection, "allows", lambda self, epoch, served: served),),
+        (Patch(Checkpoint, "allows", lambda self, epoch, served: served),),
         ("kill-any",),
         (39, "kill-any"),
     ),

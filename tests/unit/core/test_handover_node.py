@@ -94,7 +94,7 @@ def test_backup_that_leaves_cuts_what_it_was_given(role: State) -> None:
     def cut(reason: str) -> None:
         cuts.append(reason)
 
-    node.backup.handed.cut = cut  # type: ignore[method-assign]
+    node.shadow.handovers.cut = cut  # type: ignore[method-assign]
     node.handle(OperatorCommand("shutdown"), pair.now)
     assert cuts == (["this host leaves"] if role is State.SHADOWING else [])
     assert not any(isinstance(e, Inject) and not e.inward for e in node.out.effects)

@@ -175,7 +175,7 @@ def test_health_of_the_application_is_in_the_next_heartbeat() -> None:
         pair.drain("a")
         assert HeartbeatTemplate.decode(pair.templates["a"]).body.flags & UNHEALTHY == flag
     assert pair.nodes["a"].out.counters["health-check-failed"] == 3
-    assert pair.nodes["a"].backup.ends._well_at == pair.now
+    assert pair.nodes["a"].shadow.ends._well_at == pair.now
 
 
 def test_host_whose_application_has_failed_is_silent_at_once() -> None:

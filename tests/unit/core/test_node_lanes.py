@@ -143,7 +143,7 @@ def test_either_side_takes_only_what_its_own_peer_says(ring: Ring) -> None:
     mid = ring.nodes["mid"]
     shadow(ring, "after")
     assert [(host, peer) for host, peer, _ in ring.taken] == [("mid", "after")]
-    assert not mid.backup.flows
+    assert not mid.shadow.flows
     protect(ring)
     (connection,) = mid.gate.flows.values()
     reason = connection.reason
@@ -170,7 +170,7 @@ def test_datagram_from_elsewhere_is_for_the_link_that_can_authenticate_it(ring: 
 def test_sealed_lane_is_empty_and_another_one_untouched(ring: Ring) -> None:
     mid = ring.nodes["mid"]
     mid.gate.out.record(Opened(1, True, 0))
-    mid.backup.out.record(Opened(2, True, 0))
+    mid.shadow.out.record(Opened(2, True, 0))
     assert [len(link.lane) for link in (mid.protector, mid.shadowed)] == [1, 1]
     assert not mid.out.records
     mid.protector.seal(0)
@@ -180,7 +180,7 @@ def test_sealed_lane_is_empty_and_another_one_untouched(ring: Ring) -> None:
 def test_in_a_pair_both_sides_fill_one_lane() -> None:
     node = Node(settings(), random.Random(1).randbytes, 0, False, 100.0)
     assert node.protector is node.shadowed
-    node.backup.out.record(Opened(1, True, 0))
+    node.shadow.out.record(Opened(1, True, 0))
     node.gate.out.record(Opened(2, True, 0))
     assert node.protector.lane == [Opened(1, True, 0), Opened(2, True, 0)]
 

@@ -157,7 +157,7 @@ def test_nothing_is_due_for_ever_in_doubt() -> None:
 def shadowing() -> tuple[Host, dict[str, Any]]:
     """The backup, with one connection; and what makes a segment the replica's."""
     host = Host(State.SHADOWING)
-    host.node.backup.on_open(opening(), host.now)
+    host.node.shadow.take(opening(), host.now)
     host.effects()
     own: dict[str, Any] = {"iss": ISS_OWN}
     assert host.packet(server(-1, ack=0, flags="S.", options=granted(3, OWN_TS), **own)) == "drop"
@@ -168,7 +168,7 @@ def shadowing() -> tuple[Host, dict[str, Any]]:
 def test_connections_taken_over_earlier_are_silent_in_doubt_too() -> None:
     host, own = shadowing()
     host.node.members.state = State.PROTECTED  # took over, and has a new backup
-    host.node.backup.take_over(host.now)
+    host.node.shadow.take_over(host.now)
     host.effects()
     assert host.packet(server(0, 100, ts=(OWN_TS + 1, 1001), **own)) == "pass"
     host.node.members.state = State.DOUBT
@@ -180,7 +180,7 @@ def test_nothing_of_them_is_repeated_in_doubt_either() -> None:
     host, own = shadowing()
     assert host.packet(server(0, 1000, ts=(OWN_TS + 1, 1001), **own)) == "drop"
     host.node.members.state = State.PROTECTED  # took over, and has a new backup
-    host.node.backup.take_over(host.now)
+    host.node.shadow.take_over(host.now)
     host.now += 0.1
     host.node.handle(TimerFired(), host.now)
     assert outward(host) > 0

@@ -19,7 +19,7 @@ from nfq_failover.core.events import (
     PacketQueued,
     Profile,
     Queue,
-    Remember,
+    SaveCheckpoint,
     TimerFired,
     Verdict,
 )
@@ -29,10 +29,10 @@ from nfq_failover.core.shadow.checkpoint import (
     HEADER_BYTES,
     LIFE_BYTES,
     SLOT_BYTES,
-    Memory,
-    Recollection,
+    Checkpoint,
+    CheckpointWriter,
     pack,
-    recall,
+    read_checkpoint,
     unpack,
 )
 from nfq_failover.core.shadow.connection import Shadow
@@ -91,7 +91,7 @@ def test_a_retransmission_of_our_tcp_answers_too() -> None:
         t << ask(80, 40)
         t >> replica(40, 60, ack=80, ts=(7_000_600, 1001))
         t << f"pass [.] 40:100 ack 80 wnd {(EDGE - 80) // 4} ts {AT + 600}/1001"
-        assert not t.shadow.resync
+        assert not t.shadow.resync.pending
 
 
 def test_the_question_is_repeated_until_it_is_answered() -> None:
@@ -148,10 +148,10 @@ def test_no_window_edge_and_no_fin_is_forgotten() -> None:
             << f"pass [F.] 100 ack 81 wnd {(EDGE - 80) // 4} ts {AT + 60}/1001"
         )
         t >> from_client(81, 0, ack=101) << "pass [.] 81 ack 101 wnd 500 ts 1001/7000000"
-        edge = t.shadow.k_edge
+        edge = t.shadow.inward.rcv_edge
         t.restart()  # and nothing is asked: both directions are over
         assert t.shadow.ended
-        assert t.shadow.mapping.edge_sent == edge
+        assert t.shadow.mapping.told_edge == edge
         t >> from_client(80, 0, ack=101, flags="F.") << "drop ended"
         t << f"client [.] 101 ack 81 wnd {(EDGE - 80) // 4} ts {AT + 560}/1001"
 
@@ -160,29 +160,29 @@ def test_far_into_a_stream_numbers_wrap_as_before() -> None:
     with Restarting() as t:
         taken_over(t)
         shadow, far = t.shadow, 5 << 32
-        for space in (shadow.mapping.seen, shadow.mapping.own, shadow.client):
+        for space in (shadow.mapping.seen, shadow.mapping.own, shadow.inward.client):
             space.near += far
-        shadow.k_ack += far
-        shadow.c_ack += far
-        shadow.produced += far
-        shadow.k_edge += far
+        shadow.inward.rcv_nxt += far
+        shadow.output.snd_una += far
+        shadow.output.snd_nxt += far
+        shadow.inward.rcv_edge += far
         t.restart()
         t << ask(80, 40)
         t >> replica(100, 0, ack=80, ts=(7_000_900, 1001))
         t << f"pass [.] 100 ack 80 wnd {(EDGE - 80) // 4} ts {AT + 900}/1001"
-        assert (t.shadow.k_ack, t.shadow.produced) == (far + 80, far + 100)
+        assert (t.shadow.inward.rcv_nxt, t.shadow.output.snd_nxt) == (far + 80, far + 100)
 
 
 # ------------------------------------------------------------------------------------------------- what is on record
 
 
-class Paper:
-    """What `Remember` has been writing on."""
+class SavedFile:
+    """What `SaveCheckpoint` has been writing on."""
 
     def __init__(self) -> None:
         self.data = bytearray()
 
-    def write(self, effect: Remember) -> None:
+    def write(self, effect: SaveCheckpoint) -> None:
         for at, data in effect.writes:
             self.data.extend(bytes(max(at + len(data) - len(self.data), 0)))
             self.data[at : at + len(data)] = data
@@ -190,7 +190,7 @@ class Paper:
 
 def record(count: int = 3) -> bytes:
     """A record with some connections."""
-    paper, memory = Paper(), Memory(LIFE)
+    saved, writer = SavedFile(), CheckpointWriter(LIFE)
     connections = []
     for number in range(count):
         with Shadowing() as t:
@@ -199,14 +199,14 @@ def record(count: int = 3) -> bytes:
             flow = (t.shadow.flow[0], 1000 + number, *t.shadow.flow[2:])
             t.shadow.flow, t.shadow.open = flow, replace(t.shadow.open, flow=flow, conn=number)
             connections.append(t.shadow)
-    memory.begin(connections)
-    memory.note(True, 7, True)
-    paper.write(Remember(tuple(memory.writes)))
-    return bytes(paper.data)
+    writer.begin(connections)
+    writer.note(True, 7, True)
+    saved.write(SaveCheckpoint(tuple(writer.writes)))
+    return bytes(saved.data)
 
 
 def test_a_record_is_read_as_it_was_written() -> None:
-    found = recall(record(), LIFE)
+    found = read_checkpoint(record(), LIFE)
     assert found is not None
     assert (found.damage, found.serving, found.epoch, found.strangers, found.damaged) == ("", True, 7, True, 0)
     assert len(found.slots) == 3
@@ -218,12 +218,12 @@ def test_a_record_is_read_as_it_was_written() -> None:
 
 
 def test_a_record_of_another_boot_says_nothing() -> None:
-    assert recall(record(), b"M" * LIFE_BYTES) is None
+    assert read_checkpoint(record(), b"M" * LIFE_BYTES) is None
 
 
 @pytest.mark.parametrize("stored", [6, 8])
 def test_a_record_of_another_epoch_does_not_let_it_serve(stored: int) -> None:
-    found = recall(record(), LIFE)
+    found = read_checkpoint(record(), LIFE)
     assert found is not None and found.allows(7, True)
     assert not found.allows(stored, True)
     assert not found.allows(7, False)
@@ -231,48 +231,50 @@ def test_a_record_of_another_epoch_does_not_let_it_serve(stored: int) -> None:
 
 def test_no_damage_goes_unnoticed() -> None:
     whole = record()
-    good = recall(whole, LIFE)
+    good = read_checkpoint(whole, LIFE)
     assert good is not None
     rng = random.Random(1)
     for _ in range(500):
         data = bytearray(whole)
         data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
-        found = recall(bytes(data), LIFE)
+        found = read_checkpoint(bytes(data), LIFE)
         assert found is not None and (found.damage or found.damaged == 1)
         assert set(found.slots) < set(good.slots)
     for size in range(0, len(whole), 7):
-        found = recall(whole[:size], LIFE)
+        found = read_checkpoint(whole[:size], LIFE)
         assert found is not None and (found.damage or found.damaged > 0)
 
 
 def test_a_packet_without_news_writes_nothing_and_a_change_one_slot() -> None:
-    memory = Memory(LIFE)
+    writer = CheckpointWriter(LIFE)
     with Shadowing() as t:
         t >> "takeover"
         t.effects.clear()
-        memory.begin([t.shadow])
-        memory.note(True, 1, True)
-        memory.writes.clear()
+        writer.begin([t.shadow])
+        writer.note(True, 1, True)
+        writer.writes.clear()
         t >> from_client(0, 100) << "pass [.] 0:100 ack 0 wnd 500 ts 1001/7000000"
         t >> replica(0, 100, ack=100) << f"pass [.] 0:100 ack 100 wnd {(EDGE - 100) // 4} ts {AT + 60}/1001"
-        memory.review(t.shadow)
-        memory.note(True, 1, True)
-        assert memory.writes == []
-        t.shadow.produced += 1 << 28
-        memory.review(t.shadow)
-        assert [(at, len(data)) for at, data in memory.writes] == [(HEADER_BYTES, SLOT_BYTES)]
-        memory.writes.clear()
-        memory.forget(t.shadow.flow)
-        memory.review(t.shadow)
-        assert memory.writes == [(HEADER_BYTES, bytes(SLOT_BYTES))]
+        writer.review(t.shadow)
+        writer.note(True, 1, True)
+        assert writer.writes == []
+        t.shadow.output.snd_nxt += 1 << 28
+        writer.review(t.shadow)
+        assert [(at, len(data)) for at, data in writer.writes] == [(HEADER_BYTES, SLOT_BYTES)]
+        writer.writes.clear()
+        writer.forget(t.shadow.flow)
+        writer.review(t.shadow)
+        assert writer.writes == [(HEADER_BYTES, bytes(SLOT_BYTES))]
 
 
 # -------------------------------------------------------------------------------------------------------- the node
 
 
-def node(recollection: Recollection | None, epoch: int = 7, served: bool = True) -> tuple[Node, list[Effect]]:
+def node(checkpoint: Checkpoint | None, epoch: int = 7, served: bool = True) -> tuple[Node, list[Effect]]:
     """A node that starts, and what it does at once."""
-    made = Node(settings(has_fence=True), random.Random(1).randbytes, epoch, served, 200.0, Memory(LIFE), recollection)
+    made = Node(
+        settings(has_fence=True), random.Random(1).randbytes, epoch, served, 200.0, CheckpointWriter(LIFE), checkpoint
+    )
     return made, drain(made)
 
 
@@ -284,34 +286,34 @@ def drain(made: Node) -> list[Effect]:
 
 
 def test_a_host_that_served_alone_goes_on_at_once_and_what_it_needs_to_know_is_on_record_first() -> None:
-    made, effects = node(recall(record(), LIFE))
+    made, effects = node(read_checkpoint(record(), LIFE))
     assert made.members.state is State.UNPROTECTED
     assert made.members.epoch == 7
-    assert isinstance(effects[0], Remember)
+    assert isinstance(effects[0], SaveCheckpoint)
     assert [e.own for e in effects if isinstance(e, OwnAddress)] == [True]
     (rules,) = [e for e in effects if isinstance(e, ApplyRules)]
     assert (rules.profile, len(rules.inherited)) == (Profile.ALONE, 3)
     assert [e.inward for e in effects if isinstance(e, Inject)] == [True] * 3  # nothing to the clients yet
-    paper = Paper()
-    paper.write(effects[0])
-    again = recall(bytes(paper.data), LIFE)
+    saved = SavedFile()
+    saved.write(effects[0])
+    again = read_checkpoint(bytes(saved.data), LIFE)
     assert again is not None and again.serving and len(again.slots) == 3
 
 
 @pytest.mark.parametrize(
-    ("recollection", "epoch", "served"),
+    ("checkpoint", "epoch", "served"),
     [
-        (recall(record(), LIFE), 8, True),
-        (recall(record(), LIFE), 7, False),
-        (recall(record()[:-50], b"M" * LIFE_BYTES), 7, True),
-        (Recollection("it is missing"), 7, True),
+        (read_checkpoint(record(), LIFE), 8, True),
+        (read_checkpoint(record(), LIFE), 7, False),
+        (read_checkpoint(record()[:-50], b"M" * LIFE_BYTES), 7, True),
+        (Checkpoint("it is missing"), 7, True),
         (None, 7, True),
     ],
 )
 def test_otherwise_it_is_silent_and_lets_nothing_through(
-    recollection: Recollection | None, epoch: int, served: bool
+    checkpoint: Checkpoint | None, epoch: int, served: bool
 ) -> None:
-    made, effects = node(recollection, epoch, served)
+    made, effects = node(checkpoint, epoch, served)
     assert made.members.state is State.WAITING
     assert not any(isinstance(e, OwnAddress | ApplyRules) for e in effects)
     assert all(e.inward for e in effects if isinstance(e, Inject))
@@ -323,13 +325,13 @@ def test_otherwise_it_is_silent_and_lets_nothing_through(
 
 
 def test_what_is_lost_is_said_and_unknown_connections_are_not_let_out() -> None:
-    made, effects = node(Recollection("it is missing"))
+    made, effects = node(Checkpoint("it is missing"))
     assert [e.level for e in effects if isinstance(e, Log)] == ["error"]
     assert not made.gate.opening.adopts_unknown
 
 
 def test_connections_that_could_not_go_on_are_reset_when_this_host_serves() -> None:
-    made, _ = node(recall(record(), LIFE), epoch=8)
+    made, _ = node(read_checkpoint(record(), LIFE), epoch=8)
     made.members.claim()
     made.handle(TimerFired(), 200.2)
     made.members.epoch_stored(9, True, "")
@@ -341,17 +343,17 @@ def test_connections_that_could_not_go_on_are_reset_when_this_host_serves() -> N
 
 
 def test_protection_begins_only_when_the_record_says_that_a_restart_must_not_go_on() -> None:
-    made, _ = node(recall(record(0), LIFE))
-    paper = Paper()
+    made, _ = node(read_checkpoint(record(0), LIFE))
+    saved = SavedFile()
     made.members.state = State.ARMING
     made.members.rules_ready = True
     made.members._go(Input.ARMED, "")
     made.handle(TimerFired(), 200.1)
     first = drain(made)[0]
-    assert isinstance(first, Remember)
-    paper.data.extend(record(0))
-    paper.write(first)
-    found = recall(bytes(paper.data), LIFE)
+    assert isinstance(first, SaveCheckpoint)
+    saved.data.extend(record(0))
+    saved.write(first)
+    found = read_checkpoint(bytes(saved.data), LIFE)
     assert found is not None and not found.serving
 
 
@@ -382,7 +384,7 @@ def test_a_host_that_serves_again_hunts_connections_of_another_time() -> None:
 
 
 def test_native_connections_are_not_hunted() -> None:
-    made, _ = node(recall(record(0), LIFE))
+    made, _ = node(read_checkpoint(record(0), LIFE))
     made.gate.opening.adopt_unknown(False)
     made.handle(PacketQueued(Queue.IN, 1, syn().packet(1)), 200.1)
     made.handle(PacketQueued(Queue.OUT, 2, syn_ack().packet(1)), 200.1)
@@ -407,12 +409,12 @@ def test_nothing_may_bypass_a_dead_daemon_before_the_hunt_is_over() -> None:
 
 
 def test_a_connection_that_was_opened_while_the_daemon_was_away_is_listed_as_unprotected() -> None:
-    made, _ = node(recall(record(0), LIFE))
+    made, _ = node(read_checkpoint(record(0), LIFE))
     sent = server(5000, 100, ack=700)
     for number in (1, 2):
         made.handle(PacketQueued(Queue.OUT, number, sent.packet(1)), 200.1)
     assert [(e.accept, e.packet) for e in drain(made) if isinstance(e, Verdict)] == [(True, None)] * 2
-    (row,) = connections_of(made.gate, made.backup)
+    (row,) = connections_of(made.gate, made.shadow)
     assert (row.protected, row.reason) == (False, "opened while no daemon was there")
     made.handle(FlowsGone([FLOW]), 203.0)
-    assert connections_of(made.gate, made.backup) == []
+    assert connections_of(made.gate, made.shadow) == []

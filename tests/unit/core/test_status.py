@@ -64,7 +64,7 @@ def test_shadow_connection_is_shown_before_and_after_a_takeover() -> None:
     host, _ = shadowing()
     assert shown(host) == [row(True, "")]
     host.node.members.state = State.PROTECTED
-    host.node.backup.take_over(host.now)
+    host.node.shadow.take_over(host.now)
     assert shown(host) == [row(False, "taken over: an open connection survives one failure")]
 
 

@@ -27,9 +27,9 @@ from tests.support.transcript import (
     OWN_TS,
     SEEN_TS,
     After,
-    BackupTranscript,
     Copy,
     GateTranscript,
+    ShadowTranscript,
     client,
     client_seq,
     confirmed,
@@ -63,7 +63,7 @@ def no_endless_loop() -> Iterator[None]:
 
 
 def test_reset_of_the_syn_itself_before_the_replica_has_answered() -> None:
-    with BackupTranscript() as t:
+    with ShadowTranscript() as t:
         t >> opening() << "kernel [S] -1 wnd 64240"
         t >> client(-1, ack=None, flags="R") << "drop rst-elsewhere"
         t >> client(-1, ack=0, flags="R.") << "drop rst-elsewhere"
@@ -72,7 +72,7 @@ def test_reset_of_the_syn_itself_before_the_replica_has_answered() -> None:
 
 @pytest.mark.parametrize("mss", [0, 11, 12, 13])
 def test_client_with_a_tiny_mss_stops_nobody(mss: int) -> None:
-    with BackupTranscript() as t:
+    with ShadowTranscript() as t:
         offer = OFFER[:2] + mss.to_bytes(2, "big") + OFFER[4:]
         t >> opening(syn_options=offer) << "kernel [S] -1 wnd 64240"
         t >> answer() << SILENT << Opened(1, True, client_seq(5000))
@@ -102,16 +102,16 @@ def test_acknowledgement_far_below_the_window_is_not_believed() -> None:
         t >> replica(0, 1000, ack=120_000, edge=160_000) << SILENT
         t >> from_client(100, 0, ack=1000) << "drop outdated"
         t >> from_client(100, 50, ack=1000) << "drop outdated" << confirmed(120_000, 160_000)
-        assert (t.shadow.c_ack, t.shadow.k_una) == (0, 0)
+        assert (t.shadow.output.snd_una, t.shadow.inward.own_una) == (0, 0)
         t >> "takeover"
         assert str(t.effects[0]).startswith("client [P.] 0:1000 ")
         t.effects.clear()
         t >> from_client(100, 0, ack=1000)  # our TCP answers it, and does not take it
         assert [str(effect)[:4] for effect in t.effects] == ["pass"]
-        assert t.shadow.c_ack == 0
+        assert t.shadow.output.snd_una == 0
         t.effects.clear()
         t >> from_client(119_999, 0, ack=500)
-        assert t.shadow.c_ack == 500
+        assert t.shadow.output.snd_una == 500
         t.effects.clear()
 
 
@@ -262,7 +262,7 @@ def test_strict_tells_how_far_a_replica_is_that_can_not_go_on() -> None:
                     t.effects.clear()
                     t >> BytesSent(1, effect.start, server_bytes(start, end - start))
         t << seen(3000)
-        assert t.shadow.compare is not None and t.shadow.compare.compared == 3000
+        assert t.shadow.output.compare is not None and t.shadow.output.compare.compared == 3000
 
 
 def test_what_can_not_be_digested_is_told_until_it_is_seen() -> None:
@@ -326,7 +326,7 @@ def test_strict_passes_over_nothing() -> None:
         for at in range(100, 5000, 100):
             t >> digest(at, 100)
             t.effects.clear()
-        assert t.shadow.compare is not None and t.shadow.compare.compared == 0
+        assert t.shadow.output.compare is not None and t.shadow.output.compare.compared == 0
         t >> digest(0, 100) << seen(5000)
 
 
@@ -341,7 +341,7 @@ def test_client_that_was_silent_for_longer_than_its_timestamps_reach_is_believed
         t >> from_client(0, 100, ts=(late, SEEN_TS))
         assert "drop old-timestamp" not in t.effects and confirmed(100, EDGE) in t.effects
         t.effects.clear()
-        assert t.shadow.c_tsval == late
+        assert t.shadow.header.tsval == late
 
 
 def test_acknowledgements_after_a_long_silence_have_the_newest_timestamps() -> None:

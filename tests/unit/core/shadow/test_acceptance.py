@@ -9,8 +9,9 @@ from nfq_failover.core.events import FlowsGone
 from nfq_failover.core.gate.connection import Gate
 from nfq_failover.core.gate.copies import UNREAD_BYTES, UNREAD_WINDOW
 from nfq_failover.core.gate.own_tcp import SETTLE_S
-from nfq_failover.core.shadow.acceptance import ASK_EVERY_S
-from nfq_failover.core.shadow.connection import JOURNAL_AHEAD, LEFT_BEHIND_BYTES, Shadow
+from nfq_failover.core.shadow.acceptance import ASK_EVERY_S, LEFT_BEHIND_BYTES
+from nfq_failover.core.shadow.connection import Shadow
+from nfq_failover.core.shadow.inward import JOURNAL_AHEAD
 from nfq_failover.core.shadow.table import RESET_PATIENCE_S
 from nfq_failover.core.tcp.claims import PAWS_SLACK, TWO_VERSIONS, URGENT
 from nfq_failover.wire.records import Data, Missing, SentAsked, SentUpTo, Unprotected
@@ -114,7 +115,7 @@ def test_garbage_byte_of_a_keep_alive_after_the_end_is_not_logged() -> None:
         t >> from_client(0, 10, flags="F.") << "pass [F.] 0:10 ack 0 wnd 500 ts 1001/7000000" << confirmed(11, EDGE)
         t >> from_client(10, 1, payload=b"\0") << "pass [.] 10:11 WRONG BYTES ack 0 wnd 500 ts 1001/7000000"
         t << confirmed(11, EDGE)
-        assert t.shadow.journal.end == 10
+        assert t.shadow.inward.inbound.end == 10
 
 
 @pytest.mark.parametrize(("start", "size", "flags"), [(0, 9, "F."), (0, 12, "F."), (8, 10, ".")])
@@ -136,21 +137,21 @@ def test_urgent_data_ends_the_protection() -> None:
 
 def test_acks_outside_a_window_around_what_is_acknowledged_are_not_believed() -> None:
     with Shadowing() as t:
-        wide = t.shadow.widest
+        wide = t.shadow.header.widest
         t >> from_client(0, 100, ack=wide) << "pass [.] 0:100 ack 0 wnd 1012 ts 1001/7000000" << confirmed(100, EDGE)
         t >> from_client(100, 100, ack=-1) << "drop ack-too-old"
         t >> from_client(100, 100, ack=2 * wide + 1) << "drop ack-of-unsent" << SentAsked(1)
         t >> from_client(100, 100, ack=2**31 - 10) << "drop ack-of-unsent"  # asked a moment ago
-        assert (t.shadow.cum, t.shadow.c_ack) == (100, wide)
+        assert (t.shadow.inward.held, t.shadow.output.snd_una) == (100, wide)
 
 
 def test_primary_knows_whether_so_much_was_sent() -> None:
     with Shadowing() as t:
-        far = 3 * t.shadow.widest
+        far = 3 * t.shadow.header.widest
         t >> from_client(0, 100, ack=far) << "drop ack-of-unsent" << SentAsked(1)
         t >> SentUpTo(1, server_seq(far))
         t >> from_client(0, 100, ack=far) << "pass [.] 0:100 ack 0 wnd 2036 ts 1001/7000000" << confirmed(100, EDGE)
-        assert t.shadow.c_ack == far
+        assert t.shadow.output.snd_una == far
         t.now += 2 * ASK_EVERY_S
         t >> from_client(100, 1, ack=2 * far) << "drop ack-of-unsent" << SentAsked(1)
 
@@ -167,24 +168,24 @@ def test_after_the_takeover_an_ack_of_what_nobody_sent_is_our_tcps_to_refuse() -
     with Shadowing() as t:
         t >> "takeover"
         t.effects.clear()
-        wide = t.shadow.widest
+        wide = t.shadow.header.widest
         beyond = LEFT_BEHIND_BYTES + wide + 1
         t >> from_client(0, 0, ack=beyond) << f"pass [.] 0 ack {beyond} wnd 500 ts 1001/7000000"
-        assert t.shadow.c_ack == 0
+        assert t.shadow.output.snd_una == 0
 
 
 def test_after_the_takeover_the_client_says_once_what_the_dead_primary_has_sent() -> None:
     with Shadowing() as t:
         t >> "takeover"
         t.effects.clear()
-        far = 2 * t.shadow.widest
+        far = 2 * t.shadow.header.widest
         t >> from_client(0, 0, ack=far)
-        assert t.shadow.c_ack == far
+        assert t.shadow.output.snd_una == far
         t.effects.clear()
-        beyond = far + t.shadow.widest + 1
+        beyond = far + t.shadow.header.widest + 1
         t >> from_client(0, 0, ack=beyond) << f"pass [.] 0 ack {beyond} wnd 500 ts 1001/7000000"
         t >> from_client(0, 0, ack=-1) << "pass [.] 0 ack -1 wnd 500 ts 1001/7000000"
-        assert t.shadow.c_ack == far
+        assert t.shadow.output.snd_una == far
 
 
 # ------------------------------------------------------------------------------------ blind resets (RFC 5961 section 3)

@@ -83,7 +83,7 @@ def test_nobody_speaks_for_a_connection_that_is_gone() -> None:
 def test_not_during_a_handshake() -> None:
     """A Linux client in SYN_SENT would take the message for a refusal."""
     with Shadowing(revert_backoff=True) as t:
-        t.shadow.c_ack = -1
+        t.shadow.output.snd_una = -1
         t >> "takeover"
         t >> After(2.0)
 

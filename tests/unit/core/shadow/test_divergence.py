@@ -71,14 +71,6 @@ class Comparing(Shadowing):
     def __init__(self, policy: str = "default", **changes: object) -> None:
         super().__init__(divergence=policy, **changes)
 
-    def feed(self, given: object) -> None:
-        if isinstance(given, Digest):
-            self.side.divergence.on_digest(given, self.now)
-        elif isinstance(given, BytesSent):
-            self.side.divergence.on_bytes(given, self.now)
-        else:
-            super().feed(given)
-
     def differ(self, start: int, data: bytes) -> None:
         """The primary has sent other bytes, of one block."""
         end = start + len(data)
@@ -147,7 +139,7 @@ def test_equal_output_is_confirmed_whoever_is_first() -> None:
         t >> digest(100, 3000)
         t >> replica(100, 1400) << SILENT
         t >> replica(1500, 1600) << SILENT << seen(3100)
-        assert t.shadow.compare is not None and not t.shadow.compare.pending
+        assert t.shadow.output.compare is not None and not t.shadow.output.compare.pending
 
 
 def test_digest_that_is_repeated_or_out_of_order_does_no_harm() -> None:
@@ -163,9 +155,9 @@ def test_output_is_kept_until_it_was_compared() -> None:
     with Comparing() as t:
         t >> replica(0, 2000) << SILENT
         t >> from_client(ack=2000) << "pass [.] 0 ack 2000 wnd 500 ts 1001/7000000"
-        assert t.shadow.output.start == 0
+        assert t.shadow.output.outbound.start == 0
         t >> digest(0, 2000) << seen(2000)
-        assert t.shadow.output.start == t.shadow.output.end == 2000
+        assert t.shadow.output.outbound.start == t.shadow.output.outbound.end == 2000
 
 
 def test_date_is_counted_only() -> None:
@@ -176,7 +168,7 @@ def test_date_is_counted_only() -> None:
         assert t.out.counters["difference"] == 1
         t >> from_client(ack=200) << "pass [.] 0 ack 200 wnd 500 ts 1001/7000000"
         t >> "takeover"
-        assert t.shadow.state is Shadow.ACTIVE and t.shadow.compare is None
+        assert t.shadow.state is Shadow.ACTIVE and t.shadow.output.compare is None
         t.effects.clear()
 
 
@@ -216,7 +208,7 @@ def test_bytes_that_the_primary_no_longer_has_count_as_different() -> None:
         t >> replica(0, 200) << SILENT
         t >> digest(0, 200, changed(0, 200, 50)) << BytesAsked(1, server_seq(0), server_seq(200))
         t >> BytesSent(1, server_seq(0), b"") << "log warning: output differs" << seen(200, 1)
-        assert t.shadow.compare is not None and not t.shadow.compare.in_step
+        assert t.shadow.output.compare is not None and not t.shadow.output.compare.in_step
 
 
 def test_question_is_repeated_with_the_digest() -> None:
@@ -303,7 +295,7 @@ def test_what_the_primary_has_sent_is_withheld_until_it_was_compared() -> None:
         assert str(t.effects.popleft()).startswith("client [P.] 0:1280") or t.effects
         t.effects.clear()
         t >> replica(1280, 800)
-        assert t.shadow.compare is None
+        assert t.shadow.output.compare is None
         t.effects.clear()
 
 

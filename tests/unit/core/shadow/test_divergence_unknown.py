@@ -19,7 +19,7 @@ def test_block_that_is_not_known_is_no_reason_if_the_next_one_agrees() -> None:
             << BytesAsked(1, server_seq(0), server_seq(1280))
         )
         t >> BytesSent(1, server_seq(0), b"") << "log warning: output differs" << seen(5 * DIGEST_BLOCK, 1)
-        assert t.shadow.compare is not None and t.shadow.compare.in_step
+        assert t.shadow.output.compare is not None and t.shadow.output.compare.in_step
         assert t.shadow.state is Shadow.SHADOW
 
 

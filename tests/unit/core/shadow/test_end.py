@@ -21,7 +21,7 @@ from tests.support.transcript import (
     FLOW,
     IRS,
     After,
-    BackupTranscript,
+    ShadowTranscript,
     client_seq,
     confirmed,
     opening,
@@ -60,7 +60,7 @@ def test_reset_that_does_not_fit_exactly_proves_nothing() -> None:
         t >> from_client(0, 100) << "pass [.] 0:100 ack 0 wnd 500 ts 1001/7000000" << confirmed(100, EDGE)
         t >> replica(ack=100) << SILENT
         t >> from_client(50, flags="R", ack=None, ts=None) << "pass [R] 50 wnd 500"
-        assert not t.shadow.reset_by_client
+        assert not t.shadow.inward.reset_by_client
 
 
 def test_reset_elsewhere_in_the_window_is_the_primarys_affair() -> None:
@@ -69,7 +69,7 @@ def test_reset_elsewhere_in_the_window_is_the_primarys_affair() -> None:
         t >> from_client(0, 100) << "pass [.] 0:100 ack 0 wnd 500 ts 1001/7000000" << confirmed(100, EDGE)
         t >> from_client(0, flags="R", ack=None, ts=None) << "drop rst-elsewhere"
         t >> replica(ack=100) << SILENT
-        assert not t.shadow.reset_by_client
+        assert not t.shadow.inward.reset_by_client
 
 
 def test_reset_that_waits_is_void_when_the_client_goes_on() -> None:
@@ -78,7 +78,7 @@ def test_reset_that_waits_is_void_when_the_client_goes_on() -> None:
         t >> from_client(100, flags="R", ack=None, ts=None) << "drop rst-held"
         t >> from_client(100, 10) << "pass [.] 100:110 ack 0 wnd 500 ts 1001/7000000" << confirmed(110, EDGE)
         t >> replica(ack=110) << SILENT
-        assert not t.shadow.reset_by_client
+        assert not t.shadow.inward.reset_by_client
 
 
 def test_replica_that_resets_loses_the_protection_and_says_so_until_heard() -> None:
@@ -102,7 +102,7 @@ def test_connection_without_a_replica_is_kept_for_its_reset_until_the_primary_kn
         t >> UnprotectedSeen(1)
         t.now += 5.0
         t >> FlowsGone([FLOW])
-        assert t.shadow.journal.size == t.shadow.output.size == 0
+        assert t.shadow.inward.inbound.size == t.shadow.output.outbound.size == 0
         t >> After(DEAD_ASK_S + 0.1) << "query" << Unprotected(1, reason)
         t >> UnprotectedSeen(1)
         t >> from_client(0, 0, ack=0) << "drop connection-dead"
@@ -142,7 +142,7 @@ def test_end_that_the_primary_has_to_judge_is_not_told_as_something_else() -> No
 
 
 def test_connection_whose_options_differ_is_reset_where_the_client_is() -> None:
-    with BackupTranscript() as t:
+    with ShadowTranscript() as t:
         t >> opening() << "kernel [S] -1 wnd 64240"
         t >> answer(wscale=None)
         t.effects.clear()
@@ -153,7 +153,7 @@ def test_connection_whose_options_differ_is_reset_where_the_client_is() -> None:
 
 
 def test_socket_of_an_earlier_connection_is_reset_at_its_own_byte() -> None:
-    with BackupTranscript() as t:
+    with ShadowTranscript() as t:
         t >> opening() << "kernel [S] -1 wnd 64240"
         # Not a SYN-ACK: the replica's TCP still has an older connection from this port, and challenges the SYN.
         t >> server(0, ack=5000, irs=IRS + 100) << SILENT << "kernel [R] 5100 wnd 0"
@@ -177,7 +177,7 @@ def test_connection_that_the_primary_let_go_is_not_continued_and_its_replica_is_
 
 
 def test_unknown_connection_is_called_unprotected() -> None:
-    with BackupTranscript() as t:
+    with ShadowTranscript() as t:
         t >> Progress(9, 5, True) << Unprotected(9, "unknown to the backup")
         t >> Close(9, "closed") << Closed(9)
         t >> Unprotected(9, "whatever") << UnprotectedSeen(9)

@@ -7,7 +7,7 @@ from nfq_failover.wire.records import Close, Closed, EndKind, Progress, Unprotec
 from tests.support.shadow import EDGE, SILENT, Shadowing, from_client, replica
 from tests.support.transcript import (
     After,
-    BackupTranscript,
+    ShadowTranscript,
     asked,
     client_seq,
     confirmed,
@@ -33,7 +33,7 @@ def test_answer_says_what_the_replica_has_taken() -> None:
 
 
 def test_question_about_a_connection_that_is_opening_is_left_to_the_opening() -> None:
-    with BackupTranscript() as t:
+    with ShadowTranscript() as t:
         t >> opening() << "kernel [S] -1 wnd 64240"
         t >> asked(0)
 
@@ -95,7 +95,7 @@ def test_reset_that_crosses_the_question_is_an_end_too() -> None:
 
 def test_question_about_what_can_not_be_continued_or_is_unknown_gives_the_reason() -> None:
     with Shadowing() as t:
-        t.side.on_unprotected(Unprotected(1, "let go"))
+        t.side.take(Unprotected(1, "let go"), t.now)
         t.drain()
         t.effects.clear()
         t >> asked(0) << Unprotected(1, "let go")
@@ -103,8 +103,7 @@ def test_question_about_what_can_not_be_continued_or_is_unknown_gives_the_reason
 
 
 def test_replica_counts_as_alive_after_a_check_that_began_later_than_the_servers_end() -> None:
-    with Shadowing() as t:
-        t.side.ends.checked = True
+    with Shadowing(health_checked=True) as t:
         t.side.ends.note_well(t.now - 0.1)
         t >> asked(0, EndKind.OPEN) << replica_end(0, EndKind.OPEN)  # nothing to prove
         t >> asked(0) << replica_end(0, EndKind.OPEN, well=False)

@@ -6,7 +6,7 @@ import pytest
 
 from nfq_failover.core.events import FlowsGone
 from nfq_failover.core.gate.table import GateTable
-from nfq_failover.core.shadow.checkpoint import HEADER_BYTES, LIFE_BYTES, SLOT_BYTES, Memory, pack, unpack
+from nfq_failover.core.shadow.checkpoint import HEADER_BYTES, LIFE_BYTES, SLOT_BYTES, CheckpointWriter, pack, unpack
 from nfq_failover.core.shadow.connection import Shadow
 from nfq_failover.core.shadow.handover import COMPARE_PATIENCE_S, FIRST_NUMBER, ORPHAN_S
 from nfq_failover.core.status import connections_of
@@ -48,7 +48,7 @@ def test_it_has_a_number_of_our_own_and_the_primarys_is_free() -> None:
         t >> Close(1, "closed") << Closed(1)
         t >> opening()  # a repeated one that was overtaken
         t >> Progress(1, 0, True) << Unprotected(1, "unknown to the backup")
-        assert t.shadow.state is Shadow.ACTIVE and t.shadow.closed_at is None
+        assert t.shadow.state is Shadow.ACTIVE and t.shadow.closing.closed_at is None
 
 
 def test_next_generation_and_a_lost_protection_leave_it_alone() -> None:
@@ -107,7 +107,7 @@ def test_connection_that_the_client_has_reset_is_refused() -> None:
 
 def test_it_waits_for_the_comparison_but_not_for_ever() -> None:
     with Shadowing(divergence="default") as t:
-        compare = t.shadow.compare
+        compare = t.shadow.output.compare
         assert compare is not None
         compare.started = True
         t >> replica(0, 100) << SILENT
@@ -123,7 +123,7 @@ def test_it_waits_for_the_comparison_but_not_for_ever() -> None:
 
 def test_diverged_connection_is_refused() -> None:
     with Shadowing(divergence="default") as t:
-        compare = t.shadow.compare
+        compare = t.shadow.output.compare
         assert compare is not None
         t >> replica(0, 100) << SILENT
         compare.compared = 50
@@ -151,7 +151,7 @@ def test_primary_that_does_not_ask_for_it_any_more_has_forgotten_it() -> None:
         def pass_time(seconds: float, heard: bool) -> None:
             for _ in range(round(seconds)):
                 t.now += 1.0
-                t.side.handed.on_timer(heard, t.now)
+                t.side.handovers.on_timer(heard, t.now)
 
         pass_time(100, False)  # nobody can ask
         pass_time(ORPHAN_S - 1, True)
@@ -168,7 +168,7 @@ def test_primary_that_does_not_ask_for_it_any_more_has_forgotten_it() -> None:
 
 def test_host_that_leaves_tells_the_client() -> None:
     with Taking() as t:
-        t.side.handed.cut("this host leaves")
+        t.side.handovers.cut("this host leaves")
         t.drain()
         t << "log error: a connection that was handed over to this host is lost"
         t << RESET_INWARD << "client [R.] 0 ack 0 wnd 0" << HandedOver(1, Handed.OVER, "this host leaves")
@@ -178,7 +178,7 @@ def test_host_that_leaves_tells_the_client() -> None:
 def test_it_outlives_the_daemon() -> None:
     with Taking() as t:
         found = unpack(pack(t.shadow), settings(), t.now)
-        assert (found.handed, found.state, found.resync) == (1, Shadow.ACTIVE, True)
+        assert (found.handed, found.state, found.resync.pending) == (1, Shadow.ACTIVE, True)
         t.side.flows.clear()
         t.side.numbers.clear()
         t.side.restore([found], t.now)
@@ -189,21 +189,21 @@ def test_it_outlives_the_daemon() -> None:
 
 
 def test_record_grows_and_its_places_are_used_again() -> None:
-    memory = Memory(bytes(LIFE_BYTES))
+    writer = CheckpointWriter(bytes(LIFE_BYTES))
     with Taking() as t:
-        memory.note(False, 1, True)
-        memory.writes.clear()
-        memory.add(t.shadow)
-        memory.note(False, 1, True)
-        slot, header = memory.writes
+        writer.note(False, 1, True)
+        writer.writes.clear()
+        writer.add(t.shadow)
+        writer.note(False, 1, True)
+        slot, header = writer.writes
         assert slot == (HEADER_BYTES, pack(t.shadow)) and header[0] == 0
-        memory.writes.clear()
-        memory.forget(FLOW)
-        memory.add(t.shadow)
-        assert [at for at, _ in memory.writes] == [HEADER_BYTES, HEADER_BYTES]
+        writer.writes.clear()
+        writer.forget(FLOW)
+        writer.add(t.shadow)
+        assert [at for at, _ in writer.writes] == [HEADER_BYTES, HEADER_BYTES]
         t.shadow.flow = (*FLOW[:1], 1, *FLOW[2:])
-        memory.add(t.shadow)
-        assert memory.writes[-1][0] == HEADER_BYTES + SLOT_BYTES
+        writer.add(t.shadow)
+        assert writer.writes[-1][0] == HEADER_BYTES + SLOT_BYTES
 
 
 @pytest.mark.parametrize("everything", [False, True])
@@ -228,13 +228,13 @@ def test_what_was_refused_stays_the_primarys_and_is_forgotten(why: str) -> None:
             t >> replica(0, flags="R.")
         else:
             t >> replica(0, 100)
-            assert t.shadow.compare is not None
-            t.shadow.compare.last = (50, 60)  # a date, not acknowledged yet
+            assert t.shadow.output.compare is not None
+            t.shadow.output.compare.last = (50, 60)  # a date, not acknowledged yet
         t.effects.clear()
         t >> hand_over()
         assert any(isinstance(e, HandedOver) and e.state is Handed.REFUSED for e in t.effects)
         t.effects.clear()
-        t.side.handed.cut("this host leaves")
+        t.side.handovers.cut("this host leaves")
         t.drain()
         assert not t.effects
         t.now += 5.0

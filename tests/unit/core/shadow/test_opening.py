@@ -13,7 +13,7 @@ from tests.support.transcript import (
     ISS,
     OFFER,
     After,
-    BackupTranscript,
+    ShadowTranscript,
     client,
     client_seq,
     confirmed,
@@ -23,17 +23,17 @@ from tests.support.transcript import (
 
 
 def test_syn_is_delivered_without_what_the_primary_did_not_grant() -> None:
-    with BackupTranscript() as t:
+    with ShadowTranscript() as t:
         t >> opening(wscale=None, sack_permitted=False, tsval=None)
         t.effects.clear()
-    with BackupTranscript() as t:
-        t.side.on_open(opening(wscale=None, sack_permitted=False, tsval=None), 1.0)
+    with ShadowTranscript() as t:
+        t.side.take(opening(wscale=None, sack_permitted=False, tsval=None), 1.0)
         packet = bytes(t.out.effects.popleft().packet)  # type: ignore[union-attr,arg-type]
         assert packet[40:] == OFFER[:4] + b"\x01" * (len(OFFER) - 4)
 
 
 def test_syn_is_repeated_until_the_replica_answers() -> None:
-    with BackupTranscript() as t:
+    with ShadowTranscript() as t:
         t >> opening() << "kernel [S] -1 wnd 64240"
         t >> After(0.021) << "kernel [S] -1 wnd 64240" << "query"
         t >> After(0.041) << "kernel [S] -1 wnd 64240"
@@ -44,7 +44,7 @@ def test_syn_is_repeated_until_the_replica_answers() -> None:
 
 
 def test_opening_that_is_repeated_is_answered_again() -> None:
-    with BackupTranscript() as t:
+    with ShadowTranscript() as t:
         t >> opening() << "kernel [S] -1 wnd 64240"
         t >> opening()
         t >> answer() << SILENT << Opened(1, True, client_seq(5000))
@@ -54,7 +54,7 @@ def test_opening_that_is_repeated_is_answered_again() -> None:
 @pytest.mark.parametrize("grant", [{"wscale": None}, {"ts": None}, {"sack": False}], ids=str)
 def test_replica_that_grants_other_options_cannot_continue(grant: dict[str, Any]) -> None:
     reason = "the hosts grant different TCP options"
-    with BackupTranscript() as t:
+    with ShadowTranscript() as t:
         t >> opening() << "kernel [S] -1 wnd 64240"
         t >> answer(**grant) << SILENT
         t << "log error: connection lost its replica" << Unprotected(1, reason)
@@ -68,7 +68,7 @@ def test_clients_syn_reaches_no_one() -> None:
 
 
 def test_acks_before_the_replica_has_answered_wait_and_are_told_later() -> None:
-    with BackupTranscript() as t:
+    with ShadowTranscript() as t:
         t >> opening() << "kernel [S] -1 wnd 64240"
         t >> from_client(0, 100) << "drop replica-opening"
         t >> answer() << SILENT << "kernel [.] 0 ack 0 wnd 501 ts 1000/7000000" << Opened(1, True, client_seq(5000))
@@ -77,28 +77,28 @@ def test_acks_before_the_replica_has_answered_wait_and_are_told_later() -> None:
 
 
 def test_replica_that_was_late_and_lacks_bytes_is_not_continued() -> None:
-    with BackupTranscript() as t:
+    with ShadowTranscript() as t:
         t >> opening() << "kernel [S] -1 wnd 64240"
         t >> from_client(100, flags="F.") << "drop replica-opening"  # the tap has lost what was before
         t >> answer() << SILENT << Opened(1, True, client_seq(5000))
-        assert t.side.numbers[1].late
+        assert t.side.numbers[1].inward.late
         t >> "takeover"
         t << "kernel [R.] 0 ack 0 wnd 501 ts 1000/7000000" << "client [R.] 0 ack 0 wnd 0"
 
 
 def test_replica_that_was_late_is_continued_when_the_primary_has_no_more_either() -> None:
-    with BackupTranscript() as t:
+    with ShadowTranscript() as t:
         t >> opening() << "kernel [S] -1 wnd 64240"
         t >> from_client(100, flags="F.")
         t.effects.clear()
         t >> answer()
         t.effects.clear()
         t >> Progress(1, client_seq(0), False) << confirmed(0, 5000, established=False)
-        assert not t.side.numbers[1].late
+        assert not t.side.numbers[1].inward.late
 
 
 def test_handshake_that_the_tap_lost_is_completed_by_the_primary() -> None:
-    with BackupTranscript() as t:
+    with ShadowTranscript() as t:
         t >> opening() << "kernel [S] -1 wnd 64240"
         t >> answer() << SILENT << Opened(1, True, client_seq(5000))
         t >> Progress(1, client_seq(0), False) << confirmed(0, 5000, established=False)
@@ -111,7 +111,7 @@ def test_replica_that_missed_the_ack_gets_it_again_when_it_repeats_its_syn_ack()
 
 
 def test_full_table_is_refused_with_the_reason() -> None:
-    with BackupTranscript(max_connections=0) as t:
+    with ShadowTranscript(max_connections=0) as t:
         t >> opening() << Opened(1, False, 0, "the backup's table is full")
 
 

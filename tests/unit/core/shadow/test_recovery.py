@@ -7,8 +7,8 @@ from collections import deque
 import pytest
 
 from nfq_failover.core.shadow.connection import Shadow
-from nfq_failover.core.shadow.recovery import FIRST_S, LONGEST_S
-from nfq_failover.core.shadow.takeover import BURST_SEGMENTS
+from nfq_failover.core.shadow.recovery import LONGEST_S
+from nfq_failover.core.shadow.resending import BURST_SEGMENTS, WAIT_FIRST_S
 from tests.support.shadow import SILENT, Shadowing, from_client, replica
 from tests.support.transcript import FLOW, After
 from tests.unit.core.shadow.test_takeover import shown
@@ -43,8 +43,8 @@ def acknowledge(t: Shadowing, ack: int) -> list[str]:
 
 def test_first_segment_is_sent_again_and_then_twice_what_is_acknowledged() -> None:
     with taken_over(20_000) as t:
-        assert t.side.poll_timeout() == pytest.approx(t.now + FIRST_S)
-        t >> After(FIRST_S + MOMENT) << shown(0, MSS, 0, 360)
+        assert t.side.poll_timeout() == pytest.approx(t.now + WAIT_FIRST_S)
+        t >> After(WAIT_FIRST_S + MOMENT) << shown(0, MSS, 0, 360)
         assert len(acknowledge(t, MSS)) == 10  # all that was sent again has come: as at the takeover
         assert acknowledge(t, 2 * MSS) == ["15928:17376", "17376:18824"]
         assert acknowledge(t, 17_376) == ["18824:20000"]
@@ -55,15 +55,15 @@ def test_first_segment_is_sent_again_and_then_twice_what_is_acknowledged() -> No
 
 def test_timer_doubles_and_ends_where_our_own_tcp_has_come() -> None:
     with taken_over(1000) as t:
-        wait, times = FIRST_S, 0
+        wait, times = WAIT_FIRST_S, 0
         while wait <= LONGEST_S:
-            assert t.side.recovery.poll_timeout() == pytest.approx(t.now + wait)
+            assert t.side.takeover.recovery.poll_timeout() == pytest.approx(t.now + wait)
             t >> After(wait)
             assert sent(t) == ["0:1000"]
             wait, times = wait * 2, times + 1
         t >> After(wait)
         assert sent(t) == []
-        assert t.side.recovery.poll_timeout() is None
+        assert t.side.takeover.recovery.poll_timeout() is None
         assert t.side.out.counters["recovery-timeouts"] == times == 7
 
 
@@ -71,10 +71,10 @@ def test_round_trip_is_measured_once_and_each_acknowledgement_begins_anew() -> N
     with taken_over(20_000) as t:
         t.now += 0.25
         assert len(acknowledge(t, 5 * MSS)) == 4
-        assert t.side.recovery.poll_timeout() == pytest.approx(t.now + 0.5)
+        assert t.side.takeover.recovery.poll_timeout() == pytest.approx(t.now + 0.5)
         t.now += 0.4
         assert acknowledge(t, 10 * MSS) == []
-        assert t.side.recovery.poll_timeout() == pytest.approx(t.now + 0.5)
+        assert t.side.takeover.recovery.poll_timeout() == pytest.approx(t.now + 0.5)
         t >> After(0.5 + MOMENT)
         assert sent(t) == ["14480:15928"]
 
@@ -82,10 +82,12 @@ def test_round_trip_is_measured_once_and_each_acknowledgement_begins_anew() -> N
 def test_round_trip_is_not_taken_for_a_short_one_because_something_was_sent_twice() -> None:
     """The acknowledgement may be that of either (Karn's algorithm): of the first, for all that we know."""
     with taken_over(20_000) as t:
-        t >> After(FIRST_S + MOMENT) << shown(0, MSS, 0, 360)
+        t >> After(WAIT_FIRST_S + MOMENT) << shown(0, MSS, 0, 360)
         t.now += 0.3
         assert len(acknowledge(t, MSS)) == 10
-        assert t.side.recovery.poll_timeout() == pytest.approx(t.now + 2 * (FIRST_S + 0.3), abs=2 * MOMENT)
+        assert t.side.takeover.recovery.poll_timeout() == pytest.approx(
+            t.now + 2 * (WAIT_FIRST_S + 0.3), abs=2 * MOMENT
+        )
 
 
 @pytest.mark.parametrize(("round_trip_s", "most"), [(0.05, 1.0), (0.25, 1.0), (0.35, 1.1), (0.6, 1.1), (1.0, 1.1)])
@@ -106,7 +108,7 @@ def test_long_round_trip_costs_little(round_trip_s: float, most: float) -> None:
                     start, end = map(int, text.split(":"))
                     total += end - start
                     way.append((t.now + round_trip_s, start, end))
-            due = t.side.recovery.poll_timeout()
+            due = t.side.takeover.recovery.poll_timeout()
             if due is not None and due < way[0][0]:
                 t.now = due
                 t >> After(0)
@@ -131,7 +133,7 @@ def test_one_acknowledgement_of_much_makes_no_burst() -> None:
         assert len(sent(t)) == 10
         t.effects.clear()
         for _ in range(5):
-            acknowledged = t.shadow.resend_next
+            acknowledged = t.shadow.resending.next
             assert acknowledged is not None
             t >> from_client(0, 0, ack=acknowledged, wnd=20_000)
             t.effects.popleft()
@@ -146,7 +148,7 @@ def test_what_is_sent_when_the_window_opens_has_a_timer_of_its_own() -> None:
         t >> "takeover"
         for _ in range(5):
             t.effects.clear()
-            due = t.side.recovery.poll_timeout()
+            due = t.side.takeover.recovery.poll_timeout()
             assert due is not None
             t >> After(due - t.now + MOMENT)
             t.effects.clear()
@@ -155,7 +157,7 @@ def test_what_is_sent_when_the_window_opens_has_a_timer_of_its_own() -> None:
         t >> from_client(0, 0, ack=1000, wnd=500)
         t.effects.popleft()
         assert sent(t) == ["1000:2448", "2448:3896", "3896:5000"]
-        assert t.side.recovery.poll_timeout() == pytest.approx(t.now + FIRST_S)
+        assert t.side.takeover.recovery.poll_timeout() == pytest.approx(t.now + WAIT_FIRST_S)
 
 
 def test_probe_is_no_acknowledgement() -> None:
@@ -165,22 +167,22 @@ def test_probe_is_no_acknowledgement() -> None:
         t.effects.clear()
         t >> "takeover"
         t.effects.clear()
-        t.shadow.k_ack = 20
-        told = t.shadow.ack_sent
-        t >> After(FIRST_S + MOMENT) << shown(-1, 0, 20, 360)
-        assert t.shadow.ack_sent == told
+        t.shadow.inward.rcv_nxt = 20
+        told = t.shadow.resending.told_ack
+        t >> After(WAIT_FIRST_S + MOMENT) << shown(-1, 0, 20, 360)
+        assert t.shadow.resending.told_ack == told
 
 
 def test_nothing_is_repeated_after_a_reset() -> None:
     with taken_over(1000) as t:
         t >> replica(1000, flags="R.", edge=0)
         t.effects.clear()
-        t >> After(FIRST_S + MOMENT)
+        t >> After(WAIT_FIRST_S + MOMENT)
     with taken_over(1000) as t:
         t >> from_client(0, 0, ack=None, flags="R", ts=None)
         t.effects.clear()
-        assert t.shadow.reset_by_client
-        t >> After(FIRST_S + MOMENT)
+        assert t.shadow.inward.reset_by_client
+        t >> After(WAIT_FIRST_S + MOMENT)
 
 
 def test_what_our_tcp_adds_meanwhile_is_watched_as_well() -> None:
@@ -188,10 +190,10 @@ def test_what_our_tcp_adds_meanwhile_is_watched_as_well() -> None:
         t >> replica(15_000, MSS) << "drop resend-pending"
         assert acknowledge(t, 10 * MSS) == ["14480:15928", "15928:16448"]
         assert acknowledge(t, 15_928) == []
-        t >> After(FIRST_S + MOMENT)
+        t >> After(WAIT_FIRST_S + MOMENT)
         assert sent(t) == ["15928:16448"]
         assert acknowledge(t, 16_448) == []
-        assert t.side.recovery.poll_timeout() is None
+        assert t.side.takeover.recovery.poll_timeout() is None
 
 
 def test_new_output_of_a_connection_that_has_recovered_is_our_tcps_affair() -> None:
@@ -199,7 +201,7 @@ def test_new_output_of_a_connection_that_has_recovered_is_our_tcps_affair() -> N
         assert acknowledge(t, 1000) == []
         t >> replica(1000, 500)
         t.effects.clear()
-        assert t.side.recovery.poll_timeout() is None
+        assert t.side.takeover.recovery.poll_timeout() is None
 
 
 def test_fin_is_repeated() -> None:
@@ -209,7 +211,7 @@ def test_fin_is_repeated() -> None:
         t >> from_client(0, 0, ack=700)
         t.effects.clear()
         t >> "takeover" << shown(700, 0, 0, 60, flags="FP.")
-        t >> After(FIRST_S + MOMENT) << shown(700, 0, 0, 360, flags="FP.")
+        t >> After(WAIT_FIRST_S + MOMENT) << shown(700, 0, 0, 360, flags="FP.")
         assert acknowledge(t, 701) == []
 
 
@@ -220,8 +222,8 @@ def test_client_with_a_closed_window_is_asked_whether_it_is_open_now() -> None:
         t >> from_client(0, 0, ack=1000, wnd=0)
         t.effects.clear()
         t >> "takeover" << shown(1000, 0, 0, 60) << shown(999, 0, 0, 60)
-        t >> After(FIRST_S + MOMENT) << shown(999, 0, 0, 360)
-        t >> After(2 * FIRST_S + MOMENT) << shown(999, 0, 0, 960)
+        t >> After(WAIT_FIRST_S + MOMENT) << shown(999, 0, 0, 360)
+        t >> After(2 * WAIT_FIRST_S + MOMENT) << shown(999, 0, 0, 960)
         t >> from_client(0, 0, ack=1000, wnd=500)
         assert str(t.effects.popleft()).startswith("pass [.] 0 ack 1000 wnd 500 ")
         assert sent(t) == ["1000:2448", "2448:3896", "3896:5000"]
@@ -234,16 +236,16 @@ def test_client_with_a_closed_window_and_everything_is_asked_until_it_answers() 
         t >> from_client(0, 0, ack=1000, wnd=0)
         t.effects.clear()
         t >> "takeover" << shown(1000, 0, 0, 60) << shown(999, 0, 0, 60)
-        t >> After(FIRST_S + MOMENT) << shown(999, 0, 0, 360)
+        t >> After(WAIT_FIRST_S + MOMENT) << shown(999, 0, 0, 360)
         t >> from_client(0, 0, ack=1000, wnd=0)
         assert str(t.effects.popleft()).startswith("pass [.] 0 ack 1000 wnd 0 ")
-        assert t.side.recovery.poll_timeout() is None  # when it opens it, we are there
+        assert t.side.takeover.recovery.poll_timeout() is None  # when it opens it, we are there
 
 
 def test_nothing_is_asked_of_a_client_that_has_everything() -> None:
     with Shadowing() as t:
         t >> "takeover" << shown(0, 0, 0, 60)
-        assert t.side.recovery.poll_timeout() is None
+        assert t.side.takeover.recovery.poll_timeout() is None
 
 
 @pytest.mark.parametrize("end", ["dead", "forgotten"])
@@ -254,5 +256,5 @@ def test_nothing_is_repeated_of_a_connection_that_is_over(end: str) -> None:
             t.side.forget(connection)
         else:
             connection.state = Shadow.DEAD
-        t >> After(FIRST_S + MOMENT)
-        assert t.side.recovery.poll_timeout() is None
+        t >> After(WAIT_FIRST_S + MOMENT)
+        assert t.side.takeover.recovery.poll_timeout() is None

@@ -28,9 +28,9 @@ def quietly(t: Shadowing, *given: object) -> None:
 def test_data_is_logged_translated_delivered_and_confirmed_at_once() -> None:
     with Shadowing() as t:
         t >> from_client(0, 1000) << "pass [.] 0:1000 ack 0 wnd 500 ts 1001/7000000" << confirmed(1000, EDGE)
-        assert t.shadow.journal.read(0, 2000) == client_bytes(0, 1000)
+        assert t.shadow.inward.inbound.read(0, 2000) == client_bytes(0, 1000)
         t >> replica(ack=1000) << SILENT
-        assert t.shadow.journal.size == 0
+        assert t.shadow.inward.inbound.size == 0
 
 
 def test_corrupted_segment_is_neither_logged_nor_confirmed() -> None:
@@ -145,7 +145,7 @@ def test_late_segments_of_an_earlier_connection_do_not_count() -> None:
         t >> from_client(0, 0, irs=IRS + 500_000_000, flags="R.") << "drop implausible"
         t >> from_client(0, 0, iss=(ISS + 2_000_000_000) % 2**32) << "drop ack-of-unsent" << SentAsked(1)
         t >> from_client(-1, 0) << "pass [.] -1 ack 0 wnd 500 ts 1001/7000000"  # a keepalive
-        assert (t.shadow.fin_in, t.shadow.rst_in, t.shadow.c_ack) == (None, None, 0)
+        assert (t.shadow.inward.fin_in, t.shadow.inward.rst_in, t.shadow.output.snd_una) == (None, None, 0)
 
 
 def test_end_that_lies_before_what_we_hold_is_a_contradiction() -> None:
@@ -153,7 +153,7 @@ def test_end_that_lies_before_what_we_hold_is_a_contradiction() -> None:
         t >> from_client(0, 1000) << "pass [.] 0:1000 ack 0 wnd 500 ts 1001/7000000" << confirmed(1000, EDGE)
         t >> from_client(0, 10, flags="F.") << "log error: connection lost its replica"
         t << "kernel [R.] 0 ack 0 wnd 500 ts 1001/7000000" << "drop contradiction" << Unprotected(1, TWO_VERSIONS)
-        assert t.shadow.fin_in is None
+        assert t.shadow.inward.fin_in is None
 
 
 def test_full_log_confirms_no_more_than_it_holds() -> None:
@@ -202,9 +202,9 @@ def test_redelivery_stays_within_the_replicas_window() -> None:
 def test_replicas_output_is_kept_and_goes_nowhere() -> None:
     with Shadowing() as t:
         t >> replica(0, 1000) << SILENT
-        assert t.shadow.output.size == 1000
+        assert t.shadow.output.outbound.size == 1000
         t >> from_client(0, 0, ack=600) << "pass [.] 0 ack 600 wnd 500 ts 1001/7000000"
-        assert t.shadow.output.size == 400
+        assert t.shadow.output.outbound.size == 400
 
 
 def test_ack_beyond_what_the_replica_has_produced_is_clamped_and_told_when_it_has() -> None:
@@ -215,7 +215,7 @@ def test_ack_beyond_what_the_replica_has_produced_is_clamped_and_told_when_it_ha
         t >> replica(0, 600, ack=10) << SILENT << "kernel [.] 10 ack 600 wnd 503 ts 1001/7000000"
         t >> replica(600, 600, ack=10) << SILENT << "kernel [.] 10 ack 900 wnd 500 ts 1001/7000000"
         t >> from_client(10, 0, ack=1200) << "pass [.] 10 ack 1200 wnd 500 ts 1001/7000000"
-        assert t.shadow.output.size == 0
+        assert t.shadow.output.outbound.size == 0
 
 
 def test_retransmission_of_what_the_client_has_is_acknowledged_locally() -> None:

@@ -18,7 +18,7 @@ from tests.support.transcript import (
     OFFER,
     SEEN_TS,
     After,
-    BackupTranscript,
+    ShadowTranscript,
     client,
     client_seq,
     confirmed,
@@ -172,7 +172,7 @@ def test_new_bytes_are_acknowledged_only_by_the_replicas_tcp() -> None:
     with Shadowing() as t:
         t >> "takeover" << shown(0, 0, 0, 60)
         t >> from_client(0, 1000) << "pass [.] 0:1000 ack 0 wnd 500 ts 1001/7000000"
-        assert t.shadow.journal.size == 0
+        assert t.shadow.inward.inbound.size == 0
         t >> replica(0, 0, ack=1000) << f"pass [.] 0 ack 1000 wnd {(EDGE - 1000) // 4} ts {AT + 60}/1001"
 
 
@@ -207,7 +207,7 @@ def test_selective_acknowledgements_stay_in_the_clients_numbers() -> None:
 
 
 def test_syn_ack_is_repeated_with_the_primarys_numbers_and_scale() -> None:
-    with BackupTranscript() as t:
+    with ShadowTranscript() as t:
         t >> opening() << "kernel [S] -1 wnd 64240"
         t >> answer() << SILENT << Opened(1, True, client_seq(5000))
         t >> "takeover"  # the client has not been heard of: it may or may not have seen the SYN-ACK
@@ -224,7 +224,7 @@ def test_syn_ack_is_repeated_with_the_primarys_numbers_and_scale() -> None:
 
 
 def test_connection_that_no_client_has_seen_is_native() -> None:
-    with BackupTranscript() as t:
+    with ShadowTranscript() as t:
         t >> opening() << "kernel [S] -1 wnd 64240"
         t >> "takeover"
         assert not t.side.flows and t.side.poll_timeout() is None
@@ -342,7 +342,7 @@ def test_after_the_takeover_a_reset_in_the_window_is_for_our_tcp_to_judge() -> N
     with Shadowing() as t:  # RFC 5961 section 3.2: it asks back
         t >> "takeover" << shown(0, 0, 0, 60)
         t >> from_client(100, flags="R", ack=None, ts=None) << "pass [R] 100 wnd 500"
-        assert (t.shadow.rst_in, t.shadow.reset_by_client) == (None, False)
+        assert (t.shadow.inward.rst_in, t.shadow.inward.reset_by_client) == (None, False)
 
 
 def test_after_the_takeover_our_tcp_answers_what_can_not_be_of_the_connection() -> None:
@@ -350,7 +350,7 @@ def test_after_the_takeover_our_tcp_answers_what_can_not_be_of_the_connection() 
         t >> "takeover" << shown(0, 0, 0, 60)
         t >> from_client(50_000_000, 10) << "pass [.] 50000000:50000010 ack 0 wnd 500 ts 1001/7000000"
         t >> from_client(0, 10, ack=100_000_000) << "pass [.] 0:10 ack 100000000 wnd 500 ts 1001/7000000"
-        assert (t.shadow.c_ack, t.shadow.k_una) == (0, 0)
+        assert (t.shadow.output.snd_una, t.shadow.inward.own_una) == (0, 0)
 
 
 def test_after_the_takeover_a_connection_that_has_ended_answers_for_no_later_one() -> None:
@@ -372,4 +372,4 @@ def test_after_the_takeover_a_client_may_know_more_than_the_replica_has_said() -
     with Shadowing() as t:
         t >> "takeover" << shown(0, 0, 0, 60)
         t >> from_client(0, 10, ack=1000) << "pass [.] 0:10 ack 0 wnd 508 ts 1001/7000000"
-        assert t.shadow.c_ack == 1000
+        assert t.shadow.output.snd_una == 1000
