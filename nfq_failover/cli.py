@@ -34,6 +34,11 @@ examples:
   sudo nfq-failover lab up                           a whole pair on this one machine, to try it
 """
 
+SETTINGS = """\
+Every setting, with bounds and default: docs/operate/configuration.md, or as a file to copy:
+python -m nfq_failover.config.reference --sample
+"""
+
 
 def _config_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", type=Path, default=DEFAULT_CONFIG, help=f"configuration file ({DEFAULT_CONFIG})")
@@ -173,12 +178,14 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"nfq-failover {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
 
-    def command(name: str, help_text: str, run: Callable[[argparse.Namespace], int]) -> argparse.ArgumentParser:
-        sub = commands.add_parser(name, help=help_text, description=help_text)
+    def command(
+        name: str, help_text: str, run: Callable[[argparse.Namespace], int], epilog: str | None = None
+    ) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=help_text, description=help_text, epilog=epilog)
         sub.set_defaults(run=run)
         return sub
 
-    run = command("run", "run the daemon", _run)
+    run = command("run", "run the daemon", _run, SETTINGS)
     _config_option(run)
     run.add_argument("--log-level", choices=("debug", "info", "warning", "error"), default="info")
     run.add_argument("--log-json", action="store_true", help="log as JSON lines")
@@ -196,7 +203,7 @@ def build_parser() -> argparse.ArgumentParser:
     witness.add_argument("--log-json", action="store_true", help="log as JSON lines")
     keygen = command("keygen", "make a key file", _keygen)
     keygen.add_argument("file", type=Path)
-    check = command("check-config", "check the configuration file", _check_config)
+    check = command("check-config", "check the configuration file", _check_config, SETTINGS)
     _config_option(check)
     check.add_argument("--fence-status", action="store_true", help="ask the fence agent whether the peer is on")
     return parser

@@ -236,10 +236,10 @@ _CONNECTIONS: Final = (
 _LIMITS: Final = (
     _number("max_connections", 20_000, 1, 1_000_000, core=True).says("The connections that a host keeps track of."),
     _bytes("max_log_bytes", 16 << 20, 1 << 16, 1 << 30, core=True, live=True).says(
-        "Per connection: the client's bytes that the replica has not taken. New connections have a new value."
+        "Per connection: the client's bytes that the replica has not taken. A new value counts for new connections."
     ),
     _bytes("max_unacked_bytes", 16 << 20, 1 << 16, 1 << 30, core=True, live=True).says(
-        "Per connection: the replica's output that the client has not acknowledged. As above."
+        "Per connection: the replica's output that the client has not acknowledged. A new value counts as above."
     ),
     _number("queue_max_packets", DEFAULT_QUEUE_PACKETS, 16, 1 << 20, unit="packets").says(
         "The packets that may wait in each netfilter queue."

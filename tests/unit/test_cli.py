@@ -18,6 +18,8 @@ import pytest
 from nfq_failover.cli import main
 from nfq_failover.shell.control import ControlServer
 
+ROOT = Path(__file__).parents[2]
+
 STATUS: dict[str, Any] = {
     "name": "a",
     "role": "primary",
@@ -94,6 +96,15 @@ def test_help_teaches_by_example(capsys: pytest.CaptureFixture[str]) -> None:
     for command in ("run", "status", "claim", "keygen", "check-config", "lab"):
         assert re.search(rf"^    {command}\s", text, re.MULTILINE), command
     assert "nfq-failover keygen /etc/nfq-failover/key" in text
+
+
+@pytest.mark.parametrize("command", ["run", "check-config"])
+def test_help_says_where_the_settings_are(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main([command, "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert "docs/operate/configuration.md" in text and (ROOT / "docs" / "operate" / "configuration.md").exists()
+    assert "python -m nfq_failover.config.reference --sample" in text
 
 
 @pytest.mark.parametrize("argv", [[], ["dance"], ["run", "--loud"], ["status", "--rows", "x"], ["keygen"]])

@@ -9,7 +9,7 @@ import pytest
 
 from nfq_failover.config import advice, load, parse
 from nfq_failover.errors import ConfigError
-from tests.unit.test_config import key_file, refused, table
+from tests.unit.config.test_parse import key_file, refused, table
 
 __all__ = ["key_file", "table"]  # fixtures
 
