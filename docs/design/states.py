@@ -12,6 +12,7 @@ from pathlib import Path
 
 from nfq_failover.core.gate.connection import GATE_MOVES, GATE_STARTS
 from nfq_failover.core.pair.roles import TRANSITIONS, Input, State
+from nfq_failover.core.shadow.connection import SHADOW_MOVES, SHADOW_STARTS, SHADOW_STOPS
 
 
 def hosts() -> str:
@@ -38,9 +39,18 @@ def gate() -> str:
     return "\n".join(lines)
 
 
+def shadow() -> str:
+    """Returns Mermaid text: one arrow for each move of a connection on the host that shadows it, or took it over."""
+    lines = ["```mermaid", "stateDiagram-v2"]
+    lines += [f"    [*] --> {state.name}: {why}" for state, why in SHADOW_STARTS.items()]
+    lines += [f"    {before.name} --> {after.name}: {why}" for (before, after), why in SHADOW_MOVES.items()]
+    lines += [f"    {state.name} --> [*]: {why}" for state, why in SHADOW_STOPS.items()]
+    return "\n".join([*lines, "```"])
+
+
 PAGES: dict[Path, dict[str, Callable[[], str]]] = {
     Path(__file__).parent / "pair.md": {"states": hosts},
-    Path(__file__).parent / "connection.md": {"gate": gate},
+    Path(__file__).parent / "connection.md": {"gate": gate, "shadow": shadow},
 }
 
 

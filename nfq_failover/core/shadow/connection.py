@@ -57,7 +57,22 @@ SHADOW_MOVES: Final[dict[tuple[Shadow, Shadow], str]] = {
     (Shadow.SHADOW, Shadow.DEAD): "replica reset, closed or diverged, or the primary went on unprotected",
     (Shadow.ACTIVE, Shadow.DEAD): "hole that can't be filled, diverged, lost while the daemon was away (RST)",
 }
-"""Every move that a connection may make -> what leads to it. docs/states.py draws it."""
+"""Every move that a connection may make -> what leads to it. docs/design/states.py draws it."""
+
+SHADOW_STARTS: Final[dict[Shadow, str]] = {
+    Shadow.OPENING: "the primary describes it, the client's SYN is delivered",
+    Shadow.ACTIVE: "restart of the daemon: it goes on",
+    Shadow.DEAD: "restart of the daemon: it can't go on",
+}
+"""How a connection may begin."""
+
+SHADOW_STOPS: Final[dict[Shadow, str]] = {
+    Shadow.OPENING: "takeover: the next SYN is native",
+    Shadow.SHADOW: "another generation, or over before the takeover",
+    Shadow.ACTIVE: "our TCP has forgotten it",
+    Shadow.DEAD: "reset after a takeover, or over on the primary",
+}
+"""When a connection is forgotten."""
 
 
 class ShadowConnection:
@@ -95,7 +110,10 @@ class ShadowConnection:
     def __init__(
         self, opening: Open, settings: Settings, now: float, state: Shadow = Shadow.OPENING, reason: str = ""
     ) -> None:
-        """`state` and `reason`: how it goes on after a restart of the daemon."""
+        """`state` and `reason`: how it goes on after a restart of the daemon. Raises `InternalError` for a state in
+        which no connection begins."""
+        if state not in SHADOW_STARTS:
+            raise InternalError(f"no connection begins in {state.name}")
         self.open = opening
         self.flow = opening.flow
         self.conn = opening.conn
@@ -125,7 +143,7 @@ class ShadowConnection:
         """Go on in another state. `reason`: why it can't be continued, as people are told. Raises `InternalError` for
         a move that there is not."""
         if (self.state, state) not in SHADOW_MOVES:
-            raise InternalError(f"a connection went from {self.state.name} to {state.name}: {reason}")
+            raise InternalError(f"connection {self.conn}: no move from {self.state.name} to {state.name} ({reason})")
         self.state, self.reason = state, reason
 
     def answered(self, mapping: Translation, wnd: int) -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 
 from nfq_failover.core.outbox import Outbox
 from nfq_failover.core.shadow.connection import Shadow, ShadowConnection
+from nfq_failover.core.shadow.divergence import Divergence
 from nfq_failover.core.timers import TimerQueue
-from nfq_failover.wire.records import End, EndKind
+from nfq_failover.wire.records import End, EndAsked, EndKind, Unprotected
 
 
 def end_of(connection: ShadowConnection, well: bool) -> End:
@@ -25,10 +26,14 @@ class ShadowEnds:
     """The ends of all connections. Each is told at once, then again until the primary shows that it knows: it asks, or
     the client has the FIN."""
 
-    def __init__(self, out: Outbox, numbers: dict[int, ShadowConnection], checked: bool) -> None:
-        """`numbers`: the connections by number. `checked`: somebody checks the application's health."""
+    def __init__(
+        self, out: Outbox, numbers: dict[int, ShadowConnection], divergence: Divergence, checked: bool
+    ) -> None:
+        """`numbers`: the connections by number. `divergence`: knows when an end may be told. `checked`: somebody checks
+        the application's health."""
         self.out = out
         self.numbers = numbers
+        self._divergence = divergence
         self._timers: TimerQueue[int] = TimerQueue()
         self._checked = checked
         self._well_at: float | None = None  # when a check has last begun that ended well
@@ -49,8 +54,18 @@ class ShadowEnds:
         if not connection.end.asked:
             self._timers.set(connection.conn, now + connection.end.tell())
 
-    def asked(self, connection: ShadowConnection, primary_ended: bool, now: float) -> None:
-        """The primary wants to know."""
+    def on_end_asked(self, record: EndAsked, now: float) -> None:
+        """The primary's server has ended, or ours has: tell where our replica is."""
+        connection = self.numbers.get(record.conn)
+        if connection is None:
+            self.out.record(Unprotected(record.conn, "unknown to the backup"))
+        elif connection.state is Shadow.SHADOW or connection.output.rst_out is not None:
+            if self._divergence.may_tell_end(connection, now):
+                self._asked(connection, record.kind is not EndKind.OPEN, now)
+        elif connection.state is Shadow.DEAD:
+            self.out.record(Unprotected(record.conn, connection.reason))
+
+    def _asked(self, connection: ShadowConnection, primary_ended: bool, now: float) -> None:
         connection.end.ask(primary_ended, now)
         self._timers.cancel(connection.conn)
         self.out.record(self._end(connection))

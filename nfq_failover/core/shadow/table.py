@@ -1,7 +1,7 @@
 """The shadow's side of all connections: what comes in for them, in the shadow of the primary and after a takeover.
 
 What belongs to one subject is a part of its own, which is given the tables and the functions that it needs: `openings`,
-`repair`, `divergence`, `ends`, `takeover`, `handovers`.
+`repair`, `divergence`, `ends`, `takeover`, `vanished`, `handovers`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from nfq_failover.constants import ACK, FIN, RST, SYN
-from nfq_failover.core.events import PacketQueued, QueryFlows
+from nfq_failover.core.events import PacketQueued
 from nfq_failover.core.outbox import Outbox
 from nfq_failover.core.settings import Settings
 from nfq_failover.core.shadow.acceptance import UNSENT, contradiction
@@ -22,6 +22,7 @@ from nfq_failover.core.shadow.handover import ShadowHandovers
 from nfq_failover.core.shadow.opening import Openings
 from nfq_failover.core.shadow.repair import Repair
 from nfq_failover.core.shadow.takeover import Takeover
+from nfq_failover.core.shadow.vanished import LINGER_S, Vanished
 from nfq_failover.core.tcp.claims import TWO_VERSIONS
 from nfq_failover.core.tcp.translation import Translation
 from nfq_failover.core.timers import TimerQueue
@@ -32,7 +33,6 @@ from nfq_failover.wire.records import (
     Data,
     Digest,
     EndAsked,
-    EndKind,
     HandOver,
     Open,
     Opened,
@@ -47,10 +47,7 @@ from nfq_failover.wire.segment import FlowKey, Segment
 
 EDGE_CONFIRM_S = 0.004
 EDGE_CLOSE_BYTES = 16384  # a right edge that the client may reach soon is confirmed at once
-LINGER_S = 60.0
-RESET_PATIENCE_S = 1.0
-DEAD_ASK_S = 30.0  # to twice that: between two questions whether a connection without a replica still exists
-QUERY_EVERY_S = 5.0
+CLOSED_S = 1.0  # how long a connection is kept that the primary's TCP has forgotten, unless ours finishes by itself
 OLD_ACK_BYTES = 65536  # the primary's TCP may be so far behind ours: it may have lost what the tap has seen
 
 
@@ -66,11 +63,10 @@ class ShadowTable:
         self.timers: TimerQueue[int] = TimerQueue()
         self.checkpoint = checkpoint
         self._unconfirmed: dict[int, ShadowConnection] = {}
-        self._next_query = 0.0
         flows, numbers = self.flows, self.numbers
         self.repair = Repair(out, self.timers)
         self.divergence = Divergence(settings, out, numbers, self._die)
-        self.ends = ShadowEnds(out, numbers, settings.health_checked)
+        self.ends = ShadowEnds(out, numbers, self.divergence, settings.health_checked)
         self.takeover = Takeover(
             *(settings, out, flows, numbers, self.repair, self.divergence),
             bury=self._bury,
@@ -83,6 +79,7 @@ class ShadowTable:
             die=self._die,
             forget=self.forget,
         )
+        self.vanished = Vanished(out, flows, self.timers, die=self._die, forget=self.forget)
         self.handovers = ShadowHandovers(
             *(out, flows, numbers, self.divergence, checkpoint),
             be_heard=self.takeover.be_heard,
@@ -93,6 +90,7 @@ class ShadowTable:
         self._deadlines = (
             *(self.timers.next, self.ends.poll_timeout, self.divergence.poll_timeout),
             *(self.takeover.backoff.poll_timeout, self.takeover.recovery.poll_timeout),
+            self.vanished.poll_timeout,
         )
         self.takes: dict[type[Record], Callable[[Any, float], None]] = {
             Progress: self._on_progress,
@@ -101,7 +99,7 @@ class ShadowTable:
             Close: self._on_close,
             Unprotected: self._on_unprotected,
             UnprotectedSeen: self._on_told,
-            EndAsked: self._on_end_asked,
+            EndAsked: self.ends.on_end_asked,
             Digest: self.divergence.on_digest,
             BytesSent: self.divergence.on_bytes,
             HandOver: self.handovers.on_hand_over,
@@ -318,17 +316,6 @@ class ShadowTable:
         self._unconfirmed[connection.conn] = connection
         self.repair.primary_is_at(connection, now)
 
-    def _on_end_asked(self, record: EndAsked, now: float) -> None:
-        """The primary's server has ended, or ours has: tell where our replica is."""
-        connection = self.numbers.get(record.conn)
-        if connection is None:
-            self.out.record(Unprotected(record.conn, "unknown to the backup"))
-        elif connection.state is Shadow.SHADOW or connection.output.rst_out is not None:
-            if self.divergence.may_tell_end(connection, now):
-                self.ends.asked(connection, record.kind is not EndKind.OPEN, now)
-        elif connection.state is Shadow.DEAD:
-            self.out.record(Unprotected(record.conn, connection.reason))
-
     def _on_data(self, record: Data, now: float) -> None:
         """Bytes have come that our tap had lost."""
         connection = self.numbers.get(record.conn)
@@ -351,7 +338,7 @@ class ShadowTable:
         ended = connection.ended
         if connection.state is Shadow.SHADOW and not ended:
             connection.reset_own(self.out)
-        self.timers.set(connection.conn, now + (LINGER_S if ended else 1.0))
+        self.timers.set(connection.conn, now + (LINGER_S if ended else CLOSED_S))
 
     def _on_told(self, record: UnprotectedSeen, now: float) -> None:
         """The primary knows that we can't continue the connection."""
@@ -445,25 +432,7 @@ class ShadowTable:
 
     def flows_gone(self, flows: list[FlowKey], now: float) -> None:
         """Our TCP no longer has these connections."""
-        for flow in flows:
-            connection = self.flows.get(flow)
-            if connection is None or now - connection.opened_at < 2.0:
-                continue
-            closed, ended = connection.closing.closed_at is not None, connection.ended
-            if ended and not closed and connection.linger(now) < LINGER_S:
-                continue  # the client may have to be told again
-            if _to_be_reset(connection):
-                spread = connection.conn % 1000 / 1000 * DEAD_ASK_S  # not all at once
-                self.timers.set_earlier(connection.conn, now + DEAD_ASK_S + spread)
-                continue
-            if connection.state in (Shadow.ACTIVE, Shadow.DEAD) or ended or closed:
-                if not connection.closing.tell_s:
-                    self.forget(connection)
-            elif connection.state is Shadow.SHADOW:
-                if connection.inward.reset_by_client and connection.linger(now) < RESET_PATIENCE_S:
-                    self._next_query = min(self._next_query, now + RESET_PATIENCE_S)
-                    continue  # if the primary's TCP was reset by it, too, we are told so
-                self._die(connection, "the replica has closed the connection", now)
+        self.vanished.flows_gone(flows, now)
 
     # ------------------------------------------------------------------------------------ this host serves
 
@@ -521,14 +490,12 @@ class ShadowTable:
         self.divergence.on_timer(now)
         self.takeover.backoff.on_timer(now)
         self.takeover.recovery.on_timer(now)
-        if self.flows and now >= self._next_query:
-            self._next_query = now + QUERY_EVERY_S
-            self.out.effects.append(QueryFlows(list(self.flows)))
+        self.vanished.on_timer(now)
 
     def _due(self, connection: ShadowConnection, now: float) -> None:
         """The connection's timer has run out."""
         closed_at = connection.closing.closed_at
-        if closed_at is not None and now - closed_at >= 1.0:
+        if closed_at is not None and now - closed_at >= CLOSED_S:
             self.forget(connection)
         elif connection.state is Shadow.OPENING:
             self.openings.repeat(connection, now)
@@ -544,17 +511,9 @@ class ShadowTable:
 
     def poll_timeout(self) -> float | None:
         """The earliest deadline."""
-        earliest = self._next_query if self.flows else None
+        earliest: float | None = None
         for deadline in self._deadlines:
             due = deadline()
             if due is not None and (earliest is None or due < earliest):
                 earliest = due
         return earliest
-
-
-def _to_be_reset(connection: ShadowConnection) -> bool:
-    """Whether the client must hear that its connection is over, if the primary dies: for all that we know it goes on
-    with the primary. Nobody else will know of it."""
-    # By us, or by the primary, whose server has ended as well.
-    decided = connection.heard or connection.handed or connection.end.primary_ended_at is not None
-    return connection.state is Shadow.DEAD and not connection.over and not decided

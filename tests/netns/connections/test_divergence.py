@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from nfq_failover.cli import main
-from nfq_failover.core.shadow.table import QUERY_EVERY_S
+from nfq_failover.core.shadow.vanished import QUERY_EVERY_S
 from nfq_failover.errors import CommandError
 from nfq_failover.lab.lab import Lab
 from nfq_failover.lab.nodes import ask_daemon

@@ -12,7 +12,7 @@ from nfq_failover.core.gate.own_tcp import SETTLE_S
 from nfq_failover.core.shadow.acceptance import ASK_EVERY_S, LEFT_BEHIND_BYTES
 from nfq_failover.core.shadow.connection import Shadow
 from nfq_failover.core.shadow.inward import JOURNAL_AHEAD
-from nfq_failover.core.shadow.table import RESET_PATIENCE_S
+from nfq_failover.core.shadow.vanished import RESET_PATIENCE_S
 from nfq_failover.core.tcp.claims import PAWS_SLACK, TWO_VERSIONS, URGENT
 from nfq_failover.wire.records import Data, Missing, SentAsked, SentUpTo, Unprotected
 from tests.support.gate import HELD, Gated, ack

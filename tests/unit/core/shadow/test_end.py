@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from nfq_failover.core.events import FlowsGone
 from nfq_failover.core.shadow.connection import Shadow
-from nfq_failover.core.shadow.table import DEAD_ASK_S
+from nfq_failover.core.shadow.vanished import DEAD_ASK_S
 from nfq_failover.wire.records import (
     Close,
     Closed,

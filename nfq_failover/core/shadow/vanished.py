@@ -1,0 +1,79 @@
+"""Finds the connections that our own TCP no longer has: one that still counts has lost its replica."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from nfq_failover.core.events import QueryFlows
+from nfq_failover.core.outbox import Outbox
+from nfq_failover.core.shadow.connection import Shadow, ShadowConnection
+from nfq_failover.core.timers import TimerQueue
+from nfq_failover.wire.segment import FlowKey
+
+QUERY_EVERY_S = 5.0
+YOUNG_S = 2.0  # the kernel's list may be older than such a connection
+LINGER_S = 60.0
+RESET_PATIENCE_S = 1.0
+DEAD_ASK_S = 30.0  # to twice that: between two questions whether a connection without a replica still exists
+
+
+class Vanished:
+    """Asks the kernel now and then which of the table's connections it has, and judges those that it lacks."""
+
+    def __init__(
+        self,
+        out: Outbox,
+        flows: dict[FlowKey, ShadowConnection],
+        timers: TimerQueue[int],
+        *,
+        die: Callable[[ShadowConnection, str, float], None],
+        forget: Callable[[ShadowConnection], None],
+    ) -> None:
+        """`flows` and `timers` (by number) are the table's; `die` and `forget` are its ways to end a connection."""
+        self.out = out
+        self._flows = flows
+        self._timers = timers
+        self._die = die
+        self._forget = forget
+        self._next_query = 0.0
+
+    def flows_gone(self, flows: list[FlowKey], now: float) -> None:
+        """Our TCP no longer has these connections."""
+        for flow in flows:
+            connection = self._flows.get(flow)
+            if connection is not None and now - connection.opened_at >= YOUNG_S:
+                self._gone(connection, now)
+
+    def _gone(self, connection: ShadowConnection, now: float) -> None:
+        closed, ended = connection.closing.closed_at is not None, connection.ended
+        if ended and not closed and connection.linger(now) < LINGER_S:
+            return  # the client may have to be told again
+        if _to_be_reset(connection):
+            spread = connection.conn % 1000 / 1000 * DEAD_ASK_S  # not all at once
+            self._timers.set_earlier(connection.conn, now + DEAD_ASK_S + spread)
+        elif connection.state in (Shadow.ACTIVE, Shadow.DEAD) or ended or closed:
+            if not connection.closing.tell_s:
+                self._forget(connection)
+        elif connection.state is Shadow.SHADOW:
+            if connection.inward.reset_by_client and connection.linger(now) < RESET_PATIENCE_S:
+                self._next_query = min(self._next_query, now + RESET_PATIENCE_S)
+                return  # if the primary's TCP was reset by it, too, we are told so
+            self._die(connection, "the replica has closed the connection", now)
+
+    def on_timer(self, now: float) -> None:
+        """Ask the kernel, if it is time."""
+        if self._flows and now >= self._next_query:
+            self._next_query = now + QUERY_EVERY_S
+            self.out.effects.append(QueryFlows(list(self._flows)))
+
+    def poll_timeout(self) -> float | None:
+        """The next deadline."""
+        return self._next_query if self._flows else None
+
+
+def _to_be_reset(connection: ShadowConnection) -> bool:
+    """Whether the client must hear that its connection is over, if the primary dies: for all that we know it goes on
+    with the primary. Nobody else will know of it."""
+    # By us, or by the primary, whose server has ended as well.
+    decided = connection.heard or connection.handed or connection.end.primary_ended_at is not None
+    return connection.state is Shadow.DEAD and not connection.over and not decided
