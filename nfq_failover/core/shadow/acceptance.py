@@ -2,7 +2,7 @@
 only listens.
 
 The primary's own TCP makes these checks before it takes a byte. Whoever logs bytes beside it, or learns from a header,
-must not believe what it refuses: a blind attacker would else write into the log, or acknowledge what no client has.
+must not believe what it refuses: a blind attacker could write into the log, or acknowledge what no client has.
 Stricter than TCP is safe here, for what is refused and was real is fetched from the primary; laxer is not.
 
 What passes can still differ from what the primary's TCP took: a client may send two versions of the same bytes, and

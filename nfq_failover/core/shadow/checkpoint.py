@@ -211,7 +211,7 @@ class CheckpointWriter:
             self._header = (False, -1, False)  # it says how many there are
 
     def review(self, connection: ShadowConnection) -> None:
-        """A packet of the connection was handled: write it down again if something that matters has changed."""
+        """Write a connection down again, after one of its packets, if something that matters has changed."""
         known = self._slots.get(connection.flow)
         if known is None:
             return

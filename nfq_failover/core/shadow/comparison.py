@@ -7,7 +7,7 @@ from bisect import bisect_left
 
 AGREE_BYTES = 16
 """By chance 16 random bytes are equal once in 2**128; what follows an HTTP date (`GMT`, the next header) is longer."""
-KEEP_BYTES = 1 << 20  # of the replica's output that the client has acknowledged, but the primary has not digested yet
+KEEP_BYTES = 1 << 20  # of output that the client has acknowledged and the primary has still to digest
 MAX_PENDING = 1024
 
 _RUNS = re.compile(rb"[^\0](?:\0{0,%d}[^\0])*" % (AGREE_BYTES - 1))

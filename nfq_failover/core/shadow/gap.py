@@ -119,7 +119,7 @@ class Gap:
         return True
 
     def lag_due(self, now: float) -> bool:
-        """Whether our TCP is given everything again now, because it has been behind for so long."""
+        """Whether our TCP is given everything again now: it has been behind for long enough."""
         if self.lag_since is None or now - self.lag_since < self.lag_retry_s:
             return False
         self.lag_since = now

@@ -132,7 +132,7 @@ class ShadowHandovers:
         self.over.clear()
 
     def adopt(self) -> None:
-        """This host serves: they are as if taken over with everything else."""
+        """This host serves: from now on they are like those that were taken over with everything else."""
         self._ours.clear()
         found = [c for c in self._flows.values() if c.handed]
         for connection in found:
@@ -142,7 +142,7 @@ class ShadowHandovers:
             self._checkpoint.begin([c for c in self._flows.values() if c.state in heard])
 
     def cut(self, reason: str) -> None:
-        """None of them can go on."""
+        """End all of them: none can go on."""
         for connection in [c for c in self._flows.values() if c.handed and c.heard]:
             self._end(connection, reason)
             self._forget(connection)

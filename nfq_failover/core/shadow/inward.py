@@ -73,7 +73,7 @@ class Inward:
         self.held = held + 1 if held == self.fin_in else held
 
     def confirm(self, conn: int) -> Confirm:
-        """What we tell the primary."""
+        """The confirmation for the primary of what we hold, and of what our TCP accepts."""
         seq = self.client.seq
         self.confirmed_edge = self.rcv_edge
         ranges = tuple((seq(left), seq(right)) for left, right in self.inbound.ranges(4))

@@ -1,7 +1,7 @@
 """How fast bytes are asked for that a tap has lost: not faster than they arrive.
 
 A host whose packets wait in its queues looks like one whose tap loses them: the primary is ahead of it all the time.
-To ask for those bytes again and again makes it later still, and what arrives then keeps its heartbeats waiting. So
+Asking for those bytes again and again makes it later still, and what arrives then keeps its heartbeats waiting. So
 requests are paced by what is measured: how late the tap is, how long an answer takes, and how much is still to arrive.
 """
 
@@ -21,7 +21,7 @@ WINDOW_BYTES: Final = 256 * 1024
 
 
 class Pace:
-    """Of all connections of a host together: they share the tap and the sync channel."""
+    """The pace of all connections of a host together, since they share the tap and the sync channel."""
 
     def __init__(self) -> None:
         self._answer_s: float | None = None
@@ -43,11 +43,11 @@ class Pace:
         return min(max(2 * self._late_s, PATIENCE_MIN_S), PATIENCE_MAX_S)
 
     def tap_was_late(self, seconds: float) -> None:
-        """The tap has brought what the primary had so long before."""
+        """The tap has brought, this many seconds late, what the primary had."""
         self._late_s += (seconds - self._late_s) * ALPHA
 
     def answered(self, seconds: float) -> None:
-        """The first answer to a request that was made once has taken so long (Karn: of others nothing is learned)."""
+        """A request that was made only once was answered after this time (Karn: nothing is learned from others)."""
         if self._answer_s is None:
             self._answer_s, self._variation_s = seconds, seconds / 2
         else:
@@ -55,19 +55,19 @@ class Pace:
             self._answer_s += (seconds - self._answer_s) * ALPHA
 
     def room(self, now: float) -> int:
-        """So many bytes may be asked for now."""
+        """The number of bytes that may be asked for now."""
         asked, oldest = self._asked, now - 2 * self.timeout_s
         while asked and asked[0][0] < oldest:
             self._pending -= asked.popleft()[1]
         return max(WINDOW_BYTES - self._pending, 0)
 
     def asked(self, count: int, now: float) -> None:
-        """So many bytes were asked for."""
+        """`count` bytes were asked for."""
         self._asked.append((now, count))
         self._pending += count
 
     def arrived(self, count: int) -> None:
-        """So many bytes have come that were asked for."""
+        """`count` bytes have come that were asked for."""
         asked = self._asked
         while asked and count:
             at, left = asked.popleft()

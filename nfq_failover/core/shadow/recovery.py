@@ -2,8 +2,8 @@
 
 It takes everything that the client has not acknowledged for lost segments of its own, since they went nowhere: during
 a fence of 6 s its retransmission timer doubles to some seconds, and the first acknowledgement afterwards, of what it
-has sent so long ago, is a round-trip time of seconds for it. So one lost segment of the resent ones would stop a
-connection for as long again as the outage was, or longer. Here a timer of our own goes back to the first
+sent seconds ago, looks like a round-trip time of seconds. So the loss of one resent segment would stop a connection for
+as long again as the outage, or longer. Here a timer of our own goes back to the first
 unacknowledged byte, and on from there as the acknowledgements come in (slow start, RFC 5681 section 3.1; the timer,
 RFC 6298 section 5), until all is acknowledged that had to be resent. Then our TCP is on its own.
 

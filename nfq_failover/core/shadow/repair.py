@@ -15,7 +15,7 @@ from nfq_failover.wire.segment import Segment
 HOLE_MAX_S = 0.05  # or the time that an answer takes
 HOLE_IDLE_MAX_S = 1.0  # of a hole that the primary has, too, for all that we know: the client's, and perhaps for ever
 HOLES_AT_ONCE = 16
-REQUEST_BYTES = 40_000  # one request's; the primary answers no more at once, either
+REQUEST_BYTES = 40_000  # in one request; nor does the primary answer with more at once
 
 
 class Repair:

@@ -48,7 +48,7 @@ from nfq_failover.wire.segment import FlowKey, Segment
 EDGE_CONFIRM_S = 0.004
 EDGE_CLOSE_BYTES = 16384  # a right edge that the client may reach soon is confirmed at once
 CLOSED_S = 1.0  # how long a connection is kept that the primary's TCP has forgotten, unless ours finishes by itself
-OLD_ACK_BYTES = 65536  # the primary's TCP may be so far behind ours: it may have lost what the tap has seen
+OLD_ACK_BYTES = 65536  # how far the primary's TCP may be behind ours: it may have lost what the tap has seen
 
 
 class ShadowTable:
@@ -109,7 +109,7 @@ class ShadowTable:
     # ------------------------------------------------------------------------------------ packets
 
     def inbound(self, event: PacketQueued, seg: Segment, connection: ShadowConnection, now: float) -> None:
-        """A client's segment of a known connection."""
+        """Handle a client's segment of a known connection."""
         out = self.out
         flags = seg.flags
         if not event.checksum_pending and not seg.checksum_ok():
@@ -208,7 +208,8 @@ class ShadowTable:
         return True
 
     def outbound(self, event: PacketQueued, seg: Segment, connection: ShadowConnection, now: float) -> bool:
-        """A segment that our TCP sends on a known connection. False: not ours any more, treat it as unknown."""
+        """Handle a segment that our TCP sends on a known connection. False: the connection is not ours any more, and
+        the segment belongs to one that we do not know."""
         out = self.out
         if seg.flags & SYN:
             return self.openings.replica_syn_ack(event, seg, connection, now)
@@ -297,7 +298,7 @@ class ShadowTable:
             handler(record, now)
 
     def _on_progress(self, record: Progress, now: float) -> None:
-        """The primary's TCP is that far: answer, and see whether our tap has lost the tail."""
+        """The primary tells how far its TCP is: answer, and see whether our tap has lost the tail."""
         connection = self.numbers.get(record.conn)
         if connection is None or connection.state is Shadow.DEAD:
             reason = connection.reason if connection is not None else "unknown to the backup"
@@ -367,7 +368,7 @@ class ShadowTable:
     # ------------------------------------------------------------------------------------ how a connection ends
 
     def _die(self, connection: ShadowConnection, reason: str, now: float) -> None:
-        """The connection can't be continued: the primary is told until it answers."""
+        """Give a connection up for a reason of our own: the primary is told until it answers."""
         self.out.log("error", "connection lost its replica", conn=connection.conn, reason=reason)
         self._bury(connection, reason)
         if not connection.heard:
@@ -375,7 +376,8 @@ class ShadowTable:
             self._tell(connection, now)
 
     def _bury(self, connection: ShadowConnection, reason: str) -> None:
-        """Nobody is at the other end of our TCP any more: it is reset now, and again when it still sends something."""
+        """Give a connection up. Nobody is at the other end of our TCP any more, so it is reset, now and whenever it
+        still sends something."""
         connection.give_up(reason)
         if connection.closing.closed_at is None:
             self.timers.cancel(connection.conn)
@@ -431,7 +433,7 @@ class ShadowTable:
         self.out.log("info", "shadow connections dropped", reason=reason)
 
     def flows_gone(self, flows: list[FlowKey], now: float) -> None:
-        """Our TCP no longer has these connections."""
+        """Judge connections that our TCP no longer has."""
         self.vanished.flows_gone(flows, now)
 
     # ------------------------------------------------------------------------------------ this host serves

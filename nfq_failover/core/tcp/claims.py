@@ -9,8 +9,9 @@ from nfq_failover.wire.segment import Segment
 from nfq_failover.wire.seqnum import diff
 
 PAWS_SLACK: Final = 600_000
-"""A timestamp that is so much older than the newest is refused (RFC 7323 section 5): ten minutes of a clock in
-milliseconds; of one in microseconds longer than a copy may be unread. One that was only reordered is never so old."""
+"""A timestamp that is older than the newest by this much is refused (RFC 7323 section 5): ten minutes of a clock in
+milliseconds; of one in microseconds longer than a copy may be unread. A segment that was only reordered is never that
+old."""
 TWO_VERSIONS: Final = "the client has sent different bytes for the same place"
 URGENT: Final = "the client sends urgent data"
 

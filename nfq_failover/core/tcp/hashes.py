@@ -11,7 +11,7 @@ from nfq_failover.wire.records import DIGEST_BLOCK
 
 
 def hash_seed(key: bytes) -> int:
-    """The seed of both hosts' hashes: who does not know the shared key can't construct a collision offline."""
+    """The seed of both hosts' hashes: without the shared key nobody can construct a collision offline."""
     return int.from_bytes(blake2s(key, digest_size=8, person=b"nfqfhash").digest(), "big")
 
 
