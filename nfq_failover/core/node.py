@@ -179,7 +179,7 @@ class Node:
     def _inbound(self, event: PacketQueued, seg: Segment, now: float) -> None:
         connection = self.shadow.flows.get((seg.src, seg.sport, seg.dst, seg.dport))
         if connection is not None:
-            self.shadow.inbound(event, seg, connection, now)
+            self.shadow.segments.inbound(event, seg, connection, now)
             if self.checkpoint is not None and connection.heard:
                 self.checkpoint.review(connection)
         elif self.members.state not in _SERVING:
@@ -191,7 +191,7 @@ class Node:
 
     def _outbound(self, event: PacketQueued, seg: Segment, now: float) -> None:
         connection = self.shadow.flows.get((seg.dst, seg.dport, seg.src, seg.sport))
-        if connection is not None and self.shadow.outbound(event, seg, connection, now):
+        if connection is not None and self.shadow.segments.outbound(event, seg, connection, now):
             if self.checkpoint is not None and connection.heard:
                 self.checkpoint.review(connection)
             return

@@ -332,9 +332,9 @@ class ShadowTranscript(Transcript):
             seg = Segment(event.packet)
             connection = side.flows[FLOW]
             if given.by == "client":
-                side.inbound(event, seg, connection, now)
+                side.segments.inbound(event, seg, connection, now)
             else:
-                side.outbound(event, seg, connection, now)
+                side.segments.outbound(event, seg, connection, now)
         elif isinstance(given, After):
             self.now += given.seconds
             side.on_timer(self.now)

@@ -1,10 +1,10 @@
 """After a takeover, take the clients' doubled retransmission timers back (RFC 6069, "TCP-LCD").
 
-A client repeats what it has sent since the primary died after 0.2, 0.6, 1.4, 3, 6.2 s ...: every repetition that nobody
-answers doubles its timer. So after a fence that took 4 s the client would stay silent for 2 s more, although there is a
-server again that could answer. An ICMP "host unreachable" that quotes the first byte it has no acknowledgement for makes
-its TCP take one doubling back, and repeat at once what would be due by then (RFC 6069 section 4; Linux since 2.6.32).
-For every other TCP it is a soft error: noted, and nothing more (RFC 1122 section 4.2.3.9).
+What a client has sent since the primary died it sends again after 0.2, 0.6, 1.4, 3, 6.2 s ...: every repetition that
+nobody answers doubles its timer. So after a fence that took 4 s the client would stay silent for 2 s more, although a
+server could answer again. An ICMP "host unreachable" that quotes the first byte it has no acknowledgement for
+makes its TCP take one doubling back, and repeat at once what would be due by then (RFC 6069 section 4; Linux since
+2.6.32). For every other TCP it is a soft error: noted, and nothing more (RFC 1122 section 4.2.3.9).
 """
 
 from __future__ import annotations

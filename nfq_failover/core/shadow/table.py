@@ -1,7 +1,7 @@
-"""The shadow's side of all connections: what comes in for them, in the shadow of the primary and after a takeover.
+"""The shadow's connections, by flow and by number: the primary's records, timers, and how a connection ends.
 
 What belongs to one subject is a part of its own, which is given the tables and the functions that it needs: `openings`,
-`repair`, `divergence`, `ends`, `takeover`, `vanished`, `handovers`.
+`segments`, `repair`, `divergence`, `ends`, `takeover`, `vanished`, `handovers`.
 """
 
 from __future__ import annotations
@@ -9,11 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from nfq_failover.constants import ACK, FIN, RST, SYN
-from nfq_failover.core.events import PacketQueued
 from nfq_failover.core.outbox import Outbox
 from nfq_failover.core.settings import Settings
-from nfq_failover.core.shadow.acceptance import UNSENT, contradiction
 from nfq_failover.core.shadow.checkpoint import CheckpointWriter
 from nfq_failover.core.shadow.connection import Shadow, ShadowConnection
 from nfq_failover.core.shadow.divergence import Divergence
@@ -21,10 +18,10 @@ from nfq_failover.core.shadow.ends import ShadowEnds
 from nfq_failover.core.shadow.handover import ShadowHandovers
 from nfq_failover.core.shadow.opening import Openings
 from nfq_failover.core.shadow.repair import Repair
+from nfq_failover.core.shadow.segments import Segments
 from nfq_failover.core.shadow.takeover import Takeover
 from nfq_failover.core.shadow.vanished import LINGER_S, Vanished
 from nfq_failover.core.tcp.claims import TWO_VERSIONS
-from nfq_failover.core.tcp.translation import Translation
 from nfq_failover.core.timers import TimerQueue
 from nfq_failover.wire.records import (
     BytesSent,
@@ -35,20 +32,15 @@ from nfq_failover.wire.records import (
     EndAsked,
     HandOver,
     Open,
-    Opened,
     Progress,
     Record,
-    SentAsked,
     SentUpTo,
     Unprotected,
     UnprotectedSeen,
 )
-from nfq_failover.wire.segment import FlowKey, Segment
+from nfq_failover.wire.segment import FlowKey
 
-EDGE_CONFIRM_S = 0.004
-EDGE_CLOSE_BYTES = 16384  # a right edge that the client may reach soon is confirmed at once
 CLOSED_S = 1.0  # how long a connection is kept that the primary's TCP has forgotten, unless ours finishes by itself
-OLD_ACK_BYTES = 65536  # how far the primary's TCP may be behind ours: it may have lost what the tap has seen
 
 
 class ShadowTable:
@@ -87,6 +79,12 @@ class ShadowTable:
             forget=self.forget,
             release_number=self._release_number,
         )
+        self.segments = Segments(
+            *(out, self.timers, self.openings, self.repair, self.divergence, self.ends, self.takeover),
+            unconfirmed=self._unconfirmed,
+            bury=self._bury,
+            die=self._die,
+        )
         self._deadlines = (
             *(self.timers.next, self.ends.poll_timeout, self.divergence.poll_timeout),
             *(self.takeover.backoff.poll_timeout, self.takeover.recovery.poll_timeout),
@@ -105,188 +103,6 @@ class ShadowTable:
             HandOver: self.handovers.on_hand_over,
             SentUpTo: self._on_sent,
         }
-
-    # ------------------------------------------------------------------------------------ packets
-
-    def inbound(self, event: PacketQueued, seg: Segment, connection: ShadowConnection, now: float) -> None:
-        """Handle a client's segment of a known connection."""
-        out = self.out
-        flags = seg.flags
-        if not event.checksum_pending and not seg.checksum_ok():
-            out.drop(event.queue, event.packet_id, "bad-checksum")
-            return
-        if flags & SYN:
-            self.openings.client_syn(event, seg, connection)
-            return
-        if connection.state is Shadow.DEAD:
-            self._inbound_dead(event, seg, connection, now)
-            return
-        if connection.resync.pending:
-            out.drop(event.queue, event.packet_id, "resyncing")
-            return
-        inward, output, mapping = connection.inward, connection.output, connection.map
-        active = connection.state is Shadow.ACTIVE
-        offset = inward.client.offset(seg.seq)
-        if not inward.plausible(offset):
-            self._refuse(connection, event, seg, "implausible")  # of an earlier connection, or forged
-            return
-        if flags & RST:
-            inward.deliver_rst(mapping, event, seg, active, out)
-            return
-        if not flags & ACK:
-            out.drop(event.queue, event.packet_id, "no-ack-flag")  # RFC 9293 section 3.10.7.4, fifth
-            return
-        ack = connection.seen.offset(seg.ack)
-        if refused := connection.acceptance.refusal(seg, ack, connection.header, output, active, now):
-            if refused is UNSENT and not active and connection.acceptance.may_ask(now):
-                out.record(SentAsked(connection.conn))
-            self._refuse(connection, event, seg, refused)
-            return
-        if active and connection.ended:
-            out.drop(event.queue, event.packet_id, "ended")
-            if seg.seg_len:  # a client that repeats its FIN; our TCP may be rid of the connection, and would reset it
-                connection.resending.answer(connection.mapping, out, now)
-            return
-        if seg.seg_len and not self._log(connection, offset, seg, now):
-            out.drop(event.queue, event.packet_id, "contradiction")
-            return
-        if mapping is None:
-            inward.let_in(offset + seg.seg_len)  # the client has its SYN-ACK: the primary has not waited for us
-            out.drop(event.queue, event.packet_id, "replica-opening")
-            return
-        if offset + seg.seg_len < inward.rcv_nxt - OLD_ACK_BYTES:
-            self._refuse(connection, event, seg, "outdated")  # TCP would not look at what it acknowledges
-            return
-        before = output.snd_una
-        connection.note_client(mapping, seg, ack, now)
-        if before < 0 <= output.snd_una:
-            self._unconfirmed[connection.conn] = connection
-        inward.deliver(mapping, event, seg, ack, out)
-        if active:
-            self.takeover.heard_client(connection, mapping, offset, seg, before, now)
-
-    def _inbound_dead(self, event: PacketQueued, seg: Segment, connection: ShadowConnection, now: float) -> None:
-        """A client's segment of a connection that can't be continued."""
-        self.out.drop(event.queue, event.packet_id, "connection-dead")
-        if connection.heard:
-            connection.answer_rst(self.out, seg)
-        elif seg.flags & ACK:  # where the client is: for the RST at a takeover
-            ack = connection.seen.offset(seg.ack)
-            if connection.map is not None:
-                connection.note_client(connection.map, seg, ack, now)
-            elif ack > connection.output.snd_una:
-                connection.seen.follow(ack)
-                connection.output.acknowledged(ack)
-
-    def _refuse(self, connection: ShadowConnection, event: PacketQueued, seg: Segment, why: str) -> None:
-        """Do with a segment what the primary's TCP, which would refuse it, does. When we are heard, our TCP says so;
-        of a connection that has ended nobody knows anything more (RFC 9293 section 3.10.7.1), least of all of a later
-        one."""
-        active = connection.state is Shadow.ACTIVE
-        if active and not connection.ended:
-            connection.inward.refer(connection.mapping, event, seg, self.out)
-            return
-        self.out.drop(event.queue, event.packet_id, why)
-        if active and seg.flags & ACK and not connection.handed:
-            connection.answer_rst(self.out, seg)  # where all is ours; else the primary deals with a later one
-
-    def _log(self, connection: ShadowConnection, offset: int, seg: Segment, now: float) -> bool:
-        """Put the segment's bytes into the log, and see what is missing before them. False: they contradict it."""
-        inward = connection.inward
-        if connection.state is Shadow.ACTIVE:
-            inward.outlived_reset(offset + seg.seg_len)
-            if seg.flags & FIN:
-                connection.resending.client_ends_at(offset + seg.payload_len)
-            return True  # nothing new is acknowledged before our own TCP has it: the client keeps it
-        if wrong := contradiction(inward, offset, seg):
-            self._die(connection, wrong, now)
-            return False
-        before = inward.held
-        inward.store(offset, seg.payload(), bool(seg.flags & FIN), self.out)
-        self._unconfirmed[connection.conn] = connection
-        self.repair.logged(connection, offset, before, now)
-        return True
-
-    def outbound(self, event: PacketQueued, seg: Segment, connection: ShadowConnection, now: float) -> bool:
-        """Handle a segment that our TCP sends on a known connection. False: the connection is not ours any more, and
-        the segment belongs to one that we do not know."""
-        out = self.out
-        if seg.flags & SYN:
-            return self.openings.replica_syn_ack(event, seg, connection, now)
-        mapping = connection.map
-        if connection.state is Shadow.OPENING or connection.state is Shadow.DEAD or mapping is None:
-            out.drop(event.queue, event.packet_id, "replica-silent")
-            if seg.flags & RST and connection.state is Shadow.OPENING:
-                out.record(Opened(connection.conn, False, 0, ""))
-            else:
-                out.reset_unknown(seg)  # of an earlier connection, or of one that can't be continued
-            return True
-        inward, output = connection.inward, connection.output
-        active = connection.state is Shadow.ACTIVE
-        if connection.resync.pending and not connection.resync.answered(mapping, inward, seg):
-            out.drop(event.queue, event.packet_id, "replica-gone")
-            self._die(connection, "our TCP lost the connection while the daemon was away", now)
-            connection.answer_rst(out, None)
-            return True
-        if seg.flags & RST and not active:
-            out.drop(event.queue, event.packet_id, "replica-reset")
-            if inward.rst_in is None and not connection.ended:
-                self._replica_reset(connection, now)
-            return True
-        if seg.flags & RST and connection.ended:
-            out.drop(event.queue, event.packet_id, "ended")  # our TCP answers something that we injected too late
-            return True
-        before, held = inward.rcv_nxt, inward.held
-        new_end = output.fin_out is None and seg.flags & FIN
-        offset = output.learn(mapping, seg, out, now)
-        if seg.flags & ACK:
-            inward.taken(seg, mapping.own_wscale)
-        if not self.divergence.sent_more(connection, now):
-            out.drop(event.queue, event.packet_id, "replica-silent")
-            return True
-        if inward.held > held:
-            self._unconfirmed[connection.conn] = connection  # our TCP has taken what the log had no room for
-        if active:
-            connection.resending.outward(mapping, event, seg, offset, out, now)
-            if seg.flags & RST:
-                self.takeover.recovery.forget(connection)
-        else:
-            out.drop(event.queue, event.packet_id, "replica-silent")
-            if new_end:
-                self.ends.ended(connection, now, self.divergence.settled(connection))
-        self._after_output(connection, mapping, seg, offset, before, now)
-        return True
-
-    def _after_output(
-        self, connection: ShadowConnection, mapping: Translation, seg: Segment, offset: int, before: int, now: float
-    ) -> None:
-        """Our TCP has sent `seg`, at `offset` of its stream; it had taken everything before `before`."""
-        inward, output = connection.inward, connection.output
-        told_late = output.snd_una > inward.own_una and output.snd_nxt > inward.own_una
-        repeated = seg.seg_len and offset + seg.seg_len <= min(output.snd_una, inward.own_una)
-        if told_late or repeated:
-            connection.inject_ack(self.out)
-        if inward.rst_in is not None:
-            inward.release_rst(mapping, self.out)
-        self.repair.heard_our_tcp(connection, seg, before, now)
-        if connection.state is not Shadow.SHADOW:
-            return
-        if seg.seg_len and offset <= output.snd_una:
-            self.repair.sent_first(connection, now)
-        if inward.rcv_edge > inward.confirmed_edge:
-            if inward.confirmed_edge - inward.held < EDGE_CLOSE_BYTES:
-                self._unconfirmed[connection.conn] = connection
-            else:
-                self.timers.set_earlier(connection.conn, now + EDGE_CONFIRM_S)
-
-    def _replica_reset(self, connection: ShadowConnection, now: float) -> None:
-        """If the primary's server has ended too, that may be all right: the primary decides."""
-        connection.output.reset()
-        if connection.end.primary_ended_at is None:
-            self._die(connection, self.divergence.why_reset(connection), now)
-            return
-        self.ends.ended(connection, now)
-        self._bury(connection, "the server has reset the connection")
 
     # ------------------------------------------------------------------------------------ the primary's records
 
@@ -492,7 +308,8 @@ class ShadowTable:
         self.divergence.on_timer(now)
         self.takeover.backoff.on_timer(now)
         self.takeover.recovery.on_timer(now)
-        self.vanished.on_timer(now)
+        if self.flows:
+            self.vanished.on_timer(now)
 
     def _due(self, connection: ShadowConnection, now: float) -> None:
         """The connection's timer has run out."""

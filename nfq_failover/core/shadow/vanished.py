@@ -61,8 +61,8 @@ class Vanished:
             self._die(connection, "the replica has closed the connection", now)
 
     def on_timer(self, now: float) -> None:
-        """Ask the kernel, if it is time."""
-        if self._flows and now >= self._next_query:
+        """Ask the kernel, if it is time. The table has connections."""
+        if now >= self._next_query:
             self._next_query = now + QUERY_EVERY_S
             self.out.effects.append(QueryFlows(list(self._flows)))
 

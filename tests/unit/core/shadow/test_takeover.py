@@ -213,7 +213,7 @@ def test_syn_ack_is_repeated_with_the_primarys_numbers_and_scale() -> None:
         t >> "takeover"  # the client has not been heard of: it may or may not have seen the SYN-ACK
         event = t.event(server(-1, 0, flags="S.", wnd=5000, options=granted(3, 7_000_500)))
         packet = event.packet
-        t.side.outbound(event, Segment(packet), t.side.flows[FLOW], t.now)
+        t.side.segments.outbound(event, Segment(packet), t.side.flows[FLOW], t.now)
         t.drain()
         t << "pass [S.] -1 ack 0 wnd 5000"
         options = SynOptions.parse(Segment(packet).options())
@@ -309,7 +309,7 @@ def test_port_reuse_after_the_takeover_is_native() -> None:
         t >> client(-1, ack=None, flags="S", options=OFFER + bytes((34, 4, 9, 9)), irs=IRS + 70000)
         t << "pass [S] 69999 wnd 1000"
         event = t.event(server(-1, 0, flags="S.", irs=(IRS + 70000) % 2**32, iss=5))
-        assert not t.side.outbound(event, Segment(event.packet), t.shadow, t.now)
+        assert not t.side.segments.outbound(event, Segment(event.packet), t.shadow, t.now)
         t._open_ids.clear()
         assert not t.side.flows
 
