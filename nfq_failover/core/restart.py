@@ -34,7 +34,7 @@ def restore(
             "the record of the daemon's earlier life can't be used: the connections that it was for are cut",
             reason=damage or f"{damaged} of its connections are damaged",
         )
-    gate.opening.adopt_unknown(checkpoint.strangers and not damaged)
+    gate.opening.adopt_unknown(checkpoint.adopts_unknown and not damaged)
     if checkpoint.allows(members.stored_epoch, served):
         members.resume(checkpoint.epoch)
         gate.explain("the daemon was restarted: no backup yet")

@@ -65,6 +65,9 @@ def check(host: Host, carried: int) -> None:
     for shadow in backup.flows.values():
         _within(host, "log", shadow.inward.inbound.size, host.settings.max_log_bytes)
         _within(host, "kept output", shadow.output.outbound.size, host.settings.max_unacked_bytes)
+        inward = shadow.inward
+        held = max(inward.inbound.end, inward.rcv_nxt)
+        assert inward.held == held + (held == inward.fin_in), f"{host.name} holds {held}, and says {inward.held}"
         if shadow.output.compare is not None:
             _within(host, "digests that wait", len(shadow.output.compare.pending), MAX_PENDING)
 

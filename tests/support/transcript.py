@@ -325,6 +325,13 @@ class ShadowTranscript(Transcript):
         super().__init__()
         self.side = ShadowTable(settings(**changes), self.out)
 
+    def drain(self) -> None:
+        super().drain()
+        for connection in self.side.flows.values():
+            inward = connection.inward
+            held = max(inward.inbound.end, inward.rcv_nxt)
+            assert inward.held == held + (held == inward.fin_in), "what is held is not what the log and our TCP have"
+
     def feed(self, given: object) -> None:
         side, now = self.side, self.now
         if isinstance(given, Sent):

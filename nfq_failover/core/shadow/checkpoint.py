@@ -51,7 +51,7 @@ class Checkpoint:
     """The checkpoint that an earlier life of the daemon has left. `damage`: why it can't be believed as a whole; empty
     if it can.
 
-    `serving`: this host served, and no connection was protected. `strangers`: see `Opening.adopts_unknown`.
+    `serving`: this host served, and no connection was protected. `adopts_unknown`: see the gate's `Opening`.
     `slots`: those that are in order; `damaged`: how many are not.
     """
 
@@ -59,7 +59,7 @@ class Checkpoint:
     serving: bool = False
     epoch: int = 0
     previous_epoch: int = 0
-    strangers: bool = False
+    adopts_unknown: bool = False
     slots: tuple[bytes, ...] = ()
     damaged: int = 0
 
@@ -72,7 +72,7 @@ def read_checkpoint(data: bytes, life: bytes) -> Checkpoint | None:
     """Read what was written (`data`). None if it is of another boot, whose connections are gone."""
     if len(data) < HEADER_BYTES or not _intact(data[:HEADER_BYTES]):
         return Checkpoint("it is damaged")
-    magic, written_in, epoch, previous, serving, strangers, used = _HEADER.unpack_from(data)
+    magic, written_in, epoch, previous, serving, adopts_unknown, used = _HEADER.unpack_from(data)
     if magic != MAGIC:
         return Checkpoint("it is of another version")
     if written_in != life:
@@ -86,7 +86,7 @@ def read_checkpoint(data: bytes, life: bytes) -> Checkpoint | None:
             slots.append(slot)
         else:
             damaged += 1
-    return Checkpoint("", bool(serving), epoch, previous, bool(strangers), tuple(slots), damaged)
+    return Checkpoint("", bool(serving), epoch, previous, bool(adopts_unknown), tuple(slots), damaged)
 
 
 def _sealed(body: bytes, size: int) -> bytes:
@@ -227,15 +227,15 @@ class CheckpointWriter:
             self._free.append(known[0])
             self.writes.append((HEADER_BYTES + known[0] * SLOT_BYTES, _FREE))
 
-    def note(self, serving: bool, epoch: int, strangers: bool) -> None:
+    def note(self, serving: bool, epoch: int, adopts_unknown: bool) -> None:
         """Write down the state of the host; see `Checkpoint`."""
-        header = (serving, epoch, strangers)
+        header = (serving, epoch, adopts_unknown)
         if header == self._header:
             return
         if epoch != self._header[1] >= 0:
             self._previous = self._header[1]
         self._header = header
-        body = _HEADER.pack(MAGIC, self.life, epoch, self._previous, serving, strangers, self._used)
+        body = _HEADER.pack(MAGIC, self.life, epoch, self._previous, serving, adopts_unknown, self._used)
         self.writes.append((0, _sealed(body, HEADER_BYTES)))
 
 

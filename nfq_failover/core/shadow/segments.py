@@ -84,7 +84,7 @@ class Segments:
             return
         ack = connection.seen.offset(seg.ack)
         if refused := connection.acceptance.refusal(seg, ack, connection.header, output, active, now):
-            if refused is UNSENT and not active and connection.acceptance.may_ask(now):
+            if refused == UNSENT and not active and connection.acceptance.may_ask(now):
                 out.record(SentAsked(connection.conn))
             self._refuse(connection, event, seg, refused)
             return

@@ -208,7 +208,7 @@ def record(count: int = 3) -> bytes:
 def test_a_record_is_read_as_it_was_written() -> None:
     found = read_checkpoint(record(), LIFE)
     assert found is not None
-    assert (found.damage, found.serving, found.epoch, found.strangers, found.damaged) == ("", True, 7, True, 0)
+    assert (found.damage, found.serving, found.epoch, found.adopts_unknown, found.damaged) == ("", True, 7, True, 0)
     assert len(found.slots) == 3
     for slot in found.slots:
         # But for the replica's clock, which has run on.

@@ -167,7 +167,7 @@ def test_probe_is_no_acknowledgement() -> None:
         t.effects.clear()
         t >> "takeover"
         t.effects.clear()
-        t.shadow.inward.rcv_nxt = 20
+        t.shadow.inward.rcv_nxt = t.shadow.inward.held = 20
         told = t.shadow.resending.told_ack
         t >> After(WAIT_FIRST_S + MOMENT) << shown(-1, 0, 20, 360)
         assert t.shadow.resending.told_ack == told
