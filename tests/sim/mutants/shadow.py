@@ -70,7 +70,7 @@ def _keeps_all(self: ShadowTable, connection: ShadowConnection) -> None:
 
 
 def _does_not_ask(*arguments: Any) -> ShadowConnection:
-    """Believes the record's offsets instead of asking our TCP."""
+    """Believes the checkpoint's offsets instead of asking our TCP."""
     made = _unpack(*arguments)
     made.resync.give_up()
     return made
@@ -151,7 +151,7 @@ SHADOW = (
         (19, "flapping"),
     ),
     Mutant(
-        "believe the record's offsets",
+        "believe the checkpoint's offsets",
         "",
         (Patch(restart, "unpack", _does_not_ask),),
         ("kill-survivor",),

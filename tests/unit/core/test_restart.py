@@ -1,4 +1,4 @@
-"""A restart of the daemon: what is on record, what is believed of it, and how a connection goes on."""
+"""A restart of the daemon: what is in the checkpoint, what is believed of it, and how a connection goes on."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ LIFE = b"L" * LIFE_BYTES
 
 
 class Restarting(Shadowing):
-    """A connection that is taken over; `restart` replaces the daemon, and keeps only what is on record."""
+    """A connection that is taken over; `restart` replaces the daemon, and keeps only the checkpoint."""
 
     def restart(self, away_s: float = 0.5) -> None:
         slot = pack(self.side.flows[FLOW])
@@ -173,7 +173,7 @@ def test_far_into_a_stream_numbers_wrap_as_before() -> None:
         assert (t.shadow.inward.rcv_nxt, t.shadow.output.snd_nxt) == (far + 80, far + 100)
 
 
-# ------------------------------------------------------------------------------------------------- what is on record
+# ------------------------------------------------------------------------------------------ what is in the checkpoint
 
 
 class SavedFile:
@@ -188,8 +188,8 @@ class SavedFile:
             self.data[at : at + len(data)] = data
 
 
-def record(count: int = 3) -> bytes:
-    """A record with some connections."""
+def written(count: int = 3) -> bytes:
+    """A checkpoint with some connections."""
     saved, writer = SavedFile(), CheckpointWriter(LIFE)
     connections = []
     for number in range(count):
@@ -205,8 +205,8 @@ def record(count: int = 3) -> bytes:
     return bytes(saved.data)
 
 
-def test_a_record_is_read_as_it_was_written() -> None:
-    found = read_checkpoint(record(), LIFE)
+def test_a_checkpoint_is_read_as_it_was_written() -> None:
+    found = read_checkpoint(written(), LIFE)
     assert found is not None
     assert (found.damage, found.serving, found.epoch, found.adopts_unknown, found.damaged) == ("", True, 7, True, 0)
     assert len(found.slots) == 3
@@ -217,20 +217,20 @@ def test_a_record_is_read_as_it_was_written() -> None:
         assert sum(x != y for x, y in zip(slot, once, strict=True)) <= 4 + 8 + 4  # last TSval, when, checksum
 
 
-def test_a_record_of_another_boot_says_nothing() -> None:
-    assert read_checkpoint(record(), b"M" * LIFE_BYTES) is None
+def test_a_checkpoint_of_another_boot_says_nothing() -> None:
+    assert read_checkpoint(written(), b"M" * LIFE_BYTES) is None
 
 
 @pytest.mark.parametrize("stored", [6, 8])
-def test_a_record_of_another_epoch_does_not_let_it_serve(stored: int) -> None:
-    found = read_checkpoint(record(), LIFE)
+def test_a_checkpoint_of_another_epoch_does_not_let_it_serve(stored: int) -> None:
+    found = read_checkpoint(written(), LIFE)
     assert found is not None and found.allows(7, True)
     assert not found.allows(stored, True)
     assert not found.allows(7, False)
 
 
 def test_no_damage_goes_unnoticed() -> None:
-    whole = record()
+    whole = written()
     good = read_checkpoint(whole, LIFE)
     assert good is not None
     rng = random.Random(1)
@@ -285,8 +285,8 @@ def drain(made: Node) -> list[Effect]:
     return effects
 
 
-def test_a_host_that_served_alone_goes_on_at_once_and_what_it_needs_to_know_is_on_record_first() -> None:
-    made, effects = node(read_checkpoint(record(), LIFE))
+def test_a_host_that_served_alone_goes_on_at_once_and_what_it_needs_to_know_is_written_first() -> None:
+    made, effects = node(read_checkpoint(written(), LIFE))
     assert made.members.state is State.UNPROTECTED
     assert made.members.epoch == 7
     assert isinstance(effects[0], SaveCheckpoint)
@@ -303,9 +303,9 @@ def test_a_host_that_served_alone_goes_on_at_once_and_what_it_needs_to_know_is_o
 @pytest.mark.parametrize(
     ("checkpoint", "epoch", "served"),
     [
-        (read_checkpoint(record(), LIFE), 8, True),
-        (read_checkpoint(record(), LIFE), 7, False),
-        (read_checkpoint(record()[:-50], b"M" * LIFE_BYTES), 7, True),
+        (read_checkpoint(written(), LIFE), 8, True),
+        (read_checkpoint(written(), LIFE), 7, False),
+        (read_checkpoint(written()[:-50], b"M" * LIFE_BYTES), 7, True),
         (Checkpoint("it is missing"), 7, True),
         (None, 7, True),
     ],
@@ -331,7 +331,7 @@ def test_what_is_lost_is_said_and_unknown_connections_are_not_let_out() -> None:
 
 
 def test_connections_that_could_not_go_on_are_reset_when_this_host_serves() -> None:
-    made, _ = node(read_checkpoint(record(), LIFE), epoch=8)
+    made, _ = node(read_checkpoint(written(), LIFE), epoch=8)
     made.members.claim()
     made.handle(TimerFired(), 200.2)
     made.members.epoch_stored(9, True, "")
@@ -342,8 +342,8 @@ def test_connections_that_could_not_go_on_are_reset_when_this_host_serves() -> N
     assert all(e.packet[33] & 4 for e in outward)  # RST
 
 
-def test_protection_begins_only_when_the_record_says_that_a_restart_must_not_go_on() -> None:
-    made, _ = node(read_checkpoint(record(0), LIFE))
+def test_protection_begins_only_when_the_checkpoint_says_that_a_restart_must_not_go_on() -> None:
+    made, _ = node(read_checkpoint(written(0), LIFE))
     saved = SavedFile()
     made.members.state = State.ARMING
     made.members.rules_ready = True
@@ -351,7 +351,7 @@ def test_protection_begins_only_when_the_record_says_that_a_restart_must_not_go_
     made.handle(TimerFired(), 200.1)
     first = drain(made)[0]
     assert isinstance(first, SaveCheckpoint)
-    saved.data.extend(record(0))
+    saved.data.extend(written(0))
     saved.write(first)
     found = read_checkpoint(bytes(saved.data), LIFE)
     assert found is not None and not found.serving
@@ -384,7 +384,7 @@ def test_a_host_that_serves_again_hunts_connections_of_another_time() -> None:
 
 
 def test_native_connections_are_not_hunted() -> None:
-    made, _ = node(read_checkpoint(record(0), LIFE))
+    made, _ = node(read_checkpoint(written(0), LIFE))
     made.gate.opening.adopt_unknown(False)
     made.handle(PacketQueued(Queue.IN, 1, syn().packet(1)), 200.1)
     made.handle(PacketQueued(Queue.OUT, 2, syn_ack().packet(1)), 200.1)
@@ -409,7 +409,7 @@ def test_nothing_may_bypass_a_dead_daemon_before_the_hunt_is_over() -> None:
 
 
 def test_a_connection_that_was_opened_while_the_daemon_was_away_is_listed_as_unprotected() -> None:
-    made, _ = node(read_checkpoint(record(0), LIFE))
+    made, _ = node(read_checkpoint(written(0), LIFE))
     sent = server(5000, 100, ack=700)
     for number in (1, 2):
         made.handle(PacketQueued(Queue.OUT, number, sent.packet(1)), 200.1)

@@ -188,7 +188,7 @@ def test_it_outlives_the_daemon() -> None:
         t >> hand_over() << ACTIVE
 
 
-def test_record_grows_and_its_places_are_used_again() -> None:
+def test_checkpoint_grows_and_its_slots_are_used_again() -> None:
     writer = CheckpointWriter(bytes(LIFE_BYTES))
     with Taking() as t:
         writer.note(False, 1, True)
