@@ -67,14 +67,14 @@ COUNTERS: Final = {
 
 
 def gauges(
-    gate: GateTable, backup: ShadowTable, sessions: Iterable[Session], counters: Mapping[str, int]
+    gate: GateTable, shadow: ShadowTable, sessions: Iterable[Session], counters: Mapping[str, int]
 ) -> dict[str, Row]:
     """Name of the store -> `now`, `limit`, and `full`: how often there was no room."""
-    shadows, gated = backup.flows.values(), gate.flows.values()
+    shadows, gated = shadow.flows.values(), gate.flows.values()
     fullest = [session.tables() for session in sessions]
     now = {
         "connections": len(gate.flows),
-        "shadow_connections": len(backup.flows),
+        "shadow_connections": len(shadow.flows),
         "log_bytes": max((c.inward.inbound.size for c in shadows), default=0),
         "log_pieces": max((c.inward.inbound.piece_count for c in shadows), default=0),
         "log_islands": max((c.inward.inbound.islands for c in shadows), default=0),
@@ -83,8 +83,8 @@ def gauges(
         "held_acks": max((len(c.acks.held) for c in gated), default=0),
         **gate.tables(),
         "handed_over": len(gate.handovers.flows),
-        "handed_over_ended": len(backup.handovers.over),
-        "forgotten": len(backup.openings.forgotten),
+        "handed_over_ended": len(shadow.handovers.over),
+        "forgotten": len(shadow.openings.forgotten),
         **{name: max(tables[name] for tables in fullest) for name in fullest[0]},
     }
     return {

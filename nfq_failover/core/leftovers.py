@@ -26,10 +26,10 @@ CLEAN = 2  # lists in a row without an unknown connection: a walk through the ke
 class LeftoverSweep:
     """The search for leftover connections. It runs while this host serves, until unknown ones may be adopted."""
 
-    def __init__(self, out: Outbox, gate: GateTable, backup: ShadowTable) -> None:
+    def __init__(self, out: Outbox, gate: GateTable, shadow: ShadowTable) -> None:
         self.out = out
         self.gate = gate
-        self.backup = backup
+        self.shadow = shadow
         self._next = 0.0
         self._clean = 0
         self._asked = False
@@ -51,8 +51,8 @@ class LeftoverSweep:
         if not self._asked:
             return False  # it was asked for in another role
         self._asked = False
-        gate, backup = self.gate, self.backup
-        unknown = [flow for flow in flows if flow not in backup.flows and not gate.knows(flow)]
+        gate, shadow = self.gate, self.shadow
+        unknown = [flow for flow in flows if flow not in shadow.flows and not gate.knows(flow)]
         gate.opening.note_probed(frozenset(unknown[:PROBES]))
         if unknown:
             self._clean = 0

@@ -14,18 +14,18 @@ def restore(
     checkpoint: Checkpoint,
     members: Membership,
     gate: GateTable,
-    backup: ShadowTable,
+    shadow: ShadowTable,
     served: bool,
     now: float,
 ) -> None:
     """Serve again if the checkpoint and the disk agree that we may, with the connections that were taken over; else be
     silent, and keep those connections from their clients. What the checkpoint does not vouch for is cut, loudly."""
-    out = backup.out
+    out = shadow.out
     damage, damaged = checkpoint.damage, checkpoint.damaged
     connections: list[ShadowConnection] = []
     for slot in checkpoint.slots:
         try:
-            connections.append(unpack(slot, backup.settings, now))
+            connections.append(unpack(slot, shadow.settings, now))
         except MalformedSegment:
             damaged += 1
     if damage or damaged:
@@ -44,9 +44,9 @@ def restore(
         for connection in connections:
             if not connection.handed:  # such a one is ours though we do not serve
                 connection.end_with_host()
-    if backup.checkpoint is not None:
-        backup.checkpoint.begin(connections)
-    backup.restore(connections, now)
+    if shadow.checkpoint is not None:
+        shadow.checkpoint.begin(connections)
+    shadow.restore(connections, now)
     if connections:
         going = sum(connection.state is Shadow.ACTIVE for connection in connections)
         level = "warning" if going == len(connections) else "error"

@@ -18,10 +18,10 @@ class Rules:
     backup must still hear its client. `restarts`: a later life of the daemon goes on with such connections.
     """
 
-    def __init__(self, out: Outbox, gate: GateTable, backup: ShadowTable, restarts: bool) -> None:
+    def __init__(self, out: Outbox, gate: GateTable, shadow: ShadowTable, restarts: bool) -> None:
         self._out = out
         self._gate = gate
-        self._backup = backup
+        self._shadow = shadow
         self._restarts = restarts
         self._profile = Profile.BACKUP
         self._diverted = False  # for connections that were taken over
@@ -47,8 +47,8 @@ class Rules:
         """Ask for less once the last connection that was taken over, or handed over, has ended."""
         if self._tapped and not self._gate.handovers.flows:
             self.again(role)
-        if self._diverted and not self._backup.flows and role is Role.PRIMARY:
+        if self._diverted and not self._shadow.flows and role is Role.PRIMARY:
             self.again(role)
 
     def _taken_over(self) -> tuple[FlowKey, ...]:
-        return tuple(f for f, c in self._backup.flows.items() if c.state in (Shadow.ACTIVE, Shadow.DEAD))
+        return tuple(f for f, c in self._shadow.flows.items() if c.state in (Shadow.ACTIVE, Shadow.DEAD))

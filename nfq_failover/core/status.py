@@ -97,9 +97,9 @@ def end_names(flow: FlowKey) -> tuple[str, str]:
     return f"{ip_address(client)}:{client_port}", f"{ip_address(server)}:{server_port}"
 
 
-def connections_of(gate: GateTable, backup: ShadowTable) -> list[ConnectionStatus]:
+def connections_of(gate: GateTable, shadow: ShadowTable) -> list[ConnectionStatus]:
     """All connections of a host: those of its own service, those that it has handed over, those that it shadows."""
-    return [*_gated(gate), *_handed_over(gate), *_shadowed(backup)]
+    return [*_gated(gate), *_handed_over(gate), *_shadowed(shadow)]
 
 
 def _gated(gate: GateTable) -> Iterable[ConnectionStatus]:
@@ -121,8 +121,8 @@ def _handed_over(gate: GateTable) -> Iterable[ConnectionStatus]:
         yield ConnectionStatus(*end_names(flow), False, handed.reason)
 
 
-def _shadowed(backup: ShadowTable) -> Iterable[ConnectionStatus]:
-    for connection in backup.flows.values():
+def _shadowed(shadow: ShadowTable) -> Iterable[ConnectionStatus]:
+    for connection in shadow.flows.values():
         inward, compare, reason = connection.inward, connection.output.compare, connection.reason
         if connection.state is Shadow.ACTIVE:
             how = "handed over by the primary" if connection.handed else "taken over"

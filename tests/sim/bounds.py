@@ -24,8 +24,8 @@ EVERY = 8  # inputs between two looks at the connections
 def check(host: Host, carried: int) -> None:
     """After an input with so many effects."""
     node = host.node
-    gate, backup, out = node.gate, node.shadow, node.out
-    flows, limit = len(gate.flows) + len(backup.flows), host.settings.max_connections
+    gate, shadow, out = node.gate, node.shadow, node.out
+    flows, limit = len(gate.flows) + len(shadow.flows), host.settings.max_connections
     _within(host, "effects of one input", carried, EFFECTS + EFFECTS_PER_FLOW * flows)
     _within(host, "effects left", len(out.effects), 0)
     _within(host, "records left", len(out.records) + sum(len(link.lane) for link in node.links.all), 0)
@@ -37,10 +37,10 @@ def check(host: Host, carried: int) -> None:
     handed = len(gate.handovers.flows)
     _within(host, "connections handed over", handed, limit)
     _within(host, "primary's numbers", len(gate.numbers), len(gate.flows) + handed)
-    _within(host, "backup's table", len(backup.flows), limit)
-    _within(host, "backup's numbers", len(backup.numbers), len(backup.flows))
-    _within(host, "forgotten connections", len(backup.openings.forgotten), MAX_FORGOTTEN)
-    _within(host, "unconfirmed connections", len(backup._unconfirmed), len(backup.numbers))
+    _within(host, "backup's table", len(shadow.flows), limit)
+    _within(host, "backup's numbers", len(shadow.numbers), len(shadow.flows))
+    _within(host, "forgotten connections", len(shadow.openings.forgotten), MAX_FORGOTTEN)
+    _within(host, "unconfirmed connections", len(shadow._unconfirmed), len(shadow.numbers))
     _within(host, "remembered SYNs", len(gate.opening._syns), MAX_SYNS)
     _within(host, "dialled connections", len(gate.opening._dialled), MAX_DIALLED)
     _within(host, "news for the backup", len(gate._telling), 64 + limit)
@@ -48,28 +48,28 @@ def check(host: Host, carried: int) -> None:
         _within(host, "handshake datagrams", len(link.session._outgoing), MAX_OUTGOING)
         _within(host, "retired sessions", len(link.session._retired), MAX_RETIRED)
     _timers(host, "primary's timers", gate.timers, len(gate.flows) + len(gate._telling))
-    _timers(host, "backup's timers", backup.timers, len(backup.flows))
-    _timers(host, "recovery's timers", backup.takeover.recovery.timers, len(backup.numbers))
+    _timers(host, "backup's timers", shadow.timers, len(shadow.flows))
+    _timers(host, "recovery's timers", shadow.takeover.recovery.timers, len(shadow.numbers))
     digests = gate.digests
     _within(host, "digested streams", len(digests._streams), len(gate.flows) + handed)
     _within(host, "bytes kept for comparing", digests._kept_total, KEEP_TOTAL)
     _within(host, "count of kept bytes", digests._kept_total, sum(s.outbound_bytes for s in digests._streams.values()))
     _timers(host, "digests' timers", digests._timers, 1 + len(gate.flows) + handed)
-    _timers(host, "comparisons' timers", backup.divergence._timers, len(backup.flows))
+    _timers(host, "comparisons' timers", shadow.divergence._timers, len(shadow.flows))
     for stream in digests._streams.values():
         _within(host, "bytes kept of a stream", stream.outbound_bytes, KEEP_BYTES + FLUSH_BYTES)
         _within(host, "digests that are repeated", len(stream.unseen), MAX_UNSEEN + 2)
     for gated in gate.flows.values():
         _within(host, "held acknowledgements", len(gated.acks.held), MAX_HELD)
         _within(host, "retained bytes", gated.retained.inbound.size, gated.retained.inbound.limit)
-    for shadow in backup.flows.values():
-        _within(host, "log", shadow.inward.inbound.size, host.settings.max_log_bytes)
-        _within(host, "kept output", shadow.output.outbound.size, host.settings.max_unacked_bytes)
-        inward = shadow.inward
+    for each in shadow.flows.values():
+        _within(host, "log", each.inward.inbound.size, host.settings.max_log_bytes)
+        _within(host, "kept output", each.output.outbound.size, host.settings.max_unacked_bytes)
+        inward = each.inward
         held = max(inward.inbound.end, inward.rcv_nxt)
         assert inward.held == held + (held == inward.fin_in), f"{host.name} holds {held}, and says {inward.held}"
-        if shadow.output.compare is not None:
-            _within(host, "digests that wait", len(shadow.output.compare.pending), MAX_PENDING)
+        if each.output.compare is not None:
+            _within(host, "digests that wait", len(each.output.compare.pending), MAX_PENDING)
 
 
 def empty(host: Host) -> None:
