@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from nfq_failover.wire.records import Opened
+from nfq_failover.core.gate.digests import FLUSH_S
+from nfq_failover.core.tcp.hashes import block_hashes, hash_seed
+from nfq_failover.wire.records import Digest, DigestSeen, Opened
 from tests.support.transcript import (
     FLOW,
     After,
@@ -14,12 +16,16 @@ from tests.support.transcript import (
     confirmed,
     opening,
     server,
+    server_bytes,
+    server_seq,
+    settings,
     syn,
     syn_ack,
 )
 
 HELD = "drop ack-held"
 TS = (2_000_010, 1_010)
+SEED = hash_seed(settings().key)
 
 
 class Gated(GateTranscript):
@@ -41,3 +47,30 @@ class Gated(GateTranscript):
 def ack(at: int, edge: int = 40000, **more: Any) -> Sent:
     """A pure ACK of the primary's TCP at the end of what it has sent."""
     return server(more.pop("start", 0), ack=at, wnd=(edge - at) // 4, ts=more.pop("ts", TS), **more)
+
+
+class Digesting(GateTranscript):
+    """A protected connection whose output is digested."""
+
+    def __init__(self, policy: str = "default", **changes: Any) -> None:
+        super().__init__(divergence=policy, **changes)
+        self >> syn() << "pass"
+        self >> syn_ack() << "drop syn-ack-held" << opening()
+        self >> Opened(1, True, client_seq(40000)) << "client [S.] -1 ack 0 wnd 8000"
+        self >> confirmed(0, 40000)
+
+    def flush(self) -> None:
+        """The timer of the digests."""
+        self >> After(FLUSH_S + 0.0001)
+        if "query" in self.effects:
+            self.effects.remove("query")
+
+
+def digest(start: int, length: int, data: bytes | None = None) -> Digest:
+    """What the primary says of its output; by default that is the replica's, too."""
+    data = server_bytes(start, length) if data is None else data
+    return Digest(1, server_seq(start), length, tuple(block_hashes([data], SEED)))
+
+
+def seen(upto: int, differences: int = 0) -> DigestSeen:
+    return DigestSeen(1, server_seq(upto), differences)

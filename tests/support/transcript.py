@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
 
-from nfq_failover.constants import ACK, FIN, PSH, RST, SYN
+from nfq_failover.constants import ACK, FIN, PSH, RST, SYN, URG
 from nfq_failover.core.events import FlowsGone, FrameCopied, Inject, Log, PacketQueued, QueryFlows, Queue, Verdict
 from nfq_failover.core.gate.ends import ApplicationFailed
 from nfq_failover.core.gate.table import GateTable
@@ -123,6 +123,17 @@ class Sent:
         packet = build_segment(source, destination, add(mine + 1, self.start), ack, flags, self.wnd, options, payload)
         if self.corrupt:
             packet[-1] ^= 0xFF
+        return packet
+
+
+class Urgent(Sent):
+    """A segment with the URG flag."""
+
+    def packet(self, iss: int) -> bytearray:
+        packet = super().packet(iss)
+        packet[33] |= URG
+        packet[36:38] = b"\0\0"
+        Segment(packet).seal()
         return packet
 
 

@@ -19,7 +19,7 @@ from nfq_failover.wire.records import (
     Unprotected,
     UnprotectedSeen,
 )
-from tests.support.gate import HELD, Gated, ack
+from tests.support.gate import HELD, TS, Digesting, Gated, ack, digest, seen
 from tests.support.shadow import EDGE, SILENT, Shadowing, answer, from_client, replica
 from tests.support.transcript import (
     FLOW,
@@ -40,7 +40,7 @@ from tests.support.transcript import (
     syn,
     syn_ack,
 )
-from tests.unit.core.shadow.test_divergence import TS, Comparing, Digesting, changed, digest, lost, seen
+from tests.unit.core.shadow.test_divergence import Comparing, changed, lost
 
 DAYS_25 = 25 * 86400
 

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
+
 from nfq_failover.core.gate.connection import Gate
+from nfq_failover.core.gate.copies import UNREAD_BYTES, UNREAD_WINDOW
+from nfq_failover.core.gate.own_tcp import SETTLE_S
+from nfq_failover.core.tcp.claims import PAWS_SLACK, TWO_VERSIONS, URGENT
 from nfq_failover.wire.records import (
     Data,
     Missing,
@@ -13,6 +18,7 @@ from tests.support.gate import HELD, Gated, ack
 from tests.support.transcript import (
     After,
     Copy,
+    Urgent,
     client,
     client_bytes,
     client_seq,
@@ -137,3 +143,112 @@ def test_rest_of_a_merged_packet_is_retained_when_its_beginning_is_confirmed() -
         t >> confirmed(600, 40000) << "client [.] 0 ack 600 wnd 9850 ts 2000010/1010"
         t >> Copy(client(0, 1000))
         t >> Missing(1, client_seq(600), client_seq(1000)) << Data(1, client_seq(600), client_bytes(600, 400))
+
+
+# ------------------------------------------------------------------------------------ two versions
+
+OTHER = bytes(100)
+
+
+def unprotected(t: Gated, reason: str = TWO_VERSIONS) -> None:
+    t << "log warning: connection unprotected" << Unprotected(1, reason)
+    assert (t.gate.state, t.gate.reason) == (Gate.UNPROTECTED, reason)
+
+
+def test_two_versions_in_the_copies_end_the_protection() -> None:
+    with Gated() as t:
+        t >> Copy(client(0, 1000))
+        t >> Copy(client(500, 100))
+        t >> Copy(client(500, 100, payload=OTHER))
+        unprotected(t)
+
+
+def test_version_that_the_backup_has_confirmed_and_our_tcp_has_not_taken_still_counts() -> None:
+    with Gated() as t:
+        t >> Copy(client(0, 1000))
+        t >> confirmed(1000, 40000)  # our TCP has refused it, for a reason of its own
+        t >> Copy(client(0, 100, payload=OTHER))
+        unprotected(t)
+
+
+def test_copies_that_are_read_late_still_count() -> None:
+    with Gated() as t:
+        t >> ack(1000) << HELD
+        t >> confirmed(1000, 40000) << "client [.] 0 ack 1000 wnd 9750 ts 2000010/1010"
+        t.now += SETTLE_S / 2
+        t >> Copy(client(0, 1000))
+        t >> Copy(client(900, 100, payload=OTHER))
+        unprotected(t)
+
+
+def test_what_our_tcp_took_long_ago_is_settled() -> None:
+    with Gated() as t:
+        t >> Copy(client(0, 1000))
+        t >> confirmed(1000, 40000)
+        t >> ack(1000) << "pass"
+        t.now += SETTLE_S + 0.01
+        t >> Copy(client(999, 1, payload=b"\0"))  # a keep-alive probe
+        t >> Copy(client(900, 100, payload=OTHER))
+        assert t.gate.state is Gate.PROTECTED
+
+
+def test_settled_bytes_follow_an_upload() -> None:
+    with Gated() as t:
+        for at in range(0, 10_000, 1000):
+            t.now += 0.06
+            t >> Copy(client(at, 1000))
+            t >> confirmed(at + 1000, 40000)
+            t >> ack(at + 1000) << "pass"
+        assert 1_000 <= t.gate.own.settled(t.now) <= 8_000
+        assert t.gate.retained.inbound.size <= 9_000
+
+
+@pytest.mark.parametrize(("start", "size", "flags"), [(0, 9, "F."), (0, 12, "F."), (10, 5, ".")])
+def test_two_ends_in_the_copies_end_the_protection(start: int, size: int, flags: str) -> None:
+    with Gated() as t:
+        t >> Copy(client(0, 10, flags="F."))
+        t >> Copy(client(start, size, flags=flags))
+        unprotected(t)
+
+
+def test_end_in_the_middle_of_the_copies_ends_the_protection() -> None:
+    with Gated() as t:
+        t >> Copy(client(0, 1000))
+        t >> Copy(client(0, 10, flags="F."))
+        unprotected(t)
+
+
+def test_urgent_data_in_the_copies_ends_the_protection() -> None:
+    with Gated() as t:
+        t >> Copy(Urgent("client", 0, 10))
+        unprotected(t, URGENT)
+
+
+@pytest.mark.parametrize("start", [-1000, 40_000 + UNREAD_WINDOW + 1])
+def test_urgent_data_outside_the_window_is_nobodys(start: int) -> None:
+    with Gated() as t:
+        t.now += 1
+        t >> Copy(Urgent("client", start, 10))
+        assert t.gate.state is Gate.PROTECTED
+
+
+def test_copies_that_our_tcp_must_refuse_are_not_kept() -> None:
+    with Gated() as t:
+        t >> ack(0) << "pass"  # the newest timestamp that our TCP has taken is 1010
+        t >> Copy(client(0, 100, ack=UNREAD_BYTES + 1, payload=OTHER))
+        t >> Copy(client(0, 100, flags="", ack=None, payload=OTHER))
+        t >> Copy(client(0, 100, ts=((1010 - PAWS_SLACK - 1) % 2**32, 0), payload=OTHER))
+        assert t.gate.retained.inbound.size == 0
+        counters = t.out.counters
+        assert [counters[f"copy-{why}"] for why in ("ack-of-unsent", "no-ack-flag", "old-timestamp")] == [1, 1, 1]
+        t >> Copy(client(0, 1000, ts=((1010 - PAWS_SLACK) % 2**32, 0)))
+        assert t.gate.state is Gate.PROTECTED
+        assert t.gate.retained.inbound.size == 1000
+
+
+def test_copy_with_an_old_ack_may_have_been_taken() -> None:
+    """Linux's fast path takes it; the backup has refused it."""
+    with Gated() as t:
+        t >> Copy(client(0, 100, ack=-(1 << 30), payload=OTHER))
+        t >> Copy(client(0, 1000))
+        unprotected(t)

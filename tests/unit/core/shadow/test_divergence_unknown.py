@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from nfq_failover.core.shadow.connection import Shadow
 from nfq_failover.wire.records import DIGEST_BLOCK, BytesAsked, BytesSent
+from tests.support.gate import digest, seen
 from tests.support.shadow import SILENT, replica
 from tests.support.transcript import server_seq
-from tests.unit.core.shadow.test_divergence import Comparing, changed, digest, lost, seen
+from tests.unit.core.shadow.test_divergence import Comparing, changed, lost
 
 
 def test_block_that_is_not_known_is_no_reason_if_the_next_one_agrees() -> None:
