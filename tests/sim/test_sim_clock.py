@@ -33,7 +33,7 @@ def _late(pause: float, fast: float, *jumps: float) -> str:
                 Incident(0.31, "cut", "sync", 4.0),
                 Incident(0.31, "cut", "tap", 4.0),
                 Incident(0.31, "pause", "backup", pause),
-                *(Incident(1.0 + 0.2 * turn, "jump", "primary", jump) for turn, jump in enumerate(jumps)),
+                *(Incident(0.4 + 0.2 * turn, "jump", "primary", jump) for turn, jump in enumerate(jumps)),
             ),
         )
     ).failure

@@ -16,7 +16,7 @@ from . import bounds
 from .apps import Client
 from .checks import Checks
 from .clock import Clock, HostClock
-from .generate import FENCE_DEADLINE_MS, LOOP_STALL_MS, release
+from .generate import FENCE_DEADLINE_MS, release
 from .host import Host
 from .incidents import Incidents
 from .kernel import Kernel
@@ -103,7 +103,6 @@ class World:
             split_brain_accepted=scenario.split_brain,
             heartbeat_interval_ms=scenario.heartbeat_ms,
             fence_deadline_ms=FENCE_DEADLINE_MS,
-            loop_stall_ms=LOOP_STALL_MS,
             fence_retry_ms=scenario.fence_retry_ms,
             has_witness=scenario.witness,
             health_checked=scenario.health,

@@ -1,6 +1,6 @@
 """Scenarios made from seeds."""
 
 from tests.sim.generate.seeds import KINDS, from_seed
-from tests.sim.generate.times import FENCE_DEADLINE_MS, LOOP_STALL_MS, most_rate, release
+from tests.sim.generate.times import FENCE_DEADLINE_MS, most_rate, release
 
-__all__ = ["FENCE_DEADLINE_MS", "KINDS", "LOOP_STALL_MS", "from_seed", "most_rate", "release"]
+__all__ = ["FENCE_DEADLINE_MS", "KINDS", "from_seed", "most_rate", "release"]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-FENCE_DEADLINE_MS = 400
-LOOP_STALL_MS = 1000
+from nfq_failover.config import schema
+
+FENCE_DEADLINE_MS = 400  # of a fast fence: a run is the shorter
+_LOOP_STALL_MS: int = schema.find("loop_stall_ms").default
 
 
 def most_rate(detection_s: float) -> float:
@@ -19,4 +21,4 @@ def most_rate(detection_s: float) -> float:
 
 def release(detection_s: float) -> float:
     """After how much silence a primary with a fence lets everything go (`Settings.release_after_ms`)."""
-    return 2 * detection_s + (FENCE_DEADLINE_MS + LOOP_STALL_MS) / 1000
+    return 2 * detection_s + (FENCE_DEADLINE_MS + _LOOP_STALL_MS) / 1000
