@@ -17,6 +17,15 @@ def tolerated(**chosen: int) -> str:
     return f"{100 * half / (settings.release_after_ms - half):.2g}"
 
 
+def test_how_long_a_fence_and_a_loop_may_take() -> None:
+    text, settings = " ".join(PAIR.split()), configured.settings()
+    said = re.search(r"`fence_deadline_ms` is (\d+) s.*`loop_stall_ms` is ([\d.]+) s.*noticed after ([\d.]+) s", text)
+    assert said is not None
+    deadline_s, stall_s, noticed_s = map(float, said.groups())
+    assert (deadline_s * 1000, stall_s * 1000) == (settings.fence_deadline_ms, settings.loop_stall_ms)
+    assert noticed_s * 1000 == settings.loop_stall_ms + settings.detection_ms
+
+
 def test_how_far_two_clocks_may_differ() -> None:
     text = " ".join(PAIR.split())
     assert "`(detection / 2) / (release_after - detection / 2)`" in text
