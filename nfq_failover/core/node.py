@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from nfq_failover.constants import RST, SYN
+from nfq_failover.constants import ACK, RST, SYN
 from nfq_failover.core import bounds, restart
 from nfq_failover.core.events import (
     AskWitness,
@@ -178,14 +178,14 @@ class Node:
 
     def _inbound(self, event: PacketQueued, seg: Segment, now: float) -> None:
         connection = self.shadow.flows.get((seg.src, seg.sport, seg.dst, seg.dport))
-        if connection is not None:
+        if connection is not None and not (seg.flags & (SYN | ACK | RST) == SYN and connection.taken_over):
             self.shadow.segments.inbound(event, seg, connection, now)
             if self.checkpoint is not None and connection.heard:
                 self.checkpoint.review(connection)
         elif self.members.state not in _SERVING:
             self.out.drop(event.queue, event.packet_id, "not-serving")
         elif seg.flags & SYN and not seg.flags & RST:
-            self.gate.inbound_syn(event, seg)
+            self.gate.inbound_syn(event, seg)  # from the port of one that was taken over, too
         else:
             self.out.accept(event.queue, event.packet_id)
 

@@ -7,6 +7,7 @@ from math import inf
 from typing import TYPE_CHECKING
 
 from nfq_failover.constants import FIN, RST, SYN
+from nfq_failover.core.events import Log
 from nfq_failover.core.gate.connection import Gate
 from nfq_failover.core.pair.roles import Role, State
 from nfq_failover.core.shadow.connection import Shadow
@@ -104,6 +105,11 @@ class Checks:
             return
         self._numbers(host, seen, seg, client)
         self._gated(host, flow, seen, seg)
+
+    def logged(self, host: Host, log: Log) -> None:
+        """A host of this world has its rules before it serves: it sees every SYN that its TCP answers."""
+        unseen = log.fields.get("reason") == "opened before the rules were there"
+        assert not unseen, f"{host.name} has not remembered the SYN of a connection: {log.fields}"
 
     def _unreachable(self, host: Host, error: IcmpError) -> None:
         """The quoted byte is the first one that the client has not been told to be here."""

@@ -378,6 +378,7 @@ class Host:
             self.tell(0.001, FlowsListed(self.kernel.established()))
         elif isinstance(effect, Log):
             self.logs.append((self.clock.now, effect))
+            self.world.checks.logged(self, effect)
             if effect.fields.get("after") == "yielded":
                 self.world.checks.yielded(self)
             if str(effect.fields.get("reason")).startswith("the witness has let the peer act"):

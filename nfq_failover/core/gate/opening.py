@@ -59,7 +59,7 @@ class Opening:
         self._timers = timers
         self._unprotect = unprotect
         self._probed: frozenset[FlowKey] = frozenset()
-        self._syns: OrderedDict[FlowKey, tuple[int, int, bytes, bool]] = OrderedDict()
+        self._syns: OrderedDict[tuple[FlowKey, int], tuple[int, bytes, bool]] = OrderedDict()  # by flow and ISN
         self._dialled: OrderedDict[FlowKey, None] = OrderedDict()  # left alone: opened by the server, or no room
         self._next_conn = 1
         self._next_full_log = 0.0
@@ -80,8 +80,8 @@ class Opening:
         flow: FlowKey = (seg.src, seg.sport, seg.dst, seg.dport)
         signed = SynOptions.parse(seg.options()).signed
         changed = strip(seg, NEGOTIABLE | SIGNED)
-        self._syns[flow] = (seg.seq, seg.wnd, seg.options(), signed)
-        self._syns.move_to_end(flow)
+        self._syns[flow, seg.seq] = (seg.wnd, seg.options(), signed)
+        self._syns.move_to_end((flow, seg.seq))
         if len(self._syns) > MAX_SYNS:
             self._syns.popitem(last=False)
             self.out.counters["syn-forgotten"] += 1
@@ -130,13 +130,13 @@ class Opening:
         flow: FlowKey = (seg.dst, seg.dport, seg.src, seg.sport)
         irs = (seg.ack - 1) & MASK
         granted = SynOptions.parse(seg.options())
-        syn = self._syns.pop(flow, None)
+        syn = self._syns.pop((flow, irs), None)
         reason = unprotected
         wnd, options = 0, b""
-        if syn is None or syn[0] != irs:
+        if syn is None:
             reason = reason or "opened before the rules were there"
         else:
-            _, wnd, options, signed = syn
+            wnd, options, signed = syn
             if signed:
                 reason = "TCP-MD5 or TCP-AO signs the header"
         return reason, Open(

@@ -159,6 +159,12 @@ class ShadowConnection:
         self.heard = True
         self.resending.begin(self.mapping, self.ended, out, now)
 
+    @property
+    def taken_over(self) -> bool:
+        """Whether it goes on here with all others, not handed over alone: then a new connection from its port is this
+        host's as well, and its SYN must be seen by the gate."""
+        return self.state is Shadow.ACTIVE and not self.handed
+
     def give_up(self, reason: str) -> None:
         """It is not continued, but remembered: nothing needs the two streams any more."""
         if self.state is Shadow.DEAD:

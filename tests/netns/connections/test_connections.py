@@ -94,6 +94,30 @@ def test_connections_open_and_close_while_the_takeover_runs(world: World, tmp_pa
         assert max(storm.done) < 5
 
 
+@ON_BOTH
+def test_new_connection_from_the_port_of_one_that_was_taken_over_is_protected(world: World, tmp_path: Path) -> None:
+    """The server has closed first, so the client's port is free at once; the survivor still knows the connection."""
+    with world.case(tmp_path) as case:
+        talks = [case.open([["send", 3000, seed]]) for seed in range(3)]
+        for seed, talk in enumerate(talks):
+            assert talk.receive(3000) == content(seed, 3000)
+            talk.expect_end()
+            talk.socket.close()
+        case.crash()
+    with world.case(tmp_path) as case:
+        for old in talks:
+            assert case.row(old), "the survivor has forgotten the connection already: nothing is tested"
+
+            def from_the_same_port(connection: socket.socket, port: int = old.port) -> None:
+                connection.bind(("", port))
+
+            with case.open([["echo_all"]], prepare=from_the_same_port) as talk:
+                talk.echo(1)
+                case.assert_protected(talk)
+                talk.socket.shutdown(socket.SHUT_WR)
+                talk.expect_end()
+
+
 # -------------------------------------------------------------------------------------------------- half-closed
 
 

@@ -22,6 +22,7 @@ from nfq_failover.core.events import (
     TimerFired,
     Verdict,
 )
+from nfq_failover.core.gate.connection import Gate
 from nfq_failover.core.node import Node
 from nfq_failover.core.pair.roles import Do, State
 from nfq_failover.wire.records import Confirm, Opened
@@ -29,8 +30,10 @@ from nfq_failover.wire.segment import Segment
 from tests.support.transcript import (
     CLIENT,
     FLOW,
+    IRS,
     ISS,
     ISS_OWN,
+    OFFER,
     OWN_TS,
     SEEN_TS,
     SERVER,
@@ -174,6 +177,33 @@ def test_connections_taken_over_earlier_are_silent_in_doubt_too() -> None:
     host.node.members.state = State.DOUBT
     assert host.packet(server(100, 100, ts=(OWN_TS + 2, 1001), **own)) == "drop"
     assert host.packet(client(0, 100, ts=(1002, SEEN_TS))) == "drop"
+
+
+def test_new_connection_from_the_port_of_one_that_was_taken_over_is_protected() -> None:
+    host, own = shadowing()
+    host.node.members.state = State.PROTECTED  # took over, and has a new backup
+    host.node.shadow.take_over(host.now)
+    host.node.gate.start_protecting()
+    host.effects()
+    again: dict[str, Any] = {"irs": IRS + 70000, "iss": ISS_OWN + 90000}
+    assert host.packet(syn(**again)) == "pass"
+    assert FLOW in host.node.shadow.flows  # our TCP may answer it with an ACK, of the old one
+    assert host.packet(server(0, 0, ack=0, ts=(OWN_TS + 1, 1001), **own)) == "pass"
+    assert host.packet(syn_ack(**again)) == "drop"
+    opened = host.node.gate.flows[FLOW]
+    assert opened.state is Gate.SYN_HELD
+    assert opened.open.syn_options == OFFER
+    assert not host.node.shadow.flows
+
+
+def test_syn_from_the_port_of_one_that_was_handed_over_is_for_our_tcp_alone() -> None:
+    host, _ = shadowing()
+    (connection,) = host.node.shadow.flows.values()
+    host.node.shadow.take_over(host.now)
+    connection.handed = connection.conn
+    host.effects()
+    assert host.packet(syn(irs=IRS + 70000)) == "pass"  # it answers with an ACK
+    assert not host.node.gate.opening.tables()["syns"]
 
 
 def test_nothing_of_them_is_repeated_in_doubt_either() -> None:

@@ -182,7 +182,7 @@ def test_data_is_taken_out_of_a_syn_with_and_without_the_fast_open_cookie() -> N
         with GateTranscript() as t:
             t >> client(-1, flags="S", ack=None, options=options, payload=b"early" * number) << "pass [S] -1 wnd 1000"
             assert t.out.counters["syn-stripped"] == 1
-            (kept,) = (known[2] for known in t.side.opening._syns.values())
+            (kept,) = (options for _, options, _ in t.side.opening._syns.values())
             assert kept == (b"\x01" * 8 if options == fast_open else OFFER)
 
 
@@ -253,6 +253,18 @@ def test_port_reuse_closes_the_old_connection_and_opens_the_new_one() -> None:
         t >> Opened(1, True, client_seq(65000)) << "client [S.] -1 ack 0 wnd 8000"
         again: dict[str, Any] = {"irs": IRS + 70000, "iss": ISS + 90000}
         t >> syn(**again) << "pass"
+        t >> syn_ack(**again) << HELD
+        t << Close(1, "replaced by a new connection") << opening(2, **{k: v % 2**32 for k, v in again.items()})
+        t >> Closed(1)
+        t >> After(0.004) << "query"
+
+
+def test_late_answer_to_an_earlier_syn_leaves_the_later_one_remembered() -> None:
+    with GateTranscript() as t:
+        again: dict[str, Any] = {"irs": IRS + 70000, "iss": ISS + 90000}
+        t >> syn() << "pass"
+        t >> syn(**again) << "pass"  # the client has given up its first attempt
+        t >> syn_ack() << HELD << opening()
         t >> syn_ack(**again) << HELD
         t << Close(1, "replaced by a new connection") << opening(2, **{k: v % 2**32 for k, v in again.items()})
         t >> Closed(1)
