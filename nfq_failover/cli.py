@@ -55,13 +55,13 @@ def _run(args: argparse.Namespace) -> int:
     config = load(args.config)
     sentences = advice(config)  # now, as root, who can see all that it asks for
     from nfq_failover.shell.daemon import Daemon, log
-    from nfq_failover.shell.start import stand
+    from nfq_failover.shell.start import prepare
 
-    ground = stand(config)
+    prepared = prepare(config)
     logs.configure(args.log_level, args.log_json)
     for sentence in sentences:
         log.warning("configuration", advice=sentence)
-    Daemon(config, ground).run(lambda: print(f"nfq-failover {config.settings.name}: ready", flush=True))
+    Daemon(prepared).run(lambda: print(f"nfq-failover {config.settings.name}: ready", flush=True))
     return 0
 
 

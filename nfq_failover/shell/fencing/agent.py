@@ -14,11 +14,12 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable
 
 from nfq_failover.config.fence import FencePlan
-from nfq_failover.core.events import Event, Fence, FenceFinished
+from nfq_failover.core.events import Fence, FenceFinished
 from nfq_failover.core.settings import Peer
+from nfq_failover.shell.answers import Answers
+from nfq_failover.shell.loop import Loop
 
 AGENT_ON, AGENT_FAILED, AGENT_OFF = 0, 1, 2  # exit codes of a fence agent's `status`
 FIRST_PAUSE_S = 0.1
@@ -217,28 +218,26 @@ class FenceKeeper:
         self,
         plan: FencePlan | tuple[str, ...],
         peers: tuple[Peer, ...],
-        watch: Callable[[int, Callable[[], None]], None],
-        unwatch: Callable[[int], None],
-        answer: Callable[[Event], None],
+        loop: Loop,
+        answers: Answers,
     ) -> None:
         """`plan`: a tuple of words is a command, run once."""
         self._plan = plan if isinstance(plan, FencePlan) else FencePlan(plan, attempts=1)
         self._peers = {peer.name: peer for peer in peers}
-        self._watch = watch
-        self._unwatch = unwatch
-        self._answer = answer
+        self._loop = loop
+        self._answers = answers
         self._running: dict[str, RunningFence] = {}
 
     def start(self, order: Fence) -> None:
         """Begin. A fence of the same peer that still runs is killed: its success would be of an earlier life."""
         self._stop(order.peer)
         if not self._plan:
-            self._answer(FenceFinished(order.peer, False, "there is no fence"))
+            self._answers.answer(FenceFinished(order.peer, False, "there is no fence"))
             return
         try:
             fence = RunningFence(self._plan, self._peers[order.peer], order.deadline_ms)
         except OSError as error:
-            self._answer(FenceFinished(order.peer, False, f"the fence command can't be started: {error}"))
+            self._answers.answer(FenceFinished(order.peer, False, f"the fence command can't be started: {error}"))
             return
         self._running[order.peer] = fence
         self._watch_program(order.peer, fence)
@@ -246,19 +245,19 @@ class FenceKeeper:
     def _watch_program(self, peer: str, fence: RunningFence) -> None:
         fd = fence.fileno()
         if fd is not None:
-            self._watch(fd, lambda: self._step(peer))
+            self._loop.watch(fd, lambda: self._step(peer))
 
     def _step(self, peer: str) -> None:
         fence = self._running[peer]
         fd = fence.fileno()
         if fd is not None:
-            self._unwatch(fd)
+            self._loop.unwatch(fd)
         outcome = fence.step(time.monotonic())
         if outcome is None:
             self._watch_program(peer, fence)
         else:
             del self._running[peer]
-            self._answer(outcome)
+            self._answers.answer(outcome)
 
     def tick(self, now: float) -> None:
         """End those whose deadline has passed, go on with those that paused."""
@@ -270,7 +269,7 @@ class FenceKeeper:
         if fence is not None:
             fd = fence.fileno()
             if fd is not None:
-                self._unwatch(fd)
+                self._loop.unwatch(fd)
             fence.abort()
 
     def close(self) -> None:

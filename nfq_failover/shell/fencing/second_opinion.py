@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 
 import structlog
 
 from nfq_failover.config import Config
-from nfq_failover.core.events import AskWitness, CheckLink, Event
+from nfq_failover.core.events import AskWitness, CheckLink, LinkChecked
+from nfq_failover.shell.answers import Answers
 from nfq_failover.shell.fencing.witness_client import WitnessClient
 from nfq_failover.shell.host.link import LinkChecker
+from nfq_failover.shell.loop import Loop
 
 ALARM_EVERY_S = 5.0
 
@@ -18,34 +19,23 @@ log = structlog.get_logger()
 
 
 class SecondOpinion:
-    """`feed` takes an answer while effects are being carried out, `answer` one that comes by itself."""
+    """Seeks what the node wants to know. The link's state is returned, a witness's answer goes to `answers`."""
 
-    def __init__(
-        self,
-        config: Config,
-        watch: Callable[[int, Callable[[], None]], None],
-        feed: Callable[[Event, float], None],
-        answer: Callable[[Event], None],
-    ) -> None:
-        self._answer = answer
-        self._link = LinkChecker(
-            config.interface,
-            config.listen[0],
-            config.check_targets,
-            config.check_deadline_ms,
-            lambda event: feed(event, time.monotonic()),
-        )
+    def __init__(self, config: Config, loop: Loop, answers: Answers) -> None:
+        self._answers = answers
+        self._link = LinkChecker(config.interface, config.listen[0], config.check_targets, config.check_deadline_ms)
         self._witness = WitnessClient(config.witness, config.settings.name) if config.witness else None
         self._unanswered_at: float | None = None
         if self._witness is not None:
-            watch(self._witness.fileno(), self._heard)
+            loop.watch(self._witness.fileno(), self._heard)
 
-    def seek(self, order: CheckLink | AskWitness) -> None:
-        """Find out whether it is we who are cut off; or ask the witness, once."""
+    def seek(self, order: CheckLink | AskWitness) -> LinkChecked | None:
+        """Find out whether it is this host that is cut off; or ask the witness, once. Returns what is known at once."""
         if isinstance(order, CheckLink):
-            self._link.start()
-        elif self._witness is not None:
+            return self._link.start()
+        if self._witness is not None:
             self._ask(self._witness, order)
+        return None
 
     def _ask(self, witness: WitnessClient, order: AskWitness) -> None:
         now = time.monotonic()
@@ -61,11 +51,11 @@ class SecondOpinion:
         for event in self._witness.answers():
             self._unanswered_at = None
             log.info("the witness has answered", granted=event.granted, detail=event.detail)
-            self._answer(event)
+            self._answers.answer(event)
 
-    def tick(self, now: float) -> None:
-        """Time has passed."""
-        self._link.tick(now)
+    def tick(self, now: float) -> LinkChecked | None:
+        """Look whether the link's state is known now."""
+        return self._link.tick(now)
 
     def close(self) -> None:
         """Ask no more."""

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Protocol
 
 import structlog
 
 from nfq_failover.core.events import ApplyRules, Event, Profile, RulesApplied, RulesLost
 from nfq_failover.shell.firewall.script import RulesError
+from nfq_failover.shell.loop import Loop
 from nfq_failover.wire.segment import FlowKey
 
 CHECK_EVERY_S = 2.0
@@ -53,12 +53,9 @@ class Runner(Protocol):
 class RulesKeeper:
     """One script run at a time: the newest wanted profile first, else a periodic check."""
 
-    def __init__(
-        self, runner: Runner, watch: Callable[[int, Callable[[], None]], None], unwatch: Callable[[int], None]
-    ):
+    def __init__(self, runner: Runner, loop: Loop) -> None:
         self._runner = runner
-        self._watch = watch
-        self._unwatch = unwatch
+        self._loop = loop
         self._wanted = ApplyRules(Profile.BACKUP)
         self._was_told = False
         self._pending = False
@@ -94,13 +91,13 @@ class RulesKeeper:
     def _run(self, script: Script, wanted: ApplyRules | None) -> None:
         self._running = (script, wanted)
         self._stuck_at = None
-        self._watch(script.pidfd(), self._ended)
+        self._loop.watch(script.pidfd(), self._ended)
 
     def _ended(self) -> None:
         if self._running is None:
             return
         (script, wanted), self._running = self._running, None
-        self._unwatch(script.pidfd())
+        self._loop.unwatch(script.pidfd())
         try:
             if wanted is None:
                 self._checked(script.finish_check())
@@ -164,7 +161,7 @@ class RulesKeeper:
         """
         if self._running is not None:
             (script, wanted), self._running = self._running, None
-            self._unwatch(script.pidfd())
+            self._loop.unwatch(script.pidfd())
             status, _ = script.wait()
             if not status and wanted is not None:
                 self._installed = wanted.profile

@@ -134,7 +134,7 @@ class FlowQueries:
             ) from None
 
     def ask(self, flows: list[FlowKey]) -> None:
-        """SaveCheckpoint these; one that still waits for its turn keeps its place."""
+        """Remember these; one that still waits for its turn keeps its place."""
         self._asked.update(dict.fromkeys(flows))
 
     def step(self) -> list[FlowKey]:

@@ -15,11 +15,12 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable
 
 from nfq_failover.config import HealthConfig
-from nfq_failover.core.events import Event, HealthChecked
+from nfq_failover.core.events import HealthChecked
+from nfq_failover.shell.answers import Answers
 from nfq_failover.shell.host.connections import Peered, peered
+from nfq_failover.shell.loop import Loop
 
 _SAID_BYTES = 200
 
@@ -130,15 +131,13 @@ class HealthChecks:
         self,
         config: HealthConfig | None,
         address: str,
-        watch: Callable[[int, Callable[[], None]], None],
-        unwatch: Callable[[int], None],
-        answer: Callable[[Event], None],
+        loop: Loop,
+        answers: Answers,
     ) -> None:
         self._config = config
         self._address = address
-        self._watch = watch
-        self._unwatch = unwatch
-        self._answer = answer
+        self._loop = loop
+        self._answers = answers
         self._command: CommandCheck | None = None
         self._connect: ConnectCheck | None = None
         self._wrong: list[str] = []
@@ -177,7 +176,7 @@ class HealthChecks:
             except OSError as error:
                 self._wrong.append(f"the command can't be started: {error}")
                 return
-            self._watch(self._command.fileno(), self._command_readable)
+            self._loop.watch(self._command.fileno(), self._command_readable)
 
     def _command_readable(self) -> None:
         self._command_ended()
@@ -186,14 +185,14 @@ class HealthChecks:
     def _command_ended(self) -> None:
         command, self._command = self._command, None
         if command is not None:
-            self._unwatch(command.fileno())
+            self._loop.unwatch(command.fileno())
             self._wrong.append(command.finish())
 
     def _report(self) -> None:
         if self._running and self._connect is None and self._command is None:
             self._running = False
             wrong = "; ".join(text for text in self._wrong if text)
-            self._answer(HealthChecked(not wrong, wrong, time.monotonic() - self._began))
+            self._answers.answer(HealthChecked(not wrong, wrong, time.monotonic() - self._began))
 
     def close(self) -> None:
         """End what still runs."""

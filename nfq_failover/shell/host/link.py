@@ -15,7 +15,6 @@ import socket
 import struct
 import time
 from array import array
-from collections.abc import Callable
 
 from nfq_failover.core.events import LinkChecked
 from nfq_failover.wire.checksum import ipv4_header_checksum
@@ -120,7 +119,10 @@ class Probe:
 
 
 class LinkChecker:
-    """Runs checks for the event loop: each `start` gets one `LinkChecked`, unless a newer one replaces it."""
+    """Runs checks for the event loop: each `start` has one `LinkChecked`, unless a newer check replaces it.
+
+    The outcome is returned: by `start` if it is known at once, else by a later `tick`.
+    """
 
     def __init__(
         self,
@@ -128,51 +130,47 @@ class LinkChecker:
         source: str,
         targets: tuple[tuple[str, int], ...],
         deadline_ms: int,
-        answer: Callable[[LinkChecked], None],
     ) -> None:
         self._interface = interface
         self._source = source
         self._targets = targets
         self._deadline_s = deadline_ms / 1000
-        self._answer = answer
         self._probes: list[Probe] = []
         self._give_up = self._repeat_at = 0.0
 
-    def start(self) -> None:
-        """Check."""
+    def start(self) -> LinkChecked | None:
+        """Begin a check."""
         self.close()
         up, detail = link_up(self._interface)
         if not up or not self._targets:
-            self._answer(LinkChecked(up, detail))
-            return
+            return LinkChecked(up, detail)
         now = time.monotonic()
         self._give_up, self._repeat_at = now + self._deadline_s, now + _REPEAT_S
         for target in self._targets:
             with contextlib.suppress(OSError):  # no route
                 self._probes.append(Probe(target, self._source))
-        if not self._probes:
-            self._answer(LinkChecked(False, "no target of check_targets can be asked"))
+        return None if self._probes else LinkChecked(False, "no target of check_targets can be asked")
 
-    def tick(self, now: float) -> None:
+    def tick(self, now: float) -> LinkChecked | None:
         """Look for answers; called at least every 50 ms."""
         if not self._probes:
-            return
+            return None
         again = now >= self._repeat_at
         if again:
             self._repeat_at = now + _REPEAT_S
         for probe in self._probes:
             if probe.answered():
-                self._end(LinkChecked(True, f"{_name(probe.target)} answers"))
-                return
+                return self._end(LinkChecked(True, f"{_name(probe.target)} answers"))
             if again:
                 probe.repeat()
         if now >= self._give_up or all(probe.failed for probe in self._probes):
             names = ", ".join(_name(target) for target in self._targets)
-            self._end(LinkChecked(False, f"{names}: no answer"))
+            return self._end(LinkChecked(False, f"{names}: no answer"))
+        return None
 
-    def _end(self, outcome: LinkChecked) -> None:
+    def _end(self, outcome: LinkChecked) -> LinkChecked:
         self.close()
-        self._answer(outcome)
+        return outcome
 
     def close(self) -> None:
         """Stop a check under way."""

@@ -14,14 +14,16 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from nfq_failover.config import Config
-from nfq_failover.core.events import Event, Fence, FenceFinished, Profile
+from nfq_failover.core.events import Fence, FenceFinished, Profile
 from nfq_failover.core.settings import Peer
 from nfq_failover.errors import CommandError
+from nfq_failover.shell.answers import Answers
 from nfq_failover.shell.firewall.script import PROBLEM, PeerHost, RulesError, RulesOptions
+from nfq_failover.shell.loop import Loop
 from nfq_failover.shell.privileged.account import Account
 from nfq_failover.shell.privileged.requests import (
     MAX_MESSAGE,
@@ -271,15 +273,13 @@ class RemoteFences:
         self,
         helper: Helper,
         peers: tuple[Peer, ...],
-        watch: Callable[[int, Callable[[], None]], None],
-        unwatch: Callable[[int], None],
-        answer: Callable[[Event], None],
+        loop: Loop,
+        answers: Answers,
     ) -> None:
         self._helper = helper
         self._peers = {peer.name for peer in peers}
-        self._watch = watch
-        self._unwatch = unwatch
-        self._answer = answer
+        self._loop = loop
+        self._answers = answers
         self._running: dict[str, tuple[Pending, float]] = {}
 
     def start(self, order: Fence) -> None:
@@ -287,21 +287,21 @@ class RemoteFences:
         self._drop(order.peer)
         pending = self._helper.ask(FencePeer(order.peer, order.deadline_ms))
         self._running[order.peer] = (pending, time.monotonic() + order.deadline_ms / 1000 + GRACE_S)
-        self._watch(pending.fileno(), lambda: self._ended(order.peer))
+        self._loop.watch(pending.fileno(), lambda: self._ended(order.peer))
 
     def _drop(self, peer: str) -> None:
         old = self._running.pop(peer, None)
         if old is not None:
-            self._unwatch(old[0].fileno())
+            self._loop.unwatch(old[0].fileno())
             old[0].close()
 
     def _ended(self, peer: str) -> None:
         answer = self._running[peer][0].answer
         self._drop(peer)
         if answer is None:
-            self._answer(FenceFinished(peer, False, "the privileged helper does not answer"))
+            self._answers.answer(FenceFinished(peer, False, "the privileged helper does not answer"))
         else:
-            self._answer(FenceFinished(peer, answer.status == 0, answer.said))
+            self._answers.answer(FenceFinished(peer, answer.status == 0, answer.said))
 
     def tick(self, now: float) -> None:
         """A fence whose helper is silent has failed."""

@@ -14,6 +14,7 @@ act on it, and a peer that has come back meanwhile must not be turned off.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import pickle
 import select
@@ -22,13 +23,13 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from ipaddress import IPv4Address
 
 from nfq_failover.core.events import Event, Fence, FenceFinished
 from nfq_failover.shell.fencing.agent import FenceKeeper
 from nfq_failover.shell.firewall.script import RulesError, RulesRunner, RunningScript
 from nfq_failover.shell.host.loopback import change_address
+from nfq_failover.shell.loop import Loop
 from nfq_failover.shell.privileged import rights
 from nfq_failover.shell.privileged.requests import (
     MAX_MESSAGE,
@@ -62,37 +63,25 @@ class Helper:
         """`control`: our end of the SEQPACKET socketpair."""
         self._settings = settings
         self._control = control
-        self._poll = select.epoll()
-        self._poll.register(control, select.EPOLLIN)
-        self._readers: dict[int, Callable[[], None]] = {}
+        self._loop = Loop()
+        self._loop.watch(control.fileno(), self._serve)
+        self._ending = False
         self._rules = RulesRunner(settings.rules)
-        self._fences = FenceKeeper(settings.fence, settings.peers, self._watch, self._unwatch, self._fenced)
+        self._fences = FenceKeeper(settings.fence, settings.peers, self._loop, self)
         self._fence_numbers: dict[str, int] = {}
         self._script: tuple[int, RunningScript] | None = None
         self._senders: dict[int, subprocess.Popen[bytes]] = {}
         self._said_at = 0.0
         self.refused = 0
 
-    def _watch(self, fd: int, reader: Callable[[], None]) -> None:
-        self._readers[fd] = reader
-        self._poll.register(fd, select.EPOLLIN)
-
-    def _unwatch(self, fd: int) -> None:
-        del self._readers[fd]
-        with contextlib.suppress(OSError):
-            self._poll.unregister(fd)
-
     def run(self) -> None:
         """Until the daemon is gone; then end in order."""
-        while True:
-            for fd, _ in self._poll.poll(TICK_S if self._fence_numbers else None):
-                if fd == self._control.fileno():
-                    if not self._serve():
-                        self._finish()
-                        return
-                elif fd in self._readers:
-                    self._readers[fd]()
-            self._fences.tick(time.monotonic())
+        while not self._ending:
+            now = time.monotonic()
+            self._loop.serve(self._loop.wait(now, TICK_S if self._fence_numbers else math.inf))
+            if not self._ending:
+                self._fences.tick(time.monotonic())
+        self._finish()
 
     def _finish(self) -> None:
         self._fences.close()
@@ -108,17 +97,19 @@ class Helper:
 
     # ------------------------------------------------------------------------------------ requests
 
-    def _serve(self) -> bool:
-        """One request; False when there will be none any more."""
+    def _serve(self) -> None:
+        """Take one request, or see that none will come any more."""
         try:
             data, fds, flags, _ = socket.recv_fds(self._control, MAX_MESSAGE, MAX_DESCRIPTORS, socket.MSG_CMSG_CLOEXEC)
         except InterruptedError:
-            return True
+            return
         except OSError:
-            return False
+            self._ending = True
+            return
         try:
             if not data:
-                return False
+                self._ending = True
+                return
             number = 0
             try:
                 if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
@@ -132,7 +123,6 @@ class Helper:
         finally:
             for fd in fds:
                 os.close(fd)
-        return True
 
     def _refuse(self, number: int, why: str) -> None:
         """Our own daemon does not ask for such things: somebody else does, or it has a bug."""
@@ -142,9 +132,9 @@ class Helper:
             self._said_at = now
             with contextlib.suppress(OSError):
                 os.write(2, f"nfq-failover: the helper refuses a request ({self.refused} so far): {why}\n".encode())
-        self._answer(number, REFUSED, f"refused: {why}")
+        self._reply(number, REFUSED, f"refused: {why}")
 
-    def _answer(self, number: int, status: int, said: str = "") -> None:
+    def _reply(self, number: int, status: int, said: str = "") -> None:
         # Should nobody read the answers: they are not worth waiting for.
         with contextlib.suppress(OSError):
             self._control.send(encode_answer(Answer(number, status, said)), socket.MSG_DONTWAIT)
@@ -158,7 +148,7 @@ class Helper:
             if not self._settings.manage_address:
                 raise Refused("the operator manages the address")
             problem = change_address(str(IPv4Address(self._settings.service)), request.add)
-            self._answer(number, -1 if problem else 0, problem)
+            self._reply(number, -1 if problem else 0, problem)
         elif isinstance(request, StartSender):
             self._start_sender(number, fds)
 
@@ -177,17 +167,17 @@ class Helper:
             else:
                 script = self._rules.start_remove(request.force)
         except (RulesError, OSError) as error:
-            self._answer(number, -1, str(error))
+            self._reply(number, -1, str(error))
             return
         self._script = (number, script)
-        self._watch(script.pidfd(), self._script_ended)
+        self._loop.watch(script.pidfd(), self._script_ended)
 
     def _script_ended(self) -> None:
         if self._script is None:
             return
         (number, script), self._script = self._script, None
-        self._unwatch(script.pidfd())
-        self._answer(number, *script.wait())
+        self._loop.unwatch(script.pidfd())
+        self._reply(number, *script.wait())
 
     # ------------------------------------------------------------------------------------ fence
 
@@ -197,11 +187,12 @@ class Helper:
         self._fence_numbers[request.peer] = number
         self._fences.start(Fence(request.peer, request.deadline_ms))
 
-    def _fenced(self, event: Event) -> None:
+    def answer(self, event: Event) -> None:
+        """Tell the daemon how a fence has ended."""
         if isinstance(event, FenceFinished):
             number = self._fence_numbers.pop(event.peer, None)
             if number is not None:
-                self._answer(number, 0 if event.ok else 1, event.detail)
+                self._reply(number, 0 if event.ok else 1, event.detail)
 
     # ------------------------------------------------------------------------------------ heartbeat sender
 
@@ -215,15 +206,15 @@ class Helper:
         try:
             process = subprocess.Popen(argv, pass_fds=fds, stdin=subprocess.DEVNULL)
         except OSError as error:
-            self._answer(number, -1, f"can't start the heartbeat sender: {error}")
+            self._reply(number, -1, f"can't start the heartbeat sender: {error}")
             return
         pidfd = os.pidfd_open(process.pid)
         self._senders[pidfd] = process
-        self._watch(pidfd, lambda: self._sender_ended(pidfd))
-        self._answer(number, 0)
+        self._loop.watch(pidfd, lambda: self._sender_ended(pidfd))
+        self._reply(number, 0)
 
     def _sender_ended(self, pidfd: int) -> None:
-        self._unwatch(pidfd)
+        self._loop.unwatch(pidfd)
         self._senders.pop(pidfd).wait()
         os.close(pidfd)
 

@@ -31,18 +31,16 @@ def check(
     server: Namespace, *targets: tuple[str, int], deadline_ms: int = 3000, interface: str = "eth0"
 ) -> LinkChecked:
     """One check, to its end."""
-    answers: list[LinkChecked] = []
     with server.entered():
-        checker = LinkChecker(interface, SERVER, targets, deadline_ms, answers.append)
-        checker.start()
+        checker = LinkChecker(interface, SERVER, targets, deadline_ms)
+        answer = checker.start()
         give_up = time.monotonic() + 15
-        while not answers:
+        while answer is None:
             assert time.monotonic() < give_up
             time.sleep(0.01)
-            checker.tick(time.monotonic())
-        checker.tick(time.monotonic())
+            answer = checker.tick(time.monotonic())
+        assert checker.tick(time.monotonic()) is None
         checker.close()
-    (answer,) = answers
     return answer
 
 
@@ -81,11 +79,12 @@ def test_a_link_that_is_down_is_not_asked_further(world: tuple[Namespace, Namesp
 def test_a_new_check_replaces_the_old_one(world: tuple[Namespace, Namespace]) -> None:
     answers: list[LinkChecked] = []
     with world[1].entered():
-        checker = LinkChecker("eth0", SERVER, (("10.77.0.77", 0),), 200, answers.append)
-        checker.start()
-        checker.start()
+        checker = LinkChecker("eth0", SERVER, (("10.77.0.77", 0),), 200)
+        assert checker.start() is None
+        assert checker.start() is None
         give_up = time.monotonic() + 2
         while time.monotonic() < give_up:
-            checker.tick(time.monotonic())
+            if (answer := checker.tick(time.monotonic())) is not None:
+                answers.append(answer)
             time.sleep(0.02)
     assert len(answers) == 1

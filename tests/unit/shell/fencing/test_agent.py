@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import select
 import shutil
 import time
 from pathlib import Path
@@ -12,8 +11,7 @@ import pytest
 
 from nfq_failover.config.fence import FencePlan, fence
 from nfq_failover.core.events import Fence, FenceFinished
-from nfq_failover.shell.fencing.agent import FenceKeeper
-from tests.unit.shell.fencing.test_runner import PEER, Loop
+from tests.unit.shell.fencing.test_runner import Fencing
 
 SECRET = "hunter2-and-more"
 
@@ -60,20 +58,17 @@ class Agent:
     def _of(self, what: str) -> Path:
         return self.path.with_name(f"fence_toy.{what}")
 
-    def loop(self, attempts: int = 0) -> Loop:
-        """A loop that fences with it."""
-        made = Loop("unused")
+    def fencing(self, attempts: int = 0) -> Fencing:
+        """Fences by it."""
         plan = fence(self.table)
         plan = FencePlan(plan.command, True, plan.parameters, plan.secrets, plan.verify, attempts)
-        keep = made.readers.__setitem__, made.readers.__delitem__, made.events.append
-        made.fences = FenceKeeper(plan, (PEER,), *keep)
-        return made
+        return Fencing(plan)
 
     def fence(self, deadline_ms: int = 8000, attempts: int = 0) -> FenceFinished:
         """Order it, and wait for the outcome."""
-        loop = self.loop(attempts)
-        loop.fences.start(Fence("b", deadline_ms))
-        return loop.run()
+        fencing = self.fencing(attempts)
+        fencing.fences.start(Fence("b", deadline_ms))
+        return fencing.run()
 
     def said(self, what: str) -> str:
         """Of `actions`, `all` (its standard input), `argv`."""
@@ -152,13 +147,11 @@ def test_past_the_deadline_it_is_killed_and_nothing_is_believed(tmp_path: Path) 
 
 
 def test_a_command_is_tried_again_too(tmp_path: Path) -> None:
-    loop = Loop("unused")
     tries = tmp_path / "tries"
     plan = FencePlan(("sh", "-c", f"echo x >>{tries}; [ $(wc -l <{tries}) -ge 3 ]"))
-    keep = loop.readers.__setitem__, loop.readers.__delitem__, loop.events.append
-    loop.fences = FenceKeeper(plan, (PEER,), *keep)
-    loop.fences.start(Fence("b", 10_000))
-    assert loop.run() == FenceFinished("b", True, "(after 3 attempts)")
+    fencing = Fencing(plan)
+    fencing.fences.start(Fence("b", 10_000))
+    assert fencing.run() == FenceFinished("b", True, "(after 3 attempts)")
 
 
 @pytest.mark.parametrize("where", ["secrets", "parameters"])
@@ -178,25 +171,22 @@ def test_a_secret_is_in_no_argument_no_answer_and_no_repr(tmp_path: Path, where:
 def test_a_secret_at_the_cut_of_a_long_answer_is_hidden(tmp_path: Path) -> None:
     for size in range(170, 210):
         plan = FencePlan(("printf", f"{SECRET}{'x' * size}"), secrets=frozenset([SECRET]), attempts=1)
-        loop = Loop("unused")
-        keep = loop.readers.__setitem__, loop.readers.__delitem__, loop.events.append
-        loop.fences = FenceKeeper(plan, (PEER,), *keep)
-        loop.fences.start(Fence("b", 5000))
-        detail = loop.run().detail
+        fencing = Fencing(plan)
+        fencing.fences.start(Fence("b", 5000))
+        detail = fencing.run().detail
         assert detail.strip("x*") == ""
 
 
 def test_a_pause_between_attempts_can_be_closed(tmp_path: Path) -> None:
     agent = Agent(tmp_path, *["fail"] * 200)
-    loop = agent.loop()
+    fencing = agent.fencing()
     before = len(list(Path("/proc/self/fd").iterdir()))
-    loop.fences.start(Fence("b", 20_000))
+    fencing.fences.start(Fence("b", 20_000))
     give_up = time.monotonic() + 10
-    while loop.readers and time.monotonic() < give_up:  # until a program has ended, and there is a pause
-        for fd in select.select(list(loop.readers), [], [], 0.02)[0]:
-            loop.readers[fd]()
-    loop.fences.close()
-    assert not loop.readers and not loop.events
+    while fencing.watched and time.monotonic() < give_up:  # until a program has ended, and there is a pause
+        fencing.turn()
+    fencing.fences.close()
+    assert not fencing.watched and not fencing.answers
     assert len(list(Path("/proc/self/fd").iterdir())) == before
 
 
@@ -205,9 +195,7 @@ def test_a_real_agent(tmp_path: Path) -> None:
     status = tmp_path / "status"
     status.write_text("on")
     plan = fence({"agent": "fence_dummy", "parameters": {"status_file": str(status)}})
-    loop = Loop("unused")
-    keep = loop.readers.__setitem__, loop.readers.__delitem__, loop.events.append
-    loop.fences = FenceKeeper(plan, (PEER,), *keep)
-    loop.fences.start(Fence("b", 20_000))
-    assert loop.run(20) == FenceFinished("b", True, "its status is off")
+    fencing = Fencing(plan)
+    fencing.fences.start(Fence("b", 20_000))
+    assert fencing.run(20) == FenceFinished("b", True, "its status is off")
     assert status.read_text().strip() == "off"

@@ -2,42 +2,33 @@
 
 from __future__ import annotations
 
-import select
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from nfq_failover.core.events import Event, Fence, FenceFinished
+from nfq_failover.config.fence import FencePlan
+from nfq_failover.core.events import Fence, FenceFinished
 from nfq_failover.shell.fencing.agent import FenceKeeper
 from tests.support import configured
+from tests.support.turns import Turns
 
 PEER = configured.peer()
 
 
-class Loop:
-    """As much of the event loop as a fence needs."""
+class Fencing(Turns):
+    """Fences of one plan, or of one command that is run once."""
 
-    def __init__(self, *command: str) -> None:
-        self.readers: dict[int, Callable[[], None]] = {}
-        self.events: list[Event] = []
-        self.fences = FenceKeeper(
-            command, (PEER,), self.readers.__setitem__, self.readers.__delitem__, self.events.append
-        )
+    def __init__(self, plan: FencePlan | tuple[str, ...]) -> None:
+        super().__init__()
+        self.fences = FenceKeeper(plan, (PEER,), self.loop, self)
 
     def run(self, seconds: float = 10.0) -> FenceFinished:
         """Until the answer is there."""
-        give_up = time.monotonic() + seconds
-        while not self.events:
-            now = time.monotonic()
-            assert now < give_up, "no answer"
-            for fd in select.select(list(self.readers), [], [], 0.02)[0]:
-                self.readers[fd]()
-            self.fences.tick(time.monotonic())
-        (answer,) = self.events
+        self.until_answered(self.fences.tick, seconds)
+        (answer,) = self.answers
         assert isinstance(answer, FenceFinished)
-        assert not self.readers
+        assert not self.watched
         return answer
 
 
@@ -50,44 +41,44 @@ def alive(pid: int) -> bool:
 
 
 def test_exit_code_0_means_that_the_peer_is_off() -> None:
-    loop = Loop("echo", "power off at outlet 3")
-    loop.fences.start(Fence("b", 5000))
-    assert loop.run() == FenceFinished("b", True, "power off at outlet 3")
+    fencing = Fencing(("echo", "power off at outlet 3"))
+    fencing.fences.start(Fence("b", 5000))
+    assert fencing.run() == FenceFinished("b", True, "power off at outlet 3")
 
 
 def test_placeholders_are_filled_in_and_no_shell_reads_the_words() -> None:
-    loop = Loop("echo", "{peer}", "[{address}]", "$HOME", ";", "{other}")
-    loop.fences.start(Fence("b", 5000))
-    assert loop.run().detail == "b [10.77.0.3] $HOME ; {other}"
+    fencing = Fencing(("echo", "{peer}", "[{address}]", "$HOME", ";", "{other}"))
+    fencing.fences.start(Fence("b", 5000))
+    assert fencing.run().detail == "b [10.77.0.3] $HOME ; {other}"
 
 
 def test_any_other_exit_code_is_a_failure() -> None:
-    loop = Loop("sh", "-c", "echo no such outlet >&2; exit 7")
-    loop.fences.start(Fence("b", 5000))
-    assert loop.run() == FenceFinished("b", False, "exit code 7: no such outlet")
+    fencing = Fencing(("sh", "-c", "echo no such outlet >&2; exit 7"))
+    fencing.fences.start(Fence("b", 5000))
+    assert fencing.run() == FenceFinished("b", False, "exit code 7: no such outlet")
 
 
 def test_so_is_death_by_a_signal() -> None:
-    loop = Loop("sh", "-c", "kill -TERM $$")
-    loop.fences.start(Fence("b", 5000))
-    assert loop.run() == FenceFinished("b", False, "killed by signal 15")
+    fencing = Fencing(("sh", "-c", "kill -TERM $$"))
+    fencing.fences.start(Fence("b", 5000))
+    assert fencing.run() == FenceFinished("b", False, "killed by signal 15")
 
 
 @pytest.mark.parametrize("command", [("/no/such/program",), ("/etc/passwd",)])
 def test_so_is_a_command_that_does_not_exist(command: tuple[str, ...]) -> None:
-    loop = Loop(*command)
-    loop.fences.start(Fence("b", 5000))
-    answer = loop.run()
+    fencing = Fencing(command)
+    fencing.fences.start(Fence("b", 5000))
+    answer = fencing.run()
     assert not answer.ok
     assert "can't be started" in answer.detail
 
 
 def test_past_the_deadline_the_command_and_its_children_are_killed(tmp_path: Path) -> None:
     pids = tmp_path / "pids"
-    loop = Loop("sh", "-c", f"sleep 60 & echo $! $$ >{pids}.new; mv {pids}.new {pids}; wait")
+    fencing = Fencing(("sh", "-c", f"sleep 60 & echo $! $$ >{pids}.new; mv {pids}.new {pids}; wait"))
     began = time.monotonic()
-    loop.fences.start(Fence("b", 400))
-    answer = loop.run()
+    fencing.fences.start(Fence("b", 400))
+    answer = fencing.run()
     elapsed = time.monotonic() - began
     assert answer == FenceFinished("b", False, "the fence deadline has passed")
     assert 0.4 <= elapsed < 5
@@ -100,9 +91,9 @@ def test_past_the_deadline_the_command_and_its_children_are_killed(tmp_path: Pat
 
 
 def test_a_command_that_says_a_lot_does_not_wait_for_us() -> None:
-    loop = Loop("sh", "-c", "head -c 1000000 /dev/zero | tr '\\0' x; echo done")
-    loop.fences.start(Fence("b", 8000))
-    answer = loop.run()
+    fencing = Fencing(("sh", "-c", "head -c 1000000 /dev/zero | tr '\\0' x; echo done"))
+    fencing.fences.start(Fence("b", 8000))
+    answer = fencing.run()
     assert answer.ok
     assert answer.detail.endswith("xdone")
     assert len(answer.detail) <= 200
@@ -110,21 +101,21 @@ def test_a_command_that_says_a_lot_does_not_wait_for_us() -> None:
 
 def test_a_second_fence_replaces_the_first_whose_success_would_be_of_an_earlier_life(tmp_path: Path) -> None:
     log = tmp_path / "log"
-    loop = Loop("sh", "-c", f"echo x >>{log}; [ $(wc -l <{log}) -gt 1 ] || sleep 60")
-    loop.fences.start(Fence("b", 60_000))
+    fencing = Fencing(("sh", "-c", f"echo x >>{log}; [ $(wc -l <{log}) -gt 1 ] || sleep 60"))
+    fencing.fences.start(Fence("b", 60_000))
     give_up = time.monotonic() + 5
     while not log.exists() or not log.read_text():
         assert time.monotonic() < give_up
         time.sleep(0.01)
-    loop.fences.start(Fence("b", 5000))
-    assert loop.run() == FenceFinished("b", True, "")
+    fencing.fences.start(Fence("b", 5000))
+    assert fencing.run() == FenceFinished("b", True, "")
 
 
 def test_close_ends_what_runs_and_leaks_no_descriptor() -> None:
+    fencing = Fencing(("sleep", "60"))
     before = len(list(Path("/proc/self/fd").iterdir()))
-    loop = Loop("sleep", "60")
-    loop.fences.start(Fence("b", 60_000))
-    loop.fences.close()
-    assert not loop.readers
-    assert not loop.events
+    fencing.fences.start(Fence("b", 60_000))
+    fencing.fences.close()
+    assert not fencing.watched
+    assert not fencing.answers
     assert len(list(Path("/proc/self/fd").iterdir())) == before

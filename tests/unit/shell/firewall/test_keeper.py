@@ -11,6 +11,7 @@ import structlog
 from nfq_failover.core.events import ApplyRules, Profile, RulesApplied
 from nfq_failover.shell.firewall.keeper import STUCK_S, RulesKeeper
 from nfq_failover.shell.firewall.script import RulesError
+from nfq_failover.shell.loop import Loop
 
 
 class Script:
@@ -23,12 +24,15 @@ class Script:
     def pidfd(self) -> int:
         return self.event
 
+    def wait(self) -> tuple[int, str]:
+        return (1, self.outcome) if self.outcome is not None else (0, "")
+
     def finish(self) -> str:
         if self.outcome is not None:
             raise RulesError(1, self.outcome)
         return ""
 
-    def finish_check(self) -> None:
+    def finish_check(self) -> str | None:
         return None
 
 
@@ -40,8 +44,14 @@ class Runner:
         self.scripts.append(Script())
         return self.scripts[-1]
 
+    def apply(self, *_: object) -> str:
+        return ""
+
     def start_check(self) -> Script:
         return self.start_apply()
+
+    def remove(self) -> str:
+        return ""
 
 
 @pytest.fixture
@@ -53,8 +63,7 @@ def runner() -> Iterator[Runner]:
 
 
 def test_rules_that_are_not_done_for_a_minute_are_an_alarm_once_a_minute(runner: Runner) -> None:
-    watched: dict[int, object] = {}
-    keeper = RulesKeeper(runner, watched.__setitem__, watched.__delitem__)  # type: ignore[arg-type]
+    keeper = RulesKeeper(runner, Loop())
     with structlog.testing.capture_logs() as said:
         keeper.apply(ApplyRules(Profile.ALONE))
         for now in range(100, 100 + int(2 * STUCK_S) + 2):
@@ -70,8 +79,7 @@ def test_rules_that_are_not_done_for_a_minute_are_an_alarm_once_a_minute(runner:
 
 
 def test_a_failure_is_an_event_and_is_tried_again(runner: Runner) -> None:
-    watched: dict[int, object] = {}
-    keeper = RulesKeeper(runner, watched.__setitem__, watched.__delitem__)  # type: ignore[arg-type]
+    keeper = RulesKeeper(runner, Loop())
     keeper.apply(ApplyRules(Profile.ALONE))
     runner.scripts[0].outcome = "no"
     keeper._ended()

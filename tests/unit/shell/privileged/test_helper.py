@@ -31,6 +31,7 @@ from nfq_failover.shell.privileged.requests import (
     encode_request,
 )
 from tests.support import configured
+from tests.support.turns import Turns
 
 SERVICE = b"\x0a\x4d\x00\x64"
 PEER = configured.peer()
@@ -179,49 +180,42 @@ def test_one_script_at_a_time(tmp_path: Path) -> None:
 # ------------------------------------------------------------------------------------------ fence
 
 
-class Loop:
-    """As much of the event loop as a fence needs."""
+class Fencing(Turns):
+    """Fences by way of the helper."""
 
     def __init__(self, world: World) -> None:
-        self.readers: dict[int, Callable[[], None]] = {world.helper.fileno(): world.helper.serve}
-        self.events: list[Event] = []
-        watch, unwatch = self.readers.__setitem__, self.readers.__delitem__
-        self.fences = RemoteFences(world.helper, (PEER,), watch, unwatch, self.events.append)
+        super().__init__()
+        self.loop.watch(world.helper.fileno(), world.helper.serve)
+        self.fences = RemoteFences(world.helper, (PEER,), self.loop, self)
 
     def run(self) -> Event:
-        give_up = time.monotonic() + 20
-        while not self.events:
-            assert time.monotonic() < give_up, "no answer"
-            for fd in select.select(list(self.readers), [], [], 0.02)[0]:
-                if fd in self.readers:
-                    self.readers[fd]()
-            self.fences.tick(time.monotonic())
-        (answer,) = self.events
-        assert len(self.readers) == 1
+        self.until_answered(self.fences.tick)
+        (answer,) = self.answers
+        assert len(self.watched) == 1
         return answer
 
 
 def test_a_fence_by_way_of_the_helper(tmp_path: Path) -> None:
     world = World(tmp_path, fence=("echo", "outlet of {peer}"))
     with contextlib.closing(world.helper):
-        loop = Loop(world)
-        loop.fences.start(Fence("b", 5000))
-        assert loop.run() == FenceFinished("b", True, "outlet of b")
+        fencing = Fencing(world)
+        fencing.fences.start(Fence("b", 5000))
+        assert fencing.run() == FenceFinished("b", True, "outlet of b")
 
 
 def test_a_fence_that_misses_its_deadline_has_failed(tmp_path: Path) -> None:
     world = World(tmp_path, fence=("sleep", "60"))
     with contextlib.closing(world.helper):
-        loop = Loop(world)
-        loop.fences.start(Fence("b", 100))
-        assert loop.run() == FenceFinished("b", False, "the fence deadline has passed")
+        fencing = Fencing(world)
+        fencing.fences.start(Fence("b", 100))
+        assert fencing.run() == FenceFinished("b", False, "the fence deadline has passed")
 
 
 def test_a_helper_that_hangs_is_a_fence_that_failed(world: World) -> None:
     os.kill(world.helper.process.pid, signal.SIGSTOP)
-    loop = Loop(world)
-    loop.fences.start(Fence("b", 10))
-    assert loop.run() == FenceFinished("b", False, "the privileged helper does not answer")
+    fencing = Fencing(world)
+    fencing.fences.start(Fence("b", 10))
+    assert fencing.run() == FenceFinished("b", False, "the privileged helper does not answer")
     os.kill(world.helper.process.pid, signal.SIGCONT)
 
 
@@ -229,11 +223,11 @@ def test_the_success_of_an_older_fence_does_not_count(tmp_path: Path) -> None:
     once = f"if mkdir {tmp_path}/once 2>/dev/null; then sleep 0.2; exit 0; else sleep 0.5; exit 7; fi"
     world = World(tmp_path, fence=("sh", "-c", once))
     with contextlib.closing(world.helper):
-        loop = Loop(world)
-        loop.fences.start(Fence("b", 5000))
+        fencing = Fencing(world)
+        fencing.fences.start(Fence("b", 5000))
         wait_until((tmp_path / "once").exists)
-        loop.fences.start(Fence("b", 5000))
-        assert loop.run() == FenceFinished("b", False, "exit code 7")
+        fencing.fences.start(Fence("b", 5000))
+        assert fencing.run() == FenceFinished("b", False, "exit code 7")
 
 
 # ------------------------------------------------------------------------------------------ ends
@@ -241,11 +235,11 @@ def test_the_success_of_an_older_fence_does_not_count(tmp_path: Path) -> None:
 
 def test_when_the_helper_dies_all_that_waits_has_failed(tmp_path: Path) -> None:
     world = World(tmp_path, "sleep 1", fence=("sleep", "60"))
-    loop = Loop(world)
-    loop.fences.start(Fence("b", 60_000))
+    fencing = Fencing(world)
+    fencing.fences.start(Fence("b", 60_000))
     script = world.rules.start_check()
     os.kill(world.helper.process.pid, signal.SIGKILL)
-    answer = loop.run()
+    answer = fencing.run()
     assert isinstance(answer, FenceFinished)
     assert not answer.ok
     assert world.helper.gone

@@ -1,0 +1,452 @@
+"""One service on this host: its node, and everything on the host that is there for it.
+
+The daemon drives it, in the order that daemon.py explains. Whatever happens becomes an event for the node, and whatever
+the node decides is carried out before anything else is read.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+import traceback
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NoReturn
+
+import structlog
+
+from nfq_failover.core.events import (
+    ApplyRules,
+    AskWitness,
+    CheckLink,
+    CopiesLost,
+    Effect,
+    Event,
+    Fence,
+    FlowsGone,
+    FlowsListed,
+    FrameCopied,
+    Inject,
+    ListFlows,
+    Log,
+    OperatorCommand,
+    OwnAddress,
+    PacketQueued,
+    Profile,
+    PublishHeartbeat,
+    QueryFlows,
+    Queue,
+    SaveCheckpoint,
+    SendDatagram,
+    StoreEpoch,
+    TimerFired,
+    Verdict,
+)
+from nfq_failover.core.node import Node
+from nfq_failover.core.shadow.checkpoint import CheckpointWriter
+from nfq_failover.errors import InternalError
+from nfq_failover.shell.fencing.second_opinion import SecondOpinion
+from nfq_failover.shell.firewall.keeper import RulesKeeper
+from nfq_failover.shell.host.address import ServiceAddress
+from nfq_failover.shell.host.connections import FlowList, FlowQueries
+from nfq_failover.shell.host.health import HealthChecks
+from nfq_failover.shell.loop import Loop
+from nfq_failover.shell.packets.copies import InboundCopies
+from nfq_failover.shell.packets.inject import Injector
+from nfq_failover.shell.packets.nfqueue import PacketQueue
+from nfq_failover.shell.peer.heartbeat_process import HeartbeatProcess
+from nfq_failover.shell.peer.reader import SyncReader
+from nfq_failover.shell.peer.socket import open_sync
+from nfq_failover.shell.privileged.client import RemoteFences, RemoteRules
+from nfq_failover.shell.privileged.rights import describe
+from nfq_failover.shell.start import Prepared, PreparedService
+from nfq_failover.shell.state.epoch import EpochStore
+from nfq_failover.shell.undo import Undo
+
+BATCH = 64
+OVERRUN_EVERY_S = 1.0
+ALARM_SPACING_S = 0.1
+EXIT_NO_MEMORY = 71  # EX_OSERR of sysexits.h
+_NO_MEMORY = b"nfq-failover: no memory: the daemon ends here, as if it had been killed\n"
+
+log = structlog.get_logger()
+
+
+class Service:
+    """A service from `open` to `close`, which undoes everything that was done to the host.
+
+    With one exception: a host that serves with nobody to hand over to goes on serving without its daemon (the rules let
+    its own connections pass) until the daemon is back.
+    """
+
+    def __init__(self, own: PreparedService, prepared: Prepared, loop: Loop, undo: Undo) -> None:
+        """Use `open`: whoever hands `undo` in must run it if this fails."""
+        config, settings, helper = own.config, own.config.settings, prepared.helper
+        self.name = config.service
+        self._config, self._loop, self._undo, self._checkpoints = config, loop, undo, own.store
+        self._failures = 0
+        self._broken = False  # the last tick has failed
+        self._all_read = True
+        self._next_alarm = self._next_overrun = 0.0
+        self._said: object = None
+        self._epochs = undo.closing(EpochStore(prepared.file("epoch.json")))
+        epoch, served = self._epochs.load()
+        self._flow_queries = FlowQueries()
+        self._flow_queries.check()
+        self._flow_list = undo.closing(FlowList(settings.service, settings.serves))
+        self._queues = self._bind_queues(prepared.counters)
+        self._copies: InboundCopies | None = None
+        self._copies_due = False
+        undo.add(self._close_copies)
+        self._injector = undo.closing(Injector(config.mark))
+        self._address = ServiceAddress(
+            config.service,
+            config.interface,
+            config.tap,
+            config.tap_mac,
+            prepared.file("host.json"),
+            helper.change_address,
+            config.announce_refresh_ms / 1000,
+        )
+        earlier = own.store.load(self._address.lived)
+        # A host that served alone and still has the address goes on: the rules are in force, its packets wait for us.
+        resuming = earlier is not None and earlier.allows(epoch, served) and self._address.has_address()
+        if earlier is not None and not resuming:
+            earlier = replace(earlier, serving=False)
+        self._stay = resuming  # leave the host as it is at the end, since it serves
+        undo.add(lambda: self._address.restore(self._stay))
+        self._address.prepare(silent=not resuming)
+        self._rules = RulesKeeper(RemoteRules(helper), loop)
+        undo.add(lambda: self._rules.close(self._stay))
+        if not resuming:
+            self._rules.silence()  # before the address exists
+        if config.manage_address:
+            undo.add(self._remove_address)
+            self._address.add_address()
+        sockets = undo.closing(own.sync or open_sync(config.listen, config.limits.sync_buffer_bytes))
+        self._udp = sockets.records
+        self._heartbeats = undo.closing(
+            HeartbeatProcess(settings.heartbeat_interval_ms, self._udp, helper.start_sender)
+        )
+        self._fences = undo.closing(RemoteFences(helper, settings.peers, loop, self))
+        self._second_opinion = undo.closing(SecondOpinion(config, loop, self))
+        self._health = undo.closing(HealthChecks(config.health, config.service, loop, self))
+        checkpoint = CheckpointWriter(own.store.life)
+        self.node = Node(settings, os.urandom, epoch, served, time.monotonic(), checkpoint, earlier)
+        self._sync = SyncReader(sockets, self.node, self._feed)
+        self._queue_fds = tuple((queue.fileno(), queue) for queue in self._queues.values())
+        for fd in (*(each.fileno() for each in sockets.both), *(fd for fd, _ in self._queue_fds)):
+            loop.watch(fd)  # read in their turn, below
+        loop.watch(self._epochs.fileno(), self._epochs_stored)
+        self._stay = False
+
+    @classmethod
+    def open(cls, own: PreparedService, prepared: Prepared, loop: Loop) -> Service:
+        """Prepare the host, silently; `begin` lets the service act. It undoes all if it raises `NfqFailoverError`."""
+        undo = Undo()
+        try:
+            return cls(own, prepared, loop, undo)
+        except BaseException:
+            undo.run()
+            raise
+
+    def _bind_queues(self, counters: int) -> dict[Queue, PacketQueue]:
+        """IN first, at each reading: what the client has acknowledged need not be sent to it again."""
+        config, limits, bound = self._config, self._config.limits, {}
+        for queue, number in ((Queue.IN, config.queue_in), (Queue.OUT, config.queue_out)):
+            bound[queue] = self._undo.closing(
+                PacketQueue(
+                    number,
+                    queue,
+                    max_len=limits.queue_max_packets,
+                    rcvbuf=limits.queue_buffer_bytes,
+                    counters=counters,
+                )
+            )
+        return bound
+
+    # ------------------------------------------------------------------------------------ life
+
+    def begin(self) -> None:
+        """Do what the node has decided at its start: a host that goes on does so before it answers anybody."""
+        self._carry_out()
+
+    def end(self, for_good: bool) -> None:
+        """Leave the service to the peer; unless this host serves alone, and is not told to end that (`for_good`)."""
+        if not for_good and self._serves_alone():
+            self._stay = True
+            log.warning("the daemon ends, and this host goes on serving without it; 'leave' ends that, too")
+            return
+        self._feed(OperatorCommand("shutdown"), time.monotonic())
+        self._carry_out()
+        self._heartbeats.drain()
+
+    def fail(self, for_good: bool) -> None:
+        """Something has gone wrong and the daemon ends: not even then does a host that serves alone stop serving."""
+        self._stay = self._stay or (not for_good and self._serves_alone())
+
+    def close(self) -> None:
+        """Undo what was done to the host, or leave it serving. Can be repeated."""
+        self._undo.run()
+
+    def _serves_alone(self) -> bool:
+        return self.node.members.serves_alone(time.monotonic())
+
+    def _remove_address(self) -> None:
+        if not self._stay:
+            self._address.remove_address()
+
+    # ------------------------------------------------------------------------------------ a wake-up, step by step
+
+    def before_wait(self, now: float) -> bool:
+        """Say how long the loop may wait, and that it makes progress. Returns whether it does."""
+        if not self._broken:
+            self._heartbeats.progress()
+        due = now if self._copies_due else self.node.poll_timeout()
+        if due is not None:
+            self._loop.deadline(due)
+        return not self._broken
+
+    def read_sync(self) -> None:
+        """Read what the peers have sent."""
+        self._all_read = self._sync.read(self._carry_out)
+
+    def read_packets(self, readable: list[int]) -> None:
+        """Have the node judge the packets that wait in queues whose descriptors are readable."""
+        for fd, queue in self._queue_fds:
+            if fd not in readable:
+                continue
+            events = queue.read(BATCH)
+            now = time.monotonic()
+            if self._address.announcer.waiting and events and queue is self._queues[Queue.IN]:
+                self._address.heard(now)
+            for event in events:
+                self._feed(event, now)
+            self._carry_out()
+
+    def read_copies(self) -> None:
+        """Read copies of inbound packets, if it is time.
+
+        Copies wake nobody: they are needed only for what the tap has lost, and wait in their socket until a tick.
+        """
+        if not self._copies_due and not self.node.wants_copies:
+            return
+        if self._copies is None:
+            self._copies_due = False
+            return
+        now = time.monotonic()
+        events = self._copies.read(BATCH)
+        for event in events:
+            self._feed(event, now)
+        self._carry_out()
+        self._copies_due = len(events) == BATCH
+
+    def let_time_pass(self) -> bool:
+        """Fire the node's timers if they are due, once the peers' news is known. Returns whether the state is new."""
+        now = time.monotonic()
+        due = self.node.poll_timeout()
+        if (due is not None and now < due) or not (self._all_read or self._sync.overdue(now)):
+            return False
+        failures = self._failures
+        self._feed(TimerFired(), now)
+        self._carry_out()
+        self._copies_due = True
+        self._periodic(now)
+        self._carry_out()
+        self._broken = self._failures != failures  # no progress without time: the heartbeats must say so
+        before, self._said = self._said, self.node.members.state
+        return before is not self._said
+
+    def _periodic(self, now: float) -> None:
+        self._address.tick(now)
+        self._fences.tick(now)
+        if (checked := self._second_opinion.tick(now)) is not None:
+            self._feed(checked, now)
+        self._health.tick(now)
+        for event in self._rules.tick(now):
+            self._feed(event, now)
+        try:
+            if gone := self._flow_queries.step():
+                self._feed(FlowsGone(gone), now)
+            if (flows := self._flow_list.step()) is not None:
+                self._feed(FlowsListed(flows), now)
+        except OSError as error:  # no memory at this moment: the node asks again
+            log.error("the kernel can't be asked for its connections", error=str(error))
+        if self._copies is not None and (lost := self._copies.lost()):
+            self._feed(CopiesLost(lost), now)
+        if now >= self._next_overrun:
+            self._next_overrun = now + OVERRUN_EVERY_S
+            if (datagrams := self._sync.lost()) is not None:
+                self._feed(datagrams, now)
+            for queue in self._queues.values():
+                overrun = queue.overrun()
+                if overrun is not None:
+                    self._feed(overrun, now)
+        if self._heartbeats.died():
+            log.error("heartbeat sender died; started again")
+            self._heartbeats.restart()
+            self.node.republish()
+
+    # ------------------------------------------------------------------------------------ events
+
+    def _feed(self, event: Event, now: float) -> None:
+        """Hand the node one event; whatever goes wrong in there must not end the loop."""
+        try:
+            self.node.handle(event, now)
+        except MemoryError:
+            out_of_memory()
+        except Exception as error:  # our own bug: say so, drop the packet, go on
+            packet = event.packet if isinstance(event, PacketQueued | FrameCopied) else b""
+            if isinstance(event, PacketQueued):
+                # The first verdict counts: one that the node gave before it failed comes later, and is refused.
+                self._queues[event.queue].verdict(event.packet_id, False)
+            self._alarm(error, type(event).__name__, packet)
+
+    def answer(self, event: Event) -> None:
+        """Hand the node the outcome of something slow, and do at once what follows from it."""
+        self._feed(event, time.monotonic())
+        self._carry_out()
+
+    def _epochs_stored(self) -> None:
+        for event in self._epochs.finished():
+            self.answer(event)
+
+    def _alarm(self, error: Exception, during: str, packet: bytes | bytearray = b"") -> None:
+        """Our own bug has shown itself. Every case is counted; of a flood not every one is logged."""
+        self._failures += 1
+        now = time.monotonic()
+        if now < self._next_alarm:
+            return
+        self._next_alarm = now + ALARM_SPACING_S
+        frames = reversed(traceback.extract_tb(error.__traceback__)[-4:])
+        log.error(
+            "internal error",
+            error=repr(error),
+            during=during,
+            count=self._failures,
+            where=" < ".join(f"{Path(frame.filename).name}:{frame.lineno}" for frame in frames),
+            packet=packet[:200].hex(),
+        )
+
+    # ------------------------------------------------------------------------------------ effects
+
+    def _carry_out(self) -> None:
+        for _ in range(BATCH):
+            try:
+                self._drain()
+                break
+            except OSError:
+                raise  # a queue that no longer works: silence, and the peer takes over
+            except MemoryError:
+                out_of_memory()
+            except Exception as error:  # our own bug: the next effect may be right
+                self._alarm(error, "effects")
+        for queue in self._queues.values():
+            queue.flush()
+
+    def _drain(self) -> None:
+        poll, queues = self.node.poll_effect, self._queues
+        mark, inject = self._config.mark, self._injector.send
+        while (effect := poll()) is not None:
+            if isinstance(effect, Verdict):
+                try:
+                    queues[effect.queue].verdict(effect.packet_id, effect.accept, effect.packet, mark)
+                except InternalError:
+                    queues[effect.queue].verdict(effect.packet_id, False)
+                    raise
+            elif isinstance(effect, Inject):
+                # What was decided before must be in effect first: an overtaken window or ACK would be taken back.
+                for queue in queues.values():
+                    queue.flush()
+                inject(effect.packet)
+            elif isinstance(effect, SendDatagram):
+                with contextlib.suppress(OSError):  # lost datagrams are repeated
+                    self._udp.sendto(effect.data, effect.destination)
+            else:
+                try:
+                    self._carry_out_rare(effect)
+                except OSError as error:  # the interface is gone, for instance
+                    log.error("could not be done", effect=repr(effect), error=str(error))
+
+    def _carry_out_rare(self, effect: Effect) -> None:
+        if isinstance(effect, PublishHeartbeat):
+            self._heartbeats.publish(effect.destination, effect.template)
+        elif isinstance(effect, Log):
+            getattr(log, effect.level)(effect.event, **effect.fields)
+        elif isinstance(effect, CheckLink | AskWitness):
+            if (known := self._second_opinion.seek(effect)) is not None:
+                self._feed(known, time.monotonic())
+        elif isinstance(effect, Fence):
+            self._fences.start(effect)
+        elif isinstance(effect, SaveCheckpoint):
+            self._checkpoints.write(effect.writes)
+        elif isinstance(effect, StoreEpoch):
+            self._epochs.store(effect.epoch, effect.role)
+        elif isinstance(effect, OwnAddress):
+            self._address.own_address(effect.own, effect.announce, time.monotonic())
+        elif isinstance(effect, ApplyRules):
+            self._follow_profile(effect.profile)
+            self._rules.apply(effect)
+        elif isinstance(effect, QueryFlows):
+            self._flow_queries.ask(effect.flows)
+        elif isinstance(effect, ListFlows):
+            self._flow_list.start()
+        else:
+            raise InternalError(f"unknown effect {effect}")
+
+    def _follow_profile(self, profile: Profile) -> None:
+        """Keep copies of what comes in for as long as this host is a protected primary."""
+        if profile is not Profile.PRIMARY:
+            self._close_copies()
+        elif self._copies is None:
+            config = self._config
+            self._copies = InboundCopies(config.interface, config.settings.service, config.settings.ports)
+
+    def _close_copies(self) -> None:
+        if self._copies is not None:
+            self._copies.close()
+            self._copies = None
+
+    # ------------------------------------------------------------------------------------ what operators ask
+
+    @property
+    def state(self) -> str:
+        """The state of the pair, as this host sees it."""
+        return self.node.members.state.label
+
+    def summary(self) -> str:
+        """Role, state and epoch, in a few words."""
+        members = self.node.members
+        return f"{members.role.name.lower()}, {members.state.label}, epoch {members.epoch}"
+
+    def claim(self) -> dict[str, Any]:
+        """Believe the operator that the peer is off. Returns the states before and after."""
+        before = self.state
+        self.answer(OperatorCommand("claim"))
+        return {"before": before, "state": self.state}
+
+    def status(self) -> dict[str, Any]:
+        """The whole status, JSON-ready."""
+        status: dict[str, Any] = self.node.status(time.monotonic()).as_dict()
+        status["shell"] = {
+            "queues": {q.name.lower(): queue.gauge() for q, queue in self._queues.items()},
+            "sync_socket": self._sync.gauge(),
+            "injected": self._injector.sent,
+            "inject_failed": dict(self._injector.failed),
+            "internal_errors": self._failures,
+            "rules": self._rules.describe(),
+            "privileges": describe(),
+            "announcements": self._address.announcer.describe(),
+        }
+        return status
+
+
+def out_of_memory() -> NoReturn:
+    """End the process at once: whatever was under way is half done, and nothing of it may go out.
+
+    That is as good as killed: a protected host is succeeded by its backup, an unprotected one goes on by its rules, and
+    the next daemon goes on by the checkpoint.
+    """
+    os.write(2, _NO_MEMORY)
+    os._exit(EXIT_NO_MEMORY)
