@@ -1,20 +1,17 @@
-"""The command line."""
+"""The command line: which commands there are. What they do is elsewhere."""
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import secrets
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 from nfq_failover import __version__
 from nfq_failover.errors import CommandError, ConfigError, NfqFailoverError
-
-DEFAULT_CONFIG = Path("/etc/nfq-failover/config.toml")
+from nfq_failover.operator import orders, setup, status
+from nfq_failover.operator.daemon import SETTINGS, add_config_option
 
 DESCRIPTION = """\
 TCP connections that outlive their server.
@@ -33,15 +30,6 @@ examples:
   nfq-failover claim                                 "the other host is off": serve alone
   sudo nfq-failover lab up                           a whole pair on this one machine, to try it
 """
-
-SETTINGS = """\
-Every setting, with bounds and default: docs/operate/configuration.md, or as a file to copy:
-python -m nfq_failover.config.reference --sample
-"""
-
-
-def _config_option(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--config", type=Path, default=DEFAULT_CONFIG, help=f"configuration file ({DEFAULT_CONFIG})")
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -65,49 +53,6 @@ def _run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _ask(args: argparse.Namespace, command: str) -> dict[str, Any]:
-    from nfq_failover.config import load
-    from nfq_failover.shell.control import ask
-
-    return ask(load(args.config).state_dir / "control.sock", command)
-
-
-def _status(args: argparse.Namespace) -> int:
-    status = _ask(args, "status")
-    if args.json:
-        print(json.dumps(status, indent=2))
-        return 0
-    reason = f"  ({status['reason']})" if status["reason"] else ""
-    peer = status["peer"]
-    heartbeat = peer["heartbeat"]
-    print(f"{status['name']}: {status['role']}, {status['state']}, epoch {status['epoch']}{reason}")
-    print(
-        f"peer {peer['name']} at {peer['address']}: {'silent' if peer['lost'] else 'alive'}, heartbeat every "
-        f"{heartbeat['interval_ms']} ms ({heartbeat['bandwidth_bps'] / 1000:.1f} kbit/s each way)"
-    )
-    rows = status["connections"]
-    print(f"{len(rows)} connections, {sum(bool(row['protected']) for row in rows)} protected")
-    for row in rows[: args.rows]:
-        state = "protected" if row["protected"] else f"UNPROTECTED: {row['reason']}"
-        if row["protected"] and row.get("differences"):
-            state += f"; the hosts' output differed in {row['differences']} places"
-        print(f"  {row['client']:<22} {row['server']:<22} lag {row['lag_bytes']:>8} B  {state}")
-    if len(rows) > args.rows:
-        print(f"  ... and {len(rows) - args.rows} more (--rows)")
-    return 0
-
-
-def _claim(args: argparse.Namespace) -> int:
-    answer = _ask(args, "claim")
-    print(f"{answer['before']} -> {answer['state']}")
-    return 0 if answer["before"] != answer["state"] else 1
-
-
-def _leave(args: argparse.Namespace) -> int:
-    print(f"{_ask(args, 'leave')['state']} -> leaving")
-    return 0
-
-
 def _witness(args: argparse.Namespace) -> int:
     from nfq_failover.config import address_and_port, read_key
     from nfq_failover.constants import DEFAULT_WITNESS_PORT
@@ -125,46 +70,9 @@ def _witness(args: argparse.Namespace) -> int:
     return 0
 
 
-def _keygen(args: argparse.Namespace) -> int:
-    try:
-        fd = os.open(args.file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except FileExistsError:
-        raise CommandError(f"{args.file} exists already: remove it first if you really want a new key") from None
-    except FileNotFoundError:
-        raise CommandError(f"there is no directory {args.file.parent}: make it first") from None
-    except OSError as error:
-        raise CommandError(f"{args.file}: {error.strerror}") from None
-    with os.fdopen(fd, "w") as file:
-        file.write(secrets.token_hex(32) + "\n")
-    print(f"wrote {args.file}; copy it to the other host, mode 600")
-    return 0
-
-
-def _check_config(args: argparse.Namespace) -> int:
-    from nfq_failover.config import advice, load
-    from nfq_failover.shell.fencing import metadata as agent_metadata
-    from nfq_failover.shell.privileged.account import DEFAULT_USER, account
-    from nfq_failover.shell.privileged.rights import DAEMON
-
-    config = load(args.config)
-    s = config.settings
-    peers = ", ".join(f"{p.name} at {p.address}:{p.port}" for p in s.peers)
-    print(f"{args.config}: right. {s.name} serves {config.service} with {peers}; tap {config.tap}.")
-    print(
-        f"detection {s.detection_ms} ms; {'fence: ' + ' '.join(config.fence.command) if config.fence else 'no fence'}."
-    )
-    who = account(config)
-    if who is not None:
-        note = f" (there is no user '{DEFAULT_USER}': make one, to have it alone)" if who.fallback else ""
-        print(
-            f"after its start the daemon is user {who.name}, uid {who.uid}, with {' and '.join(sorted(DAEMON))}{note}."
-        )
-    for sentence in [*advice(config), *agent_metadata.advice(config.fence)]:
-        print(f"warning: {sentence}")
-    if args.fence_status:
-        for peer in s.peers:
-            print(agent_metadata.status(config.fence, peer))
-    return 0
+def _log_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--log-level", choices=("debug", "info", "warning", "error"), default="info")
+    parser.add_argument("--log-json", action="store_true", help="log as JSON lines")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -186,26 +94,16 @@ def build_parser() -> argparse.ArgumentParser:
         return sub
 
     run = command("run", "run the daemon", _run, SETTINGS)
-    _config_option(run)
-    run.add_argument("--log-level", choices=("debug", "info", "warning", "error"), default="info")
-    run.add_argument("--log-json", action="store_true", help="log as JSON lines")
-    status = command("status", "who serves, what is protected, and why not", _status)
-    _config_option(status)
-    status.add_argument("--json", action="store_true", help="everything, as JSON")
-    status.add_argument("--rows", type=int, default=20, help="how many connections to list (20)")
-    _config_option(command("leave", "end the daemon for good: hand the service over, or end it", _leave))
-    _config_option(command("claim", "the other host is off, I say so: let this one serve", _claim))
+    add_config_option(run)
+    _log_options(run)
+    status.add_parser(commands)
+    orders.add_parsers(commands)
     witness = command("witness", "decide between two hosts that don't hear each other (on a third machine)", _witness)
     witness.add_argument("--listen", required=True, metavar="ADDRESS[:PORT]", help="where the hosts ask (port 7767)")
     witness.add_argument("--key", type=Path, required=True, metavar="FILE", help="the hosts' key, or their witness key")
     witness.add_argument("--state-dir", type=Path, default=Path("/var/lib/nfq-failover-witness"), metavar="DIRECTORY")
-    witness.add_argument("--log-level", choices=("debug", "info", "warning", "error"), default="info")
-    witness.add_argument("--log-json", action="store_true", help="log as JSON lines")
-    keygen = command("keygen", "make a key file", _keygen)
-    keygen.add_argument("file", type=Path)
-    check = command("check-config", "check the configuration file", _check_config, SETTINGS)
-    _config_option(check)
-    check.add_argument("--fence-status", action="store_true", help="ask the fence agent whether the peer is on")
+    _log_options(witness)
+    setup.add_parsers(commands)
     return parser
 
 

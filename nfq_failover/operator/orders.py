@@ -1,0 +1,32 @@
+"""`nfq-failover claim` and `leave`: what an operator tells a daemon to do."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from nfq_failover.operator.daemon import add_config_option, ask_daemon
+
+
+def add_parsers(subparsers: Any) -> None:
+    """Add the commands `leave` and `claim`."""
+    for name, about, run in (
+        ("leave", "end the daemon for good: hand the service over, or end it", leave),
+        ("claim", "the other host is off, I say so: let this one serve", claim),
+    ):
+        parser = subparsers.add_parser(name, help=about, description=about)
+        parser.set_defaults(run=run)
+        add_config_option(parser)
+
+
+def claim(args: argparse.Namespace) -> int:
+    """Say that the other host is off. Returns the exit code: 1 if nothing has come of it."""
+    answer = ask_daemon(args, "claim")
+    print(f"{answer['before']} -> {answer['state']}")
+    return 0 if answer["before"] != answer["state"] else 1
+
+
+def leave(args: argparse.Namespace) -> int:
+    """End the daemon for good. Returns the exit code."""
+    print(f"{ask_daemon(args, 'leave')['state']} -> leaving")
+    return 0

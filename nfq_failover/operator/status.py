@@ -1,0 +1,57 @@
+"""`nfq-failover status`: who serves, what is protected, and why not."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from nfq_failover.operator.daemon import add_config_option, ask_daemon
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add the command `status`."""
+    about = "who serves, what is protected, and why not"
+    parser = subparsers.add_parser("status", help=about, description=about)
+    parser.set_defaults(run=run)
+    add_config_option(parser)
+    parser.add_argument("--json", action="store_true", help="everything, as JSON")
+    parser.add_argument("--rows", type=int, default=20, help="how many connections to list (20)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the status. Returns the exit code."""
+    status = ask_daemon(args, "status")
+    if args.json:
+        print(json.dumps(status, indent=2))
+    else:
+        for line in lines(status, args.rows):
+            print(line)
+    return 0
+
+
+def lines(status: dict[str, Any], most: int) -> Iterator[str]:
+    """The status as text for people, with `most` connections at most."""
+    reason = f"  ({status['reason']})" if status["reason"] else ""
+    peer = status["peer"]
+    heartbeat = peer["heartbeat"]
+    yield f"{status['name']}: {status['role']}, {status['state']}, epoch {status['epoch']}{reason}"
+    yield (
+        f"peer {peer['name']} at {peer['address']}: {'silent' if peer['lost'] else 'alive'}, heartbeat every "
+        f"{heartbeat['interval_ms']} ms ({heartbeat['bandwidth_bps'] / 1000:.1f} kbit/s each way)"
+    )
+    rows = status["connections"]
+    yield f"{len(rows)} connections, {sum(bool(row['protected']) for row in rows)} protected"
+    for row in rows[:most]:
+        yield f"  {row['client']:<22} {row['server']:<22} lag {row['lag_bytes']:>8} B  {_protection(row)}"
+    if len(rows) > most:
+        yield f"  ... and {len(rows) - most} more (--rows)"
+
+
+def _protection(row: dict[str, Any]) -> str:
+    if not row["protected"]:
+        return f"UNPROTECTED: {row['reason']}"
+    if row.get("differences"):
+        return f"protected; the hosts' output differed in {row['differences']} places"
+    return "protected"
