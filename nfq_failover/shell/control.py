@@ -41,9 +41,9 @@ class ControlServer:
     """
 
     def __init__(self, path: Path, handler: Handler, users: frozenset[int] | None = None) -> None:
-        """`handler(command, request)` gives the answer. A stale socket file is replaced.
+        """`handler(command, request)` returns the answer. A stale socket file is replaced.
 
-        `users`: the ids of those who may ask, by what the kernel says of them; None: the owner, by the file's mode.
+        `users`: the ids of the users who may ask, as the kernel names them; None: the owner, by the file's mode.
         """
         self._users = users
         self.path = path
@@ -66,11 +66,11 @@ class ControlServer:
         self._poll.register(self._socket, select.EPOLLIN)
 
     def fileno(self) -> int:
-        """Readable when there is something to do."""
+        """The descriptor, readable when there is something to do."""
         return self._poll.fileno()
 
     def serve(self) -> None:
-        """Take new clients, read, answer; one step for each client that is ready."""
+        """Accept new clients, and do one step for each client that is ready: read, answer."""
         for fd, _ in self._poll.poll(0):
             client = self._clients.get(fd)
             if client is None:
@@ -104,7 +104,7 @@ class ControlServer:
         return uid in self._users
 
     def _step(self, client: _Client) -> bool:
-        """False when the client is done with. One that does not read its answer is not listened to meanwhile."""
+        """Returns False when the client is finished. One that does not read its answer is not listened to."""
         if not client.outgoing:
             data = client.socket.recv(MAX_LINE)
             if not data:
@@ -142,7 +142,7 @@ class ControlServer:
             return json.dumps({"error": f"internal error, see the daemon's log: {error!r}"}).encode()
 
     def close(self) -> None:
-        """Remove the socket. Repeatable."""
+        """Remove the socket. Can be repeated."""
         if self._socket.fileno() < 0:
             return
         for fd in list(self._clients):
@@ -153,7 +153,7 @@ class ControlServer:
 
 
 def ask(path: Path, command: str, timeout_s: float = 5.0) -> dict[str, Any]:
-    """Ask a daemon. Raises `CommandError` if none answers."""
+    """Returns a daemon's answer. Raises `CommandError` if there is none."""
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as s:
             s.settimeout(timeout_s)

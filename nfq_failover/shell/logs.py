@@ -33,7 +33,7 @@ class BackgroundWriter:
         self._thread.start()
 
     def write(self, text: str) -> int:
-        """Never waits."""
+        """Queue the text, without ever waiting."""
         try:
             if self._dropped:
                 self._lines.put_nowait(f"({self._dropped} log lines were lost: nobody read them)\n")
@@ -55,7 +55,7 @@ class BackgroundWriter:
                     self._file.flush()
 
     def close(self) -> None:
-        """Wait, not for ever, until everything is written. What is logged later is lost."""
+        """Wait, for a limited time, until everything is written. What is logged later is lost."""
         with contextlib.suppress(queue.Full):
             self._lines.put_nowait(None)
             self._thread.join(FLUSH_WAIT_S)

@@ -11,7 +11,7 @@ SHARE = 3  # keep-alives per watchdog time
 
 
 class ServiceManager:
-    """Without NOTIFY_SOCKET it does nothing. Nothing here blocks or raises: a manager that is away must not harm.
+    """Systemd, if NOTIFY_SOCKET names it. Nothing here blocks or raises: a manager that is away does no harm.
 
     The watchdog (WATCHDOG_USEC, for this process if WATCHDOG_PID says so) is fed by `alive`, which the packet loop
     calls as long as it makes progress: a daemon that hangs is ended, and started again.
@@ -50,27 +50,27 @@ class ServiceManager:
                     self._socket.sendto(text.encode(), self._address)
 
     def ready(self) -> None:
-        """The host is prepared and the loop begins."""
+        """Say that the host is prepared and the loop begins."""
         self._say(f"READY=1\nMAINPID={os.getpid()}")
 
     def alive(self, now: float) -> None:
-        """The loop has made progress. Costs a comparison when it is too early to say so."""
+        """Say that the loop makes progress. Costs a comparison when it is too early to say so."""
         if self.watchdog_s and now >= self._next_alive:
             self._next_alive = now + self.watchdog_s / SHARE
             self._say("WATCHDOG=1")
 
     def status(self, text: str) -> None:
-        """One line for people; said when it changes."""
+        """Say one line for people, if it is new."""
         if text != self._status:
             self._status = text
             self._say("STATUS=" + text.replace("\n", " "))
 
     def stopping(self) -> None:
-        """The end has begun."""
+        """Say that the end has begun."""
         self._say("STOPPING=1")
 
     def close(self) -> None:
-        """Repeatable."""
+        """Close the socket. Can be repeated."""
         if self._socket is not None:
             self._socket.close()
             self._socket = None

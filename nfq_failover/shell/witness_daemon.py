@@ -48,7 +48,7 @@ class Decisions:
             ) from None
 
     def decide(self, question: Question) -> tuple[bool, str]:
-        """(whether it is granted, who has the right). Raises OSError: then nothing is decided, nothing may be said."""
+        """Returns (whether it is granted, who has the right). Raises OSError if nothing could be decided."""
         last = self._grants.get(question.pair)
         grant = decide(last, question.host, question.low, question.high)
         if grant is None:
@@ -75,7 +75,7 @@ class Decisions:
 
 
 class Witness:
-    """The daemon. Questions that are not authentic are counted and get no answer."""
+    """The witness's daemon. Questions that are not authentic are counted and get no answer."""
 
     def __init__(self, listen: tuple[str, int], key: bytes, state_dir: Path) -> None:
         """Raises `CommandError`, `ConfigError`."""
@@ -96,11 +96,11 @@ class Witness:
             raise CommandError(f"can't listen on {listen[0]}:{listen[1]} ({error.strerror})") from None
 
     def fileno(self) -> int:
-        """Readable when there are questions."""
+        """The descriptor, readable when there are questions."""
         return self._socket.fileno()
 
     def serve(self) -> None:
-        """Answer what has come."""
+        """Answer the questions that have come."""
         for _ in range(_BATCH):
             try:
                 data, source = self._socket.recvfrom(2048)
@@ -114,7 +114,7 @@ class Witness:
                     self._socket.sendto(answer, source)
 
     def answer(self, data: bytes) -> bytes | None:
-        """The answer to a datagram, None for silence."""
+        """Returns the answer to a datagram, None for silence."""
         try:
             question = unseal(data, self._key)
             if not isinstance(question, Question):
@@ -135,7 +135,7 @@ class Witness:
         return seal(Answer(question.nonce, question.pair, holder, question.high, granted), self._key)
 
     def run(self, ready: Callable[[], None] = lambda: None) -> None:
-        """Until SIGTERM or SIGINT."""
+        """Answer questions until SIGTERM or SIGINT."""
 
         def stop(number: int, frame: object) -> None:
             del number, frame

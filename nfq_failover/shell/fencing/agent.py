@@ -2,7 +2,7 @@
 
 Any command will do: exit code 0 says that the peer is off, anything else is a failure. A fence agent (the fence agent
 API of the cluster projects, Debian's fence-agents) is asked on its standard input, so that no secret is in a process
-list; what its `off` says is believed only when its `status` says off, too. Failures are tried again until the deadline.
+list; its `off` is believed only when its `status` says off as well. Failures are tried again until the deadline.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ _SAID_BYTES = 200
 
 
 class FenceProgram:
-    """One run of a program; wait on `fileno()`, then call `finish`."""
+    """One run of a program: wait on `fileno()`, then call `finish`."""
 
     def __init__(self, plan: FencePlan, peer: Peer, action: str) -> None:
-        """Start it, without a shell. `{peer}` and `{address}` are replaced. Raises OSError."""
+        """Start the program, without a shell. `{peer}` and `{address}` are replaced. Raises OSError."""
         self.action = action
         self._plan = plan
 
@@ -60,16 +60,16 @@ class FenceProgram:
         self._pidfd = os.pidfd_open(self._process.pid)
 
     def fileno(self) -> int:
-        """Readable when the program has ended."""
+        """The descriptor, readable when the program has ended."""
         return self._pidfd
 
     def wait(self, seconds: float) -> tuple[int | None, str]:
-        """Wait for its end, and `finish`."""
+        """Wait for the program's end, and `finish`."""
         select.select([self._pidfd], [], [], seconds)
         return self.finish()
 
     def finish(self) -> tuple[int | None, str]:
-        """(exit code, what it said); a program that still runs is killed, with its process group: (None, ...)."""
+        """Returns (exit code, what it said). One that still runs is killed, with its process group: (None, ...)."""
         # Not reaped yet, so that the number of its group can't belong to somebody else when we kill it.
         killed = os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
         if killed:
@@ -91,7 +91,7 @@ class FenceProgram:
 
 
 def _memory(text: str) -> int:
-    """A descriptor to read `text` from, which never was on a disk."""
+    """Returns a descriptor to read `text` from, which has never been on a disk."""
     fd = os.memfd_create("nfqf-fence")
     os.write(fd, text.encode())
     os.lseek(fd, 0, os.SEEK_SET)
@@ -111,7 +111,7 @@ class RunningFence:
     """
 
     def __init__(self, plan: FencePlan, peer: Peer, deadline_ms: int) -> None:
-        """Begin. Raises OSError."""
+        """Begin the first attempt. Raises OSError."""
         self.plan = plan
         self.peer = peer
         self.deadline = time.monotonic() + deadline_ms / 1000
@@ -125,7 +125,7 @@ class RunningFence:
         self._start("off")
 
     def fileno(self) -> int | None:
-        """Of the program that runs now."""
+        """The descriptor of the program that runs now."""
         return self._program.fileno() if self._program else None
 
     def _start(self, action: str) -> None:
@@ -136,7 +136,7 @@ class RunningFence:
         self.due = self.deadline
 
     def step(self, now: float) -> FenceFinished | None:
-        """Go on; the outcome if there is one."""
+        """Go on. Returns the outcome if there is one."""
         if self._program is None:
             if now >= self.deadline:
                 return self._failed()
@@ -158,7 +158,7 @@ class RunningFence:
 
     def _after_off(self, status: int, words: str, said: str) -> FenceFinished | None:
         if self.plan.verify:
-            # After a failure, too: it may be off already, and only the waiting for it has failed.
+            # Even after a failure: it may be off already, and only the waiting for it has failed.
             self._failure = f"off: {words}" if status else ""
             return self._then("status", 0.0)
         return self._done(said) if status == 0 else self._again(f"off: {words}")
@@ -229,7 +229,7 @@ class FenceKeeper:
         self._running: dict[str, RunningFence] = {}
 
     def start(self, order: Fence) -> None:
-        """Begin. A fence of the same peer that still runs is killed: its success would be of an earlier life."""
+        """Begin a fence. One of the same peer that still runs is killed: its success would concern an earlier life."""
         self._stop(order.peer)
         if not self._plan:
             self._answers.answer(FenceFinished(order.peer, False, "there is no fence"))
@@ -260,7 +260,7 @@ class FenceKeeper:
             self._answers.answer(outcome)
 
     def tick(self, now: float) -> None:
-        """End those whose deadline has passed, go on with those that paused."""
+        """End the fences whose deadline has passed, and go on with those that have paused."""
         for peer in [peer for peer, fence in self._running.items() if now >= fence.due]:
             self._step(peer)
 
@@ -273,6 +273,6 @@ class FenceKeeper:
             fence.abort()
 
     def close(self) -> None:
-        """Kill those that still run."""
+        """Kill the fences that still run."""
         for peer in list(self._running):
             self._stop(peer)

@@ -24,7 +24,7 @@ class Metadata:
 
 
 def parse(text: str) -> Metadata:
-    """Of the agent's XML. ValueError."""
+    """Returns what the agent's XML says. Raises ValueError."""
     found = re.search(r"<resource-agent\b.*</resource-agent>", text, re.DOTALL)
     if found is None:
         raise ValueError("it does not describe itself as a fence agent")
@@ -43,7 +43,7 @@ def parse(text: str) -> Metadata:
 
 
 def read(plan: FencePlan) -> Metadata:
-    """Ask the agent. OSError, ValueError."""
+    """Ask the agent to describe itself. Raises OSError, ValueError."""
     try:
         out = subprocess.run(
             plan.command, input="action=metadata\n", capture_output=True, text=True, timeout=_WAIT_S, check=False
@@ -54,7 +54,7 @@ def read(plan: FencePlan) -> Metadata:
 
 
 def advice(plan: FencePlan) -> list[str]:
-    """What of the plan the agent would not understand, or lacks: a sentence each."""
+    """Returns a sentence for each thing in the plan that the agent would not understand, or would miss."""
     agent = plan.command[0] if plan.command else ""
     if not plan.agent:
         return []
@@ -75,7 +75,7 @@ def advice(plan: FencePlan) -> list[str]:
 
 
 def status(plan: FencePlan, peer: Peer) -> str:
-    """Ask the device whether the peer is on; nothing is turned off. A sentence."""
+    """Ask the device whether the peer is on; nothing is turned off. Returns a sentence."""
     if not plan.agent:
         return "a fence command has no status to ask for"
     try:

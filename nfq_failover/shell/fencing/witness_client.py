@@ -17,7 +17,7 @@ _BATCH = 64
 
 
 class WitnessClient:
-    """Asks, and hands the answers of the latest questions on. `fileno()` is readable when one may have come."""
+    """Asks the witness, and returns its answers to the latest questions."""
 
     def __init__(self, plan: WitnessPlan, host: str) -> None:
         self._plan = plan
@@ -30,11 +30,11 @@ class WitnessClient:
         self._socket.setblocking(False)
 
     def fileno(self) -> int:
-        """To wait with."""
+        """The descriptor, readable when an answer may have come."""
         return self._socket.fileno()
 
     def ask(self, order: AskWitness) -> None:
-        """Send the question once; lost ones are repeated by who orders them."""
+        """Send the question once; whoever orders it repeats it if it is lost."""
         nonce = os.urandom(NONCE_BYTES)
         self._asked[nonce] = order.high
         if len(self._asked) > OPEN_QUESTIONS:
@@ -45,7 +45,7 @@ class WitnessClient:
             self._socket.sendto(seal(question, self._key), self._plan.address)
 
     def answers(self) -> list[WitnessAnswered]:
-        """What has come."""
+        """Returns the answers that have come."""
         found = []
         for _ in range(_BATCH):
             try:
@@ -67,7 +67,7 @@ class WitnessClient:
         return found
 
     def describe(self) -> dict[str, object]:
-        """For the status."""
+        """Returns the client's row in the status."""
         host, port = self._plan.address
         counts = {"asked": self.sent, "answered": self.answered, "refused": dict(self.refused)}
         return {"address": f"{host}:{port}", **counts}

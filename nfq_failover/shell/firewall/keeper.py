@@ -25,13 +25,13 @@ class Script(Protocol):
         """A descriptor that polls readable when the script has ended."""
 
     def wait(self) -> tuple[int, str]:
-        """Exit code and what the script said, waiting for both."""
+        """Wait for the end. Returns the exit code and what the script said."""
 
     def finish(self) -> str:
-        """Warnings ('' for none) of a run that succeeded. Raises `RulesError` for one that did not."""
+        """Returns the warnings ('' for none) of a run that succeeded. Raises `RulesError` for one that did not."""
 
     def finish_check(self) -> str | None:
-        """For `start_check`: None if all rules are as installed, else what is missing or changed."""
+        """For `start_check`: returns None if all rules are as installed, else what is missing or changed."""
 
 
 class Runner(Protocol):
@@ -51,7 +51,7 @@ class Runner(Protocol):
 
 
 class RulesKeeper:
-    """One script run at a time: the newest wanted profile first, else a periodic check."""
+    """Runs one script at a time: for the profile that was wanted last, otherwise a periodic check."""
 
     def __init__(self, runner: Runner, loop: Loop) -> None:
         self._runner = runner
@@ -124,7 +124,7 @@ class RulesKeeper:
             self._pending = True  # put them back
 
     def tick(self, now: float) -> list[Event]:
-        """Begin a check if it is time; returns what has come to an end."""
+        """Begin a check if it is time. Returns what has come to an end."""
         if self._retry_at is not None:
             if self._retry_at == 0.0:
                 self._retry_at = now + RETRY_S
@@ -147,7 +147,7 @@ class RulesKeeper:
         return events
 
     def describe(self) -> dict[str, object]:
-        """For the status."""
+        """Returns the rules' row in the status."""
         return {
             "wanted": self._wanted.profile.value,
             "installed": self._installed.value if self._installed else None,
@@ -157,7 +157,7 @@ class RulesKeeper:
     def close(self, stay: bool = False) -> None:
         """Take all rules out again, unless the service address stays: then the host stays silent.
 
-        `stay`: the host goes on serving without us, by the rules that were wanted last.
+        `stay`: the host goes on serving without the daemon, by the rules that were wanted last.
         """
         if self._running is not None:
             (script, wanted), self._running = self._running, None

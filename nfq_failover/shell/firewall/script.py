@@ -1,6 +1,6 @@
 """The host's firewall rules: runs `iptables/nfq-failover-rules`, the same script that an operator runs by hand.
 
-Nothing here goes through a shell: the script gets an argument vector. It needs a few ten milliseconds, so the daemon
+Nothing here goes through a shell: the script gets an argument vector. It takes some tens of milliseconds, so the daemon
 uses the `start_*` variants: they return a `RunningScript` whose `pidfd()` becomes readable when the script is done.
 """
 
@@ -24,7 +24,7 @@ from nfq_failover.wire.segment import FlowKey
 _SCRIPT: Final = "nfq-failover-rules"
 PROBLEM: Final = 3  # the script's exit code for "something that was installed is missing or changed"
 _TIMEOUT_S: Final = 30.0
-_POKE_INTERVAL_S: Final = 0.05
+_ASK_AGAIN_S: Final = 0.05
 # Neighbour states whose MAC address is known, linux/neighbour.h: REACHABLE, STALE, DELAY, PROBE, NOARP, PERMANENT.
 _KNOWN_STATES: Final = 0x02 | 0x04 | 0x08 | 0x10 | 0x40 | 0x80
 
@@ -68,7 +68,7 @@ class RulesOptions:
 
 
 def find_script(override: Path | None = None) -> Path:
-    """The script: `override`, or the one in the wheel, or in the checkout. Raises ConfigError if there is none."""
+    """Returns the path of the script: `override`, or the wheel's or checkout's. Raises ConfigError if there is none."""
     package = Path(__file__).resolve().parents[2]
     places = [override] if override else [package / "_iptables" / _SCRIPT, package.parent / "iptables" / _SCRIPT]
     for place in places:
@@ -78,13 +78,13 @@ def find_script(override: Path | None = None) -> Path:
 
 
 def _essence(said: str) -> str:
-    """Without what iptables-nft says, at every call, on hosts where the legacy kind was ever used."""
+    """Returns the text without what iptables-nft says at every call on a host where the legacy kind was once used."""
     return "\n".join(line for line in said.splitlines() if "iptables-legacy tables present" not in line).strip()
 
 
 @dataclass(slots=True)
 class RunningScript:
-    """A run under way. Wait until `pidfd()` is readable, then call `finish()`, which closes everything."""
+    """A run of the script. Wait until `pidfd()` is readable, then call `finish()`, which closes everything."""
 
     process: subprocess.Popen[bytes]
     _output: IO[bytes]
@@ -99,7 +99,7 @@ class RunningScript:
         return self._pidfd
 
     def wait(self, timeout_s: float = _TIMEOUT_S) -> tuple[int, str]:
-        """Exit code and what the script said on stderr. Past the timeout the script is stopped; it undoes its work."""
+        """Returns exit code and what the script said on stderr. Past the timeout it is stopped, and undoes its work."""
         if self._result is None:
             try:
                 status = self.process.wait(timeout_s)
@@ -116,14 +116,14 @@ class RunningScript:
         return self._result
 
     def finish(self) -> str:
-        """Warnings ('' for none) of a run that succeeded. Raises RulesError for one that did not."""
+        """Returns the warnings ('' for none) of a run that succeeded. Raises RulesError for one that did not."""
         status, said = self.wait()
         if status:
             raise RulesError(status, said)
         return said
 
     def finish_check(self) -> str | None:
-        """For `start_check`: None if all rules are as installed, else what is missing or changed."""
+        """For `start_check`: returns None if all rules are as installed, else what is missing or changed."""
         status, said = self.wait()
         if status == 0:
             return None
@@ -135,8 +135,8 @@ class RunningScript:
 class RulesRunner:
     """Brings the host's rules to a profile, and sees whether they are still there.
 
-    Without a configured MAC address, a peer's comes from the neighbour table, where it is for as long as we exchange
-    heartbeats with it. For a protected primary, the only one that clones, an unknown peer is an error.
+    Without a configured MAC address, a peer's comes from the neighbour table, which has it for as long as heartbeats
+    are exchanged with the peer. For a protected primary, the only one that clones, an unknown peer is an error.
     """
 
     def __init__(self, options: RulesOptions) -> None:
@@ -146,7 +146,7 @@ class RulesRunner:
         self._macs: dict[str, str] = {}
 
     def arguments(self, profile: Profile, inherited: bool = False) -> list[str]:
-        """The argument vector of an installation; the inherited connections come by standard input."""
+        """Returns the argument vector of an installation; the inherited connections are passed on standard input."""
         options = self.options
         ports = ",".join(f"{low}:{high}" if low != high else str(low) for low, high in options.ports)
         argv = [*self._command("install"), "--role", profile.value, "--service", options.service, "--ports", ports]
@@ -168,11 +168,11 @@ class RulesRunner:
         return self._start(self.arguments(profile, bool(inherited)), flows)
 
     def apply(self, profile: Profile, inherited: tuple[FlowKey, ...] = ()) -> str:
-        """Install a profile and wait for it; looks unknown peers up by ARP. Gives warnings; raises RulesError."""
+        """Install a profile and wait for it, with unknown peers found by ARP. Returns warnings. Raises RulesError."""
         if self.options.tap == "clone" and profile is Profile.PRIMARY:
             for peer in self.options.peers:
                 if peer.mac is None:
-                    self._remember(peer.address, resolve_mac(peer.address))
+                    self._note_mac(peer.address, resolve_mac(peer.address))
         return self.start_apply(profile, inherited).finish()
 
     def start_check(self) -> RunningScript:
@@ -180,7 +180,7 @@ class RulesRunner:
         return self._start(self._command("check"))
 
     def check(self) -> str | None:
-        """None if all rules are as installed, else what is missing or changed."""
+        """Returns None if all rules are as installed, else what is missing or changed."""
         return self.start_check().finish_check()
 
     def start_remove(self, force: bool = False) -> RunningScript:
@@ -223,7 +223,7 @@ class RulesRunner:
         for peer in self.options.peers:
             mac = peer.mac
             if mac is None:
-                self._remember(peer.address, lookup_mac(peer.address))
+                self._note_mac(peer.address, lookup_mac(peer.address))
                 mac = self._macs.get(peer.address)
             if mac is not None:
                 known.append((peer.address, mac))
@@ -233,13 +233,13 @@ class RulesRunner:
                 )
         return known
 
-    def _remember(self, address: str, mac: str | None) -> None:
+    def _note_mac(self, address: str, mac: str | None) -> None:
         if mac is not None:
             self._macs[address] = mac
 
 
 def lookup_mac(address: str) -> str | None:
-    """The MAC address that the kernel's neighbour table has for an IPv4 address, or None. Asks nobody."""
+    """Returns the MAC address that the kernel's neighbour table has for an IPv4 address, or None. Sends nothing."""
     from pyroute2 import IPRoute  # takes long to load, and few need it
 
     with IPRoute() as route:
@@ -251,18 +251,18 @@ def lookup_mac(address: str) -> str | None:
 
 
 def resolve_mac(address: str, timeout_s: float = 1.0) -> str | None:
-    """The MAC address of a neighbour: from the table, else by making the kernel ask (ARP). None if nobody answers.
+    """Returns a neighbour's MAC address, from the table or by making the kernel ask (ARP). None if nobody answers.
 
-    An empty datagram to the discard port (RFC 863) does for the question. Blocks for up to `timeout_s` seconds.
+    What makes the kernel ask is an empty datagram to the discard port (RFC 863). Blocks for up to `timeout_s` seconds.
     """
     deadline = time.monotonic() + timeout_s
     mac = lookup_mac(address)
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as poke:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
         while mac is None and time.monotonic() < deadline:
             try:
-                poke.sendto(b"", (address, 9))
+                asking.sendto(b"", (address, 9))
             except OSError:
-                pass  # no route yet, or an ICMP error from the datagram before; the deadline decides
-            time.sleep(_POKE_INTERVAL_S)
+                pass  # no route at the moment, or an ICMP error for the previous datagram; the deadline decides
+            time.sleep(_ASK_AGAIN_S)
             mac = lookup_mac(address)
     return mac

@@ -1,9 +1,9 @@
 """What a host needs so that the service address is there, and is heard only by the one that serves.
 
 The address is a /32 on lo. With the clone tap, whoever serves answers ARP for it (arp_ignore=0) and announces it by
-gratuitous ARP; the other one ignores (arp_ignore=1). With the multicast tap nobody answers: the client or router has a
-static entry with a multicast MAC, and both hosts join it. Everything is put back by `restore`; what has to be put back
-is on record in a file, so that the daemon's next life can do it too.
+gratuitous ARP; the other host ignores it (arp_ignore=1). With the multicast tap nobody answers: the client or router
+has a static entry with a multicast MAC, and both hosts join it. Everything is put back by `restore`; what has to be put
+back is on record in a file, so that the daemon's next life can do it too.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ def _hardware_address(interface: str) -> bytes:
 
 
 def gratuitous_arp(mac: bytes, address: bytes) -> tuple[bytes, bytes]:
-    """The announcement as request and as reply (RFC 5227 section 3; some hosts take only the one, some the other)."""
+    """Returns the announcement as request and as reply: some hosts take only the one, some the other (RFC 5227, 3)."""
     head = _BROADCAST + mac + struct.pack("!H", _ETH_P_ARP)
     request = head + _ARP.pack(1, 0x0800, 6, 4, 1, mac, address, b"\0" * 6, address)
     reply = head + _ARP.pack(1, 0x0800, 6, 4, 2, mac, address, _BROADCAST, address)
@@ -49,7 +49,7 @@ def gratuitous_arp(mac: bytes, address: bytes) -> tuple[bytes, bytes]:
 
 
 class ServiceAddress:
-    """The service address and the interface's ARP behaviour. Made once per daemon."""
+    """The service address, and how the interface answers ARP for it."""
 
     def __init__(
         self,
@@ -63,7 +63,8 @@ class ServiceAddress:
     ) -> None:
         """`record`: the file that remembers what is ours to put back, for as long as this host is up.
 
-        `change` adds the address (True) or takes it away, and gives '' or why it could not; by default done here.
+        `change` adds the address (True) or removes it, and returns '' or the reason why not; this process does it by
+        default.
         """
         self.service = service
         self._change = change or (lambda add: change_address(service, add))
@@ -78,12 +79,12 @@ class ServiceAddress:
         self._raw: socket.socket | None = None
         self.lived = False  # an earlier daemon has left traces on this boot
         self._tap_mac = bytes.fromhex(tap_mac.replace(":", "")) if tap_mac else None
-        self._recall()
+        self._read_record()
 
     # ------------------------------------------------------------------------------------ the record
 
-    def _recall(self) -> None:
-        """What an earlier daemon, which was killed, has left to be put back."""
+    def _read_record(self) -> None:
+        """Read what an earlier daemon, which was killed, has left to be put back."""
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             record = json.loads(self._record.read_text(encoding="utf-8"))
             if record["life"] == self._life:
@@ -94,7 +95,7 @@ class ServiceAddress:
                 self._saved = {path: value for path, value in found.items() if path in ours}
                 self._owns_address = bool(record["address"])
 
-    def _remember(self) -> None:
+    def _write_record(self) -> None:
         if not self._saved and not self._owns_address:
             self._record.unlink(missing_ok=True)
             return
@@ -106,7 +107,7 @@ class ServiceAddress:
     # ------------------------------------------------------------------------------------ start
 
     def prepare(self, silent: bool = True) -> None:
-        """Sysctls and tap membership; silent until `own_address`, or as it was. Raises `CommandError`."""
+        """Set the sysctls and join the tap's group; silent until `own_address`, or as it was. Raises `CommandError`."""
         if not (_SYSCTL / self.interface).is_dir():
             raise CommandError(f"there is no interface '{self.interface}': set 'interface' to one of 'ip -br link'")
         # The kernel takes the greater of the values of "all" and of the interface.
@@ -132,11 +133,11 @@ class ServiceAddress:
         if old != str(value):
             if str(path) not in self._saved:
                 self._saved[str(path)] = old
-                self._remember()
+                self._write_record()
             path.write_text(f"{value}\n")
 
     def has_address(self) -> bool:
-        """Whether the service address is configured on this host."""
+        """Returns whether the service address is configured on this host."""
         return has_address(self.service)
 
     def add_address(self) -> None:
@@ -146,14 +147,14 @@ class ServiceAddress:
                 log.warning("the service address was there already and will stay", address=self.service)
             return
         self._owns_address = True
-        self._remember()
+        self._write_record()
         if problem := self._change(True):
             raise CommandError(f"can't configure the service address: {problem}")
 
     # ------------------------------------------------------------------------------------ being heard
 
     def own_address(self, own: bool, announce: int, now: float) -> None:
-        """Answer ARP for the service address and announce it, `announce` times at least; or don't."""
+        """Answer ARP for the service address and announce it, at least `announce` times; or do neither."""
         self.announcer.stop()
         if self.tap != "clone":
             return
@@ -163,7 +164,7 @@ class ServiceAddress:
             self.tick(now)
 
     def heard(self, now: float) -> None:
-        """A client's packet for the service has come in while this host serves."""
+        """Note that a client's packet for the service has come in while this host serves."""
         if self.announcer.heard(now):
             log.info("clients reach this host", **self.announcer.describe())
 
@@ -182,7 +183,7 @@ class ServiceAddress:
     # ------------------------------------------------------------------------------------ end
 
     def remove_address(self) -> None:
-        """Take the service address away again, if we configured it. Repeatable."""
+        """Remove the service address, if it was added here. Can be repeated."""
         if not self._owns_address:
             return
         problem = self._change(False)
@@ -190,17 +191,17 @@ class ServiceAddress:
             log.error("the service address can't be removed", address=self.service, error=problem)
             return
         self._owns_address = False
-        self._remember()
+        self._write_record()
 
     def restore(self, stay: bool = False) -> None:
-        """Sysctls as they were, memberships left. `stay`: the host goes on serving without us. Repeatable."""
+        """Put the sysctls back, unless the host goes on serving (`stay`), and leave the group. Can be repeated."""
         self.announcer.stop()
         if not stay:
             for path, value in self._saved.items():
                 with contextlib.suppress(OSError):  # the interface is gone, and its settings with it
                     Path(path).write_text(f"{value}\n")
             self._saved.clear()
-            self._remember()
+            self._write_record()
         for held in (self._membership, self._raw):
             if held is not None:
                 held.close()

@@ -9,13 +9,13 @@ packet for the service has arrived here says that one neighbour has learnt it, n
 from __future__ import annotations
 
 FIRST_AT_S = (0.0, 0.02, 0.1, 0.5, 1.0)  # after the takeover, and then
-LONGEST_S = 8.0  # between two while nobody is heard
-PATIENCE_S = 120.0  # nobody heard for that long: from now on refreshes only
+LONGEST_S = 8.0  # the longest pause while no client is heard
+PATIENCE_S = 120.0  # without a client for this long, only refreshes follow
 BLIND_S = 0.1  # what arrives earlier may be a copy, made by the tap of the other host before it fell silent
 
 
 class Announcer:
-    """The schedule. Times are of the monotonic clock, in seconds."""
+    """The schedule of announcements. Times are seconds of the monotonic clock."""
 
     def __init__(self, refresh_s: float) -> None:
         """`refresh_s`: between refreshes; 0 for none."""
@@ -33,7 +33,7 @@ class Announcer:
         return self._began is not None and self.seen_after_s is None
 
     def start(self, count: int, now: float) -> None:
-        """Begin, with `count` announcements at least (0: none at all)."""
+        """Begin, with at least `count` announcements (0: none at all)."""
         self.stop()
         if count:
             self._began, self._next = now, now
@@ -47,14 +47,14 @@ class Announcer:
         self.sent = 0
 
     def heard(self, now: float) -> bool:
-        """A client's packet for the service has arrived. Whether it is the first one."""
+        """Note that a client's packet for the service has arrived. Returns whether it is the first one."""
         if self._began is None or self.seen_after_s is not None or now < self._began + BLIND_S:
             return False
         self.seen_after_s = now - self._began
         return True
 
     def due(self, now: float) -> bool:
-        """Whether to announce now; the time of the next one follows."""
+        """Returns whether to announce now; if so, the next one is scheduled."""
         if self._next is None or now < self._next:
             return False
         self.sent += 1
@@ -71,6 +71,6 @@ class Announcer:
         return now + self._refresh_s if self._refresh_s else None
 
     def describe(self) -> dict[str, object]:
-        """For the status."""
+        """Returns the announcements' row in the status."""
         seen = None if self.seen_after_s is None else round(self.seen_after_s * 1000)
         return {"announced": self.sent, "client_heard_after_ms": seen}

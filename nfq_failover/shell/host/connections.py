@@ -52,7 +52,7 @@ _DUMP_BYTES: Final = 1 << 16
 
 
 def gone(flows: list[FlowKey]) -> list[FlowKey]:
-    """Those of `flows` that the kernel has no socket for (TIME_WAIT and half-open ones count as sockets).
+    """Returns those of `flows` that the kernel has no socket for (TIME_WAIT and half-open ones count as sockets).
 
     Raises OSError if the kernel can't be asked (no module tcp_diag).
     """
@@ -76,7 +76,7 @@ class Peered(Enum):
 
 
 def peered(flow: FlowKey) -> Peered:
-    """The server's end of a connection of this host. Raises OSError as `gone` does."""
+    """Returns what the kernel has of the server's end of a connection of this host. Raises OSError as `gone` does."""
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_SOCK_DIAG) as diag:
         diag.send(_request(flow, 0))
         answer = diag.recv(_ANSWER_BYTES, socket.MSG_DONTWAIT)
@@ -125,7 +125,7 @@ class FlowQueries:
         self._asked: dict[FlowKey, None] = {}
 
     def check(self) -> None:
-        """See whether the kernel answers at all. Raises `CommandError`."""
+        """Check that the kernel answers at all. Raises `CommandError`."""
         try:
             gone([(b"\x7f\0\0\1", 1, b"\x7f\0\0\1", 1)])
         except OSError as error:
@@ -134,11 +134,11 @@ class FlowQueries:
             ) from None
 
     def ask(self, flows: list[FlowKey]) -> None:
-        """Remember these; one that still waits for its turn keeps its place."""
+        """Put these in the queue; one that still waits for its turn keeps its place."""
         self._asked.update(dict.fromkeys(flows))
 
     def step(self) -> list[FlowKey]:
-        """Look up the next few; returns those that are gone. Raises OSError as `gone` does."""
+        """Look up the next few. Returns those that are gone. Raises OSError as `gone` does."""
         if not self._asked:
             return []
         batch = list(islice(self._asked, _BATCH))
@@ -148,7 +148,7 @@ class FlowQueries:
 
 
 class FlowList:
-    """One walk at a time. `step` reads some, and gives the list at the end."""
+    """One walk at a time. `step` reads some, and returns the list at the end."""
 
     def __init__(self, service: bytes, serves: Callable[[int], bool]) -> None:
         self._service = service
@@ -158,7 +158,7 @@ class FlowList:
         self._found: list[FlowKey] = []
 
     def start(self) -> None:
-        """Begin a walk; one under way begins anew. Raises OSError."""
+        """Begin a walk; one that is under way begins anew. Raises OSError."""
         self.close()
         self._found, self._families = [], list(_FAMILIES)
         self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_SOCK_DIAG)
@@ -174,7 +174,7 @@ class FlowList:
         self._socket.send(request)
 
     def step(self) -> list[FlowKey] | None:
-        """Some more; the list when it is complete. Raises OSError, and the walk is over then."""
+        """Read some more. Returns the list when it is complete. Raises OSError, which ends the walk."""
         if self._socket is None:
             return None
         try:
@@ -191,7 +191,7 @@ class FlowList:
         return self._found
 
     def _take(self, data: bytes) -> bool:
-        """True at the end of a family."""
+        """Returns True at the end of a family."""
         at = 0
         while at + _HEADER.size <= len(data):
             length, kind, _, _, _ = _HEADER.unpack_from(data, at)
@@ -213,7 +213,7 @@ class FlowList:
             self._found.append((theirs[:size], int.from_bytes(their_port, "big"), self._service, port))
 
     def close(self) -> None:
-        """Give up a walk. Repeatable."""
+        """Give up a walk. Can be repeated."""
         if self._socket is not None:
             with contextlib.suppress(OSError):
                 self._socket.close()

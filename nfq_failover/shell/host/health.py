@@ -26,10 +26,10 @@ _SAID_BYTES = 200
 
 
 class CommandCheck:
-    """A command under way; wait on `fileno()`."""
+    """A command under way: wait on `fileno()`, then call `finish`."""
 
     def __init__(self, command: tuple[str, ...]) -> None:
-        """Start it, without a shell. Raises OSError."""
+        """Start the command, without a shell. Raises OSError."""
         self._output = tempfile.TemporaryFile()  # noqa: SIM115  # closed by finish
         try:
             self._process = subprocess.Popen(
@@ -45,11 +45,11 @@ class CommandCheck:
         self._pidfd = os.pidfd_open(self._process.pid)
 
     def fileno(self) -> int:
-        """Readable when the command has ended."""
+        """The descriptor, readable when the command has ended."""
         return self._pidfd
 
     def finish(self) -> str:
-        """What is wrong, empty for nothing; one that still runs is killed, with its process group."""
+        """Returns what is wrong, '' for nothing. A command that still runs is killed, with its process group."""
         # Not reaped yet, so that the number of its group can't belong to somebody else when we kill it.
         if os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
             with contextlib.suppress(ProcessLookupError):
@@ -89,7 +89,7 @@ class ConnectCheck:
             self._wrong = os.strerror(code).lower()
 
     def step(self) -> bool:
-        """Look again; True when the outcome is known."""
+        """Look again. Returns True when the outcome is known."""
         if self._done:
             return True
         code = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
@@ -119,7 +119,7 @@ class ConnectCheck:
         return self._done
 
     def finish(self) -> str:
-        """What is wrong, empty for nothing."""
+        """Returns what is wrong, '' for nothing."""
         self._socket.close()
         return f"{self._where}: {self._wrong}" if self._wrong else ""
 
@@ -146,7 +146,7 @@ class HealthChecks:
         self._next = time.monotonic()
 
     def tick(self, now: float) -> None:
-        """Begin what is due, end what has come to its end."""
+        """Begin a round if it is due, and end what is finished or late."""
         config = self._config
         if config is None:
             return

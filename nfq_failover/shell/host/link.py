@@ -1,8 +1,9 @@
 """Before a host acts against its peer: is it the host itself that is cut off?
 
-Its own link must be up. With `check_targets` one of them must answer, too: a gateway, say, by ICMP echo or by accepting
-a TCP connection. That proves that our frames reach some other machine and its frames us. It does not prove that clients
-reach us, nor anything about the peer: both hosts of a broken pair can have a target's answer at the same time.
+Its own link must be up. With `check_targets` one of them must answer as well: a gateway, say, to an ICMP echo or by
+accepting a TCP connection. That proves that our frames reach some other machine and its frames us. It does not prove
+that clients reach us, nor anything about the peer: both hosts of a broken pair can have a target's answer at the same
+time.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ _REPEAT_S = 0.1  # a lost echo must not decide
 
 
 def _carrier(interface: str) -> bool | None:
-    """Whether the driver sees a carrier at this moment; None if it can't tell.
+    """Returns whether the driver sees a carrier at this moment; None if it can't tell.
 
     The interface's IFF_RUNNING flag lags: the kernel brings it up to date at most once a second.
     """
@@ -43,7 +44,7 @@ def _carrier(interface: str) -> bool | None:
 
 
 def link_up(interface: str) -> tuple[bool, str]:
-    """Whether our own link is up (administratively, and with a carrier)."""
+    """Returns whether our own link is up, administratively and with a carrier, and otherwise why not."""
     try:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
             answer = fcntl.ioctl(s, _SIOCGIFFLAGS, struct.pack("256s", interface[:15].encode()))
@@ -59,7 +60,7 @@ def link_up(interface: str) -> tuple[bool, str]:
 
 
 class Probe:
-    """One target; ask `answered` again and again."""
+    """The question to one target: look for its answer (`answered`) again and again."""
 
     def __init__(self, target: tuple[str, int], source: str) -> None:
         """Raises OSError."""
@@ -85,7 +86,7 @@ class Probe:
             raise
 
     def repeat(self) -> None:
-        """One more echo request."""
+        """Send one more echo request."""
         if not self.target[1]:
             head = _ECHO.pack(_ECHO_REQUEST, 0, 0, self._number, 1)
             summed = ipv4_header_checksum(head + self._token)
@@ -95,7 +96,7 @@ class Probe:
                 )
 
     def answered(self) -> bool:
-        """Whether the target has answered; a refused connection is an answer of that machine, too."""
+        """Returns whether the target has answered; a refused connection is an answer of that machine as well."""
         if self.target[1]:
             error = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
             if error not in (0, errno.ECONNREFUSED):

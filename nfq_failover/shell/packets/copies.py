@@ -1,7 +1,7 @@
 """Copies of what clients send, taken beside the packets' path.
 
 The primary keeps its clients' bytes so that it can give the backup what the tap lost. It takes them from a packet
-socket, so that inbound packets of a primary wait for nobody.
+socket, so that no inbound packet of a primary has to wait.
 """
 
 from __future__ import annotations
@@ -30,8 +30,9 @@ _RECEIVE_BYTES: Final = 128 << 10  # above any IPv4 packet
 class InboundCopies:
     """The client segments with payload, FIN or RST that arrive on an interface, each once.
 
-    Sees frames before all iptables rules, after merging (GRO). What leaves (clones made by the tap too), crosses lo
-    (injected packets) or is for another host's MAC is not seen; frames to a multicast MAC are.
+    The socket sees frames before all iptables rules and after merging (GRO). It does not see what leaves (not even the
+    tap's clones), what crosses lo (injected packets), or what is for another host's MAC; it sees frames to a multicast
+    MAC.
     """
 
     def __init__(
@@ -53,11 +54,11 @@ class InboundCopies:
             raise
 
     def fileno(self) -> int:
-        """To wait for copies (readable) with."""
+        """The descriptor, readable when there are copies."""
         return self._socket.fileno()
 
     def read(self, limit: int) -> list[FrameCopied]:
-        """Up to `limit` copies, oldest first; fewer than `limit` means that nothing more is there now."""
+        """Returns up to `limit` copies, oldest first; fewer mean that there are no more at the moment."""
         copies: list[FrameCopied] = []
         receive, view, buffers = self._socket.recvmsg_into, self._view, [self._receive]
         for _ in range(limit):
@@ -78,11 +79,11 @@ class InboundCopies:
         return copies
 
     def lost(self) -> int:
-        """How many copies were lost since this was last asked, for want of buffer space."""
+        """Returns how many copies have been lost, for want of buffer space, since the last call."""
         statistics = self._socket.getsockopt(_SOL_PACKET, _PACKET_STATISTICS, _STATISTICS.size)
         lost: int = _STATISTICS.unpack(statistics)[1]
         return lost
 
     def close(self) -> None:
-        """Repeatable."""
+        """Close the socket. Can be repeated."""
         self._socket.close()

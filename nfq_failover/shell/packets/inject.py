@@ -18,8 +18,8 @@ _MAX_ADDRESSES: Final = 4096
 class Injector:
     """A raw socket (IPPROTO_RAW, header included) whose packets carry `mark`.
 
-    Failures never raise: the packet counts as lost on the wire, which TCP repairs. `sent` and `failed` (by errno name)
-    are there to be reported.
+    A failure never raises: the packet counts as lost on the wire, which TCP repairs. `sent` and `failed` (by errno
+    name) are counters for the status.
     """
 
     def __init__(self, mark: int) -> None:
@@ -40,7 +40,8 @@ class Injector:
     def send(self, packet: bytes | bytearray) -> bool:
         """Send an IPv4 packet with its TCP checksum in place; the kernel writes the IP checksum, and the ID if it is 0.
 
-        At most an MTU long (the kernel does not cut what comes with a header). False if it was not sent.
+        The packet must fit the MTU: the kernel does not fragment what comes with a header. Returns False if it was not
+        sent.
         """
         address = bytes(packet[16:20])
         destination = self._destinations.get(address)
@@ -62,5 +63,5 @@ class Injector:
         return False
 
     def close(self) -> None:
-        """Repeatable."""
+        """Close the socket. Can be repeated."""
         self._socket.close()

@@ -34,7 +34,7 @@ _KERNEL_COPY_RANGE: Final = 0xFFFF - 4  # NFQNL_MAX_COPY_RANGE
 
 
 class QueueUnavailable(CommandError):
-    """The queue can't be had; the message says who holds it or what is missing, and what to do."""
+    """The queue can't be bound; the message says who holds it or what is missing, and what to do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +61,7 @@ def open_counters() -> int:
 
 
 def queue_row(number: int, counters: int | None = None) -> QueueRow | None:
-    """What the kernel says of a queue of this network namespace; None if nobody is bound to it."""
+    """Returns the kernel's row for a queue of this network namespace; None if nobody is bound to it."""
     try:
         lines = (_COUNTERS.read_text() if counters is None else _whole(counters)).splitlines()
     except OSError:
@@ -83,7 +83,7 @@ def _whole(fd: int) -> str:
 
 
 def _holder(port_id: int) -> str:
-    """The process behind a netfilter netlink port, in words."""
+    """Names the process behind a netfilter netlink port."""
     inodes = set()
     for line in _NETLINK_SOCKETS.read_text().splitlines()[1:]:
         words = line.split()
@@ -101,10 +101,10 @@ def _holder(port_id: int) -> str:
 class PacketQueue:
     """One bound netfilter queue of the current network namespace.
 
-    `read` gives packets, `verdict` collects answers, `flush` sends them. Losses are seen two ways: ENOBUFS on the
-    socket makes `read` give a `QueueOverrun`, and `overrun` compares the kernel's counters (which also know of packets
-    refused because `max_len` of them were waiting). Counters to report: `refused` verdicts (the packet was gone, for
-    instance with its device), `unreadable` messages, `send_retries`.
+    `read` returns packets, `verdict` collects answers, `flush` sends them. Losses show in two ways: ENOBUFS on the
+    socket makes `read` return a `QueueOverrun`, and `overrun` compares the kernel's counters (which also know of
+    packets refused because `max_len` of them were waiting). Counters to report: `refused` verdicts (the packet was
+    gone, for instance with its device), `unreadable` messages, `send_retries`.
     """
 
     def __init__(
@@ -165,7 +165,7 @@ class PacketQueue:
             raise OSError(errno.EPROTO, f"the kernel did not take the configuration: {row}")
 
     def _ask(self, message: bytes, sequence: int) -> None:
-        """Send a request and read its answer, which netlink has ready when send returns."""
+        """Send a request and read its answer, which is there when send returns."""
         self._socket.send(message)
         while True:
             self._socket.recv_into(self._view, 0, socket.MSG_DONTWAIT)
@@ -178,11 +178,11 @@ class PacketQueue:
                 return
 
     def fileno(self) -> int:
-        """To wait for packets (readable) with."""
+        """The descriptor, readable when there are packets."""
         return self._socket.fileno()
 
     def read(self, limit: int) -> list[PacketQueued | QueueOverrun]:
-        """Up to `limit` events, oldest first; fewer than `limit` means that nothing more is there now."""
+        """Returns up to `limit` events, oldest first; fewer mean that there are no more at the moment."""
         events: list[PacketQueued | QueueOverrun] = []
         receive, view, queue = self._socket.recv_into, self._view, self.queue
         for _ in range(limit):
@@ -225,7 +225,7 @@ class PacketQueue:
         return events
 
     def mark_of(self, packet_id: int) -> int:
-        """The mark of a packet that has no verdict yet."""
+        """Returns the mark of a packet that still waits for its verdict."""
         return self._marks.get(packet_id, 0)
 
     def verdict(
@@ -248,7 +248,7 @@ class PacketQueue:
         self._pending.append((sum(map(len, parts)) if packet is not None else len(parts[0]), parts))
 
     def flush(self) -> bool:
-        """Send the verdicts given so far; False if the kernel had no room (call again)."""
+        """Send the verdicts given so far. Returns False if the kernel had no room: call it again."""
         pending = self._pending
         while pending:
             parts: list[nl.Buffer] = []
@@ -270,18 +270,18 @@ class PacketQueue:
         return True
 
     def dropped(self) -> int:
-        """Packets that the kernel dropped in this queue since it was bound, for want of space."""
+        """Returns how many packets the kernel has dropped in this queue, for want of space, since it was bound."""
         row = queue_row(self.number, self._counters)
         return 0 if row is None else row.dropped_full + row.dropped_unread
 
     def gauge(self) -> dict[str, int]:
-        """How many packets wait, how many may, and how many were dropped for want of space."""
+        """Returns how many packets wait, how many may, and how many were dropped for want of space."""
         row = queue_row(self.number, self._counters)
         waiting, dropped = (0, 0) if row is None else (row.waiting, row.dropped_full + row.dropped_unread)
         return {"now": waiting, "limit": self.max_len, "dropped": dropped, "verdicts_pending": len(self._pending)}
 
     def overrun(self) -> QueueOverrun | None:
-        """What was dropped since the last report, None if nothing."""
+        """Returns what has been dropped since the last report, None if nothing."""
         dropped = self.dropped()
         if dropped == self._reported:
             return None
@@ -289,7 +289,7 @@ class PacketQueue:
         return QueueOverrun(self.queue, count)
 
     def close(self) -> None:
-        """Send what is pending and unbind; packets without a verdict are dropped by the kernel. Repeatable."""
+        """Send what is pending and unbind; the kernel drops packets without a verdict. Can be repeated."""
         if self._socket.fileno() < 0:
             return
         try:

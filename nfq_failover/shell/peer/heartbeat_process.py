@@ -22,7 +22,7 @@ class HeartbeatProcess:
     def __init__(
         self, interval_ms: int, udp: socket.socket, launch: Callable[[Sequence[int]], None] | None = None
     ) -> None:
-        """`launch` starts a sender on UDP socket, orders and progress; by default a child of this process."""
+        """`launch` starts a sender on UDP socket, orders and progress; by default as a child of this process."""
         self._interval_ms = interval_ms
         self._udp = udp
         self._launch = launch or self._launch_child
@@ -46,20 +46,20 @@ class HeartbeatProcess:
         self._process = subprocess.Popen([*command, *map(str, fds)], pass_fds=fds, stdin=subprocess.DEVNULL)
 
     def progress(self) -> None:
-        """The packet loop has come round."""
+        """Note that the packet loop makes progress."""
         PROGRESS.pack_into(self._progress, 0, time.monotonic_ns())
 
     def publish(self, destination: tuple[str, int], template: bytes) -> None:
-        """Change what is said."""
+        """Change what the heartbeats say."""
         with contextlib.suppress(OSError):  # a full pipe means a stuck sender: the peer will notice
             self._orders.send(encode_order(destination, template))
 
     def drain(self) -> None:
-        """Give the sender a moment to say the last thing."""
+        """Give the sender a moment to send the last news."""
         time.sleep(min(self._interval_ms, 50) / 1000)
 
     def died(self) -> bool:
-        """Whether the sender has ended by itself, and it is time for a new one."""
+        """Returns whether the sender has ended by itself, and it is time for a new one."""
         if time.monotonic() - self._started < MIN_LIFE_S:
             return False
         try:  # it says nothing, so what there is to read is its end

@@ -36,20 +36,20 @@ _MCL_CURRENT, _MCL_FUTURE = 1, 2  # asm-generic/mman.h
 
 
 def encode_order(destination: tuple[str, int], template: bytes) -> bytes:
-    """One message for the sender."""
+    """Returns an order as one message for the sender."""
     address = f"{destination[0]} {destination[1]}".encode()
     return DESTINATION.pack(len(address)) + address + template
 
 
 def decode_order(order: bytes) -> tuple[tuple[str, int], HeartbeatTemplate]:
-    """The other end of `encode_order`."""
+    """Returns the order in a message of `encode_order`."""
     stop = 1 + order[0]
     host, port = order[1:stop].decode().split()
     return (host, int(port)), HeartbeatTemplate.decode(order[stop:])
 
 
 class Sender:
-    """Punctual heartbeats to every destination that has a template."""
+    """Sends punctual heartbeats to every destination that has a template."""
 
     def __init__(self, interval_s: float, udp: socket.socket, orders: socket.socket, progress: mmap.mmap) -> None:
         self.interval_s = interval_s
@@ -71,7 +71,10 @@ class Sender:
             self.udp.sendto(datagram, socket.MSG_DONTWAIT, destination)
 
     def take_orders(self) -> list[tuple[str, int]] | None:
-        """Read new templates: destinations whose news (all but the echoed clock) should go out now; None at the end."""
+        """Read new templates. Returns the destinations for which there is news, which goes out now; None at the end.
+
+        An echoed clock alone is no news.
+        """
         news: list[tuple[str, int]] = []
         while True:
             try:
@@ -92,7 +95,7 @@ class Sender:
                 news.append(destination)
 
     def run(self) -> None:
-        """Until the daemon is gone."""
+        """Send heartbeats until the daemon is gone."""
         due = time.monotonic()
         last = 0.0
         news: dict[tuple[str, int], None] = {}
@@ -126,9 +129,10 @@ def _news(template: HeartbeatTemplate) -> tuple[object, ...]:
 
 
 def be_punctual() -> None:
-    """As far as the host permits: real-time scheduling, else a better nice value; never paged out.
+    """Be scheduled in real time, or else with a better nice value, and never be paged out, as far as the host permits.
 
-    What is locked in memory later must stay within the limit, once CAP_IPC_LOCK is gone: so the limit goes first.
+    Without CAP_IPC_LOCK, which is given up later, what is locked in memory must stay within the limit: so the limit is
+    lifted first.
     """
     try:
         os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(REALTIME_PRIORITY))

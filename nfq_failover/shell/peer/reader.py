@@ -40,7 +40,7 @@ class SyncReader:
         self.patience_s = min(PATIENCE_S, node.settings.detection_ms / 2000)
 
     def read(self, carry_out: Callable[[], None]) -> bool:
-        """Read what is there, heartbeats first; False if the turn was over before the end."""
+        """Read what is there, heartbeats first. Returns False if the turn was over before everything was read."""
         sessions, clock = self._sessions, time.monotonic
         now = clock()
         limit = now + BUDGET_S
@@ -76,8 +76,10 @@ class SyncReader:
         return True
 
     def overdue(self, now: float) -> bool:
-        """Whether timers have waited long enough for the socket to become empty. They must not wait so long that the
-        node takes it for a pause of its host."""
+        """Returns whether timers have waited long enough for the socket to become empty.
+
+        They must not wait for so long that the node takes it for a pause of its host.
+        """
         return now - self._last_empty > self.patience_s
 
     def _memory(self) -> list[tuple[int, ...]]:
@@ -85,7 +87,7 @@ class SyncReader:
         return [_MEMINFO.unpack(each) for each in raw]
 
     def lost(self) -> DatagramsLost | None:
-        """What the kernel has dropped since the last report, None if nothing."""
+        """Returns what the kernel has dropped since the last report, None if nothing."""
         dropped = sum(memory[_DROPS] for memory in self._memory())
         if dropped == self._reported:
             return None
@@ -93,7 +95,7 @@ class SyncReader:
         return DatagramsLost(count)
 
     def gauge(self) -> dict[str, int]:
-        """How full the buffers are, how much the one for records holds, and what was dropped."""
+        """Returns how full the buffers are, how much the one for records can hold, and what was dropped."""
         memory = self._memory()
         queued, dropped = sum(each[_QUEUED] for each in memory), sum(each[_DROPS] for each in memory)
         return {"now": queued, "limit": memory[-1][_LIMIT], "full": dropped}

@@ -1,7 +1,7 @@
 """The sync channel's sockets: one port, and heartbeats in a queue of their own.
 
 A peer that sends more than we can read at once must not look dead because its heartbeats wait behind its records. So
-two sockets share the port (SO_REUSEPORT), and a program in the kernel picks one by the datagram's kind.
+two sockets share the port (SO_REUSEPORT), and a program in the kernel picks one of them by the kind of datagram.
 """
 
 from __future__ import annotations
@@ -25,15 +25,15 @@ _RECORDS_SOCKET, _HEARTBEAT_SOCKET = 0, 1  # in the order of their bind()
 
 @dataclass(frozen=True, slots=True)
 class SyncSockets:
-    """`records` sends everything and receives all but heartbeats; `heartbeats` is None where the kernel can't part
-    them (before Linux 4.5): they wait among the records, then."""
+    """`records` sends everything and receives all but heartbeats; `heartbeats` is None where the kernel can't
+    separate them (before Linux 4.5): they then wait among the records."""
 
     records: socket.socket
     heartbeats: socket.socket | None
 
     @property
     def both(self) -> tuple[socket.socket, ...]:
-        """In the order in which they are to be read."""
+        """The sockets, in the order in which they are to be read."""
         return (self.records,) if self.heartbeats is None else (self.heartbeats, self.records)
 
     def close(self) -> None:
@@ -43,7 +43,7 @@ class SyncSockets:
 
 
 def open_sync(listen: tuple[str, int], buffer_bytes: int = DEFAULT_SYNC_BUFFER) -> SyncSockets:
-    """The sockets of the sync channel. Raises `CommandError`, also if anybody has the port already."""
+    """Open the sockets of the sync channel. Raises `CommandError`, also if another process has the port."""
     records = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     try:
         records.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, buffer_bytes)

@@ -21,11 +21,11 @@ class Account:
     name: str
     uid: int
     gid: int
-    fallback: bool = False  # nobody was named, and the user that is meant for it does not exist
+    fallback: bool = False  # no user was named, and the one that is meant for it does not exist
 
 
 def account(config: Config) -> Account | None:
-    """Who the daemon will be; None if it stays what it is. Raises `CommandError` for a user that can't be."""
+    """Returns the user that the daemon will be, None if it stays root. Raises `CommandError` for an impossible user."""
     wanted = config.privileges
     if not wanted.drop:
         return None

@@ -1,6 +1,6 @@
-"""The daemon's handle on its privileged helper (helper.py), with the faces that rules and fence have for the loop.
+"""The daemon's side of its privileged helper (helper.py): rules and fences that the helper carries out.
 
-Nothing here waits, unless it is asked to: a request that can't be sent at once has failed, and an answer makes the
+Nothing here waits unless it is told to: a request that can't be sent at once has failed, and an answer makes the
 descriptor of its request readable.
 """
 
@@ -51,7 +51,7 @@ _SNDBUF = 1 << 20
 
 
 def helper_settings(config: Config, user: Account | None) -> HelperSettings:
-    """What the helper gets to know."""
+    """Returns what the helper gets to know."""
     settings, wanted = config.settings, config.privileges
     return HelperSettings(
         service=settings.service,
@@ -90,16 +90,16 @@ class Pending:
     answer: Answer | None = None
 
     def fileno(self) -> int:
-        """To wait with."""
+        """The descriptor, readable when the answer is there."""
         return self._event
 
     def settle(self, answer: Answer) -> None:
-        """The answer has come."""
+        """Take the answer."""
         self.answer = answer
         os.eventfd_write(self._event, 1)
 
     def wait(self, timeout_s: float = WAIT_S) -> Answer:
-        """The answer, waiting for it; closes the descriptor."""
+        """Wait for the answer, and close the descriptor. Returns the answer."""
         give_up = time.monotonic() + timeout_s
         while self.answer is None:
             left = give_up - time.monotonic()
@@ -111,7 +111,7 @@ class Pending:
         return self.answer
 
     def close(self) -> None:
-        """Nobody waits for it any more. Repeatable."""
+        """Wait for the answer no more. Can be repeated."""
         self.helper.forget(self.number)
         if self._event >= 0:
             os.close(self._event)
@@ -144,11 +144,11 @@ class Helper:
             os.close(copy)
 
     def fileno(self) -> int:
-        """Readable when there are answers, or when the helper is gone."""
+        """The descriptor, readable when there are answers, or when the helper is gone."""
         return self._socket.fileno()
 
     def ask(self, request: Request, fds: Sequence[int] = ()) -> Pending:
-        """Send a request. What can't be sent has an answer at once: that it could not."""
+        """Send a request. One that can't be sent has failed, and its answer says so at once."""
         self._number += 1
         pending = self._pending[self._number] = Pending(self, self._number)
         try:
@@ -185,27 +185,27 @@ class Helper:
         self._pending.clear()
 
     def forget(self, number: int) -> None:
-        """Whatever comes with this number is of no interest any more."""
+        """Ignore the answer to the request of this number."""
         self._pending.pop(number, None)
 
     def change_address(self, add: bool) -> str:
-        """As `address.change_address`, and waits for it."""
+        """Do what `host.loopback.change_address` does, by way of the helper, and wait for it."""
         answer = self.ask(ChangeAddress(add)).wait()
         return (answer.said or f"status {answer.status}") if answer.status else ""
 
     def start_sender(self, fds: Sequence[int]) -> None:
-        """Start a heartbeat sender; whether it lives shows at its end of the orders."""
+        """Start a heartbeat sender; whether it lives, its end of the orders' socket shows."""
         self.ask(StartSender(), fds).close()
 
     def close(self) -> None:
-        """Let it end; what it has to finish it finishes first. Repeatable."""
+        """Let the helper end, after what it has to finish. Can be repeated."""
         self._socket.close()
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(CLOSE_WAIT_S)
 
 
 class RemoteScript:
-    """A run of the rules script by the helper; as `rules.RunningScript`."""
+    """A run of the rules script by the helper (a `Script` of firewall/keeper.py)."""
 
     def __init__(self, pending: Pending) -> None:
         self._pending = pending
@@ -215,19 +215,19 @@ class RemoteScript:
         return self._pending.fileno()
 
     def wait(self) -> tuple[int, str]:
-        """Exit code and what the script said."""
+        """Wait for the end. Returns the exit code and what the script said."""
         answer = self._pending.wait()
         return answer.status, answer.said
 
     def finish(self) -> str:
-        """Warnings ('' for none) of a run that succeeded. Raises RulesError for one that did not."""
+        """Returns the warnings ('' for none) of a run that succeeded. Raises RulesError for one that did not."""
         status, said = self.wait()
         if status:
             raise RulesError(status, said)
         return said
 
     def finish_check(self) -> str | None:
-        """For `start_check`: None if all rules are as installed, else what is missing or changed."""
+        """For `start_check`: returns None if all rules are as installed, else what is missing or changed."""
         status, said = self.wait()
         if status not in (0, PROBLEM):
             raise RulesError(status, said)
@@ -235,7 +235,7 @@ class RemoteScript:
 
 
 class RemoteRules:
-    """The rules, by way of the helper; as `rules.RulesRunner`."""
+    """The rules, by way of the helper (a `Runner` of firewall/keeper.py)."""
 
     def __init__(self, helper: Helper) -> None:
         self._helper = helper
@@ -254,7 +254,7 @@ class RemoteRules:
             os.close(flows)
 
     def apply(self, profile: Profile, inherited: Sequence[FlowKey] = ()) -> str:
-        """Install a profile and wait for it. Gives warnings; raises RulesError."""
+        """Install a profile and wait for it. Returns warnings. Raises RulesError."""
         return self.start_apply(profile, inherited).finish()
 
     def start_check(self) -> RemoteScript:
@@ -283,7 +283,7 @@ class RemoteFences:
         self._running: dict[str, tuple[Pending, float]] = {}
 
     def start(self, order: Fence) -> None:
-        """Begin. The answer to an older order for the same peer is not waited for: the helper kills that fence."""
+        """Begin a fence. An older one of the same peer is forgotten: the helper kills it."""
         self._drop(order.peer)
         pending = self._helper.ask(FencePeer(order.peer, order.deadline_ms))
         self._running[order.peer] = (pending, time.monotonic() + order.deadline_ms / 1000 + GRACE_S)
@@ -304,11 +304,11 @@ class RemoteFences:
             self._answers.answer(FenceFinished(peer, answer.status == 0, answer.said))
 
     def tick(self, now: float) -> None:
-        """A fence whose helper is silent has failed."""
+        """Count a fence as failed if the helper has been silent for too long."""
         for peer in [peer for peer, (_, give_up) in self._running.items() if now >= give_up]:
             self._ended(peer)
 
     def close(self) -> None:
-        """Wait for none any more; the helper kills them when it ends."""
+        """Wait for no fence any more; the helper kills them when it ends."""
         for peer in list(self._running):
             self._drop(peer)

@@ -15,12 +15,12 @@ _HANDED_OVER: Final = ("epoch.json", "epoch.new", "host.json", "host.new", "cont
 
 
 def via(directory: int, name: str) -> Path:
-    """A path to a file in an open directory, for this process: no right to the directories above it is needed."""
+    """Returns a path, for this process, to a file in an open directory; needs no right to the directories above it."""
     return Path(f"/proc/self/fd/{directory}/{name}")
 
 
 def plain(path: Path) -> Path:
-    """The same for people: where a path made by `via` leads."""
+    """Returns where a path made by `via` leads, for people."""
     if path.is_relative_to("/proc/self/fd"):
         with contextlib.suppress(OSError):
             return path.parent.readlink() / path.name
@@ -28,7 +28,7 @@ def plain(path: Path) -> Path:
 
 
 def hand_over(directory: int, who: Account | None) -> None:
-    """Let the user work in root's directory (a descriptor), and own what it replaces there; None: root alone again.
+    """Let a user work in root's directory (a descriptor), and own what it replaces there; None: only root does.
 
     The directory stays root's, with the sticky bit: what root has put there (the lock, the rules' records) can't be
     renamed or replaced by the user. Raises OSError.
@@ -56,7 +56,7 @@ def hand_over(directory: int, who: Account | None) -> None:
 
 
 def roots_own(directory: Path) -> None:
-    """Make the directory, or see that it is root's and nobody else can write there. Raises `CommandError`."""
+    """Make the directory, or check that it is root's and only root can write there. Raises `CommandError`."""
     with contextlib.suppress(FileExistsError):
         directory.mkdir(mode=0o700)
     found = directory.lstat()

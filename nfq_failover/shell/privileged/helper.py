@@ -5,8 +5,8 @@ heartbeat sender. The daemon asks over a socketpair, in typed requests (requests
 run comes from the helper's own copy of the configuration, which it got before the daemon had seen a packet.
 
 It ends when the daemon's end of the socket is closed. A rules script that runs then may finish (what it does is one
-step of the host's rules, which the next daemon relies on); a fence is killed, since nobody is there any more who would
-act on it, and a peer that has come back meanwhile must not be turned off.
+step of the host's rules, which the next daemon relies on); a fence is killed, since nobody is there any more to act on
+it, and a peer that has come back in the meantime must not be turned off.
 
     python -P -m nfq_failover.shell.privileged.helper SOCKET_FD     settings (pickled) on standard input
 """
@@ -60,7 +60,7 @@ class Helper:
     """Answers requests one after another; rules script and fence run beside it."""
 
     def __init__(self, settings: HelperSettings, control: socket.socket) -> None:
-        """`control`: our end of the SEQPACKET socketpair."""
+        """`control`: the helper's end of the SEQPACKET socketpair."""
         self._settings = settings
         self._control = control
         self._loop = Loop()
@@ -75,7 +75,7 @@ class Helper:
         self.refused = 0
 
     def run(self) -> None:
-        """Until the daemon is gone; then end in order."""
+        """Answer requests until the daemon is gone, then end in order."""
         while not self._ending:
             now = time.monotonic()
             self._loop.serve(self._loop.wait(now, TICK_S if self._fence_numbers else math.inf))
@@ -125,7 +125,7 @@ class Helper:
                 os.close(fd)
 
     def _refuse(self, number: int, why: str) -> None:
-        """Our own daemon does not ask for such things: somebody else does, or it has a bug."""
+        """Refuse what our own daemon does not ask for: somebody else asks, or the daemon has a bug."""
         self.refused += 1
         now = time.monotonic()
         if now >= self._said_at + SAY_EVERY_S and select.select([], [2], [], 0)[1]:
@@ -135,7 +135,7 @@ class Helper:
         self._reply(number, REFUSED, f"refused: {why}")
 
     def _reply(self, number: int, status: int, said: str = "") -> None:
-        # Should nobody read the answers: they are not worth waiting for.
+        # If nobody reads the answers, they are not worth waiting for.
         with contextlib.suppress(OSError):
             self._control.send(encode_answer(Answer(number, status, said)), socket.MSG_DONTWAIT)
 

@@ -98,14 +98,14 @@ _FIELDS: Final[dict[str, dict[str, type]]] = {
 
 
 def descriptors(request: Request) -> int:
-    """How many descriptors come with a request."""
+    """Returns how many descriptors come with a request."""
     if isinstance(request, InstallRules):
         return int(request.flows)
     return 3 if isinstance(request, StartSender) else 0
 
 
 def encode_request(number: int, request: Request) -> bytes:
-    """One message. `number` comes back in the answer."""
+    """Returns a request as one message. `number` comes back in the answer."""
     word = _WORDS[type(request)]
     fields = {name: getattr(request, name) for name in _FIELDS[word]}
     if isinstance(request, InstallRules):
@@ -114,7 +114,7 @@ def encode_request(number: int, request: Request) -> bytes:
 
 
 def decode_request(data: bytes) -> tuple[int, Request]:
-    """The other end. Raises `Refused`."""
+    """Returns (number, request) of a message. Raises `Refused`."""
     try:
         table = json.loads(data.decode())
     except (ValueError, RecursionError):
@@ -153,7 +153,7 @@ class Answer:
 
 
 def encode_answer(answer: Answer) -> bytes:
-    """One message; of a long text the beginning."""
+    """Returns an answer as one message, with the beginning of a long text."""
     said = answer.said[:MAX_MESSAGE]
     while len(data := json.dumps([answer.number, answer.status, said]).encode()) > MAX_MESSAGE:
         said = said[: len(said) // 2]
@@ -161,7 +161,7 @@ def encode_answer(answer: Answer) -> bytes:
 
 
 def decode_answer(data: bytes) -> Answer:
-    """The other end; the helper is trusted."""
+    """Returns the answer in a message of the helper, which is trusted."""
     return Answer(*json.loads(data))
 
 
@@ -169,7 +169,7 @@ def decode_answer(data: bytes) -> Answer:
 
 
 def flow_file(flows: Sequence[FlowKey]) -> int:
-    """A descriptor of a memfd that nobody can change any more, so that reading it can neither block nor race."""
+    """Returns a descriptor of a memfd that can't be changed any more, so that reading it can neither block nor race."""
     fd = os.memfd_create("nfqf-flows", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
         data = b"".join(_FLOW.pack(client, client_port, port) for client, client_port, _, port in flows)
@@ -183,7 +183,7 @@ def flow_file(flows: Sequence[FlowKey]) -> int:
 
 
 def read_flows(fd: int, service: bytes, ports: Sequence[tuple[int, int]], most: int) -> tuple[FlowKey, ...]:
-    """The connections in a `flow_file`, all of this service. Raises `Refused`."""
+    """Returns the connections in a `flow_file`, all of this service. Raises `Refused`."""
     try:
         sealed = fcntl.fcntl(fd, fcntl.F_GET_SEALS) & _SEALS == _SEALS
         size = os.fstat(fd).st_size

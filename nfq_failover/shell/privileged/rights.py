@@ -1,7 +1,7 @@
 """Which rights a process of ours keeps: an unprivileged user, a named set of capabilities, and no way to get more.
 
-Nothing here logs or imports much: the heartbeat sender uses it, too. docs/operate/privileges.md has the table of who
-keeps what and why; capabilities(7) the rules of the kernel.
+Nothing here logs, or imports much: the heartbeat sender uses it as well. docs/operate/privileges.md has the table of
+who keeps what and why; capabilities(7) has the rules of the kernel.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ NUMBERS: Final = {f"CAP_{name}": number for number, name in enumerate(_NAMES)}
 
 # The daemon: queues, marks, socket buffers and the interface's ARP settings; raw packets, announcements and copies.
 DAEMON: Final = frozenset({"CAP_NET_ADMIN", "CAP_NET_RAW"})
-# The helper: rules (their modules, too), files of any owner for the fence, and what starts the heartbeat sender.
+# The helper: rules (and their modules), files of any owner for the fence, and what starts the heartbeat sender.
 HELPER: Final = frozenset(
     {
         *("CAP_NET_ADMIN", "CAP_NET_RAW", "CAP_SYS_MODULE", "CAP_DAC_OVERRIDE", "CAP_KILL"),
@@ -60,7 +60,7 @@ def _mask(names: frozenset[str]) -> int:
 
 
 def _capset(names: frozenset[str]) -> None:
-    """Effective and permitted set of the calling thread; nothing inheritable."""
+    """Set the effective and the permitted set of the calling thread, with nothing inheritable."""
     mask = _mask(names)
     header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
     low, high = mask & 0xFFFFFFFF, mask >> 32
@@ -71,7 +71,7 @@ def _capset(names: frozenset[str]) -> None:
 
 
 def _limit_bounding(names: frozenset[str]) -> None:
-    """Nothing that this thread executes can get more than `names`. Needs CAP_SETPCAP for what is not gone already."""
+    """Let nothing that this thread executes get more than `names`. Needs CAP_SETPCAP for what has to go."""
     kept, have = _mask(names), bounding()
     for number in range(int(_LAST.read_text()) + 1):
         if have & 1 << number and not kept & 1 << number:
@@ -86,7 +86,7 @@ def _field(name: str) -> str:
 
 
 def bounding() -> int:
-    """The bounding set of the calling thread, as a mask."""
+    """Returns the bounding set of the calling thread, as a mask."""
     return int(_field("CapBnd"), 16)
 
 
@@ -96,7 +96,7 @@ def _permitted() -> frozenset[str]:
 
 
 def describe() -> dict[str, object]:
-    """For the status: who the calling thread is, and what it may do."""
+    """Returns, for the status, who the calling thread is and what it may do."""
     mask = int(_field("CapPrm"), 16)
     return {
         "uid": os.getuid(),
@@ -110,9 +110,9 @@ def describe() -> dict[str, object]:
 
 
 def become(uid: int, gid: int, keep: frozenset[str]) -> None:
-    """Be that user, with these capabilities alone, for good: nothing that is executed from here on regains any.
+    """Become that user, with these capabilities alone, for good: nothing that is executed from here on regains any.
 
-    Concerns the calling thread and those that it starts later; other threads change their user, and lose all
+    This concerns the calling thread and those that it starts later; other threads change their user, and lose all
     capabilities. Raises `CommandError`.
     """
     try:
@@ -126,7 +126,7 @@ def become(uid: int, gid: int, keep: frozenset[str]) -> None:
         with contextlib.suppress(OSError):  # empty already, since nothing is inheritable; before Linux 4.3 unknown
             _prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL)
         _prctl(_PR_SET_NO_NEW_PRIVS, 1)
-        _prctl(_PR_SET_DUMPABLE, 0)  # nobody of the same user may look into it, or steer it
+        _prctl(_PR_SET_DUMPABLE, 0)  # no other process of the same user may look into it, or steer it
     except OSError as error:
         raise CommandError(
             f"can't become user {uid} with {', '.join(sorted(keep)) or 'no capabilities'} ({error.strerror}): grant "
@@ -151,11 +151,11 @@ def limit(keep: frozenset[str], no_new_privileges: bool) -> None:
 
 
 def threads() -> int:
-    """How many threads this process has. One that is there before `become` keeps its bounding set."""
+    """Returns how many threads this process has. One that is there before `become` keeps its bounding set."""
     return len(os.listdir("/proc/self/task"))  # noqa: PTH208
 
 
 def hold_nothing() -> None:
-    """The calling thread gives up all capabilities: it needs none."""
+    """Give up all capabilities of the calling thread, which needs none."""
     with contextlib.suppress(OSError):
         _capset(NOTHING)

@@ -31,7 +31,7 @@ class EpochStore:
         self._writer.start()
 
     def load(self) -> tuple[int, bool]:
-        """(epoch, whether this host served in it); (0, False) if there is no record. Raises `ConfigError`."""
+        """Returns (epoch, whether this host served in it); (0, False) if there is no record. Raises `ConfigError`."""
         try:
             record = json.loads(self.path.read_text(encoding="utf-8"))
             epoch, role = record["epoch"], record["role"]
@@ -77,11 +77,11 @@ class EpochStore:
             os.close(directory)
 
     def fileno(self) -> int:
-        """Readable when there are answers."""
+        """The descriptor, readable when there are answers."""
         return self._event
 
     def finished(self) -> list[EpochStored]:
-        """The answers so far."""
+        """Returns the answers that have come since the last call."""
         try:
             os.eventfd_read(self._event)
         except BlockingIOError:
@@ -92,7 +92,7 @@ class EpochStore:
         return answers
 
     def close(self) -> None:
-        """Write what was ordered, and close. Repeatable."""
+        """Write what was ordered, and close. Can be repeated."""
         if self._event < 0:
             return
         self._orders.put(None)
