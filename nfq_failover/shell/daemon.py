@@ -121,8 +121,6 @@ class Daemon:
         loop.serve(readable)
         for service in services:
             service.read_packets(readable)
-        for service in services:
-            service.read_copies()
         news = False
         for service in services:
             news |= service.let_time_pass()

@@ -213,7 +213,8 @@ class Service:
         self._all_read = self._sync.read(self._carry_out)
 
     def read_packets(self, readable: list[int]) -> None:
-        """Have the node judge the packets that wait in queues whose descriptors are readable."""
+        """Have the node judge the packets in the queues that are readable; then read copies, if it is time."""
+        feed = self._feed
         for fd, queue in self._queue_fds:
             if fd not in readable:
                 continue
@@ -222,16 +223,13 @@ class Service:
             if self._address.announcer.waiting and events and queue is self._queues[Queue.IN]:
                 self._address.heard(now)
             for event in events:
-                self._feed(event, now)
+                feed(event, now)
             self._carry_out()
+        if self._copies_due or self.node.wants_copies:
+            self._read_copies()
 
-    def read_copies(self) -> None:
-        """Read copies of inbound packets, if it is time.
-
-        Copies wake nobody: they are needed only for what the tap has lost, and wait in their socket until a tick.
-        """
-        if not self._copies_due and not self.node.wants_copies:
-            return
+    def _read_copies(self) -> None:
+        """Copies wake nobody: they are needed only for what the tap has lost, and wait in their socket until a tick."""
         if self._copies is None:
             self._copies_due = False
             return
