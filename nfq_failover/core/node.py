@@ -255,6 +255,10 @@ class Node:
         """Say our state once more, since the heartbeat sender has forgotten what to say."""
         self.links.republish(self.members)
 
+    def count(self, counter: str) -> None:
+        """Count something that was dealt with before it could become an event."""
+        self.out.counters[counter] += 1
+
     # ------------------------------------------------------------------------------------ time and answers
 
     def _timer(self, now: float) -> None:

@@ -21,7 +21,7 @@ from nfq_failover.shell.packets.nfqueue import open_counters
 from nfq_failover.shell.peer.socket import SyncSockets, open_sync
 from nfq_failover.shell.privileged import files, rights
 from nfq_failover.shell.privileged.account import Account, account
-from nfq_failover.shell.privileged.client import Helper, helper_settings
+from nfq_failover.shell.privileged.client import HelperClient, helper_settings
 from nfq_failover.shell.state.checkpoint import CheckpointStore
 from nfq_failover.shell.undo import Undo
 
@@ -46,7 +46,7 @@ class Prepared:
     undo: Undo
     who: Account | None  # None: it is still root
     directory: int  # a descriptor of the state directory
-    helper: Helper
+    helper: HelperClient
     manager: ServiceManager
     counters: int  # a descriptor of the kernel's table of queues
     services: tuple[PreparedService, ...]
@@ -93,7 +93,7 @@ def _prepare(config: Config, undo: Undo) -> Prepared:
     if len(os.fsencode(config.state_dir / "control.sock")) > _UNIX_PATH:
         raise CommandError(f"{config.state_dir}/control.sock is too long: set a 'state_dir' with a shorter path")
     files.roots_own(config.state_dir / "rules")
-    helper = undo.closing(Helper(helper_settings(config, who)))
+    helper = undo.closing(HelperClient(helper_settings(config, who)))
     directory = os.open(config.state_dir, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     undo.add(lambda: os.close(directory))
     store = undo.closing(CheckpointStore(config.run_dir, config.instance))

@@ -59,7 +59,7 @@ class SyncReader:
                 session = sessions.get(source)
                 if session is None:
                     refused += 1
-                    self._node.out.counters["datagram-wrong-source"] += 1
+                    self._node.count("datagram-wrong-source")
                     continue
                 before = session.refused
                 self._feed(DatagramReceived(source, data), now)

@@ -1,6 +1,6 @@
 """The daemon's side of its privileged helper (helper.py): rules and fences that the helper carries out.
 
-Nothing here waits unless it is told to: a request that can't be sent at once has failed, and an answer makes the
+Nothing here waits unless it is told to: a request that can't be sent at once has failed, and a reply makes the
 descriptor of its request readable.
 """
 
@@ -27,16 +27,16 @@ from nfq_failover.shell.loop import Loop
 from nfq_failover.shell.privileged.account import Account
 from nfq_failover.shell.privileged.requests import (
     MAX_MESSAGE,
-    Answer,
     ChangeAddress,
     CheckRules,
     FencePeer,
     HelperSettings,
     InstallRules,
     RemoveRules,
+    Reply,
     Request,
     StartSender,
-    decode_answer,
+    decode_reply,
     encode_request,
     flow_file,
 )
@@ -82,44 +82,44 @@ def helper_settings(config: Config, user: Account | None) -> HelperSettings:
 
 @dataclass(slots=True)
 class Pending:
-    """A request under way: `fileno()` is readable when the answer is there."""
+    """A request under way: `fileno()` is readable when the reply is there."""
 
-    helper: Helper
+    helper: HelperClient
     number: int
     _event: int = field(default_factory=lambda: os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC))
-    answer: Answer | None = None
+    reply: Reply | None = None
 
     def fileno(self) -> int:
-        """The descriptor, readable when the answer is there."""
+        """The descriptor, readable when the reply is there."""
         return self._event
 
-    def settle(self, answer: Answer) -> None:
-        """Take the answer."""
-        self.answer = answer
+    def settle(self, reply: Reply) -> None:
+        """Take the reply."""
+        self.reply = reply
         os.eventfd_write(self._event, 1)
 
-    def wait(self, timeout_s: float = WAIT_S) -> Answer:
-        """Wait for the answer, and close the descriptor. Returns the answer."""
+    def wait(self, timeout_s: float = WAIT_S) -> Reply:
+        """Wait for the reply, and close the descriptor. Returns the reply."""
         give_up = time.monotonic() + timeout_s
-        while self.answer is None:
+        while self.reply is None:
             left = give_up - time.monotonic()
             if left <= 0:
-                self.answer = Answer(self.number, _GONE, "the privileged helper does not answer")
+                self.reply = Reply(self.number, _GONE, "the privileged helper does not answer")
                 break
             self.helper.serve(left)
         self.close()
-        return self.answer
+        return self.reply
 
     def close(self) -> None:
-        """Wait for the answer no more. Can be repeated."""
+        """Wait for the reply no more. Can be repeated."""
         self.helper.forget(self.number)
         if self._event >= 0:
             os.close(self._event)
             self._event = -1
 
 
-class Helper:
-    """Starts the helper, sends requests, takes answers. `gone` once it has ended, which no daemon survives."""
+class HelperClient:
+    """Starts the helper, sends requests, takes replies. `gone` once it has ended, which no daemon survives."""
 
     def __init__(self, settings: HelperSettings) -> None:
         """Must be called as root. Raises `CommandError`."""
@@ -144,22 +144,22 @@ class Helper:
             os.close(copy)
 
     def fileno(self) -> int:
-        """The descriptor, readable when there are answers, or when the helper is gone."""
+        """The descriptor, readable when there are replies, or when the helper is gone."""
         return self._socket.fileno()
 
     def ask(self, request: Request, fds: Sequence[int] = ()) -> Pending:
-        """Send a request. One that can't be sent has failed, and its answer says so at once."""
+        """Send a request. One that can't be sent has failed, and its reply says so at once."""
         self._number += 1
         pending = self._pending[self._number] = Pending(self, self._number)
         try:
             socket.send_fds(self._socket, [encode_request(self._number, request)], list(fds))
         except OSError as error:
             self.forget(pending.number)
-            pending.settle(Answer(pending.number, _GONE, f"the privileged helper can't be asked: {error}"))
+            pending.settle(Reply(pending.number, _GONE, f"the privileged helper can't be asked: {error}"))
         return pending
 
     def serve(self, wait_s: float = 0.0) -> None:
-        """Take the answers that are there."""
+        """Take the replies that are there."""
         if not select.select([self._socket], [], [], wait_s)[0]:
             return
         while not self.gone:
@@ -172,26 +172,26 @@ class Helper:
             if not data:
                 self._lose()
                 return
-            answer = decode_answer(data)
-            pending = self._pending.get(answer.number)
+            reply = decode_reply(data)
+            pending = self._pending.get(reply.number)
             if pending is not None:
-                self.forget(answer.number)
-                pending.settle(answer)
+                self.forget(reply.number)
+                pending.settle(reply)
 
     def _lose(self) -> None:
         self.gone = True
         for pending in list(self._pending.values()):
-            pending.settle(Answer(pending.number, _GONE, "the privileged helper has ended"))
+            pending.settle(Reply(pending.number, _GONE, "the privileged helper has ended"))
         self._pending.clear()
 
     def forget(self, number: int) -> None:
-        """Ignore the answer to the request of this number."""
+        """Ignore the reply to the request of this number."""
         self._pending.pop(number, None)
 
     def change_address(self, add: bool) -> str:
         """Do what `host.loopback.change_address` does, by way of the helper, and wait for it."""
-        answer = self.ask(ChangeAddress(add)).wait()
-        return (answer.said or f"status {answer.status}") if answer.status else ""
+        reply = self.ask(ChangeAddress(add)).wait()
+        return (reply.said or f"status {reply.status}") if reply.status else ""
 
     def start_sender(self, fds: Sequence[int]) -> None:
         """Start a heartbeat sender; whether it lives, its end of the orders' socket shows."""
@@ -216,8 +216,8 @@ class RemoteScript:
 
     def wait(self) -> tuple[int, str]:
         """Wait for the end. Returns the exit code and what the script said."""
-        answer = self._pending.wait()
-        return answer.status, answer.said
+        reply = self._pending.wait()
+        return reply.status, reply.said
 
     def finish(self) -> str:
         """Returns the warnings ('' for none) of a run that succeeded. Raises RulesError for one that did not."""
@@ -237,7 +237,7 @@ class RemoteScript:
 class RemoteRules:
     """The rules, by way of the helper (a `Runner` of firewall/keeper.py)."""
 
-    def __init__(self, helper: Helper) -> None:
+    def __init__(self, helper: HelperClient) -> None:
         self._helper = helper
 
     def start_apply(self, profile: Profile, inherited: Sequence[FlowKey] = ()) -> RemoteScript:
@@ -271,7 +271,7 @@ class RemoteFences:
 
     def __init__(
         self,
-        helper: Helper,
+        helper: HelperClient,
         peers: tuple[Peer, ...],
         loop: Loop,
         answers: Answers,
@@ -296,12 +296,12 @@ class RemoteFences:
             old[0].close()
 
     def _ended(self, peer: str) -> None:
-        answer = self._running[peer][0].answer
+        reply = self._running[peer][0].reply
         self._drop(peer)
-        if answer is None:
+        if reply is None:
             self._answers.answer(FenceFinished(peer, False, "the privileged helper does not answer"))
         else:
-            self._answers.answer(FenceFinished(peer, answer.status == 0, answer.said))
+            self._answers.answer(FenceFinished(peer, reply.status == 0, reply.said))
 
     def tick(self, now: float) -> None:
         """Count a fence as failed if the helper has been silent for too long."""

@@ -34,7 +34,6 @@ from nfq_failover.shell.privileged import rights
 from nfq_failover.shell.privileged.requests import (
     MAX_MESSAGE,
     REFUSED,
-    Answer,
     ChangeAddress,
     CheckRules,
     FencePeer,
@@ -42,11 +41,12 @@ from nfq_failover.shell.privileged.requests import (
     InstallRules,
     Refused,
     RemoveRules,
+    Reply,
     Request,
     StartSender,
     decode_request,
     descriptors,
-    encode_answer,
+    encode_reply,
     read_flows,
 )
 
@@ -137,7 +137,7 @@ class Helper:
     def _reply(self, number: int, status: int, said: str = "") -> None:
         # If nobody reads the answers, they are not worth waiting for.
         with contextlib.suppress(OSError):
-            self._control.send(encode_answer(Answer(number, status, said)), socket.MSG_DONTWAIT)
+            self._control.send(encode_reply(Reply(number, status, said)), socket.MSG_DONTWAIT)
 
     def _carry_out(self, number: int, request: Request, fds: list[int]) -> None:
         if isinstance(request, InstallRules | CheckRules | RemoveRules):

@@ -144,7 +144,7 @@ def decode_request(data: bytes) -> tuple[int, Request]:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class Reply:
     """`status` 0: done. Else an exit code of the rules script, -1 (could not be tried) or `REFUSED`."""
 
     number: int
@@ -152,17 +152,17 @@ class Answer:
     said: str = ""
 
 
-def encode_answer(answer: Answer) -> bytes:
-    """Returns an answer as one message, with the beginning of a long text."""
-    said = answer.said[:MAX_MESSAGE]
-    while len(data := json.dumps([answer.number, answer.status, said]).encode()) > MAX_MESSAGE:
+def encode_reply(reply: Reply) -> bytes:
+    """Returns a reply as one message, with the beginning of a long text."""
+    said = reply.said[:MAX_MESSAGE]
+    while len(data := json.dumps([reply.number, reply.status, said]).encode()) > MAX_MESSAGE:
         said = said[: len(said) // 2]
     return data
 
 
-def decode_answer(data: bytes) -> Answer:
-    """Returns the answer in a message of the helper, which is trusted."""
-    return Answer(*json.loads(data))
+def decode_reply(data: bytes) -> Reply:
+    """Returns the reply in a message of the helper, which is trusted."""
+    return Reply(*json.loads(data))
 
 
 # ------------------------------------------------------------------------------------------------ inherited connections

@@ -17,17 +17,17 @@ import pytest
 from nfq_failover.config.fence import FencePlan
 from nfq_failover.core.events import Event, Fence, FenceFinished, Profile
 from nfq_failover.shell.firewall.script import PeerHost, RulesError, RulesOptions, RulesRunner
-from nfq_failover.shell.privileged.client import Helper, RemoteFences, RemoteRules
+from nfq_failover.shell.privileged.client import HelperClient, RemoteFences, RemoteRules
 from nfq_failover.shell.privileged.requests import (
     REFUSED,
-    Answer,
     CheckRules,
     FencePeer,
     HelperSettings,
     InstallRules,
     RemoveRules,
+    Reply,
     StartSender,
-    decode_answer,
+    decode_reply,
     encode_request,
 )
 from tests.support import configured
@@ -56,18 +56,18 @@ class World:
         settings = HelperSettings(
             SERVICE, self.options, False, FencePlan(fence, attempts=1), (PEER,), 10, 100, None, None, False
         )
-        self.helper = Helper(settings)
+        self.helper = HelperClient(settings)
         self.rules = RemoteRules(self.helper)
 
     def arguments(self) -> list[str]:
         path = self.directory / "arguments"
         return path.read_text().splitlines() if path.exists() else []
 
-    def raw(self, data: bytes, fds: tuple[int, ...] = ()) -> Answer:
+    def raw(self, data: bytes, fds: tuple[int, ...] = ()) -> Reply:
         """What a daemon that is not ours any more might send, and what it gets."""
         socket.send_fds(self.helper._socket, [data], list(fds))
         assert select.select([self.helper], [], [], 10)[0]
-        return decode_answer(self.helper._socket.recv(65536))
+        return decode_reply(self.helper._socket.recv(65536))
 
 
 @pytest.fixture
@@ -134,7 +134,7 @@ def test_nothing_that_is_sent_becomes_a_command_or_a_part_of_one(tmp_path: Path)
             assert world.raw(json.dumps(extra).encode()).status == REFUSED
         assert world.arguments() == []
         assert not (tmp_path / "fenced").exists()
-        assert world.raw(encode_request(4, FencePeer("b", 5000))) == Answer(4, 0)
+        assert world.raw(encode_request(4, FencePeer("b", 5000))) == Reply(4, 0)
         assert (tmp_path / "fenced").read_text() == "b\n"
     assert not list(tmp_path.glob("**/EVIL"))
 

@@ -14,19 +14,19 @@ from hypothesis import strategies as st
 from nfq_failover.core.events import Profile
 from nfq_failover.shell.privileged.requests import (
     MAX_MESSAGE,
-    Answer,
     ChangeAddress,
     CheckRules,
     FencePeer,
     InstallRules,
     Refused,
     RemoveRules,
+    Reply,
     Request,
     StartSender,
-    decode_answer,
+    decode_reply,
     decode_request,
     descriptors,
-    encode_answer,
+    encode_reply,
     encode_request,
     flow_file,
     read_flows,
@@ -129,14 +129,14 @@ def test_deep_nesting_is_refused() -> None:
 
 @given(st.integers(0, 1 << 62), st.integers(-2, 255), st.text())
 def test_an_answer_survives_the_way(number: int, status: int, said: str) -> None:
-    answer = Answer(number, status, said.encode(errors="replace").decode())
-    assert decode_answer(encode_answer(answer)) == answer
+    answer = Reply(number, status, said.encode(errors="replace").decode())
+    assert decode_reply(encode_reply(answer)) == answer
 
 
 def test_of_a_long_answer_the_beginning_fits() -> None:
-    data = encode_answer(Answer(1, 3, "missing: " + "\u2603" * 50_000))
+    data = encode_reply(Reply(1, 3, "missing: " + "\u2603" * 50_000))
     assert len(data) <= MAX_MESSAGE
-    assert decode_answer(data).said.startswith("missing: \u2603")
+    assert decode_reply(data).said.startswith("missing: \u2603")
 
 
 # ------------------------------------------------------------------------------------------ inherited connections
