@@ -97,7 +97,10 @@ class Lab:
     def down(self) -> None:
         """Take everything away, also of a lab that is half up. CommandError if there is nothing of that name."""
         _need_root()
-        topology = self.topology
+        try:
+            topology = self.topology
+        except CommandError:  # another version has made it
+            topology = self._topology
         present = netns.present(topology.namespaces(self.name))
         if not present and not self.store.directory.exists():
             raise CommandError(f"There is no lab {self.name!r}: nothing to take down.")

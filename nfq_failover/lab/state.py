@@ -192,13 +192,20 @@ class Store:
             ROOT.rmdir()  # only if this was the last lab
 
     def read(self) -> LabState:
-        """The state now. CommandError if there is no such lab."""
+        """The state now. CommandError if there is no such lab, or if another version has made it."""
         try:
-            raw = json.loads((self.directory / "lab.json").read_text())
+            return self._parse(json.loads((self.directory / "lab.json").read_text()))
         except FileNotFoundError:
             raise CommandError(
                 f"There is no lab {self.name!r}. Start it: nfq-failover lab --name {self.name} up"
             ) from None
+        except (ValueError, KeyError, TypeError):
+            raise CommandError(
+                f"The lab {self.name!r} is not of this version. Take it away: nfq-failover lab --name {self.name} down"
+            ) from None
+
+    @staticmethod
+    def _parse(raw: dict[str, Any]) -> LabState:
         options = raw.pop("options")
         return LabState(
             topology=Topology.from_json(raw.pop("topology")),

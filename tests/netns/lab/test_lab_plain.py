@@ -234,6 +234,16 @@ def test_down_of_half_a_lab() -> None:
     assert netns.present(TWO_HOSTS.namespaces(made.name)) == []
 
 
+def test_down_of_a_lab_that_another_version_has_made(plain: Lab) -> None:
+    (plain.store.directory / "lab.json").write_text('{"options": {"colour": "green"}}')
+    done = command(plain.name, "status")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "not of this version" in done.stderr
+    assert command(plain.name, "down").returncode == 0
+    assert netns.present(TWO_HOSTS.namespaces(plain.name)) == []
+    assert not (ROOT / plain.name).exists()
+
+
 # ---------------------------------------------------------------------------------------------------------- misuse
 
 
