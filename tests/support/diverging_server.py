@@ -1,6 +1,6 @@
 """Servers that do not send the same on both hosts, each on a port of its own: see `KINDS`.
 
-    python diverging_server.py --certificate FILE     (PEM, with its key)
+    python -m tests.support.diverging_server --certificate FILE     (PEM, with its key)
 
 A request is a line: a number of bytes, but for `date`, which speaks just enough HTTP.
 """
@@ -8,6 +8,7 @@ A request is a line: a number of bytes, but for `date`, which speaks just enough
 from __future__ import annotations
 
 import argparse
+import functools
 import hashlib
 import os
 import socket
@@ -19,43 +20,49 @@ from email.utils import formatdate
 from pathlib import Path
 from typing import Final
 
+from nfq_failover.lab.topology import TWO_HOSTS
 from tests.support.scripted_server import which_node
 
 DATE, NOISE, LENGTHS, TAIL, TLS = range(7000, 7005)
 HOUR_S: Final = 3600
-NODE: Final = which_node()
+
+
+@functools.cache
+def odd() -> bool:
+    """Whether this is the host whose answers differ from the other one's."""
+    return which_node() == TWO_HOSTS.hosts[1]
 
 
 def content(size: int) -> bytes:
-    """The same on every host."""
+    """The bytes that are the same on every host."""
     return hashlib.shake_128(b"content").digest(size)
 
 
 def date(line: bytes) -> bytes:
     """An HTTP response; the two hosts' clocks are hours apart."""
     size = int(line.split()[1].strip(b"/"))
-    when = formatdate(time.time() + HOUR_S * (NODE == "b"), usegmt=True)
+    when = formatdate(time.time() + HOUR_S * odd(), usegmt=True)
     return f"HTTP/1.1 200 OK\r\nDate: {when}\r\nContent-Length: {size}\r\n\r\n".encode() + content(size)
 
 
 def noise(line: bytes) -> bytes:
-    """Other bytes each time."""
+    """Bytes that differ each time."""
     return os.urandom(int(line))
 
 
 def lengths(line: bytes) -> bytes:
     """Three bytes more on one of the hosts, in the middle."""
     size = int(line)
-    return content(size // 2) + b"xyz" * (NODE == "b") + content(size)[size // 2 :]
+    return content(size // 2) + b"xyz" * odd() + content(size)[size // 2 :]
 
 
 def tail(line: bytes) -> bytes:
     """Something more behind the same bytes on one of the hosts."""
-    return content(int(line)) + b" and no more" * (NODE == "b")
+    return content(int(line)) + b" and no more" * odd()
 
 
 def plain(line: bytes) -> bytes:
-    """The same everywhere."""
+    """What is the same everywhere."""
     return content(int(line))
 
 
@@ -84,7 +91,7 @@ def talk(connection: socket.socket, respond: Callable[[bytes], bytes], context: 
 
 
 def serve(port: int, context: ssl.SSLContext | None) -> None:
-    """Accept for ever."""
+    """Accept without end."""
     listener = socket.create_server(("0.0.0.0", port), backlog=64)
     while True:
         connection, _ = listener.accept()

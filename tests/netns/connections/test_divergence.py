@@ -28,7 +28,7 @@ from tests.support import diverging_server
 from tests.support.lab_world import connect, eventually, fresh_name
 from tests.support.namespaces import run
 
-SERVER_PROGRAM = str(Path(diverging_server.__file__))
+SERVER_PROGRAM = diverging_server.__name__
 DATE, NOISE, LENGTHS, TAIL, TLS = range(7000, 7005)
 REDIS, NGINX = 7005, 7006
 CALM = 200  # ms between heartbeats: a busy machine must not look like a crash
@@ -136,7 +136,7 @@ def scratch(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def start(lab: Lab, scratch: Path) -> None:
     """All servers, on both hosts."""
-    lab.serve([sys.executable, SERVER_PROGRAM, "--certificate", str(scratch / "both.pem")])
+    lab.serve([sys.executable, "-m", SERVER_PROGRAM, "--certificate", str(scratch / "both.pem")])
     redis = "--save '' --appendonly no --protected-mode no --bind 0.0.0.0"
     lab.serve(["sh", "-c", f"cd $(mktemp -d {scratch}/redis-XXXXXX) && exec redis-server --port {REDIS} {redis}"])
     run = f'run=$(mktemp -d {scratch}/nginx-XXXXXX) && exec nginx -p "$run" -c {scratch}/nginx.conf -e "$run/error.log"'
