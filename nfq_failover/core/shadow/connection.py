@@ -14,6 +14,7 @@ of the replica's end), `closing` (what is left to do), `resending` (what the cli
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from enum import Enum
 from typing import Final
 
@@ -304,3 +305,11 @@ class ShadowConnection:
         if ahead > 0:
             further = (seq + ahead) & 0xFFFFFFFF
             out.outward(build_segment(*ends, further, inward.client.seq(inward.held), RST | ACK, 0))
+
+
+GiveUp = Callable[[ShadowConnection, str], None]
+"""Gives a connection up, for a reason that people are told."""
+Die = Callable[[ShadowConnection, str, float], None]
+"""As `GiveUp`, and tells the primary; the last argument is `now`."""
+Forget = Callable[[ShadowConnection], None]
+"""Drops all state of a connection."""

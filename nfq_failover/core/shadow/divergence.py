@@ -1,4 +1,4 @@
-"""The backup's part in comparing the two servers' output: what may go on with the primary's stream, and what may not.
+"""The shadow's part in comparing the two servers' output: what may go on with the primary's stream, and what may not.
 
 The primary sends hashes of what its server has sent (core/gate/digests.py); here they meet the replica's output, which
 is kept until then. Blocks whose hashes differ are compared byte by byte: the primary is asked for them. So a
@@ -16,12 +16,10 @@ With the policy `strict` any difference makes the connection diverged.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from nfq_failover.core.outbox import Outbox
 from nfq_failover.core.settings import Settings
 from nfq_failover.core.shadow.comparison import Comparison, differing_runs
-from nfq_failover.core.shadow.connection import Shadow, ShadowConnection
+from nfq_failover.core.shadow.connection import Die, Shadow, ShadowConnection
 from nfq_failover.core.shadow.resending import INITIAL_SEGMENTS
 from nfq_failover.core.tcp.hashes import block_hashes, hash_seed
 from nfq_failover.core.timers import TimerQueue
@@ -39,15 +37,14 @@ def _goes_on(compare: Comparison) -> str:
 
 
 class Divergence:
-    """The comparisons of all connections. `numbers` is the backup's table by connection number; `die(connection,
-    reason, now)` gives a connection up."""
+    """The comparisons of all connections. `numbers` are the connections by number; `die` gives one up."""
 
     def __init__(
         self,
         settings: Settings,
         out: Outbox,
         numbers: dict[int, ShadowConnection],
-        die: Callable[[ShadowConnection, str, float], None],
+        die: Die,
     ) -> None:
         self.out = out
         self._numbers = numbers

@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 from nfq_failover.core.outbox import Outbox
 from nfq_failover.core.shadow.checkpoint import CheckpointWriter
-from nfq_failover.core.shadow.connection import Shadow, ShadowConnection
+from nfq_failover.core.shadow.connection import Forget, GiveUp, Shadow, ShadowConnection
 from nfq_failover.core.shadow.divergence import Divergence
 from nfq_failover.wire.records import Handed, HandedOver, HandOver
 from nfq_failover.wire.segment import FlowKey
@@ -37,9 +37,9 @@ class ShadowHandovers:
         checkpoint: CheckpointWriter | None,
         *,
         be_heard: Callable[[ShadowConnection, float], None],
-        bury: Callable[[ShadowConnection, str], None],
-        forget: Callable[[ShadowConnection], None],
-        release_number: Callable[[ShadowConnection], None],
+        give_up: GiveUp,
+        forget: Forget,
+        release_number: Forget,
     ) -> None:
         """`flows` and `numbers` are the table's; the functions let one connection be heard, end it, forget it, and give
         its number up."""
@@ -49,7 +49,7 @@ class ShadowHandovers:
         self._divergence = divergence
         self._checkpoint = checkpoint
         self._be_heard = be_heard
-        self._bury = bury
+        self._give_up = give_up
         self._forget = forget
         self._release_number = release_number
         self._next_number = FIRST_NUMBER
@@ -99,7 +99,7 @@ class ShadowHandovers:
             return True
         reason = "reset by the client" if reset_by_client else self._divergence.at_takeover(connection, now)
         if reason:
-            self._bury(connection, reason)
+            self._give_up(connection, reason)
             return True
         connection.gap.no_lag()
         self._be_heard(connection, now)
@@ -149,7 +149,7 @@ class ShadowHandovers:
 
     def _end(self, connection: ShadowConnection, reason: str) -> None:
         self.out.log("error", "a connection that was handed over to this host is lost", reason=reason)
-        self._bury(connection, reason)
+        self._give_up(connection, reason)
         connection.cut(self.out)
 
     def on_timer(self, heard: bool, now: float) -> None:

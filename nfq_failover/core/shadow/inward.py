@@ -79,8 +79,8 @@ class Inward:
         ranges = tuple((seq(left), seq(right)) for left, right in self.inbound.ranges(4))
         return Confirm(conn, seq(self.held), seq(self.rcv_edge), ranges, self.output.snd_una >= 0)
 
-    def told_edge(self) -> int:
-        """The sequence number of the right edge, which the primary is told by `Opened`."""
+    def confirm_edge(self) -> int:
+        """Returns the sequence number of the right edge, which the primary is told by `Opened`."""
         self.confirmed_edge = self.rcv_edge
         return self.client.seq(self.rcv_edge)
 

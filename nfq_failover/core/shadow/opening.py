@@ -3,13 +3,11 @@ replica's SYN-ACK gives the translation."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from nfq_failover.constants import ACK, OPT_MSS, OPT_SACK_PERMITTED, OPT_TIMESTAMPS, OPT_WSCALE, SYN
 from nfq_failover.core.events import PacketQueued
 from nfq_failover.core.outbox import Outbox
 from nfq_failover.core.settings import Settings
-from nfq_failover.core.shadow.connection import Shadow, ShadowConnection
+from nfq_failover.core.shadow.connection import Die, Forget, Shadow, ShadowConnection
 from nfq_failover.core.shadow.repair import Repair
 from nfq_failover.core.tcp.syn import strip
 from nfq_failover.core.tcp.translation import Translation
@@ -53,8 +51,8 @@ class Openings:
         repair: Repair,
         *,
         unconfirmed: dict[int, ShadowConnection],
-        die: Callable[[ShadowConnection, str, float], None],
-        forget: Callable[[ShadowConnection], None],
+        die: Die,
+        forget: Forget,
     ) -> None:
         """`flows`, `numbers`, `timers` (by number) and `unconfirmed` are the table's; `die` and `forget` are its ways
         to end a connection."""
@@ -74,7 +72,7 @@ class Openings:
         have = self._numbers.get(record.conn)
         if have is not None:
             if have.state is Shadow.SHADOW:
-                self.out.record(Opened(have.conn, True, have.inward.told_edge()))
+                self.out.record(Opened(have.conn, True, have.inward.confirm_edge()))
             elif have.state is Shadow.DEAD:
                 self.out.record(Opened(have.conn, False, 0, have.reason))
             return

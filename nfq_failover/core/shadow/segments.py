@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from nfq_failover.constants import ACK, FIN, RST, SYN
 from nfq_failover.core.events import PacketQueued
 from nfq_failover.core.outbox import Outbox
 from nfq_failover.core.shadow.acceptance import UNSENT, contradiction
-from nfq_failover.core.shadow.connection import Shadow, ShadowConnection
+from nfq_failover.core.shadow.connection import Die, GiveUp, Shadow, ShadowConnection
 from nfq_failover.core.shadow.divergence import Divergence
 from nfq_failover.core.shadow.ends import ShadowEnds
 from nfq_failover.core.shadow.opening import Openings
@@ -38,10 +36,10 @@ class Segments:
         takeover: Takeover,
         *,
         unconfirmed: dict[int, ShadowConnection],
-        bury: Callable[[ShadowConnection, str], None],
-        die: Callable[[ShadowConnection, str, float], None],
+        give_up: GiveUp,
+        die: Die,
     ) -> None:
-        """The table's parts are handed in. `unconfirmed`: its connections that have news for the primary. `bury` and
+        """The table's parts are handed in. `unconfirmed`: its connections that have news for the primary. `give_up` and
         `die` are its ways to give a connection up."""
         self.out = out
         self._timers = timers
@@ -51,7 +49,7 @@ class Segments:
         self._ends = ends
         self._takeover = takeover
         self._unconfirmed = unconfirmed
-        self._bury = bury
+        self._give_up = give_up
         self._die = die
 
     def inbound(self, event: PacketQueued, seg: Segment, connection: ShadowConnection, now: float) -> None:
@@ -232,4 +230,4 @@ class Segments:
             self._die(connection, self._divergence.why_reset(connection), now)
             return
         self._ends.ended(connection, now)
-        self._bury(connection, "the server has reset the connection")
+        self._give_up(connection, "the server has reset the connection")

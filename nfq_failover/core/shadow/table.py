@@ -61,7 +61,7 @@ class ShadowTable:
         self.ends = ShadowEnds(out, numbers, self.divergence, settings.health_checked)
         self.takeover = Takeover(
             *(settings, out, flows, numbers, self.repair, self.divergence),
-            bury=self._bury,
+            give_up=self._give_up,
             die=self._die,
             forget=self.forget,
         )
@@ -75,14 +75,14 @@ class ShadowTable:
         self.handovers = ShadowHandovers(
             *(out, flows, numbers, self.divergence, checkpoint),
             be_heard=self.takeover.be_heard,
-            bury=self._bury,
+            give_up=self._give_up,
             forget=self.forget,
             release_number=self._release_number,
         )
         self.segments = Segments(
             *(out, self.timers, self.openings, self.repair, self.divergence, self.ends, self.takeover),
             unconfirmed=self._unconfirmed,
-            bury=self._bury,
+            give_up=self._give_up,
             die=self._die,
         )
         self._deadlines = (
@@ -172,7 +172,7 @@ class ShadowTable:
         self.out.record(UnprotectedSeen(record.conn))
         connection = self.numbers.get(record.conn)
         if connection is not None and connection.state is not Shadow.DEAD:
-            self._bury(connection, record.reason)
+            self._give_up(connection, record.reason)
 
     def _on_sent(self, record: SentUpTo, now: float) -> None:
         """The primary has told what its server has sent."""
@@ -186,12 +186,12 @@ class ShadowTable:
     def _die(self, connection: ShadowConnection, reason: str, now: float) -> None:
         """Give a connection up for a reason of our own: the primary is told until it answers."""
         self.out.log("error", "connection lost its replica", conn=connection.conn, reason=reason)
-        self._bury(connection, reason)
+        self._give_up(connection, reason)
         if not connection.heard:
             connection.closing.tell()
             self._tell(connection, now)
 
-    def _bury(self, connection: ShadowConnection, reason: str) -> None:
+    def _give_up(self, connection: ShadowConnection, reason: str) -> None:
         """Give a connection up. Nobody is at the other end of our TCP any more, so it is reset, now and whenever it
         still sends something."""
         connection.give_up(reason)
@@ -214,7 +214,7 @@ class ShadowTable:
         """The primary may have acknowledged what we lack: none of the connections can be continued."""
         for connection in self.flows.values():
             if connection.state is Shadow.SHADOW:
-                self._bury(connection, reason)
+                self._give_up(connection, reason)
 
     def forget(self, connection: ShadowConnection) -> None:
         """Drop all state of a connection."""

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from nfq_failover.core.outbox import Outbox
 from nfq_failover.core.settings import Settings
 from nfq_failover.core.shadow.backoff import BackoffRevert
-from nfq_failover.core.shadow.connection import Shadow, ShadowConnection
+from nfq_failover.core.shadow.connection import Die, Forget, GiveUp, Shadow, ShadowConnection
 from nfq_failover.core.shadow.divergence import Divergence
 from nfq_failover.core.shadow.recovery import Recovery
 from nfq_failover.core.shadow.repair import Repair
@@ -15,8 +13,6 @@ from nfq_failover.core.tcp.translation import Translation
 from nfq_failover.wire.segment import FlowKey, Segment
 
 LATE = "the replica was late, and had not caught up"
-GiveUp = Callable[[ShadowConnection, str], None]
-Die = Callable[[ShadowConnection, str, float], None]
 
 
 class Takeover:
@@ -31,17 +27,17 @@ class Takeover:
         repair: Repair,
         divergence: Divergence,
         *,
-        bury: GiveUp,
+        give_up: GiveUp,
         die: Die,
-        forget: Callable[[ShadowConnection], None],
+        forget: Forget,
     ) -> None:
-        """`flows` and `numbers` are the table's; `bury`, `die` and `forget` are its ways to end a connection."""
+        """`flows` and `numbers` are the table's; `give_up`, `die` and `forget` are its ways to end a connection."""
         self._settings = settings
         self.out = out
         self._flows = flows
         self._repair = repair
         self._divergence = divergence
-        self._bury = bury
+        self._give_up = give_up
         self._die = die
         self._forget = forget
         self.backoff = BackoffRevert(numbers, out)
@@ -59,7 +55,7 @@ class Takeover:
             if connection.state is Shadow.SHADOW and not over and not connection.ended:
                 late = connection.inward.late
                 if reason := LATE if late else self._divergence.at_takeover(connection, now):
-                    self._bury(connection, reason)
+                    self._give_up(connection, reason)
             if over and not connection.ended:
                 self._forget(connection)  # the client has been told the end, or has told it
             elif connection.state is Shadow.SHADOW:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from nfq_failover.core.events import QueryFlows
 from nfq_failover.core.outbox import Outbox
-from nfq_failover.core.shadow.connection import Shadow, ShadowConnection
+from nfq_failover.core.shadow.connection import Die, Forget, Shadow, ShadowConnection
 from nfq_failover.core.timers import TimerQueue
 from nfq_failover.wire.segment import FlowKey
 
@@ -26,8 +24,8 @@ class Vanished:
         flows: dict[FlowKey, ShadowConnection],
         timers: TimerQueue[int],
         *,
-        die: Callable[[ShadowConnection, str, float], None],
-        forget: Callable[[ShadowConnection], None],
+        die: Die,
+        forget: Forget,
     ) -> None:
         """`flows` and `timers` (by number) are the table's; `die` and `forget` are its ways to end a connection."""
         self.out = out
