@@ -1,0 +1,47 @@
+"""`nfq-failover status` for people: line by line."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from nfq_failover.operator.status import lines
+
+
+def row(port: int, **found: Any) -> dict[str, Any]:
+    ends = {"client": f"10.77.0.1:{port}", "server": "10.77.0.100:80"}
+    return {**ends, "protected": True, "reason": "", "lag_bytes": 12, "differences": 0, **found}
+
+
+def status(*rows: dict[str, Any], **found: Any) -> dict[str, Any]:
+    heartbeat = {"interval_ms": 50, "bandwidth_bps": 18080}
+    peer = {"name": "b", "address": "10.77.0.3:7766", "lost": True, "heartbeat": heartbeat}
+    pair = {"name": "a", "role": "primary", "state": "unprotected", "reason": "", "epoch": 3}
+    return {**pair, "peer": peer, "connections": list(rows), **found}
+
+
+def test_a_pair_without_connections_takes_three_lines() -> None:
+    assert list(lines(status(reason="the backup is lost"), 20)) == [
+        "a: primary, unprotected, epoch 3  (the backup is lost)",
+        "peer b at 10.77.0.3:7766: silent, heartbeat every 50 ms (18.1 kbit/s each way)",
+        "0 connections, 0 protected",
+    ]
+
+
+def test_each_connection_says_whether_it_is_protected_and_why_not() -> None:
+    shown = status(row(1000), row(2000, protected=False, reason="too old"), row(3000, differences=2))
+    total, *rows = list(lines(shown, 20))[2:]
+    assert total == "3 connections, 2 protected"
+    assert [line[:62] for line in rows] == [
+        f"  10.77.0.1:{port}         10.77.0.100:80         lag       12 B" for port in (1000, 2000, 3000)
+    ]
+    assert [line[62:] for line in rows] == [
+        "  protected",
+        "  UNPROTECTED: too old",
+        "  protected; the hosts' output differed in 2 places",
+    ]
+
+
+def test_what_is_not_shown_is_counted() -> None:
+    shown = list(lines(status(*(row(port) for port in range(5))), 2))
+    assert len(shown) == 3 + 2 + 1
+    assert shown[-1] == "  ... and 3 more (--rows)"
