@@ -1,4 +1,4 @@
-"""Tells systemd how the service is (sd_notify(3)): datagrams of `KEY=value` lines to the socket in NOTIFY_SOCKET."""
+"""Tells systemd how the daemon is (sd_notify(3)): datagrams of `KEY=value` lines to the socket in NOTIFY_SOCKET."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The fence: a program that makes sure that the peer is off.
 
-Any command will do: exit code 0 says that the peer is off, anything else is a failure. A fence agent (the fence agent
+Any command will do: exit code 0 means that the peer is off, anything else is a failure. A fence agent (the fence agent
 API of the cluster projects, Debian's fence-agents) is asked on its standard input, so that no secret is in a process
 list; its `off` is believed only when its `status` says off as well. Failures are tried again until the deadline.
 """

@@ -1,4 +1,4 @@
-"""What others say before this host acts against its peer: targets of the link check, and the witness."""
+"""What this host asks others before it acts against its peer: the link check's targets, and the witness."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class SecondOpinion:
             self._answers.answer(event)
 
     def tick(self, now: float) -> LinkChecked | None:
-        """Look whether the link's state is known now."""
+        """Returns the link's state if it has become known."""
         return self._link.tick(now)
 
     def close(self) -> None:

@@ -1,9 +1,9 @@
-"""When to announce the service address: fast at first, then less and less often until clients are heard, then now and
-then for ever.
+"""When to announce the service address: fast at first, then less and less often until clients are heard, and from then
+on once in a while.
 
 An announcement is one broadcast frame, and any one may be lost: the switch may just be learning, the client's queue may
-be full. A client that missed them all sends to a dead MAC until its own ARP entry is stale, a minute or more. That some
-packet for the service has arrived here says that one neighbour has learnt it, not that all have; hence the refresh.
+be full. A client that missed them all sends to a dead MAC until its own ARP entry is stale, a minute or more. A
+packet for the service that arrives here proves that one neighbour has learnt it, not that all have; hence the refresh.
 """
 
 from __future__ import annotations

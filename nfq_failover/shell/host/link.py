@@ -1,7 +1,7 @@
 """Before a host acts against its peer: is it the host itself that is cut off?
 
 Its own link must be up. With `check_targets` one of them must answer as well: a gateway, say, to an ICMP echo or by
-accepting a TCP connection. That proves that our frames reach some other machine and its frames us. It does not prove
+accepting a TCP connection. That proves that our frames reach another machine and its frames reach us. It does not prove
 that clients reach us, nor anything about the peer: both hosts of a broken pair can have a target's answer at the same
 time.
 """

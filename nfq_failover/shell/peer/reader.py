@@ -13,7 +13,7 @@ from nfq_failover.core.node import Node
 from nfq_failover.shell.peer.socket import SyncSockets
 
 BATCH: Final = 64
-BUDGET_S: Final = 0.02  # for the sync socket in one turn of the loop: records must not keep packets waiting
+BUDGET_S: Final = 0.02  # for the sync sockets in one turn of the loop: records must not keep packets waiting
 MAX_REFUSED: Final = 64  # this many refused datagrams end a turn at once: nobody gains time on the loop by garbage
 PATIENCE_S: Final = 0.2  # how long timers wait for a sync socket that never becomes empty
 RECEIVE_BYTES: Final = 2048  # longer than any valid datagram, so that one too long is seen as such

@@ -1,4 +1,4 @@
-"""The epoch record on disk: which service period this host last took part in, and as what."""
+"""The epoch record on disk: in which epoch this host last took part, and as what."""
 
 from __future__ import annotations
 
