@@ -7,19 +7,40 @@ in its buffer, and what the client sends after that is answered by RST (tcp_clos
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import Protocol
 
-from nfq_failover.core.events import HealthChecked
+from nfq_failover.core.events import Event, HealthChecked
 from nfq_failover.wire.segment import FlowKey
 
+from .clock import Clock, HostClock
+from .kernel import Kernel
 from .scenario import DOWNLOAD, ECHO, UPLOAD
 from .tcp import Tcp
 
-if TYPE_CHECKING:
-    from .host import Host
-
 CHECK_INTERVAL_S, CHECK_TIMEOUT_S = 0.2, 0.2
 ORPHAN_S = 60.0  # tcp_fin_timeout
+
+
+class Machine(Protocol):
+    """What a process needs of its host. `run` counts the lives of the daemon, which checks the health."""
+
+    clock: Clock
+    ticks: HostClock
+    kernel: Kernel
+    running: bool
+    run: int
+
+    def accepted(self, tcp: Tcp) -> None:
+        """A connection for the application."""
+
+    def application_failed(self, how: str, alone: FlowKey | None = None) -> None:
+        """It fails now, or only the process of one connection."""
+
+    def later(self, seconds: float, call: Callable[..., None], *arguments: object) -> None:
+        """Something that this life of the host does later."""
+
+    def feed(self, event: Event) -> None:
+        """An input for the daemon."""
 
 
 class Application:
@@ -27,7 +48,7 @@ class Application:
     process has failed on this host, in this life. `exit_at`: it exits when one connection has written so many bytes,
     the whole application or (`alone`) the one process that serves it."""
 
-    def __init__(self, host: Host) -> None:
+    def __init__(self, host: Machine) -> None:
         self.host = host
         self.state, self.refuses, self.alone = "well", False, False
         self.broken: set[FlowKey] = set()
@@ -63,7 +84,7 @@ class Application:
 
     def _fail(self, how: str) -> None:
         self.failed_at = self.host.clock.now
-        self.host.world.checks.application_failed(self.host, how)
+        self.host.application_failed(how)
 
     def die(self) -> None:
         """kill -9."""
@@ -105,7 +126,7 @@ class Application:
         if not self.alone:
             self.die()
         elif tcp.fin_at is None:
-            self.host.world.checks.application_failed(self.host, "exit", (*tcp.remote, *tcp.local))
+            self.host.application_failed("exit", (*tcp.remote, *tcp.local))
             self._close(tcp)
 
     def _close(self, tcp: Tcp) -> None:

@@ -5,14 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from hashlib import blake2s
 from random import Random
-from typing import TYPE_CHECKING
 
+from .application import Application
 from .clock import Clock
 from .scenario import DOWNLOAD, ECHO, Connection, HostPlan
 from .tcp import Tcp
-
-if TYPE_CHECKING:
-    from .application import Application
 
 HEADER = 8
 

@@ -7,17 +7,17 @@ from dataclasses import replace
 
 from .runner import Outcome, run
 from .scenario import Incident, Scenario
-from .world import World
+from .world import SimWorld
 
 NEVER = 1 << 40
 
 
-class Count(World):
+class Count(SimWorld):
     """A run that counts what one host carries out, from the connections' start to the healing."""
 
     def __init__(self, scenario: Scenario, host: str) -> None:
         super().__init__(replace(scenario, incidents=(*scenario.incidents, _death(scenario, host, NEVER))))
-        self.counted = self.hosts[host]
+        self.counted = self.host(host)
         self.effects = 0
 
     def _heal(self) -> None:

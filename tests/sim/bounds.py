@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from nfq_failover.core.gate.ack_gate import MAX_HELD
 from nfq_failover.core.gate.digests import FLUSH_BYTES, KEEP_BYTES, KEEP_TOTAL, MAX_UNSEEN
 from nfq_failover.core.gate.opening import MAX_DIALLED, MAX_SYNS
@@ -13,15 +11,14 @@ from nfq_failover.core.shadow.opening import MAX_FORGOTTEN
 from nfq_failover.core.timers import TimerQueue
 from nfq_failover.wire.segment import FlowKey
 
-if TYPE_CHECKING:
-    from .host import Host
+from .host import SimHost
 
 EFFECTS_PER_FLOW, EFFECTS = 100, 100  # of one input: a takeover resends ten segments of each connection
 COUNTERS = 200
 EVERY = 8  # inputs between two looks at the connections
 
 
-def check(host: Host, carried: int) -> None:
+def check(host: SimHost, carried: int) -> None:
     """After an input with so many effects."""
     node = host.node
     gate, shadow, out = node.gate, node.shadow, node.out
@@ -72,7 +69,7 @@ def check(host: Host, carried: int) -> None:
             _within(host, "digests that wait", len(each.output.compare.pending), MAX_PENDING)
 
 
-def empty(host: Host) -> None:
+def empty(host: SimHost) -> None:
     """All connections have ended long ago, but for those of which our TCP does not know: the client's RST was lost."""
     node = host.node
     known = {flow for flow in host.kernel.established() if _reset(host, flow)}
@@ -87,15 +84,15 @@ def empty(host: Host) -> None:
         assert not size, f"{host.name}: {size} left in the {what}"
 
 
-def _reset(host: Host, flow: FlowKey) -> bool:
+def _reset(host: SimHost, flow: FlowKey) -> bool:
     client = host.world.clients.get(flow)
     return client is None or client.reset or client.aborted
 
 
-def _timers(host: Host, what: str, timers: TimerQueue[int], keys: int) -> None:
+def _timers(host: SimHost, what: str, timers: TimerQueue[int], keys: int) -> None:
     _within(host, what, len(timers._when), keys + 1000)  # those of ended connections are left to run out
     _within(host, f"heap of the {what}", len(timers._heap), 64 * (len(timers._when) + 16))
 
 
-def _within(host: Host, what: str, size: int, bound: int) -> None:
+def _within(host: SimHost, what: str, size: int, bound: int) -> None:
     assert size <= bound, f"{host.name}: {what}: {size}, beyond the bound of {bound}"

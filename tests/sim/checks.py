@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 
 from nfq_failover.constants import FIN, RST, SYN
 from nfq_failover.core.events import Log
-from nfq_failover.core.gate.connection import Gate
+from nfq_failover.core.gate.connection import Gate, GatedConnection
+from nfq_failover.core.node import Node
 from nfq_failover.core.pair.roles import Role, State
 from nfq_failover.core.shadow.connection import Shadow
 from nfq_failover.core.tcp.seqspace import SeqSpace
@@ -18,14 +19,13 @@ from nfq_failover.wire.segment import FlowKey, Segment
 from nfq_failover.wire.seqnum import diff
 from nfq_failover.wire.tcp_options import SynOptions
 
+from . import bounds
 from .apps import Client
+from .host import SimHost
 from .scenario import PROBE_PORT
 
 if TYPE_CHECKING:
-    from nfq_failover.core.node import Node
-
-    from .host import Host
-    from .world import World
+    from .world import SimWorld
 
 KNOWN_S = 2.0  # three failed checks, and a heartbeat that says so
 
@@ -57,14 +57,14 @@ class Seen:
 class Checks:
     """Watches everything that leaves from the service address."""
 
-    world: World
+    world: SimWorld
     flows: dict[FlowKey, Seen] = field(default_factory=dict)
     heard: dict[int, tuple[str, int]] = field(default_factory=dict)
     past: dict[Client, Seen] = field(default_factory=dict)  # their ports were used again
     excuse: str = ""
     refused: dict[FlowKey, str] = field(default_factory=dict)  # the application was not up yet, the backup too late
 
-    def emitted(self, host: Host, packet: bytes) -> None:
+    def emitted(self, host: SimHost, packet: bytes) -> None:
         """A packet leaves a server's network card."""
         if is_icmp(bytearray(packet)):
             self._unreachable(host, IcmpError(bytearray(packet)))
@@ -106,12 +106,16 @@ class Checks:
         self._numbers(host, seen, seg, client)
         self._gated(host, flow, seen, seg)
 
-    def logged(self, host: Host, log: Log) -> None:
+    def logged(self, host: SimHost, log: Log) -> None:
         """A host of this world has its rules before it serves: it sees every SYN that its TCP answers."""
         unseen = log.fields.get("reason") == "opened before the rules were there"
         assert not unseen, f"{host.name} has not remembered the SYN of a connection: {log.fields}"
 
-    def _unreachable(self, host: Host, error: IcmpError) -> None:
+    def carried_out(self, host: SimHost, effects: int) -> None:
+        """A host has carried out all effects of an input."""
+        bounds.check(host, effects)
+
+    def _unreachable(self, host: SimHost, error: IcmpError) -> None:
         """The quoted byte is the first one that the client has not been told to be here."""
         flow = (error.src, error.sport, error.dst, error.dport)
         self._one_host(host, flow, "an ICMP error")
@@ -121,7 +125,7 @@ class Checks:
         quoted = seen.client_space.offset(error.seq)
         assert quoted == seen.ack, f"{host.name} quotes {quoted}, the client has been told {seen.ack}"
 
-    def _one_host(self, host: Host, flow: FlowKey, what: object) -> None:
+    def _one_host(self, host: SimHost, flow: FlowKey, what: object) -> None:
         """Invariant 2: in one epoch at most one host is heard, and after each boot in a new one (name, boot)."""
         epoch = host.node.members.epoch
         who = self.heard.setdefault(epoch, (host.name, host.life))
@@ -131,16 +135,18 @@ class Checks:
             latest = max(self.heard)
             assert epoch == latest, f"{host.name} sends {what} in epoch {epoch}, but epoch {latest} has begun"
 
-    def owns(self, host: Host) -> None:
+    def owns(self, host: SimHost) -> None:
         """`host` is to be heard from now on: nobody else that has power may be, and nobody's client may have been told
         more than `host` has."""
-        other = self.world.other(host)
-        assert self.world.split_brain or not other.audible, (
-            f"two owners: {host.name} in epoch {host.node.members.epoch}, {other.name} in {other.node.members.epoch}"
-        )
+        others = self.world.others(host)
+        for other in others:
+            assert self.world.split_brain or not other.audible, (
+                f"two owners: {host.name} in epoch {host.node.members.epoch},"
+                f" {other.name} in {other.node.members.epoch}"
+            )
         if self.world.split_brain:
             return
-        if other.up:
+        if any(other.up for other in others):
             self._moved(host)
         for promised in self.flows.values():
             in_time = self.world.clock.now + host.jumped <= promised.promised_until  # it believes its clock
@@ -158,7 +164,7 @@ class Checks:
                     f"{flow} goes on: acknowledged {seen.ack}, {host.name} has {shadow.inward.held}"
                 )
 
-    def _syn_ack(self, host: Host, flow: FlowKey, seg: Segment) -> None:
+    def _syn_ack(self, host: SimHost, flow: FlowKey, seg: Segment) -> None:
         options = SynOptions.parse(seg.options())
         granted = (options.wscale, options.sack_permitted, options.tsval is not None)
         client_space, server_space = SeqSpace((seg.ack - 1) & 0xFFFFFFFF), SeqSpace(seg.seq)
@@ -189,7 +195,7 @@ class Checks:
         self.flows[flow].edge = seg.wnd
         self.flows[flow].tsval = options.tsval
 
-    def _numbers(self, host: Host, seen: Seen, seg: Segment, client: Client) -> None:
+    def _numbers(self, host: SimHost, seen: Seen, seg: Segment, client: Client) -> None:
         """Invariant 3: what the client sees goes on as it began."""
         where = f"{host.name} at {self.world.clock.now:.4f}: {seg}"
         start = seen.server_space.offset(seg.seq)
@@ -216,16 +222,21 @@ class Checks:
             assert seen.tsval is None or diff(seg.tsval, seen.tsval) >= 0, f"TSval falls from {seen.tsval}: {where}"
             seen.tsval = seg.tsval
 
-    def _gated(self, host: Host, flow: FlowKey, seen: Seen, seg: Segment) -> None:
-        """Invariant 1: while protected, nothing is acknowledged that the backup does not hold."""
+    def _gated(self, host: SimHost, flow: FlowKey, seen: Seen, seg: Segment) -> None:
+        """Invariant 1: while protected, nothing is acknowledged that a backup does not hold."""
         gate = host.node.gate.flows.get(flow)
         if gate is None or gate.state is not Gate.PROTECTED:
             return
-        other = self.world.other(host)
-        if not other.running or self.world.crashed_lately(other):
-            return
+        for other in self.world.others(host):
+            if other.running and not self.world.crashed_lately(other):
+                self._held(host, gate, other, seen, seg)
+
+    def _held(self, host: SimHost, gate: GatedConnection, other: SimHost, seen: Seen, seg: Segment) -> None:
+        flow = gate.flow
         shadow = other.node.shadow.flows.get(flow)
-        assert shadow is not None and shadow.conn == gate.conn, f"{flow} is called protected, the backup has no shadow"
+        assert shadow is not None and shadow.conn == gate.conn, (
+            f"{flow} is called protected, {other.name} has no shadow"
+        )
         if shadow.state is Shadow.DEAD:
             return  # it has said so; the news is on its way
         ack = seen.client_space.offset(seg.ack)
@@ -238,33 +249,39 @@ class Checks:
 
     # ------------------------------------------------------------------------------------ promises
 
-    def promise(self, primary: Host) -> None:
-        """The primary dies now: the connections that both hosts call protected must live, and the backup must have
-        every byte of theirs that was acknowledged."""
-        backup = self.world.other(primary)
-        able = backup.running and backup.node.members.state is not State.REFUSED and not backup.unplugged
-        able = able and self._may_act(primary, backup)
+    def promise(self, primary: SimHost) -> None:
+        """The primary dies now: the connections that it and a backup call protected must live, and that backup must
+        have every byte of theirs that was acknowledged."""
+        others = self.world.others(primary)
+        able = [backup for backup in others if self._able(primary, backup)]
         for flow, seen in self.flows.items():
             gate = primary.node.gate.flows.get(flow)
-            shadow = backup.node.shadow.flows.get(flow) if backup.running else None
-            both = gate is not None and shadow is not None and gate.conn == shadow.conn
-            both = both and backup.application.well and flow not in backup.application.broken
-            alive = able and both and gate is not None and gate.state is Gate.PROTECTED
-            seen.promised = bool(
-                alive and shadow is not None and shadow.state is Shadow.SHADOW and not shadow.inward.late
-            )
-            seen.survivor = backup.name
-            decided = self.world.scenario.witness and able and backup.node.members.pact.held
-            seen.promised_until = inf if decided else min(primary.heard, backup.awake) + self.world.time_to_act
+            going = [backup for backup in able if gate is not None and self._goes_on(gate, backup)]
+            survivor = (*going, *others)[0]
+            seen.promised, seen.survivor = bool(going), survivor.name
+            decided = self.world.scenario.witness and survivor in able and survivor.node.members.pact.held
+            seen.promised_until = inf if decided else min(primary.heard, survivor.awake) + self.world.time_to_act
             if not seen.promised:
                 seen.excused = "not protected when its server died"
             seen.let_go = gate is not None and gate.state is not Gate.PROTECTED and primary.node.gate.protecting
-            if seen.promised and shadow is not None and not self.excuse:
-                assert seen.ack <= shadow.inward.held, (
-                    f"{flow}: acknowledged {seen.ack}, the backup has {shadow.inward.held}"
-                )
+            if seen.promised and not self.excuse:
+                held = survivor.node.shadow.flows[flow].inward.held
+                assert seen.ack <= held, f"{flow}: acknowledged {seen.ack}, {survivor.name} has {held}"
 
-    def _may_act(self, primary: Host, backup: Host) -> bool:
+    def _able(self, primary: SimHost, backup: SimHost) -> bool:
+        """Whether `backup` can take over when `primary` is silent from now on."""
+        able = backup.running and backup.node.members.state is not State.REFUSED and not backup.unplugged
+        return able and self._may_act(primary, backup)
+
+    @staticmethod
+    def _goes_on(gate: GatedConnection, backup: SimHost) -> bool:
+        """Whether `backup`, which can take over, has what it needs to continue the connection."""
+        shadow = backup.node.shadow.flows.get(gate.flow)
+        well = backup.application.well and gate.flow not in backup.application.broken
+        both = gate.state is Gate.PROTECTED and shadow is not None and gate.conn == shadow.conn
+        return well and both and shadow is not None and shadow.state is Shadow.SHADOW and not shadow.inward.late
+
+    def _may_act(self, primary: SimHost, backup: SimHost) -> bool:
         """Whether `backup` is to take over when `primary` is silent from now on."""
         world = self.world
         if not world.takes_over or not world.scenario.witness:
@@ -281,12 +298,12 @@ class Checks:
         """A path was cut: who needs the witness, and has not served yet, may not be able to ask it."""
         for seen in self.flows.values():
             if self.world.scenario.witness and seen.promised and seen.promised_until == inf:
-                survivor = self.world.hosts[seen.survivor]
+                survivor = self.world.host(seen.survivor)
                 serves = survivor.running and survivor.node.members.role is Role.PRIMARY
                 if not serves and not self.world.witness.reaches(survivor):
                     seen.promised, seen.excused = False, "its survivor can't ask the witness"
 
-    def application_failed(self, host: Host, how: str, alone: FlowKey | None = None) -> None:
+    def application_failed(self, host: SimHost, how: str, alone: FlowKey | None = None) -> None:
         """The application of `host` fails now (die, hang, refuse; exit: only the process of the connection `alone`).
 
         If the contract says that it is found, the protected connections must live. Others of this host are lost when
@@ -295,58 +312,70 @@ class Checks:
         settings = host.settings
         found = how in ("die", "exit") or settings.health_checked
         moves = found and settings.on_app_failure == "service"
-        other = self.world.other(host)
         serves = host.running and host.node.members.role is Role.PRIMARY
-        able = moves and serves and host.node.members.state is State.PROTECTED and other.running
-        able = able and other.node.members.state is State.SHADOWING and not other.node.members.invalid
-        able = able and other.application.well and not other.unplugged
+        able = moves and serves and host.node.members.state is State.PROTECTED
+        ready = [other for other in self.world.others(host) if able and self._follows(other)]
         for flow, seen in self.flows.items():
             if not serves:
                 if seen.survivor == host.name and (alone in (None, flow)) and how != "refuse":
                     seen.promised, seen.excused = False, "its survivor's application has failed, too"
                 continue
-            gate, shadow = host.node.gate.flows.get(flow), None
-            if able:
-                shadow = other.node.shadow.flows.get(flow)
-            if gate is not None and shadow is not None and gate.conn == shadow.conn and not seen.excused:
-                lives = gate.state is Gate.PROTECTED and shadow.state is Shadow.SHADOW
-                tcp = host.kernel.flows.get(((flow[2], flow[3]), (flow[0], flow[1])))
-                known = tcp is not None and tcp.state != "syn-received"  # else it is a new one, which may be refused
-                if lives and known and flow not in other.application.broken:
-                    seen.promised, seen.survivor, seen.promised_until = True, other.name, inf
+            gate = host.node.gate.flows.get(flow)
+            tcp = host.kernel.flows.get(((flow[2], flow[3]), (flow[0], flow[1])))
+            known = tcp is not None and tcp.state != "syn-received"  # else it is a new one, which may be refused
+            if gate is not None and gate.state is Gate.PROTECTED and known and not seen.excused:
+                going = [other for other in ready if self._shadows(other, gate)]
+                if going:
+                    seen.promised, seen.survivor, seen.promised_until = True, going[0].name, inf
                     continue
             if moves or how in ("die", "hang") or flow == alone:
                 seen.promised, seen.excused = False, f"its application has failed ({how}), and nobody can go on"
 
-    def yielded(self, host: Host) -> None:
-        """The service of `host` moves: not to one whose application is known to have failed."""
-        since = self.world.clock.now - self.world.other(host).application.failed_at
-        known = self.world.scenario.health and not self.world.other(host).application.well and since > KNOWN_S
-        assert not known, f"{host.name} moves to a host whose application has failed {since:.1f} s ago"
+    @staticmethod
+    def _follows(other: SimHost) -> bool:
+        """Whether a backup is there, and well, to take the service at once."""
+        follows = other.running and other.node.members.state is State.SHADOWING and not other.node.members.invalid
+        return follows and other.application.well and not other.unplugged
 
-    def denied(self, host: Host) -> None:
-        """The witness has let the other one act alone. If its fence fails, nobody goes on."""
+    @staticmethod
+    def _shadows(other: SimHost, gate: GatedConnection) -> bool:
+        """Whether a backup has a living replica of the connection."""
+        shadow = other.node.shadow.flows.get(gate.flow)
+        lives = shadow is not None and shadow.conn == gate.conn and shadow.state is Shadow.SHADOW
+        return lives and gate.flow not in other.application.broken
+
+    def yielded(self, host: SimHost) -> None:
+        """The service of `host` moves: not to where the application is known to have failed."""
+        failed = [self._known_to_fail(other) for other in self.world.others(host)]
+        assert not all(failed), f"{host.name} moves to a host whose application has failed"
+
+    def _known_to_fail(self, host: SimHost) -> bool:
+        since = self.world.clock.now - host.application.failed_at
+        return self.world.scenario.health and not host.application.well and since > KNOWN_S
+
+    def denied(self, host: SimHost) -> None:
+        """The witness has let another host act alone. If its fence fails, nobody goes on."""
         if not self.world.takes_over:
             for seen in self.flows.values():
-                seen.promised, seen.excused = False, f"{host.name} was denied, and the other's fence may have failed"
+                seen.promised, seen.excused = False, f"{host.name} was denied, and another's fence may have failed"
 
-    def _moved(self, host: Host) -> None:
-        """`host` serves from now on, though the other one lives: what was not protected is lost."""
+    def _moved(self, host: SimHost) -> None:
+        """`host` serves from now on, though another one lives: what was not protected is lost."""
         for flow, seen in self.flows.items():
             shadow = host.node.shadow.flows.get(flow)
             going = shadow is not None and shadow.state is Shadow.ACTIVE
             if not going and not seen.promised and not seen.protected:
                 seen.excused = "not protected when the service moved"
 
-    def died(self, host: Host) -> None:
+    def died(self, host: SimHost) -> None:
         """What `host` alone could continue is lost: one failure is promised to be survived, not two."""
         for seen in self.flows.values():
             if seen.survivor == host.name:
                 seen.promised, seen.excused = False, "its survivor has died, too"
 
-    def restarted(self, host: Host, old: Node, resumes: bool) -> None:
+    def restarted(self, host: SimHost, old: Node, resumes: bool) -> None:
         """The daemon is back."""
-        self.world.crashes[host.name] = self.world.clock.now  # the other may not know yet what this one has lost
+        self.world.crashes[host.name] = self.world.clock.now  # a peer may not know yet what this one has lost
         node, was = host.node, old.members.state
         assert not resumes or was in (State.UNPROTECTED, State.ARMING), (
             f"{host.name} goes on after {was.name}: the backup may be about to take over"
@@ -379,7 +408,7 @@ class Checks:
             excused = self.excuse or (seen is not None and seen.excused) or flow in self.refused
             state = f"{client.tcp.state}, {len(got)} of {len(client.expected)}, sent {client.sent}/{len(client.out)}"
             assert client.finished or excused, f"client port {flow[1]} -> {flow[3]} did not end well: {state}"
-        for host in self.world.hosts.values():
+        for host in self.world.hosts:
             for flow, apps in host.apps.items():
                 sent = [client.out for at, client in [*self.world.past, *self.world.clients.items()] if at == flow]
                 for app in apps:

@@ -11,7 +11,7 @@ from itertools import count
 from random import Random
 from typing import TYPE_CHECKING
 
-from nfq_failover.constants import ACK, FIN, RST, SYN
+from nfq_failover.constants import ACK, DEFAULT_SYNC_PORT, FIN, RST, SYN
 from nfq_failover.core.events import (
     ApplyRules,
     AskWitness,
@@ -40,6 +40,7 @@ from nfq_failover.core.events import (
     StoreEpoch,
     TimerFired,
     Verdict,
+    WitnessAnswered,
 )
 from nfq_failover.core.node import Node
 from nfq_failover.core.pair.roles import State
@@ -48,7 +49,6 @@ from nfq_failover.core.shadow.checkpoint import LIFE_BYTES, CheckpointWriter, re
 from nfq_failover.wire.heartbeat import HeartbeatTemplate
 from nfq_failover.wire.segment import FlowKey, Segment
 
-from . import bounds, opinions
 from .application import Application
 from .apps import Server
 from .clock import HostClock
@@ -57,7 +57,7 @@ from .scenario import HostPlan
 from .tcp import MTU, Personality, Tcp
 
 if TYPE_CHECKING:
-    from .world import World
+    from .world import SimWorld
 
 CARD_PACKETS = 100
 BUSY_S, BUSY_TIMERS = 0.01, 500
@@ -81,11 +81,11 @@ class Death:
         return self.left == 0
 
 
-class Host:
+class SimHost:
     """One of the two servers, through its lives. `up`: it has power; `running`: its daemon runs."""
 
     def __init__(
-        self, world: World, settings: Settings, who: Callable[[], Personality], plan: HostPlan, random: Random
+        self, world: SimWorld, settings: Settings, who: Callable[[], Personality], plan: HostPlan, random: Random
     ) -> None:
         self.world, self.settings, self.clock, self.plan, self.random = world, settings, world.clock, plan, random
         self.name = settings.name
@@ -96,7 +96,7 @@ class Host:
         self.jumped = 0.0
         self._pending = self._fired = 0
         self._fired_since = 0.0
-        self.awake = self.heard = 0.0  # when the daemon last did anything, and last heard the other one
+        self.awake = self.heard = 0.0  # when the daemon last did anything, and last heard another one
         self.paused_until = self.hung_until = self.unplugged_until = 0.0
         self.apps: dict[FlowKey, list[Server]] = {}
         self.application = Application(self)
@@ -142,7 +142,7 @@ class Host:
         self._ids = count(1)
         self._waiting: dict[tuple[Queue, int], bool] = {}
         self._beat_counter = int(self.ticks.now * 1_000_000)
-        self._template: HeartbeatTemplate | None = None
+        self._templates: dict[str, HeartbeatTemplate] = {}  # by the peer's address
         self._progress = self.ticks.now
         self._timer_at = self._rules_at = 0.0
         self.feed(TimerFired())
@@ -159,6 +159,10 @@ class Host:
         app = Server(self.clock, tcp, self.plan, self.random, self.application)
         self.application.broken.discard((*tcp.remote, *tcp.local))
         self.apps.setdefault((*tcp.remote, *tcp.local), []).append(app)
+
+    def application_failed(self, how: str, alone: FlowKey | None = None) -> None:
+        """The application fails now, or only the process of one connection."""
+        self.world.checks.application_failed(self, how, alone)
 
     def crash(self) -> None:
         """Power loss."""
@@ -304,7 +308,7 @@ class Host:
         self.effects += carried
         if self._waiting:
             raise AssertionError(f"no verdict for {self._waiting} after {event}")
-        bounds.check(self, carried)
+        self.world.checks.carried_out(self, carried)
         self._schedule()
 
     def _dies(self, effect: Effect, before: bool) -> bool:
@@ -341,9 +345,9 @@ class Host:
             else:
                 self._to_wire(bytearray(effect.packet))
         elif isinstance(effect, SendDatagram):
-            self._send(effect.data)
+            self._send(effect.destination[0], effect.data)
         elif isinstance(effect, PublishHeartbeat):
-            self._publish(HeartbeatTemplate.decode(effect.template))
+            self._publish(effect.destination[0], HeartbeatTemplate.decode(effect.template))
         else:
             self._carry_rare(effect)
 
@@ -412,29 +416,31 @@ class Host:
 
     # ------------------------------------------------------------------------------------ the sync channel
 
-    def _send(self, data: bytes) -> None:
+    def _send(self, address: str, data: bytes) -> None:
         if not self.unplugged:
-            self.world.sync(self, data)
+            self.world.sync(self, address, data)
 
-    def datagram(self, data: bytes) -> None:
-        """A datagram has come in."""
+    def datagram(self, came: tuple[str, bytes]) -> None:
+        """A datagram has come in, from an address."""
         if self._hears() and self.running:
-            self.tell(0.0, DatagramReceived(("peer", 7766), data))
+            source, data = came
+            self.tell(0.0, DatagramReceived((source, DEFAULT_SYNC_PORT), data))
 
-    def answered(self, data: bytes) -> None:
-        """The witness has answered."""
-        run, event = opinions.answer(data)
+    def answered(self, came: tuple[int, WitnessAnswered]) -> None:
+        """The witness has answered what a life of the daemon has asked."""
+        run, event = came
         if self.up and not self.unplugged and run == self.run:
             self.tell(0.0, event)
 
-    def _publish(self, template: HeartbeatTemplate) -> None:
-        old, self._template = self._template, template
+    def _publish(self, address: str, template: HeartbeatTemplate) -> None:
+        old = self._templates.get(address)
+        self._templates[address] = template
         if old is None or (old.session, old.body.state, old.body.generation) != (
             template.session,
             template.body.state,
             template.body.generation,
         ):
-            self._send_heartbeat()
+            self._send_heartbeat(address, template)
 
     def _beat(self, run: int) -> None:
         """The heartbeat process: it goes on when the packet loop hangs, and stops when daemon or host do."""
@@ -444,12 +450,12 @@ class Host:
         if self.clock.now < self.paused_until:
             wait = self.paused_until - self.clock.now + 1e-6
         else:
-            self._send_heartbeat()
+            for address, template in self._templates.items():
+                self._send_heartbeat(address, template)
         self.clock.after(wait, self._beat, run)
 
-    def _send_heartbeat(self) -> None:
-        if self._template is not None:
-            self._beat_counter += 1
-            now = self.ticks.now
-            age = int((now - self._progress) * 1000)
-            self._send(self._template.datagram(self._beat_counter, int(now * 1000), age))
+    def _send_heartbeat(self, address: str, template: HeartbeatTemplate) -> None:
+        self._beat_counter += 1
+        now = self.ticks.now
+        age = int((now - self._progress) * 1000)
+        self._send(address, template.datagram(self._beat_counter, int(now * 1000), age))

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from .host import Death, Host
+from .host import Death, SimHost
 from .network import Path
 from .scenario import Incident
 
 if TYPE_CHECKING:
-    from .world import World
+    from .world import SimWorld
 
 
 class Incidents:
     """Carries out the incidents of a scenario."""
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: SimWorld) -> None:
         self.world = world
         self.clock = world.clock
 
@@ -24,45 +24,49 @@ class Incidents:
         """Do it now."""
         getattr(self, f"_{incident.what}")(incident)
 
-    def paths(self, target: str) -> list[Path]:
-        """The directions that a name stands for: "sync>a" towards a, "sync" both; "tap" likewise; "client>service",
-        "service>client", "client" both."""
+    def paths(self, target: str) -> list[Path[Any]]:
+        """The directions that a name stands for: "sync>HOST" towards a host, "sync" all; "tap" likewise;
+        "client>service", "service>client", "client" both; "HOST>witness", "witness>HOST", "witness-HOST" both,
+        "witness" those of all hosts."""
         world = self.world
-        third = world.witness.paths
+        witness = world.witness.paths
         if target.startswith("witness-"):
-            return [path for name, path in third.items() if target[-1] in (name[0], name[-1])]
-        if target == "witness" or target in third:
-            return list(third.values()) if target == "witness" else [third[target]]
-        named = {f"sync>{name}": path for name, path in world.syncs.items()}
+            name = target.removeprefix("witness-")
+            return [witness[f"{name}>witness"], witness[f"witness>{name}"]]
+        named: dict[str, Path[Any]] = {f"sync>{name}": path for name, path in world.syncs.items()}
         named |= {f"tap>{name}": path for name, path in world.taps.items()}
-        if target == "client":
-            return [world.client_out, world.client_in]
-        named |= {"client>service": world.client_out, "service>client": world.client_in}
-        return [named[target]] if target in named else [path for name, path in named.items() if name[:-2] == target]
+        named |= {"client>service": world.client_out, "service>client": world.client_in, **witness}
+        if target in named:
+            return [named[target]]
+        return [path for name, path in named.items() if target in name.split(">")]
 
-    def host(self, target: str) -> Host:
+    def host(self, target: str) -> SimHost:
         """A host by name, or by what it is now."""
         world = self.world
-        if target in world.hosts:
-            return world.hosts[target]
-        primary = world.owner or world.hosts["a"]
-        return primary if target == "primary" else world.other(primary)
+        for host in world.hosts:
+            if target == host.name:
+                return host
+        primary = world.owner or world.hosts[0]
+        return primary if target == "primary" else world.others(primary)[0]
 
     def _crash(self, incident: Incident) -> None:
         host = self.host(incident.target)
         if incident.effect:
             self._arm(host, incident)
-        elif self.world.other(host).running:  # else one has failed already: two failures are more than one can bear
+        elif self._another_runs(host):  # else one has failed already: two failures are more than one can bear
             self.world.power_off(host)
+
+    def _another_runs(self, host: SimHost) -> bool:
+        return any(other.running for other in self.world.others(host))
 
     def _kill(self, incident: Incident) -> None:
         host = self.host(incident.target)
         if incident.effect:
             self._arm(host, incident)
-        elif host.running and (self.world.other(host).running or host.resumable):
+        elif host.running and (self._another_runs(host) or host.resumable):
             self.world.kill(host)
 
-    def _arm(self, host: Host, incident: Incident) -> None:
+    def _arm(self, host: SimHost, incident: Incident) -> None:
         world = self.world
 
         def strike() -> None:
@@ -76,12 +80,12 @@ class Incidents:
 
     def _boot(self, incident: Incident) -> None:
         del incident
-        for host in self.world.hosts.values():
+        for host in self.world.hosts:
             self.world.power_on(host)
 
     def _restart(self, incident: Incident) -> None:
         del incident
-        for host in self.world.hosts.values():
+        for host in self.world.hosts:
             if host.up and not host.running:
                 host.start()
 
@@ -116,7 +120,7 @@ class Incidents:
     def _app_exit(self, incident: Incident) -> None:
         self._process(incident, None, True)
 
-    def _process(self, incident: Incident, strike: Callable[[Host], None] | None, alone: bool = False) -> None:
+    def _process(self, incident: Incident, strike: Callable[[SimHost], None] | None, alone: bool = False) -> None:
         host = self.host(incident.target)
         if not host.up or not host.application.well:
             return
@@ -127,6 +131,6 @@ class Incidents:
 
     def _app_start(self, incident: Incident) -> None:
         del incident
-        for host in self.world.hosts.values():
+        for host in self.world.hosts:
             if host.up:
                 host.application.start()

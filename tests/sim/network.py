@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from random import Random
+from typing import Generic, TypeVar
 
 from .clock import Clock
 
@@ -24,15 +25,18 @@ class Quality:
         return replace(self, loss=0.0, duplicate=0.0, reorder=0.0)
 
 
-class Path:
-    """One direction. Nothing passes while `cuts` (how many incidents hold it cut) is not 0."""
+T = TypeVar("T")
 
-    def __init__(self, clock: Clock, quality: Quality, deliver: Callable[[bytes], None], random: Random) -> None:
+
+class Path(Generic[T]):
+    """One direction, for what `deliver` takes. Nothing passes while one incident or more (`cuts`) hold it cut."""
+
+    def __init__(self, clock: Clock, quality: Quality, deliver: Callable[[T], None], random: Random) -> None:
         self.clock, self.quality, self.deliver, self.random = clock, quality, deliver, random
         self.cuts = 0
         self._last = 0.0
 
-    def send(self, packet: bytes) -> None:
+    def send(self, packet: T) -> None:
         """Put a packet on its way."""
         quality, random = self.quality, self.random
         if self.cuts or (quality.loss and random.random() < quality.loss):
@@ -46,7 +50,7 @@ class Path:
                 arrival = self._last = max(arrival, self._last + 1e-7)
             self.clock.at(arrival, self._arrive, packet)
 
-    def _arrive(self, packet: bytes) -> None:
+    def _arrive(self, packet: T) -> None:
         if not self.cuts:
             self.deliver(packet)
 

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from functools import partial
+from random import Random
+from typing import Any
 
 from nfq_failover.core.events import AskWitness, WitnessAnswered
 from nfq_failover.core.pair import witness
 
+from .clock import Clock
+from .host import SimHost
 from .network import Path, Quality
-
-if TYPE_CHECKING:
-    from .host import Host
-    from .world import World
 
 
 class Fences:
@@ -27,7 +28,7 @@ class Fences:
         self.plan, self.deadline_s = plan, deadline_s
         self.attempts: Counter[str] = Counter()
 
-    def attempt(self, host: Host) -> tuple[float | None, float, bool]:
+    def attempt(self, host: SimHost) -> tuple[float | None, float, bool]:
         """(the peer loses power after so many seconds, or not; the answer comes after so many; what it says)."""
         plan, deadline, random = self.plan, self.deadline_s, host.random
         takes = random.choice((0.005, 0.05, 0.3))
@@ -45,41 +46,41 @@ class Fences:
 
 
 class Witness:
-    """The witness, and the wires to it: "a>witness", "witness>a", the same for b."""
+    """The witness, and the wires between it and each of `hosts`: "HOST>witness", "witness>HOST"."""
 
-    def __init__(self, world: World) -> None:
-        self.world = world
+    def __init__(self, hosts: Sequence[SimHost], clock: Clock, quality: Quality, dice: Callable[[str], Random]) -> None:
         self.last: witness.Grant | None = None
-        quality = world.scenario.quality.get("witness", Quality(0.0005))
-        dice, clock = world.dice, world.clock
-        self.paths = {f"{n}>witness": Path(clock, quality, self._asked, dice(f"{n}>witness")) for n in world.hosts}
-        for name, host in world.hosts.items():
-            self.paths[f"witness>{name}"] = Path(clock, quality, host.answered, dice(f"witness>{name}"))
+        self._questions: dict[str, Path[tuple[int, AskWitness]]] = {}
+        self._answers: dict[str, Path[tuple[int, WitnessAnswered]]] = {}
+        for host in hosts:
+            to, back = f"{host.name}>witness", f"witness>{host.name}"
+            self._questions[host.name] = Path(clock, quality, partial(self._asked, host.name), dice(to))
+            self._answers[host.name] = Path(clock, quality, host.answered, dice(back))
 
-    def ask(self, host: Host, question: AskWitness) -> None:
+    @property
+    def paths(self) -> dict[str, Path[Any]]:
+        """All wires, by name."""
+        to: dict[str, Path[Any]] = {f"{name}>witness": path for name, path in self._questions.items()}
+        return to | {f"witness>{name}": path for name, path in self._answers.items()}
+
+    def ask(self, host: SimHost, question: AskWitness) -> None:
         """A host asks, once."""
         if not host.unplugged:
-            self.paths[f"{host.name}>witness"].send(f"{host.name} {host.run} {question.low} {question.high}".encode())
+            self._questions[host.name].send((host.run, question))
 
-    def _asked(self, data: bytes) -> None:
-        name, run, low, high = data.decode().split()
-        decided = witness.decide(self.last, name, int(low), int(high))
+    def _asked(self, name: str, came: tuple[int, AskWitness]) -> None:
+        run, question = came
+        decided = witness.decide(self.last, name, question.low, question.high)
         if decided is not None:
             self.last = decided
-        granted = int(decided is not None)
-        self.paths[f"witness>{name}"].send(f"{run} {high} {granted}".encode())
+        detail = "" if decided is not None else "it is another's"
+        self._answers[name].send((run, WitnessAnswered(question.high, decided is not None, detail)))
 
-    def reaches(self, host: Host) -> bool:
+    def reaches(self, host: SimHost) -> bool:
         """Whether questions and answers of `host` get through now."""
-        return not (self.paths[f"{host.name}>witness"].cuts or self.paths[f"witness>{host.name}"].cuts)
+        return not (self._questions[host.name].cuts or self._answers[host.name].cuts)
 
     def heal(self) -> None:
         """Nothing is lost any more."""
         for path in self.paths.values():
             path.quality = path.quality.healed()
-
-
-def answer(data: bytes) -> tuple[int, WitnessAnswered]:
-    """(which life of the daemon has asked, what it is told)."""
-    run, high, granted = map(int, data.split())
-    return run, WitnessAnswered(high, bool(granted), "it is the other's" if not granted else "")

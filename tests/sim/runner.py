@@ -17,7 +17,7 @@ from pathlib import Path
 
 from .generate import from_seed
 from .scenario import Scenario
-from .world import World
+from .world import SimWorld
 
 ROOT = Path(__file__).parents[2]
 CHUNK = 8
@@ -44,7 +44,7 @@ class Outcome:
 
 def run(scenario: Scenario, verbose: bool = False) -> Outcome:
     """Run one scenario; whatever goes wrong in it is in the outcome."""
-    world = World(scenario)
+    world = SimWorld(scenario)
     trace = failure = details = ""
     try:
         trace = world.run()
@@ -52,7 +52,7 @@ def run(scenario: Scenario, verbose: bool = False) -> Outcome:
         failure = f"{type(error).__name__}: {error}"
         details = traceback.format_exc()
     if verbose:
-        logs = [(at, host.name, log) for host in world.hosts.values() for at, log in host.logs]
+        logs = [(at, host.name, log) for host in world.hosts for at, log in host.logs]
         logs.sort(key=lambda entry: entry[0])
         lines = [f"{at:.4f} {name} {log.event} {log.fields}" for at, name, log in logs]
         details = "\n".join([str(scenario), *lines, details])

@@ -17,12 +17,12 @@ from nfq_failover.wire.segment import FlowKey, Segment
 from .apps import Client
 from .checks import Checks
 from .generate import KINDS, from_seed
-from .host import Host
+from .host import SimHost
 from .network import Quality
 from .scenario import Scenario
 from .tcp import Tcp
 from .tcp_send import SEND_BUFFER
-from .world import World
+from .world import SimWorld
 
 Twist = Callable[[int, bytes], bytes]
 CRASHES = range(1, 11)
@@ -54,11 +54,11 @@ def longer(offset: int, data: bytes) -> bytes:
 class TwistedChecks(Checks):
     """What the packets say is up to the end of the run; here is noted when the first different byte was sent."""
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: SimWorld) -> None:
         super().__init__(world)
         self.first: dict[Client, float] = {}
 
-    def emitted(self, host: Host, packet: bytes) -> None:
+    def emitted(self, host: SimHost, packet: bytes) -> None:
         if is_icmp(bytearray(packet)):
             error = IcmpError(bytearray(packet))
             self._one_host(host, (error.src, error.sport, error.dst, error.dport), "an ICMP error")
@@ -73,14 +73,14 @@ class TwistedChecks(Checks):
             if offset + seg.payload_len > self.world.place:  # type: ignore[attr-defined]
                 self.first.setdefault(client, self.world.clock.now)
 
-    def promise(self, primary: Host) -> None:
+    def promise(self, primary: SimHost) -> None:
         del primary
 
     def final(self) -> None:
         """`Twisted.judge` does it."""
 
 
-class Twisted(World):
+class Twisted(SimWorld):
     """A world whose server `b` is twisted. `place`: the first byte that differs."""
 
     def __init__(self, scenario: Scenario, twist: Twist) -> None:
@@ -88,7 +88,7 @@ class Twisted(World):
         super().__init__(scenario)
         self.place = next(i for i in range(1000) if twist(0, bytes(1000))[i])
         self.checks = TwistedChecks(self)
-        twisted = self.hosts["b"]
+        twisted = self.hosts[1]
         plain = twisted.accepted
 
         def accepted(tcp: Tcp) -> None:
@@ -131,9 +131,9 @@ class Twisted(World):
         return "mixture"
 
 
-def with_policy(world: World, policy: str) -> World:
+def with_policy(world: SimWorld, policy: str) -> SimWorld:
     """The same world with another policy."""
-    for host in world.hosts.values():
+    for host in world.hosts:
         host.settings = replace(host.settings, divergence=policy)
     return world
 
@@ -156,7 +156,7 @@ def runs(twist: Twist, seeds: range, kinds: tuple[str, ...], policy: str = "defa
             found += world.judge()
         except AssertionError as error:
             raise AssertionError(f"seed {seed}, {twist.__name__}: {error}") from error
-        for host in world.hosts.values():
+        for host in world.hosts:
             if host.up:
                 found.update({f"count {name}": n for name, n in host.node.out.counters.items()})
     return found
@@ -190,12 +190,12 @@ def test_servers_that_agree_lose_nothing_and_never_differ(policy: str) -> None:
     """Each policy has a third of the kinds; the other tests of the simulator have all of them with the default."""
     compared = 0
     for seed in range(("default", "strict", "off").index(policy), len(KINDS), 3):
-        world = with_policy(World(from_seed(seed)), policy)
+        world = with_policy(SimWorld(from_seed(seed)), policy)
         try:
             world.run()
         except AssertionError as error:
             raise AssertionError(f"seed {seed}: {error}") from error
-        for host in world.hosts.values():
+        for host in world.hosts:
             counters = host.node.out.counters if host.up else Counter[str]()
             assert not counters["difference"] and not counters["diverged"], seed
             shadows = host.node.shadow.flows.values() if host.up else ()
@@ -206,9 +206,9 @@ def test_servers_that_agree_lose_nothing_and_never_differ(policy: str) -> None:
 def test_strict_does_not_stop_at_a_part_of_a_block() -> None:
     """In these runs a replica's congestion window has stopped it there: then only the client can make it go on."""
     for seed, kind in ((117, "hang"), (132, "none"), (133, "crash-primary")):
-        world = with_policy(World(from_seed(seed, kind)), "strict")
+        world = with_policy(SimWorld(from_seed(seed, kind)), "strict")
         world.run()
-        for host in world.hosts.values():
+        for host in world.hosts:
             assert not host.up or not host.node.out.counters["strict-given-up"], seed
 
 

@@ -22,9 +22,9 @@ from nfq_failover.wire.segment import FlowKey, Segment
 from .apps import Client
 from .checks import Checks
 from .generate import from_seed
-from .host import Host
+from .host import SimHost
 from .scenario import Incident, Scenario
-from .world import World
+from .world import SimWorld
 
 SEEDS = range(1, 7)
 KINDS = ("none", "crash-primary", "crash-backup", "cut", "pause", "hang", "rejoin", "kill-backup")
@@ -45,13 +45,13 @@ class Gone:
 class HandoverChecks(Checks):
     """Beside all else: who is heard on a connection, and what is promised to one that was handed over."""
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: SimWorld) -> None:
         super().__init__(world)
         self.speaks: dict[Client, list[str]] = {}
         self.lost: set[Client] = set()
         self.confirmed = 0  # of those that were lost: the replica has ended, too, or the client
 
-    def emitted(self, host: Host, packet: bytes) -> None:
+    def emitted(self, host: SimHost, packet: bytes) -> None:
         if is_icmp(bytearray(packet)):
             super().emitted(host, packet)
             return
@@ -69,7 +69,8 @@ class HandoverChecks(Checks):
             return
         if client is not None and client in self.world.struck and self._unprotected(host, seg):  # type: ignore[attr-defined]
             flow = (seg.dst, seg.dport, seg.src, seg.sport)
-            shadow = self.world.other(host).node.shadow.flows.get(flow)
+            (other,) = self.world.others(host)
+            shadow = other.node.shadow.flows.get(flow)
             # A reset where the replica closes is confirmed; what the client has aborted can't go on anywhere.
             if client.aborted or (shadow is not None and shadow.output.fin_out is not None):
                 self.confirmed += 1
@@ -78,32 +79,33 @@ class HandoverChecks(Checks):
         super().emitted(host, packet)
 
     @staticmethod
-    def _unprotected(host: Host, seg: Segment) -> bool:
+    def _unprotected(host: SimHost, seg: Segment) -> bool:
         flow = (seg.dst, seg.dport, seg.src, seg.sport)
         gate = host.node.gate.flows.get(flow)
         if gate is None:  # its RST has been let go, and it is forgotten
             return bool(seg.flags & RST) and flow not in host.node.shadow.flows
         return gate.state is Gate.UNPROTECTED and gate.end is not None and gate.end.passed
 
-    def _one_host(self, host: Host, flow: FlowKey, what: object) -> None:
+    def _one_host(self, host: SimHost, flow: FlowKey, what: object) -> None:
         shadow = host.node.shadow.flows.get(flow)
         if shadow is None or not shadow.handed:
             super()._one_host(host, flow, what)
 
-    def promise(self, primary: Host) -> None:
+    def promise(self, primary: SimHost) -> None:
         super().promise(primary)
-        backup = self.world.other(primary)
+        (backup,) = self.world.others(primary)
         for flow, seen in self.flows.items():
             shadow = backup.node.shadow.flows.get(flow) if backup.running else None
             if shadow is not None and shadow.handed and shadow.state is Shadow.ACTIVE:
                 seen.promised, seen.excused, seen.promised_until = True, "", inf
 
-    def died(self, host: Host) -> None:
+    def died(self, host: SimHost) -> None:
         super().died(host)
         for flow, shadow in host.node.shadow.flows.items() if host.running else ():
             if shadow.handed and flow in self.flows:
                 self.lose(flow, "the host that it was handed over to has died")
-        for flow in self.world.other(host).node.gate.handovers.flows if self.world.other(host).running else ():
+        (other,) = self.world.others(host)
+        for flow in other.node.gate.handovers.flows if other.running else ():
             if flow in self.flows:
                 self.lose(flow, "the host that it was being handed over to has died")
 
@@ -114,7 +116,7 @@ class HandoverChecks(Checks):
         self.lost.add(seen.client)
 
 
-class Failing(World):
+class Failing(SimWorld):
     """A world in which servers of single connections die on the primary, now and then."""
 
     def __init__(self, scenario: Scenario) -> None:
@@ -124,7 +126,7 @@ class Failing(World):
         self.checks = HandoverChecks(self)
         self.failed = 0
         self.struck: set[Client] = set()
-        for host in self.hosts.values():
+        for host in self.hosts:
             host.settings = replace(host.settings, on_app_failure="connection", end_deadline_ms=200)
         self.chance = self.dice("failures")
         self.struck_down = scenario.kind != "crash-primary"
@@ -166,7 +168,7 @@ def run(seed: int, kind: str) -> tuple[int, int, int]:
         world.run()
     except AssertionError as error:
         raise AssertionError(f"seed {seed}, {world.scenario.kind}: {error}") from error
-    counters = [host.node.out.counters for host in world.hosts.values() if host.up]
+    counters = [host.node.out.counters for host in world.hosts if host.up]
     checks = world.checks
     assert isinstance(checks, HandoverChecks)
     return world.failed, sum(found["handed-over-to-us"] for found in counters), len(checks.lost) - checks.confirmed

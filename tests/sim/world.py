@@ -6,6 +6,7 @@ from dataclasses import asdict, replace
 from functools import partial
 from hashlib import blake2s
 from random import Random
+from typing import Any
 
 from nfq_failover.core.events import Fence, FenceFinished
 from nfq_failover.core.pair.roles import State
@@ -17,10 +18,10 @@ from .apps import Client
 from .checks import Checks
 from .clock import Clock, HostClock
 from .generate import FENCE_DEADLINE_MS, release
-from .host import Host
+from .host import SimHost
 from .incidents import Incidents
 from .kernel import Kernel
-from .network import Path
+from .network import Path, Quality
 from .opinions import Fences, Witness
 from .scenario import DOWNLOAD, ECHO, PROBE_PORT, UPLOAD, Connection, HostPlan, Scenario
 from .tcp import Personality
@@ -33,7 +34,7 @@ SETTLE_S = 3.0  # until what is known of an application is up to date
 DRAIN_S = 90.0  # longer than what an ended connection is remembered
 
 
-class World:
+class SimWorld:
     """One run of one scenario."""
 
     def __init__(self, scenario: Scenario) -> None:
@@ -54,19 +55,25 @@ class World:
         self.incidents = Incidents(self)
         self.clients: dict[FlowKey, Client] = {}
         self.past: list[tuple[FlowKey, Client]] = []  # whose port was used again
-        self.owner: Host | None = None
+        self.owner: SimHost | None = None
         self.crashes: dict[str, float] = {}
-        self.hosts = hosts = {name: self._host(name, other) for name, other in (("a", "b"), ("b", "a"))}
-        self.witness = Witness(self)
+        self.hosts = tuple(self._host(name) for name in scenario.hosts)
+        self.witness = Witness(self.hosts, self.clock, scenario.quality.get("witness", Quality(0.0005)), self.dice)
         ticks = HostClock(self.clock, 1.0, scenario.client.uptime)
         who = self._personality(scenario.client, client=True)
         self.client = Kernel(self.clock, who, self._client_output, self.dice("client"), ticks)
         quality = {name: q.healed() for name, q in scenario.quality.items()}
         self.client_out = Path(self.clock, quality["client"], self._to_service, self.dice("client>service"))
         self.client_in = Path(self.clock, quality["client"], self._to_client, self.dice("service>client"))
-        self.taps = {n: Path(self.clock, quality["tap"], hosts[n].wire_input, self.dice(f"tap>{n}")) for n in hosts}
-        self.syncs = {n: Path(self.clock, quality["sync"], hosts[n].datagram, self.dice(f"sync>{n}")) for n in hosts}
-        self.paths = {
+        self.taps = {
+            host.name: Path(self.clock, quality["tap"], host.wire_input, self.dice(f"tap>{host.name}"))
+            for host in self.hosts
+        }
+        self.syncs = {
+            host.name: Path(self.clock, quality["sync"], host.datagram, self.dice(f"sync>{host.name}"))
+            for host in self.hosts
+        }
+        self.paths: dict[str, list[Path[Any]]] = {
             "client": [self.client_out, self.client_in],
             "tap": list(self.taps.values()),
             "sync": list(self.syncs.values()),
@@ -89,16 +96,18 @@ class World:
             wrap=plan.wrap,
         )
 
-    def _host(self, name: str, other: str) -> Host:
+    def _host(self, name: str) -> SimHost:
+        """The server `name`; the first one of the scenario is to serve, if it has the choice."""
         scenario, plan = self.scenario, self.scenario.hosts[name]
+        first, *_ = scenario.hosts
         limits = {what: size for what, size in asdict(scenario.limits).items() if size}
         settings = configured.settings(
             name=name,
             service=SERVICE,
             ports=((ECHO, UPLOAD),),
-            peers=(configured.peer(other, "peer"),),
+            peers=tuple(configured.peer(other, other) for other in scenario.hosts if other != name),
             key=b"simulated" * 4,
-            prefer_primary=name == "a",
+            prefer_primary=name == first,
             has_fence=scenario.fence != "none",
             split_brain_accepted=scenario.split_brain,
             heartbeat_interval_ms=scenario.heartbeat_ms,
@@ -109,11 +118,15 @@ class World:
             on_app_failure=scenario.on_failure,
             **limits,
         )
-        return Host(self, settings, partial(self._personality, plan), plan, self.dice(f"host {name}"))
+        return SimHost(self, settings, partial(self._personality, plan), plan, self.dice(f"host {name}"))
 
-    def other(self, host: Host) -> Host:
-        """The other server."""
-        return self.hosts["b" if host.name == "a" else "a"]
+    def host(self, name: str) -> SimHost:
+        """A server by its name."""
+        return next(host for host in self.hosts if host.name == name)
+
+    def others(self, host: SimHost) -> tuple[SimHost, ...]:
+        """All servers but this one, in the scenario's order."""
+        return tuple(other for other in self.hosts if other is not host)
 
     # ------------------------------------------------------------------------------------ wires
 
@@ -130,19 +143,20 @@ class World:
     def _to_service(self, packet: bytes) -> None:
         self._note("client", packet)
         if self.tap == "multicast":
-            for name in self.hosts:
-                if self.owner is self.hosts[name]:
-                    self.owner.wire_input(packet)
+            for host in self.hosts:
+                if self.owner is host:
+                    host.wire_input(packet)
                 else:
-                    self.taps[name].send(packet)
+                    self.taps[host.name].send(packet)
         elif self.owner is not None:
             self.owner.wire_input(packet)
 
-    def clone(self, host: Host, packet: bytes) -> None:
-        """The clone tap: the primary sends a copy to the backup."""
-        self.taps[self.other(host).name].send(packet)
+    def clone(self, host: SimHost, packet: bytes) -> None:
+        """The clone tap: the primary sends a copy to each backup."""
+        for other in self.others(host):
+            self.taps[other.name].send(packet)
 
-    def outward(self, host: Host, packet: bytes) -> None:
+    def outward(self, host: SimHost, packet: bytes) -> None:
         """A packet leaves a server for the client."""
         self._note(host.name, packet)
         self.checks.emitted(host, packet)
@@ -151,26 +165,26 @@ class World:
     def _to_client(self, packet: bytes) -> None:
         self.client.input(packet)
 
-    def sync(self, host: Host, data: bytes) -> None:
-        """A datagram to the other server."""
+    def sync(self, host: SimHost, address: str, data: bytes) -> None:
+        """A datagram to another server, whose address is its name."""
         self.trace.update(f"{self.clock.now:.7f} sync {host.name} {len(data)}".encode())
-        self.syncs[self.other(host).name].send(data)
+        self.syncs[address].send((host.name, data))
 
-    def announce(self, host: Host, run: int) -> None:
+    def announce(self, host: SimHost, run: int) -> None:
         """The switch and the client learn who has the service address."""
         if run == host.run and host.owns and not host.unplugged:
             self.owner = host
 
     # ------------------------------------------------------------------------------------ life and death
 
-    def fence(self, host: Host, effect: Fence) -> None:
+    def fence(self, host: SimHost, effect: Fence) -> None:
         """The fence agent: takes its time, and works or not."""
         strikes, takes, ok = self.fences.attempt(host)
         if strikes is not None:
-            self.clock.after(strikes, self.power_off, self.other(host))
+            self.clock.after(strikes, self.power_off, self.host(effect.peer))
         host.tell(takes, FenceFinished(effect.peer, ok, "" if ok else "no answer"))
 
-    def power_off(self, host: Host) -> None:
+    def power_off(self, host: SimHost) -> None:
         """Power loss."""
         if host.up:
             heard = host.owns or self.scenario.witness  # one whose lease has ended may yet be reassured
@@ -182,7 +196,7 @@ class World:
             if self.healed:  # by a fence that was still at work
                 self.clock.after(0.5, self.power_on, host)
 
-    def kill(self, host: Host) -> None:
+    def kill(self, host: SimHost) -> None:
         """The daemon dies, the host lives."""
         if host.running:
             if not host.resumable:
@@ -192,12 +206,12 @@ class World:
             host.kill()
             self.crashes[host.name] = self.clock.now
 
-    def power_on(self, host: Host) -> None:
+    def power_on(self, host: SimHost) -> None:
         """Boot again."""
         if not host.up:
             host.boot(host.random.choice((0.0, 0.1)))
 
-    def crashed_lately(self, host: Host) -> bool:
+    def crashed_lately(self, host: SimHost) -> bool:
         """Whether the primary may not know yet that its backup has lost everything."""
         return self.clock.now - self.crashes.get(host.name, -100.0) < 3.0
 
@@ -218,8 +232,8 @@ class World:
     def run(self) -> str:
         """Phase 1: connections and incidents. Phase 2: healing, until all has ended well. Returns the trace's hash."""
         scenario, clock = self.scenario, self.clock
-        for name, plan in scenario.hosts.items():
-            clock.after(plan.boot, self.hosts[name].boot, plan.listen_after)
+        for host in self.hosts:
+            clock.after(host.plan.boot, host.boot, host.plan.listen_after)
         clock.run(clock.now + 3.0, self._protected)
         assert self._protected(), f"not protected at first: {self._states()}"
         start = clock.now
@@ -243,18 +257,18 @@ class World:
         self.checks.final()
         if scenario.drain:
             clock.run(clock.now + DRAIN_S)
-            for host in self.hosts.values():
+            for host in self.hosts:
                 bounds.empty(host)
         self.trace.update(f"{clock.now:.6f}".encode())
         return self.trace.hexdigest()
 
     def _states(self) -> str:
         return ", ".join(
-            f"{host.name} {host.node.members.state.name} ({host.node.members.reason})" for host in self.hosts.values()
+            f"{host.name} {host.node.members.state.name} ({host.node.members.reason})" for host in self.hosts
         )
 
     def _protected(self) -> bool:
-        states = [host.node.members.state for host in self.hosts.values() if host.running]
+        states = [host.node.members.state for host in self.hosts if host.running]
         return sorted(states) == [State.SHADOWING, State.PROTECTED]
 
     def _all_over(self) -> bool:
@@ -269,7 +283,7 @@ class World:
         for path in [path for paths in self.paths.values() for path in paths]:
             path.quality = path.quality.healed()
         self.witness.heal()
-        for host in self.hosts.values():
+        for host in self.hosts:
             host.deaths.clear()
             self.power_on(host)
             if not host.running:
