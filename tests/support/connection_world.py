@@ -185,7 +185,7 @@ class Case:
         return streams
 
 
-class World:
+class SharedLab:
     """A lab that is shared by cases. Whatever a case did to it, the next one finds it protected."""
 
     def __init__(self, options: Options, seed: int, serves: tuple[str, ...] = SERVES) -> None:

@@ -46,7 +46,7 @@ HOLD_AT_MOST_S = 2 * DETECTION_S + FENCE_DEADLINE_S + 0.3 + ALLOWANCE_S
 REORDERING_S = 0.01
 
 
-class World:
+class FaultWorld:
     """A lab with the workloads' server on both hosts, and what tests of faults do with it."""
 
     def __init__(self, made: Lab) -> None:
@@ -319,7 +319,7 @@ class Talk:
         return False
 
 
-def talk(world: World, timeout_s: float = 10.0) -> Talk:
+def talk(world: FaultWorld, timeout_s: float = 10.0) -> Talk:
     """A connection to the service, with one exchange behind it."""
     with netns.entered(namespace(world.lab.name, TWO_HOSTS.client)):
         connection = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
@@ -352,7 +352,7 @@ def adding(line: str) -> Edit:
 
 
 @contextlib.contextmanager
-def world(options: Options | None = None, edit: Edit | None = None) -> Iterator[World]:
+def world(options: Options | None = None, edit: Edit | None = None) -> Iterator[FaultWorld]:
     """A lab that is up and serves, with an edited configuration on both hosts; taken away whatever happens."""
     made = Lab(fresh_name())
     write = nodes.write_config
@@ -368,7 +368,7 @@ def world(options: Options | None = None, edit: Edit | None = None) -> Iterator[
         made.up(options or Options(rate="100mbit", heartbeat_ms=CALM_MS))
     try:
         made.serve(SERVER)
-        yield World(made)
+        yield FaultWorld(made)
     finally:
         with contextlib.suppress(CommandError):
             made.down()
@@ -380,9 +380,9 @@ class Shared:
     def __init__(self, options: Options | None = None, edit: Edit | None = None) -> None:
         self._options, self._edit = options, edit
         self._stack = contextlib.ExitStack()
-        self._world: World | None = None
+        self._world: FaultWorld | None = None
 
-    def ready(self) -> World:
+    def ready(self) -> FaultWorld:
         """The lab, protected. Built anew if the last test has left it in a state that can't be mended."""
         if self._world is not None and not self._mend(self._world):
             self.close()
@@ -396,7 +396,7 @@ class Shared:
         self._world = None
 
     @staticmethod
-    def _mend(shared: World) -> bool:
+    def _mend(shared: FaultWorld) -> bool:
         made = shared.lab
         try:
             for cut in made.store.read().cuts:

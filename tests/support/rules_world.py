@@ -26,7 +26,7 @@ _OUTGOING = 4  # PACKET_OUTGOING, linux/if_packet.h
 
 
 @dataclass
-class Host:
+class RulesHost:
     """A server: its namespace, its own address and MAC address, and the rules script in one of iptables' variants."""
 
     namespace: Namespace
@@ -58,7 +58,7 @@ class Host:
     def lock_file(self) -> Path:
         return self.directory.parent / "xtables.lock"
 
-    def install(self, role: str, *options: str, peer: Host | None = None) -> str:
+    def install(self, role: str, *options: str, peer: RulesHost | None = None) -> str:
         """Install a role; gives what it said on stderr. Fails the test if it fails."""
         base = ["--service", SERVICE, "--ports", PORTS, "--interface", "eth0"]
         if peer is not None:
@@ -99,12 +99,12 @@ class Host:
 
 
 @dataclass
-class World:
+class RulesWorld:
     """The client's namespace and the servers a and b."""
 
     client: Namespace
-    a: Host
-    b: Host
+    a: RulesHost
+    b: RulesHost
 
     def point_to(self, mac: str) -> None:
         """From now on the client's packets for the service go to this MAC address."""
@@ -202,7 +202,7 @@ class Sniffer:
 
 
 @contextlib.contextmanager
-def world(variant: str, directory: Path) -> Iterator[World]:
+def world(variant: str, directory: Path) -> Iterator[RulesWorld]:
     """Three namespaces at a bridge; nobody has the service address yet."""
     token = secrets.token_hex(3)
     switch, client, a, b = (Namespace(f"r{token}{letter}") for letter in "wcab")
@@ -223,10 +223,12 @@ def world(variant: str, directory: Path) -> Iterator[World]:
             run("ip", "-n", namespace.name, "link", "set", "lo", "up")
             run("ip", "-n", namespace.name, "link", "set", "eth0", "up")
         hosts = [
-            Host(namespace, f"10.77.0.{number}", f"02:77:00:00:00:{number:02x}", variant, directory / namespace.name)
+            RulesHost(
+                namespace, f"10.77.0.{number}", f"02:77:00:00:00:{number:02x}", variant, directory / namespace.name
+            )
             for number, namespace in ((2, a), (3, b))
         ]
-        yield World(client, *hosts)
+        yield RulesWorld(client, *hosts)
     finally:
         for namespace in (switch, client, a, b):
             if Path(f"/run/netns/{namespace.name}").exists():

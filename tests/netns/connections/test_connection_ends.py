@@ -14,7 +14,7 @@ from nfq_failover.constants import RST
 from nfq_failover.lab import netns
 from nfq_failover.lab.state import Options
 from nfq_failover.lab.topology import TWO_HOSTS, namespace
-from tests.support.connection_world import CALM, Case, Steps, Talk, World, client_listener, pause
+from tests.support.connection_world import CALM, Case, SharedLab, Steps, Talk, client_listener, pause
 from tests.support.lab_world import PORT, eventually
 from tests.support.scripted_server import content
 
@@ -22,8 +22,8 @@ pytestmark = pytest.mark.netns
 
 
 @pytest.fixture(scope="module")
-def world() -> Iterator[World]:
-    made = World(Options(rate="100mbit", heartbeat_ms=CALM), seed=12)
+def world() -> Iterator[SharedLab]:
+    made = SharedLab(Options(rate="100mbit", heartbeat_ms=CALM), seed=12)
     yield made
     made.down()
 
@@ -31,7 +31,7 @@ def world() -> Iterator[World]:
 # ------------------------------------------------------------------------------------------------------- resets
 
 
-def test_a_reset_by_the_client_reaches_both_applications(world: World, tmp_path: Path) -> None:
+def test_a_reset_by_the_client_reaches_both_applications(world: SharedLab, tmp_path: Path) -> None:
     with world.case(tmp_path, resets=True) as case:
         at_rest, after_data = case.open([["echo_all"]]), case.open([["echo_all"]])
         survivor_only = case.open([["echo_all"]])
@@ -60,7 +60,7 @@ def expect_reset(talk: Talk) -> None:
 
 
 @pytest.mark.parametrize("crash_first", [False, True], ids=["primary", "survivor"])
-def test_a_reset_by_the_server_reaches_the_client(world: World, tmp_path: Path, crash_first: bool) -> None:
+def test_a_reset_by_the_server_reaches_the_client(world: SharedLab, tmp_path: Path, crash_first: bool) -> None:
     """By SO_LINGER, and by closing with unread data, at the primary, and at the survivor after a crash."""
     with world.case(tmp_path, resets=True) as case:
         gate = case.gate("end")
@@ -124,7 +124,7 @@ def converse(case: Case, talk: Talk, seed: int, client_closes: bool) -> None:
 
 
 @pytest.mark.parametrize("client_closes", [False, True], ids=["server-closes", "client-closes"])
-def test_a_port_is_used_again_out_of_time_wait(world: World, tmp_path: Path, client_closes: bool) -> None:
+def test_a_port_is_used_again_out_of_time_wait(world: SharedLab, tmp_path: Path, client_closes: bool) -> None:
     """Three times before the crash, the last one lives through it; then again at the survivor."""
     with world.case(tmp_path) as case:
         # A second of TIME_WAIT is enough for a client that uses timestamps (ip-sysctl, tcp_tw_reuse).
@@ -175,7 +175,7 @@ def accept_and_answer(listener: socket.socket, port: int, size: int) -> str:
 
 
 @pytest.mark.parametrize("source_port", [7055, 45_455], ids=["from-a-port-of-the-service", "from-another-port"])
-def test_connections_that_the_server_opens_are_left_alone(world: World, tmp_path: Path, source_port: int) -> None:
+def test_connections_that_the_server_opens_are_left_alone(world: SharedLab, tmp_path: Path, source_port: int) -> None:
     """From the service address to the client: they work, at the primary and at the survivor, and are not listed."""
     with world.case(tmp_path) as case, client_listener(case.lab, 9100) as listener:
         primary, backup = case.lab.resolve("primary"), case.lab.resolve("backup")
@@ -213,7 +213,7 @@ def test_connections_that_the_server_opens_are_left_alone(world: World, tmp_path
 # --------------------------------------------------------------------------------------- a replica that is late
 
 
-def test_a_replica_whose_listener_comes_up_late(world: World, tmp_path: Path) -> None:
+def test_a_replica_whose_listener_comes_up_late(world: SharedLab, tmp_path: Path) -> None:
     """It is served unprotected, says why, is protected when the replica is there, and lives on without the primary."""
     late = PORT + 90
     with world.case(tmp_path) as case:

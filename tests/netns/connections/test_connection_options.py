@@ -16,7 +16,7 @@ from nfq_failover.wire.segment import Segment
 from nfq_failover.wire.seqnum import MASK
 from nfq_failover.wire.tcp_options import each_option
 from tests.support.client_capture import Stream
-from tests.support.connection_world import CALM, FASTOPEN_PORT, MD5_PORT, MPTCP_PORT, Case, Talk, World
+from tests.support.connection_world import CALM, FASTOPEN_PORT, MD5_PORT, MPTCP_PORT, Case, SharedLab, Talk
 from tests.support.lab_world import PORT
 from tests.support.raw_client import raw_client
 from tests.support.scripted_server import IPPROTO_MPTCP, TCP_MD5SIG, content, md5_option
@@ -28,8 +28,8 @@ USUAL = {OPT_MSS, OPT_WSCALE, OPT_SACK_PERMITTED, OPT_TIMESTAMPS}
 
 
 @pytest.fixture(scope="module")
-def world() -> Iterator[World]:
-    made = World(Options(rate="100mbit", heartbeat_ms=CALM), seed=7)
+def world() -> Iterator[SharedLab]:
+    made = SharedLab(Options(rate="100mbit", heartbeat_ms=CALM), seed=7)
     yield made
     made.down()
 
@@ -54,7 +54,7 @@ def live_through_a_crash(case: Case, *talks: Talk) -> None:
         talk.expect_end()
 
 
-def test_a_multipath_client_falls_back_to_tcp_and_survives(world: World, tmp_path: Path) -> None:
+def test_a_multipath_client_falls_back_to_tcp_and_survives(world: SharedLab, tmp_path: Path) -> None:
     with world.case(tmp_path) as case:
         talk = case.open([["echo_all"]], port=MPTCP_PORT, protocol=IPPROTO_MPTCP)
         live_through_a_crash(case, talk)
@@ -79,7 +79,7 @@ def fast_open(case: Case, data: bytes) -> Talk:
     return talk
 
 
-def test_fast_open_is_not_granted_and_the_client_survives(world: World, tmp_path: Path) -> None:
+def test_fast_open_is_not_granted_and_the_client_survives(world: SharedLab, tmp_path: Path) -> None:
     with world.case(tmp_path) as case:
         request = json.dumps({"id": "fast", "steps": [["echo_all"]]}).encode() + b"\n"
         asking = fast_open(case, request)
@@ -96,7 +96,7 @@ def test_fast_open_is_not_granted_and_the_client_survives(world: World, tmp_path
         assert stream.syn_acks()[0].ack == (stream.syns()[0].seq + 1) & MASK  # nothing but the SYN
 
 
-def test_unknown_options_are_not_granted(world: World, tmp_path: Path) -> None:
+def test_unknown_options_are_not_granted(world: SharedLab, tmp_path: Path) -> None:
     experiment = bytes((OPT_EXPERIMENT, 8)) + b"\xe2\xd4test"[:6]
     syn = bytes((OPT_MSS, 4)) + (1460).to_bytes(2, "big") + experiment + bytes((OPT_SACK_PERMITTED, 2, 77, 2))
     plan = json.dumps({"id": "raw", "steps": [["echo_all"]]}).encode() + b"\n"
@@ -125,7 +125,7 @@ CLIENTS = {
 MISSING = {"tcp_timestamps": OPT_TIMESTAMPS, "tcp_sack": OPT_SACK_PERMITTED, "tcp_window_scaling": OPT_WSCALE}
 
 
-def test_clients_that_offer_less_survive(world: World, tmp_path: Path) -> None:
+def test_clients_that_offer_less_survive(world: SharedLab, tmp_path: Path) -> None:
     with world.case(tmp_path) as case:
         usual = dict.fromkeys(MISSING, "1")
         case.set_client(**usual)
@@ -145,7 +145,7 @@ def test_clients_that_offer_less_survive(world: World, tmp_path: Path) -> None:
 
 def test_a_signed_connection_works_unprotected_and_says_why(tmp_path: Path) -> None:
     """RFC 2385. Unscrambled: the lab's change of the numbers would spoil the signature, as a takeover would."""
-    made = World(Options(rate="100mbit", heartbeat_ms=CALM, scramble=False), 1, (f"{PORT}", f"{MD5_PORT}/md5"))
+    made = SharedLab(Options(rate="100mbit", heartbeat_ms=CALM, scramble=False), 1, (f"{PORT}", f"{MD5_PORT}/md5"))
     try:
         with made.case(tmp_path, resets=True) as case:
 
@@ -164,7 +164,7 @@ def test_a_signed_connection_works_unprotected_and_says_why(tmp_path: Path) -> N
         made.down()
 
 
-def test_padding_is_not_taken_for_an_option(world: World, tmp_path: Path) -> None:
+def test_padding_is_not_taken_for_an_option(world: SharedLab, tmp_path: Path) -> None:
     """NOPs and what follows the end of the list, as some stacks send them."""
     syn = bytes((OPT_NOP, OPT_NOP, OPT_MSS, 4)) + (536).to_bytes(2, "big") + bytes((0, OPT_FASTOPEN))
     with world.case(tmp_path) as case, raw_client(namespace(case.lab.name, TWO_HOSTS.client), 23_457, PORT) as client:

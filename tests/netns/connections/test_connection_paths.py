@@ -16,7 +16,7 @@ from nfq_failover.lab.nodes import scramble_plan
 from nfq_failover.lab.state import Options
 from nfq_failover.lab.topology import TWO_HOSTS
 from tests.support.client_capture import Stream
-from tests.support.connection_world import CALM, Case, Steps, Talk, World
+from tests.support.connection_world import CALM, Case, SharedLab, Steps, Talk
 from tests.support.disorder import disorder
 from tests.support.lab_world import PORT, eventually
 from tests.support.scripted_server import content
@@ -66,8 +66,8 @@ def wrapping_seed() -> int:
 
 
 @pytest.fixture(scope="module")
-def wrapping() -> Iterator[World]:
-    made = World(Options(rate="20mbit", heartbeat_ms=CALM), wrapping_seed())
+def wrapping() -> Iterator[SharedLab]:
+    made = SharedLab(Options(rate="20mbit", heartbeat_ms=CALM), wrapping_seed())
     yield made
     made.down()
 
@@ -79,7 +79,7 @@ def wraps(stream: Stream, of: str) -> list[float]:
 
 
 @pytest.mark.parametrize("crash_after", [0.3, 1.7], ids=["after-the-crash", "before-the-crash"])
-def test_numbers_that_wrap_in_mid_transfer(wrapping: World, tmp_path: Path, crash_after: float) -> None:
+def test_numbers_that_wrap_in_mid_transfer(wrapping: SharedLab, tmp_path: Path, crash_after: float) -> None:
     with wrapping.case(tmp_path) as case:
         talk = case.open(DOWN_AND_UP)
         case.assert_protected(talk)
@@ -95,13 +95,13 @@ def test_numbers_that_wrap_in_mid_transfer(wrapping: World, tmp_path: Path, cras
 
 
 @pytest.fixture(scope="module")
-def world() -> Iterator[World]:
-    made = World(Options(rate="100mbit", heartbeat_ms=CALM, odd_host="a"), seed=3)
+def world() -> Iterator[SharedLab]:
+    made = SharedLab(Options(rate="100mbit", heartbeat_ms=CALM, odd_host="a"), seed=3)
     yield made
     made.down()
 
 
-def test_segments_out_of_order_and_twice(world: World, tmp_path: Path) -> None:
+def test_segments_out_of_order_and_twice(world: SharedLab, tmp_path: Path) -> None:
     """On the path, both ways, and on the tap, before and after the crash."""
     with world.case(tmp_path, in_order=False) as case, disorder(case.lab.name) as odd:
         talk, echo = case.open(DOWN_AND_UP), case.open([["echo_all"]])
@@ -130,7 +130,7 @@ def test_segments_out_of_order_and_twice(world: World, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("turn", [1, 2])
-def test_a_host_with_cookies_and_bare_timestamps(world: World, tmp_path: Path, turn: int) -> None:
+def test_a_host_with_cookies_and_bare_timestamps(world: SharedLab, tmp_path: Path, turn: int) -> None:
     """`a` answers every SYN by a cookie, and its timestamps have no offset of their own: as either role, in turn."""
     with world.case(tmp_path) as case:
         primary = case.lab.resolve("primary")
@@ -149,7 +149,7 @@ def test_a_host_with_cookies_and_bare_timestamps(world: World, tmp_path: Path, t
 # ------------------------------------------------------------------------------------------------- a lost last word
 
 
-def test_last_acknowledgement_of_an_idle_client_that_the_tap_has_lost(world: World, tmp_path: Path) -> None:
+def test_last_acknowledgement_of_an_idle_client_that_the_tap_has_lost(world: SharedLab, tmp_path: Path) -> None:
     """The client has no reason to repeat it; the replica would repeat its data until its kernel gives up."""
     with world.case(tmp_path) as case:
         backup = case.lab.resolve("backup")

@@ -17,7 +17,7 @@ import pytest
 from nfq_failover.constants import FIN
 from nfq_failover.lab.state import Options
 from tests.support.client_capture import Stream
-from tests.support.connection_world import CALM, Case, Steps, Talk, World, pause
+from tests.support.connection_world import CALM, Case, SharedLab, Steps, Talk, pause
 from tests.support.scripted_server import content
 
 pytestmark = pytest.mark.netns
@@ -33,8 +33,8 @@ ON_CLONE, ON_MULTICAST, ON_BOTH = (
 
 
 @pytest.fixture(scope="module")
-def world(request: pytest.FixtureRequest) -> Iterator[World]:
-    made = World(Options(tap=request.param, rate="100mbit", heartbeat_ms=CALM), seed=5)
+def world(request: pytest.FixtureRequest) -> Iterator[SharedLab]:
+    made = SharedLab(Options(tap=request.param, rate="100mbit", heartbeat_ms=CALM), seed=5)
     yield made
     made.down()
 
@@ -82,7 +82,7 @@ class Storm:
 
 
 @ON_BOTH
-def test_connections_open_and_close_while_the_takeover_runs(world: World, tmp_path: Path) -> None:
+def test_connections_open_and_close_while_the_takeover_runs(world: SharedLab, tmp_path: Path) -> None:
     with world.case(tmp_path) as case:
         storm = Storm(case, clients=20, seconds=3.0)
         time.sleep(1.0)
@@ -95,7 +95,7 @@ def test_connections_open_and_close_while_the_takeover_runs(world: World, tmp_pa
 
 
 @ON_BOTH
-def test_new_connection_from_the_port_of_one_that_was_taken_over_is_protected(world: World, tmp_path: Path) -> None:
+def test_new_connection_from_the_port_of_one_that_was_taken_over_is_protected(world: SharedLab, tmp_path: Path) -> None:
     """The server has closed first, so the client's port is free at once; the survivor still knows the connection."""
     with world.case(tmp_path) as case:
         talks = [case.open([["send", 3000, seed]]) for seed in range(3)]
@@ -122,7 +122,7 @@ def test_new_connection_from_the_port_of_one_that_was_taken_over_is_protected(wo
 
 
 @ON_BOTH
-def test_the_rest_comes_after_the_client_has_closed_its_half(world: World, tmp_path: Path) -> None:
+def test_the_rest_comes_after_the_client_has_closed_its_half(world: SharedLab, tmp_path: Path) -> None:
     with world.case(tmp_path) as case:
         talk = case.open([["take_all"], ["digest"], ["send", 4 * MB, 1]])
         talk.socket.sendall(content(2, 50_000))
@@ -137,7 +137,7 @@ def test_the_rest_comes_after_the_client_has_closed_its_half(world: World, tmp_p
 
 
 @ON_MULTICAST
-def test_an_upload_goes_on_after_the_server_has_closed_its_half(world: World, tmp_path: Path) -> None:
+def test_an_upload_goes_on_after_the_server_has_closed_its_half(world: SharedLab, tmp_path: Path) -> None:
     with world.case(tmp_path) as case:
         talk = case.open([["send", 50_000, 1], ["shutdown"], ["take_all"]])
         assert talk.receive(50_000) == content(1, 50_000)
@@ -166,7 +166,7 @@ def smallest_window(stream: Stream, from_service: bool) -> int:
 
 
 @ON_MULTICAST
-def test_a_client_that_stops_reading(world: World, tmp_path: Path) -> None:
+def test_a_client_that_stops_reading(world: SharedLab, tmp_path: Path) -> None:
     with world.case(tmp_path) as case:
         talk = case.open(
             [["send", 3 * MB, 1]], prepare=lambda it: it.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 16)
@@ -185,7 +185,7 @@ def test_a_client_that_stops_reading(world: World, tmp_path: Path) -> None:
 
 @ON_CLONE
 @pytest.mark.parametrize("slow", ["both", "primary", "backup"])
-def test_an_application_that_stops_reading(world: World, tmp_path: Path, slow: str) -> None:
+def test_an_application_that_stops_reading(world: SharedLab, tmp_path: Path, slow: str) -> None:
     with world.case(tmp_path) as case:
         primary, backup = case.lab.resolve("primary"), case.lab.resolve("backup")
         closed = {"both": (primary, backup), "primary": (primary,), "backup": (backup,)}[slow]
@@ -213,7 +213,7 @@ def test_an_application_that_stops_reading(world: World, tmp_path: Path, slow: s
 
 
 @ON_MULTICAST
-def test_an_idle_connection_with_keepalives(world: World, tmp_path: Path) -> None:
+def test_an_idle_connection_with_keepalives(world: SharedLab, tmp_path: Path) -> None:
     def keepalive(connection: socket.socket) -> None:
         for option, value in ((socket.TCP_KEEPIDLE, 1), (socket.TCP_KEEPINTVL, 1), (socket.TCP_KEEPCNT, 3)):
             connection.setsockopt(socket.IPPROTO_TCP, option, value)
@@ -241,7 +241,7 @@ def test_an_idle_connection_with_keepalives(world: World, tmp_path: Path) -> Non
 
 
 @ON_CLONE
-def test_segments_of_a_few_bytes(world: World, tmp_path: Path) -> None:
+def test_segments_of_a_few_bytes(world: SharedLab, tmp_path: Path) -> None:
     with world.case(tmp_path) as case:
         size = 4000
         plain = case.open([["echo", size, 5], ["cork", 1], ["send", 700, 8], ["shutdown"], ["take_all"]])
@@ -283,7 +283,7 @@ def test_segments_of_a_few_bytes(world: World, tmp_path: Path) -> None:
 
 
 @ON_CLONE
-def test_data_and_fin_in_one_segment_while_the_primary_dies(world: World, tmp_path: Path) -> None:
+def test_data_and_fin_in_one_segment_while_the_primary_dies(world: SharedLab, tmp_path: Path) -> None:
     with world.case(tmp_path) as case:
         gate = case.gate("answer")
         steps: Steps = [["take_all"], ["gate", str(gate)], ["cork", 1], ["digest"], ["send", 900, 1]]

@@ -21,7 +21,7 @@ from nfq_failover.lab import nodes
 from nfq_failover.lab.state import Options
 from nfq_failover.lab.topology import TWO_HOSTS, namespace
 from tests.support.client_capture import senders
-from tests.support.connection_world import CALM, SERVER_PROGRAM, Case, Steps, Talk, World, pause
+from tests.support.connection_world import CALM, SERVER_PROGRAM, Case, SharedLab, Steps, Talk, pause
 from tests.support.lab_world import PORT, eventually
 from tests.support.scripted_server import content
 
@@ -30,7 +30,7 @@ ECHO = [["echo_all"]]
 RELAY = '[application]\non_failure = "connection"'
 
 
-class Forking(World):
+class Forking(SharedLab):
     """A lab with a server that has a process for each connection."""
 
     def __init__(self, tap: str, seed: int) -> None:

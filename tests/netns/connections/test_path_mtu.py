@@ -14,7 +14,7 @@ from scapy.layers.inet import ICMP, IP, TCP
 from nfq_failover.lab import netns
 from nfq_failover.lab.state import Options
 from nfq_failover.lab.topology import TWO_HOSTS, namespace
-from tests.support.connection_world import CALM, World
+from tests.support.connection_world import CALM, SharedLab
 from tests.support.lab_world import PORT, eventually
 from tests.support.raw_client import raw_client
 from tests.support.scripted_server import content
@@ -27,9 +27,9 @@ SYN_OPTIONS = bytes((2, 4, 5, 180))  # an MSS of 1460
 
 
 @pytest.fixture(scope="module")
-def world() -> Iterator[World]:
+def world() -> Iterator[SharedLab]:
     # The lab's scrambling changes numbers between the daemon and its kernel, but not inside of ICMP messages.
-    made = World(Options(rate="100mbit", heartbeat_ms=CALM, scramble=False), seed=7)
+    made = SharedLab(Options(rate="100mbit", heartbeat_ms=CALM, scramble=False), seed=7)
     yield made
     made.down()
 
@@ -49,7 +49,7 @@ def complain(inside: str, port: int, seq: int) -> None:
 
 
 @pytest.mark.parametrize("crash", [False, True], ids=["primary", "survivor"])
-def test_path_mtu_is_learnt(world: World, tmp_path: Path, crash: bool) -> None:
+def test_path_mtu_is_learnt(world: SharedLab, tmp_path: Path, crash: bool) -> None:
     with world.case(tmp_path) as case:
         inside, port = namespace(case.lab.name, TWO_HOSTS.client), SOURCE_PORTS[crash]
         with raw_client(inside, port, PORT) as client:

@@ -14,9 +14,9 @@ from tests.support.fault_world import (
     ALLOWANCE_S,
     CALM_MS,
     DETECTION_S,
+    FaultWorld,
     Shared,
     Talk,
-    World,
     ended_well,
     faultless,
     speakers,
@@ -42,11 +42,11 @@ def shared(request: pytest.FixtureRequest) -> Iterator[Shared]:
 
 
 @pytest.fixture
-def world(shared: Shared) -> World:
+def world(shared: Shared) -> FaultWorld:
     return shared.ready()
 
 
-def listed(world: World, old: Talk) -> tuple[bool, str]:
+def listed(world: FaultWorld, old: Talk) -> tuple[bool, str]:
     """How the status lists this connection: (protected, reason)."""
     assert eventually(lambda: world.row(old.connection) is not None)
     row = world.row(old.connection)
@@ -55,7 +55,7 @@ def listed(world: World, old: Talk) -> tuple[bool, str]:
 
 
 @pytest.mark.parametrize("kind", WORKLOADS)
-def test_takeover_and_restore(world: World, kind: str, tmp_path: Path) -> None:
+def test_takeover_and_restore(world: FaultWorld, kind: str, tmp_path: Path) -> None:
     before = world.lab.status()
     crashed = world.lab.resolve("primary")
     survivor = TWO_HOSTS.other(crashed)
@@ -92,7 +92,7 @@ def test_takeover_and_restore(world: World, kind: str, tmp_path: Path) -> None:
             assert eventually(lambda: listed(world, new) == (True, ""))
 
 
-def test_a_second_crash_takes_what_was_opened_after_the_first(world: World, tmp_path: Path) -> None:
+def test_a_second_crash_takes_what_was_opened_after_the_first(world: FaultWorld, tmp_path: Path) -> None:
     first = world.lab.resolve("primary")
     with talk(world) as old:
         world.lab.crash(first)

@@ -28,7 +28,7 @@ TAP_MAC = "01:00:5e:4d:00:64"
 MAIN = "from nfq_failover.cli import main; import sys; sys.exit(main(sys.argv[1:]))"
 
 
-class World:
+class DaemonWorld:
     """A client and a server host with a disk."""
 
     def __init__(self, client: Namespace, server: Namespace, disk: Path) -> None:
@@ -118,11 +118,11 @@ class World:
 
 
 @contextmanager
-def _world(disk: Path) -> Iterator[World]:
+def _world(disk: Path) -> Iterator[DaemonWorld]:
     with pair(server_address=SERVER) as (client, server):
         server.run("sh", "-c", "echo 1 >/proc/sys/net/ipv6/conf/all/disable_ipv6")  # its addresses come and settle late
         wait_until(lambda: " UP " in server.run("ip", "-br", "link", "show", "dev", "eth0"))
-        world = World(client, server, disk)
+        world = DaemonWorld(client, server, disk)
         try:
             yield world
         finally:
@@ -130,7 +130,7 @@ def _world(disk: Path) -> Iterator[World]:
 
 
 @pytest.fixture
-def world(tmp_path: Path) -> Iterator[World]:
+def world(tmp_path: Path) -> Iterator[DaemonWorld]:
     with _world(tmp_path) as w:
         yield w
 
@@ -142,7 +142,7 @@ def wait_until(condition: Callable[[], object], seconds: float = 20.0) -> None:
         time.sleep(0.02)
 
 
-def pings(world: World) -> bool:
+def pings(world: DaemonWorld) -> bool:
     """Whether the service address is heard at the client, which needs no ARP for it."""
     mac = world.server.run("ip", "-br", "link", "show", "dev", "eth0").split()[2]
     world.client.run("ip", "neighbour", "replace", SERVICE, "lladdr", mac, "dev", "eth0")
@@ -154,7 +154,7 @@ def pings(world: World) -> bool:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-def test_it_waits_in_silence_and_leaves_the_host_as_it_was(world: World, number: signal.Signals) -> None:
+def test_it_waits_in_silence_and_leaves_the_host_as_it_was(world: DaemonWorld, number: signal.Signals) -> None:
     before = world.snapshot()
     process, log = world.ready(world.config())
     during = world.snapshot()
@@ -170,7 +170,7 @@ def test_it_waits_in_silence_and_leaves_the_host_as_it_was(world: World, number:
     assert sorted(path.name for path in world.state.iterdir() if path.is_file()) == ["lock"]
 
 
-def test_group_signals_as_a_terminal_or_a_service_manager_sends_them(world: World) -> None:
+def test_group_signals_as_a_terminal_or_a_service_manager_sends_them(world: DaemonWorld) -> None:
     before = world.snapshot()
     process, log = world.ready(world.config())
     os.killpg(process.pid, signal.SIGTERM)
@@ -179,7 +179,7 @@ def test_group_signals_as_a_terminal_or_a_service_manager_sends_them(world: Worl
     assert world.snapshot() == before
 
 
-def test_the_capabilities_that_the_service_unit_names_are_enough(world: World) -> None:
+def test_the_capabilities_that_the_service_unit_names_are_enough(world: DaemonWorld) -> None:
     unit = (Path(__file__).parents[3] / "vagrant" / "nfq-failover.service").read_text()
     (line,) = (line for line in unit.splitlines() if line.startswith("CapabilityBoundingSet="))
     names = ",".join(f"+{name.removeprefix('CAP_').lower()}" for name in line.partition("=")[2].split())
@@ -196,7 +196,7 @@ def test_the_capabilities_that_the_service_unit_names_are_enough(world: World) -
     assert "[error" not in log.read_text().replace("[error    ] firewall rules lost", "")
 
 
-def test_with_the_multicast_tap_too(world: World) -> None:
+def test_with_the_multicast_tap_too(world: DaemonWorld) -> None:
     before = world.snapshot()
     process, log = world.ready(world.config(tap="multicast", tap_mac=TAP_MAC, conntrack="liberal"))
     assert TAP_MAC in str(world.snapshot()["groups"])
@@ -205,7 +205,7 @@ def test_with_the_multicast_tap_too(world: World) -> None:
     assert world.snapshot() == before
 
 
-def test_killed_it_leaves_silence_and_the_next_life_copes_and_cleans(world: World) -> None:
+def test_killed_it_leaves_silence_and_the_next_life_copes_and_cleans(world: DaemonWorld) -> None:
     before = world.snapshot()
     process, _ = world.ready(world.config())
     process.kill()
@@ -222,7 +222,7 @@ def test_killed_it_leaves_silence_and_the_next_life_copes_and_cleans(world: Worl
     assert world.snapshot() == before
 
 
-def test_an_address_that_the_operator_manages_keeps_its_silence(world: World) -> None:
+def test_an_address_that_the_operator_manages_keeps_its_silence(world: DaemonWorld) -> None:
     world.server.run("ip", "address", "add", f"{SERVICE}/32", "dev", "lo")
     process, log = world.ready(world.config(manage_address=False))
     process.terminate()
@@ -235,7 +235,7 @@ def test_an_address_that_the_operator_manages_keeps_its_silence(world: World) ->
 # ------------------------------------------------------------------------------------------ refusals
 
 
-def refused(world: World, config: Path) -> str:
+def refused(world: DaemonWorld, config: Path) -> str:
     process, log = world.start(config)
     code = process.wait(30)
     text = Path(str(log.name)).read_text()
@@ -253,13 +253,15 @@ def refused(world: World, config: Path) -> str:
         ({"state_dir": "/proc/nowhere"}, "check 'state_dir'"),
     ],
 )
-def test_a_start_that_fails_says_why_and_undoes_what_it_did(world: World, change: dict[str, Any], says: str) -> None:
+def test_a_start_that_fails_says_why_and_undoes_what_it_did(
+    world: DaemonWorld, change: dict[str, Any], says: str
+) -> None:
     before = world.snapshot()
     assert says in refused(world, world.config(**change))
     assert world.snapshot() == before
 
 
-def test_a_damaged_epoch_record_is_a_refusal(world: World) -> None:
+def test_a_damaged_epoch_record_is_a_refusal(world: DaemonWorld) -> None:
     before = world.snapshot()
     world.state.mkdir()
     (world.state / "epoch.json").write_text("{")
@@ -276,7 +278,7 @@ def test_a_damaged_epoch_record_is_a_refusal(world: World) -> None:
     ],
 )
 def test_a_second_daemon_is_refused_and_does_not_touch_the_first(
-    world: World, change: dict[str, str], says: str
+    world: DaemonWorld, change: dict[str, str], says: str
 ) -> None:
     process, _ = world.ready(world.config())
     during = world.snapshot()
@@ -293,7 +295,7 @@ def test_a_second_daemon_is_refused_and_does_not_touch_the_first(
 # ------------------------------------------------------------------------------------------ going on
 
 
-def test_rules_that_somebody_flushed_are_put_back_with_an_alarm(world: World) -> None:
+def test_rules_that_somebody_flushed_are_put_back_with_an_alarm(world: DaemonWorld) -> None:
     _, log = world.ready(world.config())
     installed = world.snapshot()["rules"]
     world.server.run("iptables", "-t", "mangle", "-F")
@@ -304,7 +306,7 @@ def test_rules_that_somebody_flushed_are_put_back_with_an_alarm(world: World) ->
     assert "[error" in log.read_text()
 
 
-def send_syn(world: World, source_port: int, data_offset: int = 5) -> None:
+def send_syn(world: DaemonWorld, source_port: int, data_offset: int = 5) -> None:
     """A TCP SYN to the service, from the client."""
     header = bytearray(20)
     header[0:2], header[2:4] = source_port.to_bytes(2, "big"), (80).to_bytes(2, "big")
@@ -313,13 +315,13 @@ def send_syn(world: World, source_port: int, data_offset: int = 5) -> None:
         raw.sendto(header, (SERVICE, 0))
 
 
-def reach(world: World) -> None:
+def reach(world: DaemonWorld) -> None:
     """Let the client's packets for the service come to the server without ARP."""
     mac = world.server.run("ip", "-br", "link", "show", "dev", "eth0").split()[2]
     world.client.run("ip", "neighbour", "replace", SERVICE, "lladdr", mac, "dev", "eth0")
 
 
-def test_malformed_packets_are_counted_and_dropped(world: World) -> None:
+def test_malformed_packets_are_counted_and_dropped(world: DaemonWorld) -> None:
     world.ready(world.config())
     reach(world)
     for offset in (0, 4, 15):
@@ -339,7 +341,7 @@ Node._inbound = wrong
 """
 
 
-def test_a_bug_in_the_core_costs_one_packet_and_raises_an_alarm(world: World) -> None:
+def test_a_bug_in_the_core_costs_one_packet_and_raises_an_alarm(world: DaemonWorld) -> None:
     process, log = world.ready(world.config(), BUG)
     reach(world)
     send_syn(world, 666)
@@ -367,7 +369,7 @@ Node._inbound = wrong
 """
 
 
-def test_without_memory_it_ends_as_if_killed_and_the_host_stays_silent(world: World) -> None:
+def test_without_memory_it_ends_as_if_killed_and_the_host_stays_silent(world: DaemonWorld) -> None:
     process, log = world.ready(world.config(), NO_MEMORY)
     reach(world)
     installed = world.snapshot()["rules"]
@@ -401,7 +403,7 @@ HeartbeatProcess.progress = counted
 """
 
 
-def test_a_core_whose_clock_fails_does_not_pretend_to_make_progress(world: World) -> None:
+def test_a_core_whose_clock_fails_does_not_pretend_to_make_progress(world: DaemonWorld) -> None:
     touches = world.disk / "touches"
     process, log = world.ready(world.config(), f"TOUCHES = {str(touches)!r}\n{TICK_BUG}")
     wait_until(lambda: "no time" in log.read_text())
@@ -414,7 +416,7 @@ def test_a_core_whose_clock_fails_does_not_pretend_to_make_progress(world: World
     assert process.wait(15) == 0
 
 
-def test_garbage_at_the_sync_port_is_counted_and_nothing_stops(world: World) -> None:
+def test_garbage_at_the_sync_port_is_counted_and_nothing_stops(world: DaemonWorld) -> None:
     world.ready(world.config())
     sent = 0
     with world.client.entered(), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp:
@@ -432,7 +434,7 @@ def test_garbage_at_the_sync_port_is_counted_and_nothing_stops(world: World) -> 
     assert world.status()["shell"]["internal_errors"] == 0
 
 
-def test_the_heartbeat_sender_is_replaced_when_it_dies(world: World) -> None:
+def test_the_heartbeat_sender_is_replaced_when_it_dies(world: DaemonWorld) -> None:
     process, log = world.ready(world.config())
 
     def sender() -> list[int]:
@@ -453,7 +455,7 @@ def test_the_heartbeat_sender_is_replaced_when_it_dies(world: World) -> None:
     assert process.wait(15) == 0
 
 
-def test_an_interface_that_vanishes_does_not_end_the_daemon(world: World) -> None:
+def test_an_interface_that_vanishes_does_not_end_the_daemon(world: DaemonWorld) -> None:
     process, _ = world.ready(world.config())
     world.server.run("ip", "link", "delete", "eth0")
     time.sleep(0.5)
@@ -462,7 +464,7 @@ def test_an_interface_that_vanishes_does_not_end_the_daemon(world: World) -> Non
     assert process.wait(15) == 0
 
 
-def test_after_the_end_nobody_answers(world: World) -> None:
+def test_after_the_end_nobody_answers(world: DaemonWorld) -> None:
     process, _ = world.ready(world.config())
     process.terminate()
     process.wait(15)

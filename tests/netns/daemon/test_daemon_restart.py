@@ -18,8 +18,8 @@ from nfq_failover.lab.state import Options
 from nfq_failover.lab.topology import TWO_HOSTS
 from tests.support.fault_world import (
     CALM_MS,
+    FaultWorld,
     Shared,
-    World,
     ended_well,
     faultless,
     heard,
@@ -44,18 +44,18 @@ def shared() -> Iterator[Shared]:
 
 
 @pytest.fixture
-def world(shared: Shared) -> World:
+def world(shared: Shared) -> FaultWorld:
     return shared.ready()
 
 
-def end_daemon(world: World, node: str, number: signal.Signals = signal.SIGKILL) -> None:
+def end_daemon(world: FaultWorld, node: str, number: signal.Signals = signal.SIGKILL) -> None:
     """Ends the node's daemon by a signal, and waits for its end."""
     pid = world.lab.daemon_pid(node)
     os.kill(pid, number)
     assert eventually(lambda: os.waitpid(pid, os.WNOHANG)[0] == pid)
 
 
-def left_alone(world: World) -> str:
+def left_alone(world: FaultWorld) -> str:
     """Crashes the backup; the primary goes on, unprotected. Returns its name."""
     primary = world.lab.resolve("primary")
     world.lab.crash("backup")
@@ -63,7 +63,7 @@ def left_alone(world: World) -> str:
     return primary
 
 
-def takes_over(world: World) -> str:
+def takes_over(world: FaultWorld) -> str:
     """Crashes the primary. Returns the name of the one that goes on."""
     primary = world.lab.resolve("primary")
     world.lab.crash(primary)
@@ -71,7 +71,7 @@ def takes_over(world: World) -> str:
     return TWO_HOSTS.other(primary)
 
 
-def record(world: World, node: str) -> Path:
+def record(world: FaultWorld, node: str) -> Path:
     """The file with the translations of the node's daemon: the one that was written last."""
     files = (world.lab.store.directory / node / "run").glob("*.translations")
     return max(files, key=lambda path: path.stat().st_mtime)
@@ -80,7 +80,7 @@ def record(world: World, node: str) -> Path:
 # ------------------------------------------------------------------------------------- connections taken over
 
 
-def test_what_was_taken_over_outlives_several_daemons(world: World, tmp_path: Path) -> None:
+def test_what_was_taken_over_outlives_several_daemons(world: FaultWorld, tmp_path: Path) -> None:
     primary, epoch = world.lab.resolve("primary"), world.epoch()
     with ExitStack() as stack:
         running = stack.enter_context(world.capture(tmp_path / "client.pcap"))
@@ -110,7 +110,9 @@ def test_what_was_taken_over_outlives_several_daemons(world: World, tmp_path: Pa
 
 
 @pytest.mark.parametrize("fault", ["a damaged slot", "no record"])
-def test_without_its_record_a_connection_is_cut_and_never_let_through(world: World, fault: str, tmp_path: Path) -> None:
+def test_without_its_record_a_connection_is_cut_and_never_let_through(
+    world: FaultWorld, fault: str, tmp_path: Path
+) -> None:
     with (
         world.capture(tmp_path / "client.pcap") as running,
         talk(world, PATIENCE_S) as one,
@@ -162,7 +164,7 @@ def goes_on(connection: socket.socket) -> bool:
 # ------------------------------------------------------------------------------------- a host that serves alone
 
 
-def test_an_unprotected_primary_serves_without_its_daemon_and_with_the_next(world: World, tmp_path: Path) -> None:
+def test_an_unprotected_primary_serves_without_its_daemon_and_with_the_next(world: FaultWorld, tmp_path: Path) -> None:
     epoch = world.epoch()
     with ExitStack() as stack:
         running = stack.enter_context(world.capture(tmp_path / "client.pcap"))
@@ -192,7 +194,7 @@ def test_an_unprotected_primary_serves_without_its_daemon_and_with_the_next(worl
 
 
 def test_a_daemon_that_hangs_is_ended_by_the_watchdog_and_the_service_goes_on(
-    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    world: FaultWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     primary = left_alone(world)
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
@@ -219,7 +221,7 @@ def test_a_daemon_that_hangs_is_ended_by_the_watchdog_and_the_service_goes_on(
             world.becomes(**{primary: "unprotected"})
 
 
-def test_a_daemon_that_stood_still_goes_on(world: World, tmp_path: Path) -> None:
+def test_a_daemon_that_stood_still_goes_on(world: FaultWorld, tmp_path: Path) -> None:
     with talk(world, PATIENCE_S) as inherited, world.capture(tmp_path / "client.pcap") as running:
         survivor = takes_over(world)
         with world.start(*LOADS[1].split()) as load:
@@ -236,7 +238,7 @@ def test_a_daemon_that_stood_still_goes_on(world: World, tmp_path: Path) -> None
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_a_backup_that_restarts_costs_no_connection_and_protects_again(
-    world: World, number: signal.Signals, tmp_path: Path
+    world: FaultWorld, number: signal.Signals, tmp_path: Path
 ) -> None:
     primary, backup, epoch = world.lab.resolve("primary"), world.lab.resolve("backup"), world.epoch()
     with talk(world) as idle, world.capture(tmp_path / "client.pcap") as running:

@@ -21,8 +21,8 @@ from tests.support.fault_world import (
     DETECTION_S,
     HOLD_AT_LEAST_S,
     HOLD_AT_MOST_S,
+    FaultWorld,
     Shared,
-    World,
     adding,
     clock_set_back,
     ended_well,
@@ -49,12 +49,12 @@ def shared() -> Iterator[Shared]:
 
 
 @pytest.fixture
-def world(shared: Shared) -> World:
+def world(shared: Shared) -> FaultWorld:
     return shared.ready()
 
 
 @contextlib.contextmanager
-def watched(world: World) -> Iterator[list[tuple[str | None, ...]]]:
+def watched(world: FaultWorld) -> Iterator[list[tuple[str | None, ...]]]:
     """Both daemons' states, sampled all the time in another thread."""
     seen: list[tuple[str | None, ...]] = []
     done = threading.Event()
@@ -81,7 +81,7 @@ def never_both(seen: list[tuple[str | None, ...]]) -> bool:
 # ------------------------------------------------------------------------------------------------------------ boots
 
 
-def test_two_hosts_that_boot_together_elect_one(world: World, tmp_path: Path) -> None:
+def test_two_hosts_that_boot_together_elect_one(world: FaultWorld, tmp_path: Path) -> None:
     epoch = world.epoch()
     with world.capture(tmp_path / "client.pcap") as running:
         for node in TWO_HOSTS.hosts:
@@ -102,7 +102,7 @@ def test_two_hosts_that_boot_together_elect_one(world: World, tmp_path: Path) ->
     assert speakers(running.path) == [world.lab.resolve("primary")]
 
 
-def test_a_host_that_boots_alone_waits_until_it_is_told_to_serve(world: World, tmp_path: Path) -> None:
+def test_a_host_that_boots_alone_waits_until_it_is_told_to_serve(world: FaultWorld, tmp_path: Path) -> None:
     epoch = world.epoch()
     backup = world.lab.resolve("backup")
     with world.capture(tmp_path / "client.pcap") as running:
@@ -132,13 +132,13 @@ def test_a_host_that_boots_alone_waits_until_it_is_told_to_serve(world: World, t
     assert {p.node for p in heard(running.path) if p.time > silent_until} == {backup}
 
 
-def claim(world: World, node: str) -> subprocess.CompletedProcess[str]:
+def claim(world: FaultWorld, node: str) -> subprocess.CompletedProcess[str]:
     """The operator says on this host that the other one is off."""
     config = world.lab.store.directory / node / "config.toml"
     return world.lab.run(node, [sys.executable, "-m", "nfq_failover", "claim", "--config", str(config)])
 
 
-def test_a_claim_against_a_peer_that_serves_is_refused(world: World) -> None:
+def test_a_claim_against_a_peer_that_serves_is_refused(world: FaultWorld) -> None:
     backup = world.lab.resolve("backup")
     said = len(world.log(backup))
     assert claim(world, backup).returncode == 1
@@ -149,7 +149,7 @@ def test_a_claim_against_a_peer_that_serves_is_refused(world: World) -> None:
 # ---------------------------------------------------------------------------------------------------------- daemons
 
 
-def test_a_killed_daemon_of_the_primary_is_a_dead_primary(world: World, tmp_path: Path) -> None:
+def test_a_killed_daemon_of_the_primary_is_a_dead_primary(world: FaultWorld, tmp_path: Path) -> None:
     primary, epoch = world.lab.resolve("primary"), world.epoch()
     with talk(world) as idle:
         with world.capture(tmp_path / "client.pcap") as running, world.start("bulk", "--size", "15M") as workload:
@@ -164,7 +164,7 @@ def test_a_killed_daemon_of_the_primary_is_a_dead_primary(world: World, tmp_path
         assert world.epoch() == epoch + 1
 
 
-def test_a_killed_daemon_of_the_backup_leaves_a_primary_that_says_so(world: World, tmp_path: Path) -> None:
+def test_a_killed_daemon_of_the_backup_leaves_a_primary_that_says_so(world: FaultWorld, tmp_path: Path) -> None:
     primary, backup, epoch = world.lab.resolve("primary"), world.lab.resolve("backup"), world.epoch()
     with talk(world) as idle:
         said = len(world.log(primary))
@@ -192,7 +192,7 @@ def test_a_killed_daemon_of_the_backup_leaves_a_primary_that_says_so(world: Worl
     assert world.epoch() == epoch
 
 
-def test_a_primary_that_is_stopped_hands_over_without_a_fence(world: World, tmp_path: Path) -> None:
+def test_a_primary_that_is_stopped_hands_over_without_a_fence(world: FaultWorld, tmp_path: Path) -> None:
     primary, epoch, fences = world.lab.resolve("primary"), world.epoch(), len(world.events("fenced"))
     with talk(world) as idle:
         with world.capture(tmp_path / "client.pcap") as running, world.start("bulk", "--size", "15M") as workload:
@@ -212,7 +212,7 @@ def test_a_primary_that_is_stopped_hands_over_without_a_fence(world: World, tmp_
         idle.exchange()
 
 
-def test_both_daemons_killed_leak_nothing_and_elect_one_when_they_are_back(world: World, tmp_path: Path) -> None:
+def test_both_daemons_killed_leak_nothing_and_elect_one_when_they_are_back(world: FaultWorld, tmp_path: Path) -> None:
     epoch = world.epoch()
     with (
         world.capture(tmp_path / "client.pcap") as running,
@@ -288,7 +288,7 @@ def test_a_host_that_wakes_in_an_older_epoch_steps_down_unheard(
     assert world.comes(primary, said, "after=waiting", f"the peer serves in epoch {epoch + 1}")
 
 
-def test_a_paused_primary_whose_backup_has_refused_goes_on_unprotected(world: World, tmp_path: Path) -> None:
+def test_a_paused_primary_whose_backup_has_refused_goes_on_unprotected(world: FaultWorld, tmp_path: Path) -> None:
     primary, epoch = world.lab.resolve("primary"), world.epoch()
     backup = TWO_HOSTS.other(primary)
     said = len(world.log(primary))

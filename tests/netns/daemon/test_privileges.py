@@ -18,7 +18,7 @@ import pytest
 
 from nfq_failover.shell.host.address import ServiceAddress
 from nfq_failover.shell.privileged.rights import DAEMON, HELPER, NUMBERS
-from tests.netns.daemon.test_daemon import World, _world, pings, refused, wait_until
+from tests.netns.daemon.test_daemon import DaemonWorld, _world, pings, refused, wait_until
 from tests.support.namespaces import SERVICE, run
 
 pytestmark = pytest.mark.netns
@@ -29,27 +29,27 @@ ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture
-def world(tmp_path: Path) -> Iterator[World]:
+def world(tmp_path: Path) -> Iterator[DaemonWorld]:
     with _world(tmp_path) as made:
         yield made
 
 
 @pytest.fixture
-def open_world() -> Iterator[World]:
+def open_world() -> Iterator[DaemonWorld]:
     """One whose disk every user can reach."""
     with tempfile.TemporaryDirectory(dir="/tmp") as disk, _world(Path(disk)) as made:
         Path(disk).chmod(0o755)
         yield made
 
 
-def config(world: World, *privileges: str, **changes: object) -> Path:
+def config(world: DaemonWorld, *privileges: str, **changes: object) -> Path:
     """A configuration with these lines in [privileges]."""
     path = world.config(**changes)
     path.write_text("\n".join((path.read_text(), "[privileges]", *privileges, "")))
     return path
 
 
-def process_of(world: World, module: str) -> int:
+def process_of(world: DaemonWorld, module: str) -> int:
     """The process that runs a module of ours."""
     found: list[int] = []
 
@@ -91,7 +91,7 @@ def as_user(user: pwd.struct_passwd, *command: str) -> subprocess.CompletedProce
 # ------------------------------------------------------------------------------------------ who is who
 
 
-def test_each_process_and_thread_holds_what_is_named_for_it_and_no_more(world: World) -> None:
+def test_each_process_and_thread_holds_what_is_named_for_it_and_no_more(world: DaemonWorld) -> None:
     process, log = world.ready(world.config())
     assert "is one with others" in log.read_text()  # no user of its own: nobody
     ids = f"{NOBODY.pw_uid}\t" * 3 + str(NOBODY.pw_uid)
@@ -131,7 +131,7 @@ def test_each_process_and_thread_holds_what_is_named_for_it_and_no_more(world: W
     }
 
 
-def test_a_user_that_is_named_may_ask_and_others_may_not(open_world: World) -> None:
+def test_a_user_that_is_named_may_ask_and_others_may_not(open_world: DaemonWorld) -> None:
     world = open_world
     path = config(world, f'user = "{OTHER.pw_name}"')
     process, _ = world.ready(path)
@@ -147,7 +147,7 @@ def test_a_user_that_is_named_may_ask_and_others_may_not(open_world: World) -> N
     assert "only root" in as_user(NOBODY, *words).stderr
 
 
-def test_not_to_drop_is_possible_and_loud(world: World) -> None:
+def test_not_to_drop_is_possible_and_loud(world: DaemonWorld) -> None:
     before = world.snapshot()
     process, log = world.ready(config(world, "drop = false"))
     assert "keeps all of root's rights" in log.read_text()
@@ -158,7 +158,7 @@ def test_not_to_drop_is_possible_and_loud(world: World) -> None:
     assert world.snapshot() == before
 
 
-def test_from_one_to_the_other_and_back(world: World) -> None:
+def test_from_one_to_the_other_and_back(world: DaemonWorld) -> None:
     """The files of one user are the next one's."""
     for line in ('user = "nobody"', "drop = false", f'user = "{OTHER.pw_name}"', 'user = "nobody"'):
         process, log = world.ready(config(world, line))
@@ -181,7 +181,7 @@ def test_from_one_to_the_other_and_back(world: World) -> None:
         ('fence_capabilities = ["CAP_EVERYTHING"]', "CAP_EVERYTHING"),
     ],
 )
-def test_a_user_that_can_not_be_is_a_refusal(world: World, line: str, says: str) -> None:
+def test_a_user_that_can_not_be_is_a_refusal(world: DaemonWorld, line: str, says: str) -> None:
     before = world.snapshot()
     assert says in refused(world, config(world, line))
     assert world.snapshot() == before
@@ -196,7 +196,7 @@ LESS = "from nfq_failover.shell.privileged import rights; rights.{} -= {{'{}'}}\
     ("name", "says"),
     [("CAP_NET_ADMIN", "queue 7760 can't be bound"), ("CAP_NET_RAW", "SOCK_RAW")],
 )
-def test_without_one_of_its_capabilities_the_daemon_does_not_start(world: World, name: str, says: str) -> None:
+def test_without_one_of_its_capabilities_the_daemon_does_not_start(world: DaemonWorld, name: str, says: str) -> None:
     before = world.snapshot()
     process, log = world.start(world.config(), LESS.format("DAEMON", name))
     assert process.wait(30) in (1, 2)
@@ -204,7 +204,7 @@ def test_without_one_of_its_capabilities_the_daemon_does_not_start(world: World,
     assert world.snapshot() == before
 
 
-def test_without_the_right_to_become_another_user_it_refuses_and_says_what_is_missing(world: World) -> None:
+def test_without_the_right_to_become_another_user_it_refuses_and_says_what_is_missing(world: DaemonWorld) -> None:
     process, log = world.start(world.config(), before=("setpriv", "--bounding-set=-setuid,-sys_admin"))
     assert process.wait(30) == 2
     assert "CAP_SETUID" in Path(str(log.name)).read_text()
@@ -213,7 +213,7 @@ def test_without_the_right_to_become_another_user_it_refuses_and_says_what_is_mi
 # ------------------------------------------------------------------------------------------ what it is good for
 
 
-def test_programs_that_the_user_can_not_read_do(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_programs_that_the_user_can_not_read_do(world: DaemonWorld, monkeypatch: pytest.MonkeyPatch) -> None:
     """As in /root: all of it was loaded before, and the helper starts the rest."""
     private = world.disk / "private"
     private.mkdir(mode=0o700)
@@ -235,7 +235,9 @@ def test_programs_that_the_user_can_not_read_do(world: World, monkeypatch: pytes
     assert world.snapshot() == before
 
 
-def test_the_user_can_replace_what_is_its_own_in_the_state_directory_and_nothing_of_roots(open_world: World) -> None:
+def test_the_user_can_replace_what_is_its_own_in_the_state_directory_and_nothing_of_roots(
+    open_world: DaemonWorld,
+) -> None:
     world = open_world
     world.ready(config(world, f'user = "{OTHER.pw_name}"'))
     state = world.state
@@ -250,7 +252,7 @@ def test_the_user_can_replace_what_is_its_own_in_the_state_directory_and_nothing
     assert not (state / "rules" / "x").exists()
 
 
-def test_what_the_user_left_in_the_state_directory_does_not_mislead_the_next_start(world: World) -> None:
+def test_what_the_user_left_in_the_state_directory_does_not_mislead_the_next_start(world: DaemonWorld) -> None:
     process, _ = world.ready(world.config())
     process.kill()
     process.wait()
@@ -294,7 +296,7 @@ def test_the_record_of_what_to_put_back_names_our_settings_and_nothing_else(tmp_
 
 
 @pytest.mark.parametrize(("owner", "mode"), [(NOBODY.pw_uid, 0o700), (0, 0o770), (0, 0o707)])
-def test_rules_records_that_others_can_write_are_refused(world: World, owner: int, mode: int) -> None:
+def test_rules_records_that_others_can_write_are_refused(world: DaemonWorld, owner: int, mode: int) -> None:
     world.state.mkdir()
     (world.state / "rules").mkdir()
     (world.state / "rules").chmod(mode)
@@ -305,7 +307,7 @@ def test_rules_records_that_others_can_write_are_refused(world: World, owner: in
 # ------------------------------------------------------------------------------------------ the helper's end
 
 
-def test_without_its_helper_the_daemon_ends_as_if_killed_and_the_next_one_cleans_up(world: World) -> None:
+def test_without_its_helper_the_daemon_ends_as_if_killed_and_the_next_one_cleans_up(world: DaemonWorld) -> None:
     before = world.snapshot()
     process, log = world.ready(world.config())
     installed = world.snapshot()["rules"]
@@ -322,7 +324,7 @@ def test_without_its_helper_the_daemon_ends_as_if_killed_and_the_next_one_cleans
     assert world.snapshot() == before
 
 
-def test_a_helper_that_dies_while_the_daemon_ends_is_an_error_and_no_hang(world: World) -> None:
+def test_a_helper_that_dies_while_the_daemon_ends_is_an_error_and_no_hang(world: DaemonWorld) -> None:
     process, log = world.ready(world.config())
     helper = process_of(world, "nfq_failover.shell.privileged.helper")
     os.kill(process.pid, signal.SIGSTOP)
@@ -334,14 +336,14 @@ def test_a_helper_that_dies_while_the_daemon_ends_is_an_error_and_no_hang(world:
     assert not pings(world)
 
 
-def test_check_config_says_who_it_will_be(world: World) -> None:
+def test_check_config_says_who_it_will_be(world: DaemonWorld) -> None:
     words = (sys.executable, "-m", "nfq_failover", "check-config", "--config")
     said = run(*words, str(config(world, f'user = "{OTHER.pw_name}"')))
     assert f"user {OTHER.pw_name}, uid {OTHER.pw_uid}, with CAP_NET_ADMIN and CAP_NET_RAW" in said
     assert "keeps all of root's rights" in run(*words, str(config(world, "drop = false")))
 
 
-def test_what_only_root_can_see_is_not_missed(world: World) -> None:
+def test_what_only_root_can_see_is_not_missed(world: DaemonWorld) -> None:
     """The advice on a configuration is root's: a fence command in a private place is there."""
     fence = world.disk / "fence"
     fence.write_text("#!/bin/sh\nexit 0\n")

@@ -13,7 +13,7 @@ import pytest
 from nfq_failover.lab import nodes
 from nfq_failover.lab.state import Options
 from nfq_failover.lab.topology import TWO_HOSTS, namespace
-from tests.support.connection_world import CALM, Case, Talk, World, pause
+from tests.support.connection_world import CALM, Case, SharedLab, Talk, pause
 from tests.support.lab_world import PORT, connect, eventually
 from tests.support.scripted_server import content
 
@@ -21,7 +21,7 @@ HALF = 400_000
 ECHO = [["echo_all"]]
 
 
-class Applications(World):
+class Applications(SharedLab):
     """A lab whose daemons check the health of the scripted server; it can be signalled, and started again."""
 
     def __init__(self, seed: int) -> None:

@@ -17,7 +17,7 @@ from nfq_failover.lab import netns
 from nfq_failover.lab.state import Options
 from nfq_failover.lab.topology import SWITCH, TWO_HOSTS, namespace, port
 from nfq_failover.wire.datagram import Header, Kind, read_header, seal
-from tests.support.fault_world import CALM_MS, Shared, World, ended_well, faultless, heard, speakers, talk
+from tests.support.fault_world import CALM_MS, FaultWorld, Shared, ended_well, faultless, heard, speakers, talk
 from tests.support.lab_world import eventually
 
 pytestmark = [pytest.mark.netns, pytest.mark.slow]
@@ -35,17 +35,17 @@ def shared(request: pytest.FixtureRequest) -> Iterator[Shared]:
 
 
 @pytest.fixture
-def world(shared: Shared) -> World:
+def world(shared: Shared) -> FaultWorld:
     return shared.ready()
 
 
-def our_rules(world: World, node: str) -> int:
+def our_rules(world: FaultWorld, node: str) -> int:
     """How many iptables rules of ours there are."""
     saved = world.lab.run(node, ["iptables-save"])
     return sum(line.startswith("-A") and "NFQF" in line for line in saved.stdout.splitlines())
 
 
-def test_rules_flushed_on_the_backup_are_noticed_and_nothing_of_it_is_heard(world: World, tmp_path: Path) -> None:
+def test_rules_flushed_on_the_backup_are_noticed_and_nothing_of_it_is_heard(world: FaultWorld, tmp_path: Path) -> None:
     primary, backup = world.lab.resolve("primary"), world.lab.resolve("backup")
     rules, said = our_rules(world, backup), len(world.log(backup))
     lost = world.ask(backup)["counters"].get("rules-lost", 0)
@@ -76,7 +76,7 @@ def test_rules_flushed_on_the_backup_are_noticed_and_nothing_of_it_is_heard(worl
 # ---------------------------------------------------------------------------------------------------------- garbage
 
 
-def recorded(world: World, node: str, count: int) -> list[bytes]:
+def recorded(world: FaultWorld, node: str, count: int) -> list[bytes]:
     """Genuine datagrams of the sync channel, as they arrive at the node."""
     with netns.entered(namespace(world.lab.name, SWITCH)):
         tap = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(0x0003))
@@ -98,7 +98,7 @@ def recorded(world: World, node: str, count: int) -> list[bytes]:
 class Garbage:
     """Datagrams that no daemon may believe, from a third host under the peer's address."""
 
-    def __init__(self, world: World, genuine: dict[str, list[bytes]], seed: int) -> None:
+    def __init__(self, world: FaultWorld, genuine: dict[str, list[bytes]], seed: int) -> None:
         self._genuine = genuine
         self._draw = random.Random(seed)
         self.sent = 0
@@ -141,13 +141,13 @@ class Garbage:
         self._raw.sendto(ip + udp, (TWO_HOSTS.address(node), 0))
 
 
-def rejected(world: World, node: str) -> dict[str, int]:
+def rejected(world: FaultWorld, node: str) -> dict[str, int]:
     """Rejected datagrams by reason."""
     counters: dict[str, int] = world.ask(node)["counters"]
     return {name.removeprefix("datagram-"): count for name, count in counters.items() if name.startswith("datagram-")}
 
 
-def test_garbage_at_the_sync_ports_changes_nothing_but_counters(world: World, tmp_path: Path) -> None:
+def test_garbage_at_the_sync_ports_changes_nothing_but_counters(world: FaultWorld, tmp_path: Path) -> None:
     primary, backup = world.lab.resolve("primary"), world.lab.resolve("backup")
     epoch = world.epoch()
     genuine = {node: recorded(world, node, 10) for node in TWO_HOSTS.hosts}

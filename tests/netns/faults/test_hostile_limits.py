@@ -20,7 +20,7 @@ from nfq_failover.lab.state import Options
 from nfq_failover.lab.topology import SWITCH, TWO_HOSTS, namespace
 from nfq_failover.shell.packets.nfqueue import queue_row
 from nfq_failover.wire.datagram import Header, Kind, seal
-from tests.support.fault_world import CALM_MS, Talk, World, ended_well, talk, world
+from tests.support.fault_world import CALM_MS, FaultWorld, Talk, ended_well, talk, world
 from tests.support.lab_world import eventually
 
 pytestmark = pytest.mark.netns
@@ -32,7 +32,7 @@ GENEROUS = 30  # what an exchange may take during the flood, by the median, in m
 
 
 @pytest.fixture(scope="module")
-def tiny() -> Iterator[World]:
+def tiny() -> Iterator[FaultWorld]:
     with world(Options(rate="100mbit", heartbeat_ms=CALM_MS, settings=TINY)) as made:
         yield made
 
@@ -40,7 +40,7 @@ def tiny() -> Iterator[World]:
 class Flood:
     """Datagrams for a host's sync port under its peer's name, from the switch, some thousands a second."""
 
-    def __init__(self, made: World, node: str, per_s: int = FLOOD_PER_S) -> None:
+    def __init__(self, made: FaultWorld, node: str, per_s: int = FLOOD_PER_S) -> None:
         self._node = node
         self._pause = 20 / per_s
         self._stop = threading.Event()
@@ -96,12 +96,12 @@ def latency(connection: Talk) -> float:
     return median(times)
 
 
-def refused(made: World, node: str) -> dict[str, int]:
+def refused(made: FaultWorld, node: str) -> dict[str, int]:
     counters: dict[str, int] = made.ask(node)["counters"]
     return {name: count for name, count in counters.items() if name.startswith("datagram-")}
 
 
-def test_flood_at_the_sync_ports_delays_little_and_costs_no_protection(tiny: World) -> None:
+def test_flood_at_the_sync_ports_delays_little_and_costs_no_protection(tiny: FaultWorld) -> None:
     assert eventually(tiny.is_protected)
     with talk(tiny) as connection:
         assert tiny.protects(connection.connection)
@@ -126,7 +126,7 @@ def test_flood_at_the_sync_ports_delays_little_and_costs_no_protection(tiny: Wor
     print(f"median exchange: {calm * 1000:.2f} ms, during the flood {flooded * 1000:.2f} ms")
 
 
-def test_packets_that_a_queue_has_no_room_for_are_said_aloud_and_repeated(tiny: World) -> None:
+def test_packets_that_a_queue_has_no_room_for_are_said_aloud_and_repeated(tiny: FaultWorld) -> None:
     """The backup's daemon stands still while the tap goes on."""
     assert eventually(tiny.is_protected)
     backup = tiny.lab.resolve("backup")
@@ -149,7 +149,7 @@ def test_packets_that_a_queue_has_no_room_for_are_said_aloud_and_repeated(tiny: 
     assert eventually(tiny.is_protected)
 
 
-def test_datagrams_that_the_sync_socket_has_no_room_for_are_said_aloud(tiny: World) -> None:
+def test_datagrams_that_the_sync_socket_has_no_room_for_are_said_aloud(tiny: FaultWorld) -> None:
     assert eventually(tiny.is_protected)
     backup = tiny.lab.resolve("backup")
     said = len(tiny.log(backup))
@@ -162,7 +162,7 @@ def test_datagrams_that_the_sync_socket_has_no_room_for_are_said_aloud(tiny: Wor
     assert eventually(tiny.is_protected)
 
 
-def test_lines_of_the_configuration_are_in_force(tiny: World) -> None:
+def test_lines_of_the_configuration_are_in_force(tiny: FaultWorld) -> None:
     for node in TWO_HOSTS.hosts:
         shell = tiny.ask(node)["shell"]
         assert shell["queues"]["in"]["limit"] == shell["queues"]["out"]["limit"] == 16

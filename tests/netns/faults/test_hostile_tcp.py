@@ -21,7 +21,7 @@ from nfq_failover.lab.state import Options
 from nfq_failover.lab.topology import TWO_HOSTS, namespace
 from nfq_failover.wire.build import build_segment
 from tests.support.attacker import THERE, Attacker, attacker
-from tests.support.connection_world import CALM, Case, Talk, World
+from tests.support.connection_world import CALM, Case, SharedLab, Talk
 from tests.support.lab_world import PORT, eventually
 from tests.support.raw_client import RawClient, raw_client
 from tests.support.scripted_server import content
@@ -34,8 +34,8 @@ LIE = b"\xee" * 64
 
 
 @pytest.fixture(scope="module")
-def world() -> Iterator[World]:
-    made = World(Options(rate="100mbit", heartbeat_ms=CALM), seed=11)
+def world() -> Iterator[SharedLab]:
+    made = SharedLab(Options(rate="100mbit", heartbeat_ms=CALM), seed=11)
     yield made
     made.down()
 
@@ -73,7 +73,7 @@ def goes_on(case: Case, *talks: Talk) -> None:
 # ------------------------------------------------------------------------------------ blind attacks
 
 
-def test_blind_segments_cost_neither_the_connection_nor_its_protection(world: World, tmp_path: Path) -> None:
+def test_blind_segments_cost_neither_the_connection_nor_its_protection(world: SharedLab, tmp_path: Path) -> None:
     """RFC 5961: resets and SYNs in the window, data whose ACK number can't be right; and what is plainly broken."""
     with world.case(tmp_path) as case:
         primary = case.lab.resolve("primary")
@@ -111,7 +111,7 @@ def test_blind_segments_cost_neither_the_connection_nor_its_protection(world: Wo
         goes_on(case, talk)
 
 
-def test_blind_data_with_an_old_ack_ends_the_protection_and_nothing_else(world: World, tmp_path: Path) -> None:
+def test_blind_data_with_an_old_ack_ends_the_protection_and_nothing_else(world: SharedLab, tmp_path: Path) -> None:
     """Linux's slow path refuses it, its fast path does not look at the ACK: nobody can tell which bytes were taken."""
     with world.case(tmp_path) as case:
         talk = case.open([["echo_all"]])
@@ -125,7 +125,7 @@ def test_blind_data_with_an_old_ack_ends_the_protection_and_nothing_else(world: 
         unprotected_for(case, talk.port, TWO_VERSIONS)
 
 
-def test_spoofed_addresses_of_the_hosts_themselves_start_no_storm(world: World, tmp_path: Path) -> None:
+def test_spoofed_addresses_of_the_hosts_themselves_start_no_storm(world: SharedLab, tmp_path: Path) -> None:
     with world.case(tmp_path) as case:
         primary = case.lab.resolve("primary")
         talk = case.open([["echo_all"]])
@@ -177,7 +177,7 @@ def opened(case: Case, client: RawClient) -> None:
     assert client.receive(300) == content(1, 300)
 
 
-def test_options_that_lie_about_their_length_are_ignored_as_by_a_plain_kernel(world: World, tmp_path: Path) -> None:
+def test_options_that_lie_about_their_length_are_ignored_as_by_a_plain_kernel(world: SharedLab, tmp_path: Path) -> None:
     """Linux looks at what comes before, so a SYN with them is answered, and data with them is taken."""
     with world.case(tmp_path) as case, raw_client(namespace(case.lab.name, TWO_HOSTS.client), 23_504, PORT) as client:
         client.open(MSS + bytes((3, 40, 7, 1)))
@@ -191,7 +191,7 @@ def test_options_that_lie_about_their_length_are_ignored_as_by_a_plain_kernel(wo
         assert client.receive(600) == content(15, 600)
 
 
-def test_overlapping_segments_with_equal_bytes_are_protected(world: World, tmp_path: Path) -> None:
+def test_overlapping_segments_with_equal_bytes_are_protected(world: SharedLab, tmp_path: Path) -> None:
     data = content(5, 400)
     with world.case(tmp_path) as case, raw_client(namespace(case.lab.name, TWO_HOSTS.client), 23_501, PORT) as client:
         opened(case, client)
@@ -208,7 +208,7 @@ def test_overlapping_segments_with_equal_bytes_are_protected(world: World, tmp_p
         assert client.receive(1500) == content(6, 1500)
 
 
-def test_overlapping_segments_with_different_bytes_end_the_protection(world: World, tmp_path: Path) -> None:
+def test_overlapping_segments_with_different_bytes_end_the_protection(world: SharedLab, tmp_path: Path) -> None:
     """Whatever the primary's TCP has taken is what the client gets back; nobody promises it for the other host."""
     one, two, head = content(7, 200), content(8, 200), content(9, 100)
     with world.case(tmp_path) as case, raw_client(namespace(case.lab.name, TWO_HOSTS.client), 23_502, PORT) as client:
@@ -224,7 +224,7 @@ def test_overlapping_segments_with_different_bytes_end_the_protection(world: Wor
         assert client.receive(600) == content(10, 600)
 
 
-def test_urgent_data_ends_the_protection_and_nothing_else(world: World, tmp_path: Path) -> None:
+def test_urgent_data_ends_the_protection_and_nothing_else(world: SharedLab, tmp_path: Path) -> None:
     with world.case(tmp_path, resets=True) as case:
         talk, neighbour = case.open([["echo_all"]]), case.open([["echo_all"]])
         for number, each in enumerate((talk, neighbour)):
@@ -237,7 +237,7 @@ def test_urgent_data_ends_the_protection_and_nothing_else(world: World, tmp_path
         case.assert_protected(neighbour)
 
 
-def test_segments_in_fragments_end_the_protection_and_nothing_else(world: World, tmp_path: Path) -> None:
+def test_segments_in_fragments_end_the_protection_and_nothing_else(world: SharedLab, tmp_path: Path) -> None:
     """The clone tap has rules on ports, which only a first fragment has; without connection tracking nobody puts them
     together before. So the backup lacks the bytes, and the primary's copies don't have them either."""
     with (
@@ -273,7 +273,7 @@ class Flood:
 
 
 @pytest.mark.parametrize("cookies", [{"a": "2", "b": "2"}, {"a": "2", "b": "1"}, {"a": "1", "b": "2"}], ids=str)
-def test_syn_cookies_and_a_flood(world: World, tmp_path: Path, cookies: dict[str, str]) -> None:
+def test_syn_cookies_and_a_flood(world: SharedLab, tmp_path: Path, cookies: dict[str, str]) -> None:
     """Half-open connections fill nothing beyond its bound, and who connects meanwhile is protected."""
     with world.case(tmp_path) as case:
         for node, value in cookies.items():

@@ -20,8 +20,8 @@ from tests.support.fault_world import (
     DETECTION_S,
     HOLD_AT_LEAST_S,
     HOLD_AT_MOST_S,
+    FaultWorld,
     Shared,
-    World,
     adding,
     ended_well,
     faultless,
@@ -51,14 +51,14 @@ def shared() -> Iterator[Shared]:
 
 
 @pytest.fixture
-def world(shared: Shared) -> World:
+def world(shared: Shared) -> FaultWorld:
     return shared.ready()
 
 
 class Partition:
     """One workload through one partition: what the client saw of it."""
 
-    def __init__(self, world: World, kind: str, capture: Path) -> None:
+    def __init__(self, world: FaultWorld, kind: str, capture: Path) -> None:
         self.world, self.kind = world, kind
         self.primary = world.lab.resolve("primary")
         self.backup = TWO_HOSTS.other(self.primary)
@@ -109,7 +109,7 @@ class Partition:
 @pytest.mark.parametrize("kind", SIZES)
 @pytest.mark.parametrize("direction", [None, "out"])
 def test_a_backup_that_hears_nothing_fences_and_has_every_acknowledged_byte(
-    world: World, kind: str, direction: str | None, tmp_path: Path
+    world: FaultWorld, kind: str, direction: str | None, tmp_path: Path
 ) -> None:
     run = Partition(world, kind, tmp_path / "client.pcap")
     run.run(direction)
@@ -127,7 +127,7 @@ def test_a_backup_that_hears_nothing_fences_and_has_every_acknowledged_byte(
 
 @pytest.mark.parametrize("kind", SIZES)
 def test_a_primary_that_hears_nothing_goes_unprotected_when_the_backups_time_is_over(
-    world: World, kind: str, tmp_path: Path
+    world: FaultWorld, kind: str, tmp_path: Path
 ) -> None:
     """The backup hears the primary, so it has no cause to fence it."""
     run = Partition(world, kind, tmp_path / "client.pcap")
@@ -144,7 +144,7 @@ def test_a_primary_that_hears_nothing_goes_unprotected_when_the_backups_time_is_
 @pytest.mark.parametrize("kind", SIZES)
 @pytest.mark.parametrize("direction", [None, "out"])
 def test_without_a_working_fence_the_backup_refuses_and_the_primary_waits_for_that(
-    world: World, kind: str, direction: str | None, tmp_path: Path
+    world: FaultWorld, kind: str, direction: str | None, tmp_path: Path
 ) -> None:
     run = Partition(world, kind, tmp_path / "client.pcap")
     with world.fence_fails(run.backup), talk(world) as idle:

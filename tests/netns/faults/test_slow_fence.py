@@ -18,7 +18,7 @@ import pytest
 from nfq_failover.lab.state import Options, write_private
 from nfq_failover.lab.topology import TWO_HOSTS, namespace
 from nfq_failover.lab.workloads.content import Content, Kind, Request
-from tests.support.fault_world import CALM_MS, World, adding, ended_well, faultless, heard, speakers, talk, whole
+from tests.support.fault_world import CALM_MS, FaultWorld, adding, ended_well, faultless, heard, speakers, talk, whole
 from tests.support.fault_world import world as lab_world
 from tests.support.namespaces import run
 
@@ -47,7 +47,7 @@ class Pause:
     answer_s: float
 
 
-def pause(world: World, capture: Path) -> Pause:
+def pause(world: FaultWorld, capture: Path) -> Pause:
     """A request just after the crash, and its answer; a connection that is idle meanwhile is as well afterwards."""
     crashed = world.lab.resolve("primary")
     with world.capture(capture) as running, talk(world, 30.0) as asking, talk(world) as idle:

@@ -14,7 +14,7 @@ import pytest
 from nfq_failover.lab import cables, netns, nodes
 from nfq_failover.lab.state import Cut, Options, write_private
 from nfq_failover.lab.topology import SWITCH, TWO_HOSTS, namespace
-from tests.support.fault_world import Shared, Talk, World, heard, speakers, talk
+from tests.support.fault_world import FaultWorld, Shared, Talk, heard, speakers, talk
 from tests.support.lab_world import eventually
 
 pytestmark = [pytest.mark.netns, pytest.mark.slow]
@@ -32,7 +32,7 @@ def witnessed() -> Iterator[Shared]:
 
 
 @pytest.fixture
-def world(witnessed: Shared) -> World:
+def world(witnessed: Shared) -> FaultWorld:
     return witnessed.ready()
 
 
@@ -70,11 +70,11 @@ class Caller(threading.Thread):
         assert not self.is_alive()
 
 
-def cut(world: World, node: str, only: str | None, direction: str | None = None) -> None:
+def cut(world: FaultWorld, node: str, only: str | None, direction: str | None = None) -> None:
     world.lab.cut(Cut(node, only, direction))
 
 
-def healed(world: World) -> None:
+def healed(world: FaultWorld) -> None:
     """All cables are whole, and the pair is protected again: one owner."""
     for node in ("a", "b"):
         world.lab.heal(node)
@@ -82,7 +82,7 @@ def healed(world: World) -> None:
 
 
 @pytest.mark.parametrize("direction", [None, "in", "out"])
-def test_witness_for_the_backup(world: World, direction: str | None, tmp_path: Path) -> None:
+def test_witness_for_the_backup(world: FaultWorld, direction: str | None, tmp_path: Path) -> None:
     """The primary reaches neither its backup nor the witness: it is silent before the backup speaks."""
     primary = world.lab.resolve("primary")
     backup, epoch = TWO_HOSTS.other(primary), world.epoch()
@@ -119,7 +119,7 @@ def test_witness_for_the_backup(world: World, direction: str | None, tmp_path: P
     assert (world.epoch() > epoch) is (direction != "in")
 
 
-def test_witness_for_the_primary(world: World, tmp_path: Path) -> None:
+def test_witness_for_the_primary(world: FaultWorld, tmp_path: Path) -> None:
     """The backup reaches neither: the primary goes on alone, without waiting for the backup's time to pass."""
     primary = world.lab.resolve("primary")
     backup = TWO_HOSTS.other(primary)
@@ -137,7 +137,7 @@ def test_witness_for_the_primary(world: World, tmp_path: Path) -> None:
     assert speakers(running.path) == [primary]
 
 
-def test_both_reach_the_witness(world: World, tmp_path: Path) -> None:
+def test_both_reach_the_witness(world: FaultWorld, tmp_path: Path) -> None:
     primary = world.lab.resolve("primary")
     with talk(world) as connection, world.capture(tmp_path / "client.pcap") as running:
         caller = Caller(connection)
@@ -153,7 +153,7 @@ def test_both_reach_the_witness(world: World, tmp_path: Path) -> None:
 SETTLED = (["refused", "unprotected"], ["unprotected", "waiting"])
 
 
-def test_nobody_reaches_the_witness(world: World, tmp_path: Path) -> None:
+def test_nobody_reaches_the_witness(world: FaultWorld, tmp_path: Path) -> None:
     """Nobody is heard, however long it takes, until one of them reaches it."""
     primary = world.lab.resolve("primary")
     backup = TWO_HOSTS.other(primary)
@@ -177,7 +177,7 @@ def test_nobody_reaches_the_witness(world: World, tmp_path: Path) -> None:
     healed(world)
 
 
-def test_a_crash_with_a_witness_and_no_fence(world: World, tmp_path: Path) -> None:
+def test_a_crash_with_a_witness_and_no_fence(world: FaultWorld, tmp_path: Path) -> None:
     primary = world.lab.resolve("primary")
     backup = TWO_HOSTS.other(primary)
     with talk(world) as connection, world.capture(tmp_path / "client.pcap") as running:
@@ -193,7 +193,7 @@ def test_a_crash_with_a_witness_and_no_fence(world: World, tmp_path: Path) -> No
     assert first - crash["time_s"] >= LEASE_S - 2 * HEARTBEAT_MS / 1000, "not before the lease has ended"
 
 
-def test_the_clients_side_alone_is_no_cause_to_act(world: World, tmp_path: Path) -> None:
+def test_the_clients_side_alone_is_no_cause_to_act(world: FaultWorld, tmp_path: Path) -> None:
     """The hosts hear each other: who serves stays, whatever the client hears."""
     primary, epoch = world.lab.resolve("primary"), world.epoch()
     for direction in (None, "in", "out"):
@@ -209,7 +209,7 @@ def test_the_clients_side_alone_is_no_cause_to_act(world: World, tmp_path: Path)
     healed(world)
 
 
-def flaps(world: World, path: Path, gaps: tuple[float, ...]) -> None:
+def flaps(world: FaultWorld, path: Path, gaps: tuple[float, ...]) -> None:
     """The sync channel comes and goes; whoever is heard, it is one at a time, and in the end the pair is protected."""
     epoch = world.epoch()
     with world.capture(path) as running:
@@ -230,12 +230,12 @@ def flaps(world: World, path: Path, gaps: tuple[float, ...]) -> None:
     assert len(turns) - 1 <= world.epoch() - epoch, "each change of the speaker is a change of the epoch"
 
 
-def test_a_flapping_channel_with_a_witness(world: World, tmp_path: Path) -> None:
+def test_a_flapping_channel_with_a_witness(world: FaultWorld, tmp_path: Path) -> None:
     flaps(world, tmp_path / "client.pcap", (0.15, 0.35, 0.55, 0.25, 1.1))
     healed(world)
 
 
-def test_a_witness_that_restarts_remembers(world: World) -> None:
+def test_a_witness_that_restarts_remembers(world: FaultWorld) -> None:
     primary = world.lab.resolve("primary")
     backup = TWO_HOSTS.other(primary)
     cut(world, backup, "witness")

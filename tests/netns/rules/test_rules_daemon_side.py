@@ -11,24 +11,24 @@ import pytest
 from nfq_failover.core.events import Profile
 from nfq_failover.shell.firewall.script import PeerHost, RulesError, RulesOptions, RulesRunner, lookup_mac, resolve_mac
 from tests.support.namespaces import CLIENT, SERVICE
-from tests.support.rules_world import Host, World, world
+from tests.support.rules_world import RulesHost, RulesWorld, world
 
 pytestmark = pytest.mark.netns
 
 
 @pytest.fixture
-def net(tmp_path: Path) -> Iterator[World]:
+def net(tmp_path: Path) -> Iterator[RulesWorld]:
     with world("nft", tmp_path) as built:
         yield built
 
 
-def rules_of(host: Host, *peers: str) -> RulesRunner:
+def rules_of(host: RulesHost, *peers: str) -> RulesRunner:
     hosts = tuple(PeerHost(address) for address in peers)
     ports = ((80, 80), (7000, 7099))
     return RulesRunner(RulesOptions(SERVICE, ports, "eth0", peers=hosts, state_dir=host.directory))
 
 
-def test_a_neighbours_mac_is_looked_up_and_asked_for(net: World) -> None:
+def test_a_neighbours_mac_is_looked_up_and_asked_for(net: RulesWorld) -> None:
     with net.a.namespace.entered():
         assert lookup_mac(net.b.address) is None
         assert resolve_mac(net.b.address) == net.b.mac
@@ -36,7 +36,7 @@ def test_a_neighbours_mac_is_looked_up_and_asked_for(net: World) -> None:
         assert resolve_mac("10.77.0.99", 0.2) is None
 
 
-def test_a_hosts_life(net: World) -> None:
+def test_a_hosts_life(net: RulesWorld) -> None:
     """Backup, takeover with an inherited connection, protected again, off."""
     host, flow = net.b, (socket.inet_aton(CLIENT), 40001, socket.inet_aton(SERVICE), 80)
     rules = rules_of(host, net.a.address)

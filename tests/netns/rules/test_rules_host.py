@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.namespaces import SERVICE
-from tests.support.rules_world import VARIANTS, World, world
+from tests.support.rules_world import VARIANTS, RulesWorld, world
 
 pytestmark = pytest.mark.netns
 
@@ -17,7 +17,7 @@ BASE = ("install", "--role", "backup", "--service", SERVICE, "--ports", "80,7000
 
 
 @pytest.fixture(params=VARIANTS)
-def net(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[World]:
+def net(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[RulesWorld]:
     with world(request.param, tmp_path) as built:
         yield built
 
@@ -44,13 +44,13 @@ HARMLESS = [
 ]
 
 
-def apply(net: World, table: str, rules: str) -> None:
+def apply(net: RulesWorld, table: str, rules: str) -> None:
     for rule in rules.split("; "):
         net.b.iptables("-t", table, *rule.split())
 
 
 @pytest.mark.parametrize(("table", "rules"), CONTRADICTIONS)
-def test_notrack_against_rules_that_need_tracking(net: World, table: str, rules: str) -> None:
+def test_notrack_against_rules_that_need_tracking(net: RulesWorld, table: str, rules: str) -> None:
     apply(net, table, rules)
     strict = net.b.rules(*BASE, "--strict")
     assert strict.returncode == 2
@@ -64,14 +64,14 @@ def test_notrack_against_rules_that_need_tracking(net: World, table: str, rules:
     assert (liberal.returncode, liberal.stderr) == (0, "")
 
 
-def test_notrack_and_harmless_rules(net: World) -> None:
+def test_notrack_and_harmless_rules(net: RulesWorld) -> None:
     for table, rules in HARMLESS:
         apply(net, table, rules)
     done = net.b.rules(*BASE, "--strict")
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_rules_of_the_other_kinds_are_seen(net: World) -> None:
+def test_rules_of_the_other_kinds_are_seen(net: RulesWorld) -> None:
     other = "legacy" if net.b.variant == "nft" else "nft"
     rule = ("INPUT", "-m", "conntrack", "--ctstate", "NEW", "-j", "DROP")
     net.b.namespace.run(f"iptables-{other}", "-A", *rule)
@@ -83,7 +83,7 @@ def test_rules_of_the_other_kinds_are_seen(net: World) -> None:
     assert "nft: ct state established accept" in net.b.rules(*BASE, "--strict").stderr
 
 
-def test_looking_does_not_start_connection_tracking(net: World) -> None:
+def test_looking_does_not_start_connection_tracking(net: RulesWorld) -> None:
     """Reading table nat with the legacy kind would create it, and with it tracking of all the host's traffic."""
     assert net.b.rules(*BASE, "--dry-run").returncode == 0
     assert net.b.rules("show").returncode == 0
@@ -93,7 +93,7 @@ def test_looking_does_not_start_connection_tracking(net: World) -> None:
     assert "nat" not in net.b.namespace.run("cat", "/proc/net/ip_tables_names")
 
 
-def test_the_liberal_switch_goes_back_to_what_it_was(net: World) -> None:
+def test_the_liberal_switch_goes_back_to_what_it_was(net: RulesWorld) -> None:
     switch = net.b.namespace
     for before in ("0\n", "1\n"):
         switch.run("sysctl", "-qw", f"net.netfilter.nf_conntrack_tcp_be_liberal={before.strip()}")
@@ -112,7 +112,7 @@ def test_the_liberal_switch_goes_back_to_what_it_was(net: World) -> None:
         assert switch.run("cat", LIBERAL) == before
 
 
-def test_clones_need_an_open_output(net: World) -> None:
+def test_clones_need_an_open_output(net: RulesWorld) -> None:
     net.a.iptables("-P", "OUTPUT", "DROP")
     assert "clones for the backup leave through OUTPUT" in net.a.install("primary", peer=net.b)
     net.a.iptables("-t", "mangle", "-A", "PREROUTING", "-p", "udp", "-j", "ACCEPT")

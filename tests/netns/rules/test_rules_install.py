@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.namespaces import SERVICE
-from tests.support.rules_world import SCRIPT, VARIANTS, Host, World, world
+from tests.support.rules_world import SCRIPT, VARIANTS, RulesHost, RulesWorld, world
 
 pytestmark = pytest.mark.netns
 
@@ -21,12 +21,12 @@ LIBERAL = "/proc/sys/net/netfilter/nf_conntrack_tcp_be_liberal"
 
 
 @pytest.fixture(params=VARIANTS)
-def net(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[World]:
+def net(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[RulesWorld]:
     with world(request.param, tmp_path) as built:
         yield built
 
 
-def touch_tables(host: Host) -> None:
+def touch_tables(host: RulesHost) -> None:
     """Make the tables exist, so that what a removal leaves can be compared byte for byte."""
     for table in ("raw", "mangle", "filter"):
         host.iptables("-t", table, "-nL")
@@ -34,7 +34,7 @@ def touch_tables(host: Host) -> None:
         host.iptables("-t", table, "-A", "host-own", "-s", "192.0.2.1", "-j", "RETURN")
 
 
-def own_rules(host: Host) -> None:
+def own_rules(host: RulesHost) -> None:
     """A host with rules of its own, some with names much like ours."""
     touch_tables(host)
     for rule in (
@@ -49,18 +49,18 @@ def own_rules(host: Host) -> None:
         host.iptables("-t", *rule)
 
 
-def foreign(host: Host) -> list[str]:
+def foreign(host: RulesHost) -> list[str]:
     return [line for line in host.saved() if "NFQF-default-" not in line]
 
 
-def everything(host: Host) -> list[str]:
+def everything(host: RulesHost) -> list[str]:
     """All firewall state there is: rules, egress filters, nft tables."""
     tc = host.namespace.run("tc", "qdisc", "show") + host.namespace.run("tc", "filter", "show", "dev", "eth0", "egress")
     return [*host.saved(), tc, host.namespace.run("nft", "-s", "list", "ruleset", "netdev")]
 
 
 @pytest.mark.parametrize("guard", ["tc", "nft"])
-def test_installing_twice_is_installing_once(net: World, guard: str) -> None:
+def test_installing_twice_is_installing_once(net: RulesWorld, guard: str) -> None:
     for role in ROLES:
         net.a.install(role, "--guard", guard, peer=net.b)
         first = everything(net.a)
@@ -76,7 +76,7 @@ def test_installing_twice_is_installing_once(net: World, guard: str) -> None:
 
 
 @pytest.mark.parametrize("guard", ["tc", "nft"])
-def test_every_role_leaves_the_hosts_rules_and_removal_leaves_nothing(net: World, guard: str) -> None:
+def test_every_role_leaves_the_hosts_rules_and_removal_leaves_nothing(net: RulesWorld, guard: str) -> None:
     own_rules(net.a)
     before = everything(net.a)
     others = foreign(net.a)
@@ -91,7 +91,7 @@ def test_every_role_leaves_the_hosts_rules_and_removal_leaves_nothing(net: World
     assert net.a.rules("remove").stdout.startswith("nothing to remove")
 
 
-def test_removal_without_the_record(net: World) -> None:
+def test_removal_without_the_record(net: RulesWorld) -> None:
     own_rules(net.a)
     before = everything(net.a)
     net.a.install("backup")
@@ -103,7 +103,7 @@ def test_removal_without_the_record(net: World) -> None:
     assert everything(net.a) == before
 
 
-def test_a_record_from_before_a_reboot_counts_for_nothing(net: World) -> None:
+def test_a_record_from_before_a_reboot_counts_for_nothing(net: RulesWorld) -> None:
     net.b.install("backup", "--conntrack", "liberal")
     record = net.b.directory / "default" / "state"
     text = record.read_text()
@@ -116,7 +116,7 @@ def test_a_record_from_before_a_reboot_counts_for_nothing(net: World) -> None:
     assert net.b.rules("check").returncode == 0
 
 
-def test_others_egress_filters_stay(net: World) -> None:
+def test_others_egress_filters_stay(net: RulesWorld) -> None:
     net.a.namespace.run("tc", "qdisc", "add", "dev", "eth0", "clsact")
     pass_all = ("bpf", "bytecode", "1,6 0 0 4294967295", "direct-action")
     net.a.namespace.run("tc", "filter", "add", "dev", "eth0", "egress", "protocol", "all", "pref", "1", *pass_all)
@@ -132,7 +132,7 @@ def test_others_egress_filters_stay(net: World) -> None:
     assert everything(net.a) == before
 
 
-def test_two_instances_live_side_by_side(net: World) -> None:
+def test_two_instances_live_side_by_side(net: RulesWorld) -> None:
     touch_tables(net.a)
     before = everything(net.a)
     net.a.install("backup", "--instance", "one", "--conntrack", "liberal")
@@ -150,7 +150,7 @@ def test_two_instances_live_side_by_side(net: World) -> None:
     assert everything(net.a) == before
 
 
-def test_removal_is_refused_while_the_address_is_there(net: World) -> None:
+def test_removal_is_refused_while_the_address_is_there(net: RulesWorld) -> None:
     net.b.install("backup")
     net.b.serve()
     net.b.ip("link", "set", "eth0", "down")
@@ -164,12 +164,12 @@ def test_removal_is_refused_while_the_address_is_there(net: World) -> None:
     assert "NFQF" not in "".join(everything(net.b))
 
 
-def test_rules_after_the_address_are_warned_about(net: World) -> None:
+def test_rules_after_the_address_are_warned_about(net: RulesWorld) -> None:
     net.b.serve()
     assert "until now nothing kept this host silent" in net.b.install("backup")
 
 
-def test_a_lost_rule_is_noticed_and_installing_repairs(net: World) -> None:
+def test_a_lost_rule_is_noticed_and_installing_repairs(net: RulesWorld) -> None:
     net.b.install("backup")
     whole = everything(net.b)
     mangle = ("-t", "mangle")
@@ -203,7 +203,7 @@ def test_a_lost_rule_is_noticed_and_installing_repairs(net: World) -> None:
     assert net.b.rules("check").returncode == 0, "our jump has moved behind them"
 
 
-def test_a_check_costs_little(net: World) -> None:
+def test_a_check_costs_little(net: RulesWorld) -> None:
     net.b.install("backup")
     times = []
     for _ in range(15):
@@ -213,7 +213,7 @@ def test_a_check_costs_little(net: World) -> None:
     assert min(times) < 0.05
 
 
-def test_show_is_for_people(net: World) -> None:
+def test_show_is_for_people(net: RulesWorld) -> None:
     assert "not installed" in net.a.rules("show").stdout
     assert net.a.rules("check").returncode == 3
     net.a.install("primary", peer=net.b)
@@ -224,7 +224,7 @@ def test_show_is_for_people(net: World) -> None:
     assert done.stdout.endswith("all is as it was installed\n")
 
 
-def fake_restore(net: World, directory: Path, condition: str) -> str:
+def fake_restore(net: RulesWorld, directory: Path, condition: str) -> str:
     """An iptables whose restore does its work and then fails when `condition` holds."""
     real = f"/usr/sbin/iptables-{net.b.variant}"
     programs = {
@@ -239,7 +239,7 @@ def fake_restore(net: World, directory: Path, condition: str) -> str:
     return str(directory / "iptables-fake")
 
 
-def test_a_failed_installation_leaves_what_was_before(net: World, tmp_path: Path) -> None:
+def test_a_failed_installation_leaves_what_was_before(net: RulesWorld, tmp_path: Path) -> None:
     own_rules(net.b)
     net.b.install("backup")
     before = everything(net.b)
@@ -261,7 +261,7 @@ def test_a_failed_installation_leaves_what_was_before(net: World, tmp_path: Path
     assert not list(net.b.directory.glob("*.lock"))
 
 
-def test_a_first_installation_that_fails_leaves_nothing(net: World, tmp_path: Path) -> None:
+def test_a_first_installation_that_fails_leaves_nothing(net: RulesWorld, tmp_path: Path) -> None:
     touch_tables(net.b)
     before = everything(net.b)
     once = f'case " $* " in *--test*) exit 0 ;; esac; [ -e {tmp_path}/failed ] || {{ : >{tmp_path}/failed; exit 1; }}'
@@ -273,7 +273,7 @@ def test_a_first_installation_that_fails_leaves_nothing(net: World, tmp_path: Pa
     assert net.b.namespace.run("cat", LIBERAL) == "0\n"
 
 
-def test_a_signal_half_way_puts_everything_back(net: World, tmp_path: Path) -> None:
+def test_a_signal_half_way_puts_everything_back(net: RulesWorld, tmp_path: Path) -> None:
     own_rules(net.b)
     net.b.install("backup")
     before = everything(net.b)
@@ -290,7 +290,7 @@ def test_a_signal_half_way_puts_everything_back(net: World, tmp_path: Path) -> N
     assert net.b.rules("check").returncode == 0
 
 
-def test_a_lock_left_by_a_dead_run_does_not_block(net: World) -> None:
+def test_a_lock_left_by_a_dead_run_does_not_block(net: RulesWorld) -> None:
     lock = net.b.directory / "default.lock"
     lock.mkdir(parents=True)
     with net.b.start("--help") as dead:
@@ -300,7 +300,7 @@ def test_a_lock_left_by_a_dead_run_does_not_block(net: World) -> None:
     assert not lock.exists()
 
 
-def test_the_xtables_lock_is_waited_for(net: World) -> None:
+def test_the_xtables_lock_is_waited_for(net: RulesWorld) -> None:
     net.b.lock_file.touch()
     descriptor = os.open(net.b.lock_file, os.O_RDWR)
     fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -312,7 +312,7 @@ def test_the_xtables_lock_is_waited_for(net: World) -> None:
     assert net.b.rules("check").returncode == 0
 
 
-def test_the_other_kind_of_iptables_is_refused(net: World) -> None:
+def test_the_other_kind_of_iptables_is_refused(net: RulesWorld) -> None:
     net.b.install("backup")
     other = "legacy" if net.b.variant == "nft" else "nft"
     base = ("--service", SERVICE, "--ports", "80", "--interface", "eth0")
@@ -321,7 +321,7 @@ def test_the_other_kind_of_iptables_is_refused(net: World) -> None:
     assert f"use --iptables iptables-{net.b.variant}" in done.stderr
 
 
-def test_needs_only_a_shell_and_iptables(net: World, tmp_path: Path) -> None:
+def test_needs_only_a_shell_and_iptables(net: RulesWorld, tmp_path: Path) -> None:
     tools = tmp_path / "tools"
     tools.mkdir()
     kind = f"iptables-{net.b.variant}"

@@ -11,18 +11,18 @@ import pytest
 
 from nfq_failover.constants import ACK, PSH, SYN
 from tests.support.namespaces import CLIENT, SERVICE
-from tests.support.rules_world import MARK, MULTICAST_MAC, VARIANTS, Sniffer, World, segment, world
+from tests.support.rules_world import MARK, MULTICAST_MAC, VARIANTS, RulesWorld, Sniffer, segment, world
 
 pytestmark = pytest.mark.netns
 
 
 @pytest.fixture(params=VARIANTS)
-def net(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[World]:
+def net(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[RulesWorld]:
     with world(request.param, tmp_path) as built:
         yield built
 
 
-def test_a_backup_is_never_heard(net: World) -> None:
+def test_a_backup_is_never_heard(net: RulesWorld) -> None:
     net.b.install("backup")
     net.b.serve()
     net.point_to(net.b.mac)
@@ -32,7 +32,7 @@ def test_a_backup_is_never_heard(net: World) -> None:
 
 
 @pytest.mark.parametrize("guard", ["tc", "nft"])
-def test_a_backup_without_rules_is_kept_silent_by_the_guard(net: World, guard: str) -> None:
+def test_a_backup_without_rules_is_kept_silent_by_the_guard(net: RulesWorld, guard: str) -> None:
     net.b.install("backup", "--guard", guard)
     net.b.serve()
     net.point_to(net.b.mac)
@@ -51,7 +51,7 @@ def test_a_backup_without_rules_is_kept_silent_by_the_guard(net: World, guard: s
             assert heard.from_service() != [], "without rules and guard the host must be audible, or this test is deaf"
 
 
-def test_the_guard_lets_marked_packets_and_arp_out(net: World) -> None:
+def test_the_guard_lets_marked_packets_and_arp_out(net: RulesWorld) -> None:
     net.b.install("backup")
     net.b.serve()
     with Sniffer(net.client) as heard, net.b.namespace.entered():
@@ -72,7 +72,7 @@ def test_the_guard_lets_marked_packets_and_arp_out(net: World) -> None:
         assert arp.recv(100)[28:32] == service
 
 
-def test_a_protected_primary_is_silent_without_its_daemon(net: World) -> None:
+def test_a_protected_primary_is_silent_without_its_daemon(net: RulesWorld) -> None:
     net.a.serve()
     net.a.install("primary", peer=net.b)
     net.point_to(net.a.mac)
@@ -90,7 +90,7 @@ def test_a_protected_primary_is_silent_without_its_daemon(net: World) -> None:
         assert kinds == {1, 6}, "the rest of the host is free: a ping's answer, a RST from another port"
 
 
-def test_only_syns_go_to_the_primarys_in_queue(net: World) -> None:
+def test_only_syns_go_to_the_primarys_in_queue(net: RulesWorld) -> None:
     net.a.serve()
     net.point_to(net.a.mac)
     with net.a.listener() as server, net.client.entered():
@@ -113,7 +113,7 @@ def test_only_syns_go_to_the_primarys_in_queue(net: World) -> None:
             socket.create_connection((SERVICE, 80), timeout=0.2)
 
 
-def test_alone_serves_without_its_daemon_except_for_inherited_connections(net: World, tmp_path: Path) -> None:
+def test_alone_serves_without_its_daemon_except_for_inherited_connections(net: RulesWorld, tmp_path: Path) -> None:
     inherited = tmp_path / "inherited"
     inherited.write_text(f"{CLIENT} 40001 80\n")
     net.a.serve()
@@ -129,7 +129,7 @@ def test_alone_serves_without_its_daemon_except_for_inherited_connections(net: W
         assert net.connects(7050, source_port=40001), "another port of the same client is another connection"
 
 
-def test_many_inherited_connections(net: World, tmp_path: Path) -> None:
+def test_many_inherited_connections(net: RulesWorld, tmp_path: Path) -> None:
     inherited = tmp_path / "inherited"
     inherited.write_text("".join(f"{CLIENT} {port} 80\n" for port in range(33000, 33000 + 400 * 61, 61)))
     net.a.serve()
@@ -143,7 +143,7 @@ def test_many_inherited_connections(net: World, tmp_path: Path) -> None:
     assert not [line for line in net.a.saved() if "-I6" in line], "chains no longer needed are gone"
 
 
-def test_no_role_change_lets_a_packet_slip(net: World) -> None:
+def test_no_role_change_lets_a_packet_slip(net: RulesWorld) -> None:
     """Without the guard, so that the queue rules alone must be exchanged without a gap."""
     net.b.install("backup", "--guard", "none")
     net.b.serve()
@@ -170,7 +170,7 @@ def test_no_role_change_lets_a_packet_slip(net: World) -> None:
         assert len(heard.from_service()) == 1, "without rules the host answers (RST), or this test is deaf"
 
 
-def test_each_packet_is_cloned_once_and_never_back(net: World) -> None:
+def test_each_packet_is_cloned_once_and_never_back(net: RulesWorld) -> None:
     net.a.serve()
     net.b.serve()
     net.a.install("primary", peer=net.b)
@@ -190,7 +190,7 @@ def test_each_packet_is_cloned_once_and_never_back(net: World) -> None:
         assert len(at_a.to_service()) == 2, "without its MAC rule b clones back (and a, which has its own, ends it)"
 
 
-def test_no_complaint_about_clones_for_a_dead_backup(net: World) -> None:
+def test_no_complaint_about_clones_for_a_dead_backup(net: RulesWorld) -> None:
     for setting in ("retrans_time_ms=50", "mcast_solicit=1"):
         net.a.namespace.run("sysctl", "-qw", f"net.ipv4.neigh.eth0.{setting}")
     net.a.serve()
@@ -213,7 +213,7 @@ def test_no_complaint_about_clones_for_a_dead_backup(net: World) -> None:
 
 
 @pytest.mark.parametrize("conntrack", ["notrack", "liberal"])
-def test_multicast_tap(net: World, conntrack: str) -> None:
+def test_multicast_tap(net: RulesWorld, conntrack: str) -> None:
     for host in (net.a, net.b):
         host.serve()
         host.ip("maddress", "add", MULTICAST_MAC, "dev", "eth0")
@@ -231,7 +231,7 @@ def test_multicast_tap(net: World, conntrack: str) -> None:
         assert not net.connects(80)
 
 
-def test_notrack_keeps_the_service_out_of_connection_tracking(net: World) -> None:
+def test_notrack_keeps_the_service_out_of_connection_tracking(net: RulesWorld) -> None:
     net.a.serve()
     net.point_to(net.a.mac)
     net.a.iptables("-A", "INPUT", "-m", "conntrack", "--ctstate", "INVALID", "-j", "DROP")
@@ -247,7 +247,7 @@ def test_notrack_keeps_the_service_out_of_connection_tracking(net: World) -> Non
         assert "dport=80 " in net.a.namespace.run("cat", "/proc/net/nf_conntrack")
 
 
-def test_the_hosts_own_traffic_and_rules_are_left_alone(net: World) -> None:
+def test_the_hosts_own_traffic_and_rules_are_left_alone(net: RulesWorld) -> None:
     net.a.serve()
     net.point_to(net.a.mac)
     net.a.iptables("-A", "INPUT", "-p", "tcp", "--dport", "7001", "-j", "DROP")

@@ -49,7 +49,7 @@ from tests.support.transcript import (
 )
 
 
-class Host:
+class LoneNode:
     """One node that nobody talks to, put into a state by hand."""
 
     def __init__(self, state: State, *doings: Do) -> None:
@@ -87,7 +87,7 @@ class Host:
 
 @pytest.mark.parametrize("state", [s for s in State if s not in (State.UNPROTECTED, State.ARMING, State.PROTECTED)])
 def test_only_a_host_that_serves_lets_strangers_talk(state: State) -> None:
-    host = Host(state)
+    host = LoneNode(state)
     if state is State.BACKUP_LOST:  # it still serves
         assert host.packet(client(-1, ack=None, flags="S")) == "pass"
         return
@@ -100,7 +100,7 @@ def test_only_a_host_that_serves_lets_strangers_talk(state: State) -> None:
 
 
 def test_unprotected_host_lets_everything_pass() -> None:
-    host = Host(State.UNPROTECTED)
+    host = LoneNode(State.UNPROTECTED)
     assert host.packet(syn()) == "pass"
     assert host.packet(syn_ack()) == "pass"
     assert host.packet(client(0, 100)) == "pass"
@@ -109,12 +109,12 @@ def test_unprotected_host_lets_everything_pass() -> None:
 
 @pytest.mark.parametrize("state", list(State))
 def test_malformed_packet_is_dropped_and_counted(state: State) -> None:
-    host = Host(state)
+    host = LoneNode(state)
     assert host.packet(client(), raw=b"\x45" + bytes(30)) == "drop"
     assert host.node.out.counters["malformed-short"] == 1
 
 
-class Protected(Host):
+class Protected(LoneNode):
     """A primary with one open, protected connection, of which 1000 bytes wait for the backup's confirmation."""
 
     def __init__(self) -> None:
@@ -157,9 +157,9 @@ def test_nothing_is_due_for_ever_in_doubt() -> None:
     assert (host.node.poll_timeout() or 0.0) > host.now
 
 
-def shadowing() -> tuple[Host, dict[str, Any]]:
+def shadowing() -> tuple[LoneNode, dict[str, Any]]:
     """The backup, with one connection; and what makes a segment the replica's."""
-    host = Host(State.SHADOWING)
+    host = LoneNode(State.SHADOWING)
     host.node.shadow.take(opening(), host.now)
     host.effects()
     own: dict[str, Any] = {"iss": ISS_OWN}
@@ -221,7 +221,7 @@ def test_nothing_of_them_is_repeated_in_doubt_either() -> None:
     assert host.node.out.counters["in-doubt"] == 1
 
 
-def outward(host: Host) -> int:
+def outward(host: LoneNode) -> int:
     """How many packets of its own the host has sent to clients since the last look."""
     return sum(isinstance(effect, Inject) and not effect.inward for effect in host.effects())
 

@@ -6,7 +6,7 @@ import json
 
 from nfq_failover.core.node import Node
 from nfq_failover.core.pair.roles import State
-from tests.unit.core.test_node_packets import Host, Protected, shadowing
+from tests.unit.core.test_node_packets import LoneNode, Protected, shadowing
 
 KEYS = [
     *("name", "alive", "role", "state", "reason", "epoch", "generation", "witness", "peer", "connections"),
@@ -31,7 +31,7 @@ def text(value: object) -> str:
     return json.dumps(value, separators=(",", ":"))
 
 
-def shown(host: Host) -> list[str]:
+def shown(host: LoneNode) -> list[str]:
     """The connections of a host."""
     return [text(connection.as_dict()) for connection in host.node.status(host.now).connections]
 
@@ -69,7 +69,7 @@ def test_shadow_connection_is_shown_before_and_after_a_takeover() -> None:
 
 
 def test_witness_is_shown_where_there_is_one() -> None:
-    host = Host(State.SHADOWING)
+    host = LoneNode(State.SHADOWING)
     conf = host.node.settings
     values = {name: getattr(conf, name) for name in conf.__dataclass_fields__} | {"has_witness": True}
     node = Node(type(conf)(**values), lambda count: bytes(count), 0, False, host.now)

@@ -271,7 +271,7 @@ def test_copies_with_a_wrong_checksum_are_not_kept() -> None:
         assert t.out.counters["copy-bad-checksum"] == 1
 
 
-class Journal:
+class SentEdges:
     """Somebody who keeps the client's bytes, and is no connection of a table."""
 
     client_ended = False
@@ -280,7 +280,7 @@ class Journal:
 def test_gate_stands_alone() -> None:
     out = RecordingOutbox()
     own = OwnTcp(opening(), 40000, 100.0)
-    gate = AckGate(own, Journal())
+    gate = AckGate(own, SentEdges())
     gate.shut()
     gate.accept_edge(40000)
 

@@ -27,7 +27,7 @@ BEAT_S = 0.05
 OTHER = {"a": "b", "b": "a"}
 
 
-class World:
+class SessionWorld:
     """Two hosts and the network between them."""
 
     def __init__(self, seed: int, recordings: bool) -> None:
@@ -119,7 +119,7 @@ class World:
 @pytest.mark.parametrize("recordings", [False, True])
 @pytest.mark.parametrize("seed", range(40))
 def test_they_come_together_and_stay(seed: int, recordings: bool) -> None:
-    world = World(seed, recordings)
+    world = SessionWorld(seed, recordings)
     world.run(CHAOS_S / 2)
     world.boot(world.rng.choice("ab"))  # at least one restart in each schedule
     world.run(CHAOS_S + LATE_S + CONVERGE_S)
@@ -137,7 +137,7 @@ def test_they_come_together_and_stay(seed: int, recordings: bool) -> None:
 @pytest.mark.parametrize("seed", range(10))
 def test_recordings_alone_never_move_a_living_session(seed: int) -> None:
     """All that was ever sent, of many lives, again and again in any order, while two living ends talk."""
-    world = World(seed, recordings=True)
+    world = SessionWorld(seed, recordings=True)
     world.run(CHAOS_S + LATE_S + CONVERGE_S)
     session = world.ends["a"].session_id
     assert session == world.ends["b"].session_id

@@ -15,18 +15,18 @@ from nfq_failover.lab.interrupt import EXIT_CODE, Interrupted
 
 
 @dataclass(frozen=True)
-class Record:
+class Entry:
     """What a task did."""
 
     key: str
     silence_ms: float | None = 152.0
 
 
-GOOD = Record("clone/echo/0")
+GOOD = Entry("clone/echo/0")
 
 
 def test_the_journal_remembers(tmp_path: Path) -> None:
-    journal = Journal(tmp_path / "deep" / "campaign.jsonl", Record)
+    journal = Journal(tmp_path / "deep" / "campaign.jsonl", Entry)
     assert journal.read() == {}
     other = replace(GOOD, key="clone/bulk/0", silence_ms=None)
     journal.append(GOOD)
@@ -35,7 +35,7 @@ def test_the_journal_remembers(tmp_path: Path) -> None:
 
 
 def test_a_line_cut_short_is_run_again_and_damage_is_told(tmp_path: Path) -> None:
-    journal = Journal(tmp_path / "campaign.jsonl", Record)
+    journal = Journal(tmp_path / "campaign.jsonl", Entry)
     journal.append(GOOD)
     whole = journal.path.read_text()
     journal.path.write_text(whole + whole[:20])
@@ -53,17 +53,17 @@ class Work:
         self.said: list[str] = []
         self.done = ""
         self.closed = 0
-        tasks = [Record(key) for key in keys]
-        self.campaign = Campaign(tasks, Journal(path, Record), self.runner, lambda it: it.key, "runs", self.said.append)
+        tasks = [Entry(key) for key in keys]
+        self.campaign = Campaign(tasks, Journal(path, Entry), self.runner, lambda it: it.key, "runs", self.said.append)
 
     @contextmanager
-    def runner(self) -> Iterator[Runner[Record, Record]]:
+    def runner(self) -> Iterator[Runner[Entry, Entry]]:
         try:
             yield self
         finally:
             self.closed += 1
 
-    def run(self, task: Record) -> Record:
+    def run(self, task: Entry) -> Entry:
         if task.key == "!":
             raise Interrupted
         self.done += task.key

@@ -38,7 +38,7 @@ PEER = configured.peer()
 FLOW = (b"\x0a\x4d\x00\x01", 40000, SERVICE, 80)
 
 
-class World:
+class HelperWorld:
     """A helper on a directory, with a script that notes its arguments and does what `then` says."""
 
     def __init__(self, directory: Path, then: str = "", fence: tuple[str, ...] = ("true",)) -> None:
@@ -71,8 +71,8 @@ class World:
 
 
 @pytest.fixture
-def world(tmp_path: Path) -> Iterator[World]:
-    made = World(tmp_path)
+def world(tmp_path: Path) -> Iterator[HelperWorld]:
+    made = HelperWorld(tmp_path)
     yield made
     made.helper.close()
 
@@ -94,7 +94,7 @@ def alive(pid: int) -> bool:
 # ------------------------------------------------------------------------------------------ what is run
 
 
-def test_the_script_gets_the_arguments_of_the_helpers_own_configuration(world: World) -> None:
+def test_the_script_gets_the_arguments_of_the_helpers_own_configuration(world: HelperWorld) -> None:
     runner = RulesRunner(world.options)
     assert world.rules.apply(Profile.PRIMARY) == ""
     assert world.arguments() == runner.arguments(Profile.PRIMARY)[2:]
@@ -105,14 +105,14 @@ def test_the_script_gets_the_arguments_of_the_helpers_own_configuration(world: W
     ]
 
 
-def test_inherited_connections_come_through(world: World) -> None:
+def test_inherited_connections_come_through(world: HelperWorld) -> None:
     world.rules.apply(Profile.ALONE, (FLOW,))
     assert "--inherited" in world.arguments()
     assert (world.directory / "input").read_text() == "10.77.0.1 40000 80\n"
 
 
 def test_what_the_script_says_and_its_exit_code_come_back(tmp_path: Path) -> None:
-    world = World(tmp_path, 'case $1 in check) echo lost >&2; exit 3;; remove) echo "no way" >&2; exit 2;; esac')
+    world = HelperWorld(tmp_path, 'case $1 in check) echo lost >&2; exit 3;; remove) echo "no way" >&2; exit 2;; esac')
     with contextlib.closing(world.helper):
         assert world.rules.start_check().finish_check() == "lost"
         with pytest.raises(RulesError, match="no way") as caught:
@@ -124,7 +124,7 @@ NASTY = "b; touch EVIL", "$(touch EVIL)", "../../b", "b\nfence", "{peer}", "", "
 
 
 def test_nothing_that_is_sent_becomes_a_command_or_a_part_of_one(tmp_path: Path) -> None:
-    world = World(tmp_path, fence=("sh", "-c", f'echo "$0" >>{tmp_path}/fenced', "{peer}"))
+    world = HelperWorld(tmp_path, fence=("sh", "-c", f'echo "$0" >>{tmp_path}/fenced', "{peer}"))
     with contextlib.closing(world.helper):
         for name in NASTY:
             assert world.raw(encode_request(1, FencePeer(name, 1000))).status == REFUSED
@@ -139,7 +139,7 @@ def test_nothing_that_is_sent_becomes_a_command_or_a_part_of_one(tmp_path: Path)
     assert not list(tmp_path.glob("**/EVIL"))
 
 
-def test_requests_that_make_no_sense_are_refused_and_the_helper_goes_on(world: World) -> None:
+def test_requests_that_make_no_sense_are_refused_and_the_helper_goes_on(world: HelperWorld) -> None:
     null = os.open("/dev/null", os.O_RDONLY)
     refused = [
         world.raw(b"{"),
@@ -166,7 +166,7 @@ def test_requests_that_make_no_sense_are_refused_and_the_helper_goes_on(world: W
 
 
 def test_one_script_at_a_time(tmp_path: Path) -> None:
-    world = World(tmp_path, f"until [ -e {tmp_path}/go ]; do sleep 0.02; done")
+    world = HelperWorld(tmp_path, f"until [ -e {tmp_path}/go ]; do sleep 0.02; done")
     with contextlib.closing(world.helper):
         first = world.rules.start_check()
         with pytest.raises(RulesError, match="runs already"):
@@ -183,7 +183,7 @@ def test_one_script_at_a_time(tmp_path: Path) -> None:
 class Fencing(Turns):
     """Fences by way of the helper."""
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: HelperWorld) -> None:
         super().__init__()
         self.loop.watch(world.helper.fileno(), world.helper.serve)
         self.fences = RemoteFences(world.helper, (PEER,), self.loop, self)
@@ -196,7 +196,7 @@ class Fencing(Turns):
 
 
 def test_a_fence_by_way_of_the_helper(tmp_path: Path) -> None:
-    world = World(tmp_path, fence=("echo", "outlet of {peer}"))
+    world = HelperWorld(tmp_path, fence=("echo", "outlet of {peer}"))
     with contextlib.closing(world.helper):
         fencing = Fencing(world)
         fencing.fences.start(Fence("b", 5000))
@@ -204,14 +204,14 @@ def test_a_fence_by_way_of_the_helper(tmp_path: Path) -> None:
 
 
 def test_a_fence_that_misses_its_deadline_has_failed(tmp_path: Path) -> None:
-    world = World(tmp_path, fence=("sleep", "60"))
+    world = HelperWorld(tmp_path, fence=("sleep", "60"))
     with contextlib.closing(world.helper):
         fencing = Fencing(world)
         fencing.fences.start(Fence("b", 100))
         assert fencing.run() == FenceFinished("b", False, "the fence deadline has passed")
 
 
-def test_a_helper_that_hangs_is_a_fence_that_failed(world: World) -> None:
+def test_a_helper_that_hangs_is_a_fence_that_failed(world: HelperWorld) -> None:
     os.kill(world.helper.process.pid, signal.SIGSTOP)
     fencing = Fencing(world)
     fencing.fences.start(Fence("b", 10))
@@ -221,7 +221,7 @@ def test_a_helper_that_hangs_is_a_fence_that_failed(world: World) -> None:
 
 def test_the_success_of_an_older_fence_does_not_count(tmp_path: Path) -> None:
     once = f"if mkdir {tmp_path}/once 2>/dev/null; then sleep 0.2; exit 0; else sleep 0.5; exit 7; fi"
-    world = World(tmp_path, fence=("sh", "-c", once))
+    world = HelperWorld(tmp_path, fence=("sh", "-c", once))
     with contextlib.closing(world.helper):
         fencing = Fencing(world)
         fencing.fences.start(Fence("b", 5000))
@@ -234,7 +234,7 @@ def test_the_success_of_an_older_fence_does_not_count(tmp_path: Path) -> None:
 
 
 def test_when_the_helper_dies_all_that_waits_has_failed(tmp_path: Path) -> None:
-    world = World(tmp_path, "sleep 1", fence=("sleep", "60"))
+    world = HelperWorld(tmp_path, "sleep 1", fence=("sleep", "60"))
     fencing = Fencing(world)
     fencing.fences.start(Fence("b", 60_000))
     script = world.rules.start_check()
@@ -252,7 +252,7 @@ def test_when_the_helper_dies_all_that_waits_has_failed(tmp_path: Path) -> None:
 
 def test_when_the_daemon_dies_the_script_finishes_and_the_fence_does_not(tmp_path: Path) -> None:
     then = f"touch {tmp_path}/began; sleep 0.5; touch {tmp_path}/finished"
-    world = World(tmp_path, then, fence=("sh", "-c", f"echo $$ >{tmp_path}/fence; sleep 60"))
+    world = HelperWorld(tmp_path, then, fence=("sh", "-c", f"echo $$ >{tmp_path}/fence; sleep 60"))
     world.helper.ask(FencePeer("b", 60_000))
     world.helper.ask(RemoveRules())
     wait_until(lambda: (tmp_path / "began").exists() and (tmp_path / "fence").exists())
@@ -264,7 +264,7 @@ def test_when_the_daemon_dies_the_script_finishes_and_the_fence_does_not(tmp_pat
 
 
 def test_a_signal_to_the_group_does_not_end_it_and_its_commands_do_not_inherit_that(tmp_path: Path) -> None:
-    world = World(tmp_path, fence=("sh", "-c", "grep SigIgn /proc/self/status"))
+    world = HelperWorld(tmp_path, fence=("sh", "-c", "grep SigIgn /proc/self/status"))
     with contextlib.closing(world.helper):
         assert world.rules.start_check().finish_check() is None  # it is up
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
