@@ -113,9 +113,10 @@ def _tables(table: dict[str, Any], where: str) -> Iterator[tuple[str, dict[str, 
 def _only(peers: list[Any], where: str) -> dict[str, Any]:
     if len(peers) != 1:  # an election and a fence between more than two hosts is another matter
         raise ConfigError(f"{where}: exactly one [[peer]] is supported, not {len(peers)}")
-    if not isinstance(peers[0], dict):
+    (only,) = peers
+    if not isinstance(only, dict):
         raise ConfigError(f"{where}: write the peer as a [[peer]] table")
-    return peers[0]
+    return only
 
 
 def _read(given: dict[str, Any], table: str, where: str) -> _Values:
@@ -220,13 +221,14 @@ def _health(read: dict[str, _Values], where: str) -> HealthConfig | None:
 
 
 def _check_hosts(config: Config, where: str) -> None:
-    settings, peer, own = config.settings, config.settings.peers[0], config.listen[0]
-    if peer.name == settings.name:
-        raise ConfigError(f"{where}: the peer has our own name '{peer.name}': give each host its own")
-    if config.service in (own, peer.address):
-        raise ConfigError(f"{where}: 'service' must be an address of its own, not a host's ({config.service})")
-    if peer.address == own:
-        raise ConfigError(f"{where}: the peer has our own address {own}: 'listen' is this host, [[peer]] the other")
+    own = config.listen[0]
+    for peer in config.settings.peers:
+        if peer.name == config.settings.name:
+            raise ConfigError(f"{where}: the peer has our own name '{peer.name}': give each host its own")
+        if config.service in (own, peer.address):
+            raise ConfigError(f"{where}: 'service' must be an address of its own, not a host's ({config.service})")
+        if peer.address == own:
+            raise ConfigError(f"{where}: the peer has our own address {own}: 'listen' is this host, [[peer]] the other")
 
 
 def _check_rest(config: Config, where: str) -> None:

@@ -127,10 +127,10 @@ class Node:
         else:
             self._answer(event, now)
         if self.members.actions or self.members.changes or isinstance(event, HealthChecked):
-            self._carry_out(now)  # and publish
+            self._carry_out(now)  # and publish: the health is in the heartbeat
 
     def poll_effect(self) -> Effect | None:
-        """The next thing to do; None when there is no more until the next input."""
+        """Take out the next thing to do; None when there is nothing more before the next input."""
         effects = self.out.effects
         if not effects:
             self.shadow.flush()
@@ -153,7 +153,7 @@ class Node:
 
     @property
     def wants_copies(self) -> bool:
-        """Whether copies of inbound packets (`FrameCopied`) should be read now; else there is time."""
+        """Whether copies of inbound packets (`FrameCopied`) should be read at once; otherwise they can wait."""
         return self.gate.copies.wanted
 
     # ------------------------------------------------------------------------------------ packets
@@ -166,11 +166,11 @@ class Node:
         try:
             seg = Segment(event.packet)
         except MalformedSegment as error:
-            # Our rules only queue the service's TCP: nothing else is to be let through untranslated.
+            # Our rules queue the service's TCP alone, and nothing of that is to be let through untranslated.
             out.drop(event.queue, event.packet_id, f"malformed-{error.reason}")
             return
         if self.members.state is State.DOUBT:
-            out.drop(event.queue, event.packet_id, "in-doubt")  # those of connections taken over earlier, too
+            out.drop(event.queue, event.packet_id, "in-doubt")  # of a connection taken over earlier, too
         elif event.queue is Queue.IN:
             self._inbound(event, seg, now)
         else:
@@ -221,11 +221,11 @@ class Node:
                 self.members.heard(now)
             self.links.publish(self.members)
         if now - self._last_tick > self._pause_s:
-            # This host was paused. Records were waiting, and news of a takeover may wait behind them: nothing may leave
-            # for their sake. What matters will be repeated.
+            # This host was paused. The records were waiting, and news of a takeover may wait behind them: nothing may
+            # leave because of them. What matters will be repeated.
             self.out.counters["record-after-pause"] += len(received.records)
         elif received.epoch < self.members.epoch:
-            self.out.counters["record-of-old-epoch"] += len(received.records)  # held back by somebody, or overtaken
+            self.out.counters["record-of-old-epoch"] += len(received.records)  # held back on the way, or overtaken
         else:
             for record in received.records:
                 self._record(link, record, now)
@@ -406,7 +406,7 @@ class Node:
             self.shadow.clear("this host does not serve any more")
 
     def _take_over(self, now: float) -> None:
-        """Be heard. The verdicts have switched with the state; the rules follow when there is time."""
+        """Be heard in the primary's place. Verdicts changed with the state; the rules follow when there is time."""
         members = self.members
         if not members.may_continue(now):
             self.shadow.invalidate("the primary's protection had ended before the takeover")
@@ -419,7 +419,7 @@ class Node:
         self.rules.apply(Profile.ALONE, members.role)
 
     def _save_checkpoint(self) -> None:
-        """Before anything else is done: what the daemon's next life must know."""
+        """Write down, before anything else is done, what the daemon's next life must know."""
         checkpoint, members = self.checkpoint, self.members
         if checkpoint is None:
             return

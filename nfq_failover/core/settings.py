@@ -22,7 +22,7 @@ class Settings:
     name: str
     service: bytes  # packed address
     ports: tuple[tuple[int, int], ...]  # inclusive ranges
-    peers: tuple[Peer, ...]
+    peers: tuple[Peer, ...]  # in the order in which they follow this host in a ring: see core/pair/link.py
     key: bytes
     prefer_primary: bool  # breaks the tie when two hosts that never served boot together
     has_fence: bool

@@ -50,7 +50,7 @@ class Pair:
         return self.nodes[name].links.by_name["b" if name == "a" else "a"]
 
     def drain(self, name: str) -> None:
-        """Carry datagrams over; keep heartbeat templates; all else is another test's affair."""
+        """Carry datagrams over; keep heartbeat templates; all else is another test's concern."""
         other = "b" if name == "a" else "a"
         while (effect := self.nodes[name].poll_effect()) is not None:
             if isinstance(effect, SendDatagram):
@@ -125,7 +125,7 @@ def test_records_that_waited_through_a_pause_are_not_acted_on() -> None:
     say(2)
     assert seen == [Closed(1)]
     assert a.out.counters["record-after-pause"] == 1
-    a.members.state = State.UNPROTECTED  # what the pause means for the protection is another test's affair
+    a.members.state = State.UNPROTECTED  # what the pause means for the protection is another test's concern
     a.handle(TimerFired(), pair.now)
     say(3)
     assert seen == [Closed(1), Closed(3)]
