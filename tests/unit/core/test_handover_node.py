@@ -11,10 +11,10 @@ from nfq_failover.core.node import Node
 from nfq_failover.core.pair.roles import UNHEALTHY, Do, State
 from nfq_failover.wire.records import Handed, HandedOver, HandOver
 from tests.support.transcript import FLOW, opening
-from tests.unit.core.test_node import Pair
+from tests.unit.core.test_node import NodePair
 
 
-def serving(pair: Pair) -> tuple[Node, GatedConnection]:
+def serving(pair: NodePair) -> tuple[Node, GatedConnection]:
     """Host a is a protected primary, with one connection."""
     node = pair.nodes["a"]
     node.members.state = State.PROTECTED
@@ -31,7 +31,7 @@ def fail(node: Node, connection: GatedConnection, now: float) -> None:
     node._judge(now)
 
 
-def follow(pair: Pair, state: State = State.SHADOWING, flags: int = 0) -> None:
+def follow(pair: NodePair, state: State = State.SHADOWING, flags: int = 0) -> None:
     """What the peer is, and that it hears us."""
     pair.heartbeat("b", role=int(state.role), state=int(state), flags=flags, echo_ms=int(pair.now * 1000))
 
@@ -46,7 +46,7 @@ def follow(pair: Pair, state: State = State.SHADOWING, flags: int = 0) -> None:
     ],
 )
 def test_it_begins_only_if_the_backup_can_go_on(state: State, flags: int, late_s: float, may: bool) -> None:
-    pair = Pair()
+    pair = NodePair()
     node, connection = serving(pair)
     follow(pair, state, flags)
     node.members.state = State.PROTECTED
@@ -64,7 +64,7 @@ def rules(node: Node) -> list[Profile]:
 
 
 def test_tap_stays_on_without_protection_until_the_last_one_is_over() -> None:
-    pair = Pair()
+    pair = NodePair()
     node, connection = serving(pair)
     node.gate.opening.adopt_unknown(True)
     follow(pair)
@@ -86,7 +86,7 @@ def test_tap_stays_on_without_protection_until_the_last_one_is_over() -> None:
 
 @pytest.mark.parametrize("role", [State.SHADOWING, State.UNPROTECTED])
 def test_backup_that_leaves_cuts_what_it_was_given(role: State) -> None:
-    pair = Pair()
+    pair = NodePair()
     node = pair.nodes["b"]
     node.members.state = role
     cuts: list[str] = []

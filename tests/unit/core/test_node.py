@@ -22,7 +22,7 @@ from tests.support.transcript import opening
 ADDRESSES = {"a": "192.0.2.1", "b": "192.0.2.2"}
 
 
-class Pair:
+class NodePair:
     """Two nodes with a session between them."""
 
     def __init__(self) -> None:
@@ -70,14 +70,14 @@ class Pair:
 
 
 def test_two_nodes_find_each_other() -> None:
-    pair = Pair()
+    pair = NodePair()
     assert all(pair.link(name).session.established for name in pair.nodes)
     assert set(pair.templates) == {"a", "b"}
 
 
 @pytest.mark.parametrize("changes", [{"role": 9}, {"state": 200}])
 def test_heartbeat_of_an_unknown_role_or_state_is_counted_and_proves_nothing(changes: dict[str, int]) -> None:
-    pair = Pair()
+    pair = NodePair()
     node = pair.nodes["a"]
     heard = pair.link("a").view.monitor.received
     pair.heartbeat("b", **changes)
@@ -90,7 +90,7 @@ def test_heartbeat_of_an_unknown_role_or_state_is_counted_and_proves_nothing(cha
 
 
 def test_overtaken_heartbeat_is_counted_and_ignored() -> None:
-    pair = Pair()
+    pair = NodePair()
     pair.heartbeat("b")
     heard = pair.link("a").view.monitor.received
     pair.now -= 0.05
@@ -100,7 +100,7 @@ def test_overtaken_heartbeat_is_counted_and_ignored() -> None:
 
 @pytest.mark.parametrize("data", [b"", b"garbage", bytes(100), b"\x01" * 1500])
 def test_garbage_is_counted(data: bytes) -> None:
-    pair = Pair()
+    pair = NodePair()
     node = pair.nodes["a"]
     before = sum(count for name, count in node.out.counters.items() if name.startswith("datagram-"))
     node.handle(DatagramReceived(("192.0.2.66", 1), data), pair.now)
@@ -110,7 +110,7 @@ def test_garbage_is_counted(data: bytes) -> None:
 
 def test_records_that_waited_through_a_pause_are_not_acted_on() -> None:
     """The news that the peer has taken over may wait behind them."""
-    pair = Pair()
+    pair = NodePair()
     a = pair.nodes["a"]
     a.members.state = State.PROTECTED
     seen: list[object] = []
@@ -133,7 +133,7 @@ def test_records_that_waited_through_a_pause_are_not_acted_on() -> None:
 
 def test_records_of_an_older_epoch_are_counted_and_not_acted_on() -> None:
     """Held back by somebody on the way, who lets them go when the roles have changed."""
-    pair = Pair()
+    pair = NodePair()
     a = pair.nodes["a"]
     a.members.state = State.PROTECTED
     seen: list[object] = []
@@ -147,7 +147,7 @@ def test_records_of_an_older_epoch_are_counted_and_not_acted_on() -> None:
 
 
 def test_refused_datagrams_and_handshakes_count_against_a_turn() -> None:
-    pair = Pair()
+    pair = NodePair()
     a = pair.nodes["a"]
     before = pair.link("a").session.refused
     a.handle(DatagramReceived((ADDRESSES["b"], 7766), b"garbage"), pair.now)
@@ -169,7 +169,7 @@ def test_connections_from_before_the_start_are_the_clients_only_if_this_host_ser
 
 
 def test_health_of_the_application_is_in_the_next_heartbeat() -> None:
-    pair = Pair()
+    pair = NodePair()
     for ok, flag in ((False, 0), (False, 0), (False, UNHEALTHY), (True, 0)):
         pair.nodes["a"].handle(HealthChecked(ok, "" if ok else "refused"), pair.now)
         pair.drain("a")
@@ -180,7 +180,7 @@ def test_health_of_the_application_is_in_the_next_heartbeat() -> None:
 
 def test_host_whose_application_has_failed_is_silent_at_once() -> None:
     """Before anything else of the same datagram is looked at, and its heartbeat says so."""
-    pair = Pair()
+    pair = NodePair()
     node = pair.nodes["a"]
     members = node.members
     members.state = State.PROTECTED

@@ -86,7 +86,7 @@ class LoneNode:
 
 
 @pytest.mark.parametrize("state", [s for s in State if s not in (State.UNPROTECTED, State.ARMING, State.PROTECTED)])
-def test_only_a_host_that_serves_lets_strangers_talk(state: State) -> None:
+def test_only_a_host_that_serves_lets_unknown_connections_talk(state: State) -> None:
     host = LoneNode(state)
     if state is State.BACKUP_LOST:  # it still serves
         assert host.packet(client(-1, ack=None, flags="S")) == "pass"

@@ -357,7 +357,7 @@ def test_protection_begins_only_when_the_checkpoint_says_that_a_restart_must_not
     assert found is not None and not found.serving
 
 
-# ---------------------------------------------------------------------------------------------------- strangers
+# ------------------------------------------------------------------------------------ connections that nobody knows
 
 
 def test_a_host_that_serves_again_hunts_connections_of_another_time() -> None:
