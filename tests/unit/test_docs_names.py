@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import re
+import tomllib
 from functools import cache
 from pathlib import Path
 
@@ -19,7 +20,8 @@ PAGES = [
     *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "vagrant/README.md")),
 ]
 CODE = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
-IN_FILE = re.compile(r"`([\w./]+\.py): ([\w., ]+)`")
+IN_FILE = re.compile(r"`([\w./]+\.py):\s+([\w.,\s]+)`")
+WALL = re.compile(r"^    (\w+) +(\S.* / .*)$", re.MULTILINE)
 MEMBER = re.compile(r"`(\w+)\.(?!py`|json`|sock`)(\w+)`")
 CLASS = re.compile(r"`([A-Z][a-z]+(?:[A-Z][a-z]*)+)`")
 NOT_OURS = {"NetfilterQueue", "VirtualBox"}
@@ -77,7 +79,7 @@ def test_names_are_in_the_files_named(page: Path) -> None:
     missing = [
         f"{path}: {name}"
         for path, names in IN_FILE.findall(page.read_text())
-        for name in names.split(", ")
+        for name in re.split(r",\s+", names)
         if name not in names_in(file_named(path))
     ]
     assert missing == []
@@ -97,3 +99,13 @@ def test_a_name_that_is_not_there_is_found() -> None:
     names = names_in(ROOT / "nfq_failover" / "core" / "pair" / "link.py")
     assert {"Link", "Link.receive", "Link.lane"} <= names
     assert not {"Link.nothing", "receive", "lane"} & names
+
+
+def test_the_walls_are_those_of_the_contract() -> None:
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    walls = {}
+    for contract in contracts:
+        if contract["type"] == "layers":
+            room = contract.get("containers", ["package"])[0].rsplit(".", 1)[-1]
+            walls[room] = " / ".join(contract["layers"]).replace("nfq_failover.", "")
+    assert dict(WALL.findall((ROOT / "docs" / "develop" / "layout.md").read_text())) == walls
