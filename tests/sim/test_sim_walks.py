@@ -19,7 +19,7 @@ from nfq_failover.core.events import Effect, Event
 from nfq_failover.core.node import Node
 
 from .scenario import from_json, named
-from .world import World
+from .world import SimWorld
 
 PAGE = Path(__file__).parents[2] / "docs" / "develop" / "layout.md"
 PACKAGE = str(Path(nfq_failover.__file__).parent) + "/"
@@ -104,7 +104,7 @@ def traced(calls: list[Call]) -> Iterator[None]:
 def calls() -> list[Call]:
     found: list[Call] = []
     with traced(found):
-        World(from_json(named()[SCENARIO].read_text())).run()
+        SimWorld(from_json(named()[SCENARIO].read_text())).run()
     return found
 
 
