@@ -22,12 +22,20 @@ pytestmark = pytest.mark.netns
 
 
 def descriptors(pid: int) -> dict[int, str]:
-    """What the process has open."""
+    """What the process has open; nothing if it has ended, as what a daemon runs for a moment may have."""
     found = {}
-    for entry in Path(f"/proc/{pid}/fd").iterdir():
-        with contextlib.suppress(FileNotFoundError):
-            found[int(entry.name)] = str(entry.readlink())
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        for entry in Path(f"/proc/{pid}/fd").iterdir():
+            with contextlib.suppress(FileNotFoundError):
+                found[int(entry.name)] = str(entry.readlink())
     return found
+
+
+def command_line(pid: int) -> bytes:
+    """The command line of the process; nothing if it has ended."""
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    return b""
 
 
 class Caller:
@@ -84,7 +92,7 @@ def test_what_is_served_and_detached_holds_nothing_of_its_caller(tmp_path: Path)
             one.run("restore", "a")
         assert len(inside(made)) == 5
         one.assert_free(inside(made))
-        (sleeper,) = [pid for pid in inside(made) if b"sleep" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+        (sleeper,) = [pid for pid in inside(made) if b"sleep" in command_line(pid)]
         held = descriptors(sleeper)
         log = str(made.store.directory)
         assert sorted(held) == [0, 1, 2]
@@ -99,7 +107,7 @@ def test_a_command_that_takes_the_place_of_exec_has_three_descriptors(tmp_path: 
             process = one.start("exec", "client", "--", "sleep", "1000")
             client = namespace(made.name, "client")
             assert eventually(lambda: netns.pids(client) == [process.pid])
-            assert eventually(lambda: b"sleep" in Path(f"/proc/{process.pid}/cmdline").read_bytes())
+            assert eventually(lambda: b"sleep" in command_line(process.pid))
         try:
             assert sorted(descriptors(process.pid)) == [0, 1, 2]
             one.assert_free([process.pid])
@@ -116,7 +124,7 @@ def test_daemons_stages_agent_and_witness_hold_nothing_of_their_caller(tmp_path:
             one.run("serve", "--", *SERVER)
             one.run("crash", "b")
             one.run("restore", "b")
-        words = b" ".join(Path(f"/proc/{pid}/cmdline").read_bytes() for pid in inside(made))
+        words = b" ".join(command_line(pid) for pid in inside(made))
         assert all(name in words for name in (b"fence_agent", b"witness", b"scramble", b"config.toml", b"workloads"))
         one.assert_free(inside(made))
     finally:
