@@ -24,7 +24,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, help="the first seed (default: one at random)")
     parser.add_argument("--count", type=int, default=1, help="how many seeds, one after the other")
     parser.add_argument("--kind", default="", choices=KINDS, metavar="KIND", help="of this kind, not of the seeds' own")
-    parser.add_argument("--jobs", type=int, default=0, help="on so many cores, with a progress bar (script/sim: all)")
+    parser.add_argument("--jobs", type=int, default=0, help="how many cores, with a progress bar (script/sim: all)")
     parser.add_argument("--hashes", type=Path, metavar="FILE", help="write each seed's trace hash into FILE, by seed")
     parser.add_argument("--verbose", action="store_true", help="print the scenario, the log and the traceback")
     parser.add_argument("--name", help="run the scenario of this name, or file, instead of a seed's")

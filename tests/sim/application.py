@@ -31,21 +31,21 @@ class Machine(Protocol):
     run: int
 
     def accepted(self, tcp: Tcp) -> None:
-        """A connection for the application."""
+        """The application gets a connection."""
 
     def application_failed(self, how: str, alone: FlowKey | None = None) -> None:
-        """It fails now, or only the process of one connection."""
+        """The application fails now, or only the process of one connection (`alone`)."""
 
     def later(self, seconds: float, call: Callable[..., None], *arguments: object) -> None:
-        """Something that this life of the host does later."""
+        """This life of the host calls something later."""
 
     def feed(self, event: Event) -> None:
-        """An input for the daemon."""
+        """The daemon gets an input."""
 
 
 class Application:
     """`state`: well, dead or hung. `refuses`: it goes on, but its listeners are gone. `broken`: the connections whose
-    process has failed on this host, in this life. `exit_at`: it exits when one connection has written so many bytes,
+    process has failed on this host, in this life. `exit_at`: it exits when one connection has written this many bytes,
     the whole application or (`alone`) the one process that serves it."""
 
     def __init__(self, host: Machine) -> None:
@@ -62,17 +62,17 @@ class Application:
 
     @property
     def well(self) -> bool:
-        """Whether it serves everybody who comes."""
+        """Whether the application serves everybody who comes."""
         return self.state == "well" and not self.refuses
 
     def listen(self) -> None:
-        """Take new connections, or don't."""
+        """The application takes new connections, unless it is dead or refuses them."""
         if self.state != "dead" and not self.refuses:
             for port in (ECHO, DOWNLOAD, UPLOAD):
                 self.host.kernel.listeners[port] = self.host.accepted
 
     def start(self) -> None:
-        """Start it (again). One that hangs is killed before."""
+        """The application is started (again); one that hangs is killed first."""
         if self.well:
             return
         if self.state == "hung":
@@ -87,7 +87,7 @@ class Application:
         self.host.application_failed(how)
 
     def die(self) -> None:
-        """kill -9."""
+        """The process is killed (kill -9)."""
         if self.state == "dead":
             return
         kernel = self.host.kernel
@@ -98,7 +98,7 @@ class Application:
             self._close(tcp)
 
     def hang(self, seconds: float) -> None:
-        """kill -STOP; the kernel goes on to acknowledge. It is continued after `seconds`, if they are not 0."""
+        """The process is stopped (kill -STOP), for `seconds` unless that is 0; the kernel still acknowledges."""
         if not self.well:
             return
         self._fail("hang")
@@ -114,14 +114,14 @@ class Application:
                     tcp.app.readable()
 
     def refuse(self) -> None:
-        """It listens no more, and goes on with what it has."""
+        """The application no longer listens, and goes on with the connections that it has."""
         if self.well:
             self._fail("refuse")
             self.refuses = True
             self.host.kernel.listeners.clear()
 
     def exits(self, tcp: Tcp) -> None:
-        """A connection has written what was waited for."""
+        """A connection has written as many bytes as `exit_at` says."""
         self.exit_at = None
         if not self.alone:
             self.die()
@@ -136,7 +136,7 @@ class Application:
         self.broken.add((*tcp.remote, *tcp.local))
         tcp.app = None
         if tcp.state == "syn-received":
-            tcp.abandon()  # a request that is nobody's any more; what comes next is answered by RST
+            tcp.abandon()  # a request that nobody will accept; what comes next is answered by RST
         elif tcp.received.end > tcp.read_at:
             tcp.abort()
         else:
@@ -147,7 +147,7 @@ class Application:
     # ------------------------------------------------------------------------------------ health checks
 
     def watch(self, run: int) -> None:
-        """Check the health as long as this daemon runs."""
+        """The daemon checks the application's health as long as it runs."""
         self._again(run, self._check, CHECK_INTERVAL_S)
 
     def _again(self, run: int, call: Callable[..., None], seconds: float, *arguments: object) -> None:

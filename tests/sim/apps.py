@@ -106,7 +106,7 @@ class Client:
         self._scheduled = False
 
     def start(self) -> None:
-        """Connect."""
+        """The client connects."""
         self.tcp.connect()
 
     def readable(self) -> None:
@@ -156,11 +156,11 @@ class Client:
 
     @property
     def ending(self) -> bool:
-        """Nothing is left to happen."""
+        """Whether nothing is left to happen."""
         return self.over or (self.tcp.state == "time-wait" and self.tcp.at_end)
 
     @property
     def finished(self) -> bool:
-        """Everything is there and the connection has ended in order (TIME_WAIT is as good as over)."""
+        """Whether every byte is there and the connection has ended in order (TIME_WAIT counts as over)."""
         ended = self.tcp.state in ("time-wait", "closed") and not self.reset
         return self.aborted or (ended and bytes(self.got) == self.expected)

@@ -32,21 +32,21 @@ def _death(scenario: Scenario, host: str, count: int) -> Incident:
 
 
 def effects(scenario: Scenario, host: str) -> int:
-    """How many effects there are to die at."""
+    """Returns how many effects there are to die at."""
     world = Count(scenario, host)
     world.run()
     return world.effects
 
 
 def every(scenario: Scenario, host: str, step: int = 1) -> Iterator[tuple[int, Outcome]]:
-    """The number of the last effect, and what came of it."""
+    """Yields, for each effect to die at, its number and what came of the run."""
     for count in range(1, effects(scenario, host) + 1, step):
         death = _death(scenario, host, count)
         yield count, run(replace(scenario, incidents=(death, *scenario.incidents)))
 
 
 def main(scenario: Scenario, host: str) -> int:
-    """The command."""
+    """Carries out the command; 1 if any run has failed."""
     failed = done = 0
     for count, outcome in every(scenario, host):
         done += 1

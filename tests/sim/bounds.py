@@ -19,7 +19,7 @@ EVERY = 8  # inputs between two looks at the connections
 
 
 def check(host: SimHost, carried: int) -> None:
-    """After an input with so many effects."""
+    """All bounds hold after an input that had `carried` effects."""
     node = host.node
     gate, shadow, out = node.gate, node.shadow, node.out
     flows, limit = len(gate.flows) + len(shadow.flows), host.settings.max_connections

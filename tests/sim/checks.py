@@ -374,7 +374,7 @@ class Checks:
                 seen.promised, seen.excused = False, "its survivor has died, too"
 
     def restarted(self, host: SimHost, old: Node, resumes: bool) -> None:
-        """The daemon is back."""
+        """The daemon of `host` is back; `old` is the node of its earlier life."""
         self.world.crashes[host.name] = self.world.clock.now  # a peer may not know yet what this one has lost
         node, was = host.node, old.members.state
         assert not resumes or was in (State.UNPROTECTED, State.ARMING), (
@@ -385,7 +385,7 @@ class Checks:
             if resumes and shadow is not None and shadow.state is Shadow.DEAD:
                 seen.promised, seen.excused = False, "its bytes were in the dead daemon's memory"
             elif resumes and shadow is None and not node.gate.opening.adopts_unknown:
-                seen.promised, seen.excused = False, "opened on a host with connections of another time"
+                seen.promised, seen.excused = False, "opened on a host with connections left over from an earlier role"
             elif not resumes and (flow in old.gate.flows or flow in old.shadow.flows) and not seen.promised:
                 seen.excused = "its host did not go on"
 

@@ -16,12 +16,12 @@ class Clock:
         self._serial = 0
 
     def at(self, when: float, call: Callable[..., None], *arguments: Any) -> None:
-        """Call at `when`, or as soon as possible."""
+        """Call at the time `when`, or as soon as possible."""
         self._serial += 1
         heappush(self._calls, (max(when, self.now), self._serial, call, arguments))
 
     def after(self, seconds: float, call: Callable[..., None], *arguments: Any) -> None:
-        """Call in so many seconds."""
+        """Call when this many seconds have passed."""
         self.at(self.now + seconds, call, *arguments)
 
     def run(self, until: float, done: Callable[[], bool] = lambda: False) -> None:
@@ -42,7 +42,7 @@ class HostClock:
 
     @property
     def now(self) -> float:
-        """What the host takes for the time."""
+        """The time, as the host sees it."""
         return self._origin + (self._clock.now - self._began) * self.rate
 
     def when(self, own: float) -> float:
@@ -50,5 +50,5 @@ class HostClock:
         return self._began + (own - self._origin) / self.rate
 
     def jump(self, seconds: float) -> None:
-        """Be so much later at once."""
+        """The clock jumps forward by this much."""
         self._origin += seconds

@@ -82,7 +82,7 @@ class Death:
 
 
 class SimHost:
-    """One of the two servers, through its lives. `up`: it has power; `running`: its daemon runs."""
+    """One of the servers, through its lives. `up`: it has power; `running`: its daemon runs."""
 
     def __init__(
         self, world: SimWorld, settings: Settings, who: Callable[[], Personality], plan: HostPlan, random: Random
@@ -155,7 +155,7 @@ class SimHost:
             self.application.listen()
 
     def accepted(self, tcp: Tcp) -> None:
-        """A connection for the application."""
+        """The application gets a connection."""
         app = Server(self.clock, tcp, self.plan, self.random, self.application)
         self.application.broken.discard((*tcp.remote, *tcp.local))
         self.apps.setdefault((*tcp.remote, *tcp.local), []).append(app)
@@ -165,7 +165,7 @@ class SimHost:
         self.world.checks.application_failed(self, how, alone)
 
     def crash(self) -> None:
-        """Power loss."""
+        """The host loses power."""
         self.kill()
         self.up = self.owns = False
         self.life += 1
@@ -193,7 +193,7 @@ class SimHost:
 
     @property
     def audible(self) -> bool:
-        """Whether it may be heard: it has power and the address, and its lease has not ended."""
+        """Whether the host may be heard: it has power and the address, and its lease has not ended."""
         if not self.up or not self.owns:
             return False
         if not self.world.scenario.witness:
@@ -205,7 +205,7 @@ class SimHost:
 
     @property
     def unplugged(self) -> bool:
-        """The network card has no link."""
+        """Whether the network card has no link."""
         return self.clock.now < self.unplugged_until
 
     def _hears(self) -> bool:
@@ -217,11 +217,11 @@ class SimHost:
         return not self.unplugged and self._pending <= CARD_PACKETS
 
     def later(self, seconds: float, call: Callable[..., None], *arguments: object) -> None:
-        """Something that this life of the host does later; while the host is paused, time does not pass for it."""
+        """This life of the host calls something later; while the host is paused, time does not pass for it."""
         self.clock.after(seconds, self._alive, self.life, call, arguments)
 
     def tell(self, seconds: float, event: Event) -> None:
-        """An event for the daemon that runs now, later."""
+        """The daemon that runs now gets an event later."""
         self.later(seconds, self._told, self.run, event)
 
     def _told(self, run: int, event: Event) -> None:
@@ -282,7 +282,7 @@ class SimHost:
     # ------------------------------------------------------------------------------------ the node
 
     def feed(self, event: Event) -> None:
-        """One input, then the effects, then one timer."""
+        """The node gets an input; its effects are carried out, and its timer is set."""
         if not self.running:
             return
         if self.clock.now < self.hung_until:
@@ -404,7 +404,7 @@ class SimHost:
             self._to_wire(packet)
 
     def _stored(self, effect: StoreEpoch, run: int) -> None:
-        """It is on disk; the daemon hears of it a little later."""
+        """The epoch is on disk; the daemon hears of it a little later."""
         if run == self.run:
             self.epoch, self.served = effect.epoch, effect.role == "primary"
             self.tell(self.random.choice((0.0002, 0.001)), EpochStored(effect.epoch, True))

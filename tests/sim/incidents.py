@@ -21,7 +21,7 @@ class Incidents:
         self.clock = world.clock
 
     def strike(self, incident: Incident) -> None:
-        """Do it now."""
+        """The incident happens now."""
         getattr(self, f"_{incident.what}")(incident)
 
     def paths(self, target: str) -> list[Path[Any]]:
@@ -41,7 +41,7 @@ class Incidents:
         return [path for name, path in named.items() if target in name.split(">")]
 
     def host(self, target: str) -> SimHost:
-        """A host by name, or by what it is now."""
+        """Returns a host by name, or by its role now: "primary", "backup"."""
         world = self.world
         for host in world.hosts:
             if target == host.name:

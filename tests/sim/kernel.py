@@ -40,13 +40,13 @@ class Kernel:
             self.output(packet, gso)
 
     def connect(self, local: Address, remote: Address) -> Tcp:
-        """A new connection."""
+        """Returns a new connection."""
         tcp = Tcp(self.clock, self.who, local, remote, self._emit, self.random, self.ticks)
         self.flows[local, remote] = tcp
         return tcp
 
     def input(self, packet: bytes | bytearray) -> None:
-        """A packet for this host."""
+        """The stack gets a packet."""
         if is_icmp(bytearray(packet)):
             self._unreachable(IcmpError(bytearray(packet)))
             return
@@ -93,7 +93,7 @@ class Kernel:
         return [(*remote, *local) for (local, remote), tcp in self.flows.items() if tcp.state not in unlisted]
 
     def die(self) -> None:
-        """Power loss: nothing more comes out of it."""
+        """The host loses power: nothing more comes out of its stack."""
         self.alive = False
         for tcp in self.flows.values():
             tcp.timers.clear()

@@ -12,7 +12,7 @@ from .clock import Clock
 
 @dataclass(frozen=True)
 class Quality:
-    """Of one direction of a path."""
+    """What one direction of a path does to packets; delays in seconds, the rest as shares."""
 
     delay: float = 0.0005
     jitter: float = 0.0001
@@ -37,7 +37,7 @@ class Path(Generic[T]):
         self._last = 0.0
 
     def send(self, packet: T) -> None:
-        """Put a packet on its way."""
+        """The path takes a packet."""
         quality, random = self.quality, self.random
         if self.cuts or (quality.loss and random.random() < quality.loss):
             return
@@ -55,7 +55,7 @@ class Path(Generic[T]):
             self.deliver(packet)
 
     def cut(self, seconds: float) -> None:
-        """Let nothing pass for so long."""
+        """Nothing passes for this long."""
         self.cuts += 1
         self.clock.after(seconds, self._mend)
 

@@ -29,7 +29,7 @@ class Fences:
         self.attempts: Counter[str] = Counter()
 
     def attempt(self, host: SimHost) -> tuple[float | None, float, bool]:
-        """(the peer loses power after so many seconds, or not; the answer comes after so many; what it says)."""
+        """Returns (seconds until the peer loses power, None if it does not; seconds until the answer; what it says)."""
         plan, deadline, random = self.plan, self.deadline_s, host.random
         takes = random.choice((0.005, 0.05, 0.3))
         self.attempts[host.name] += 1
@@ -59,7 +59,7 @@ class Witness:
 
     @property
     def paths(self) -> dict[str, Path[Any]]:
-        """All wires, by name."""
+        """All wires by name."""
         to: dict[str, Path[Any]] = {f"{name}>witness": path for name, path in self._questions.items()}
         return to | {f"witness>{name}": path for name, path in self._answers.items()}
 
@@ -81,6 +81,6 @@ class Witness:
         return not (self._questions[host.name].cuts or self._answers[host.name].cuts)
 
     def heal(self) -> None:
-        """Nothing is lost any more."""
+        """From now on nothing is lost."""
         for path in self.paths.values():
             path.quality = path.quality.healed()

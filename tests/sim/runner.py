@@ -37,7 +37,7 @@ class Outcome:
 
     @property
     def line(self) -> str:
-        """For people."""
+        """One line about the run."""
         verdict = f"FAILED {self.failure}" if self.failure else self.trace
         return f"seed {self.seed} {self.kind} {verdict} packets={self.packets}"
 
@@ -132,7 +132,7 @@ class Bar:
         self.terminal = sys.stderr.isatty()
 
     def show(self, done: int, failed: int) -> None:
-        """Draw it, at most ten times a second (each half minute, if it is not a terminal)."""
+        """Draw the bar, at most ten times a second (each half minute, if it is not a terminal)."""
         now = time.monotonic()
         if now < self.next and done < self.total:
             return
@@ -153,7 +153,7 @@ class Bar:
         print(text, flush=True)
 
     def clear(self) -> None:
-        """Take it away."""
+        """Take the bar off the screen."""
         if self.terminal:
             sys.stderr.write("\r\x1b[K")
             sys.stderr.flush()

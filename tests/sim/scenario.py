@@ -20,8 +20,8 @@ DIRECTORY = Path(__file__).parent / "scenarios"
 
 @dataclass(frozen=True)
 class Connection:
-    """One connection of the client. `abort_at`: it resets the connection after so many bytes. `again`: so many seconds
-    after its end the client opens another one from the same port. `sip`: it reads so many bytes at a time, slowly.
+    """One connection of the client. `abort_at`: after how many bytes the client resets it. `again`: how many seconds
+    after its end the client opens another one from the same port. `sip`: how many bytes it reads at a time, slowly.
     `early`: it closes its direction as soon as everything is sent."""
 
     at: float
@@ -78,7 +78,7 @@ class HostPlan:
 
 @dataclass(frozen=True)
 class Limits:
-    """Of the tables and stores; 0: as configured by default."""
+    """Limits of the tables and stores; 0: as configured by default."""
 
     max_connections: int = 0
     max_log_bytes: int = 0

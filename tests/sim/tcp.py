@@ -26,7 +26,7 @@ class Tcp(Sender):
     # ------------------------------------------------------------------------------------ the application's calls
 
     def write(self, data: bytes) -> int:
-        """Take as much as the buffer has room for."""
+        """The application writes; returns how many bytes the buffer had room for."""
         if self.fin_at is not None or self.state in ("closed", "time-wait"):
             return 0
         room = max(SEND_BUFFER - len(self.sent), 0)
@@ -35,7 +35,7 @@ class Tcp(Sender):
         return min(room, len(data))
 
     def read(self, most: int = 1 << 30) -> bytes:
-        """Take what is there."""
+        """The application reads; returns what is there."""
         data = self.received.read(self.read_at, min(most, self.received.end - self.read_at))
         self.read_at += len(data)
         self.received.trim(self.read_at)
@@ -46,11 +46,11 @@ class Tcp(Sender):
 
     @property
     def at_end(self) -> bool:
-        """The other end has closed, and everything was read."""
+        """Whether the other end has closed, and everything was read."""
         return self.their_fin is not None and self.rcv_nxt > self.their_fin and self.read_at >= self.their_fin
 
     def close(self) -> None:
-        """No more to write."""
+        """The application has nothing more to write."""
         if self.fin_at is None and self.state not in ("closed", "time-wait"):
             self.fin_at = self.base + len(self.sent)
             self._output()
@@ -64,7 +64,7 @@ class Tcp(Sender):
     # ------------------------------------------------------------------------------------ receiving
 
     def input(self, seg: Segment) -> None:
-        """Take a segment."""
+        """A segment has come in."""
         if self.state == "syn-sent":
             self._input_syn_sent(seg)
             return
@@ -111,7 +111,7 @@ class Tcp(Sender):
         self._maybe_finished()
 
     def is_news(self, seg: Segment) -> bool:
-        """Whether it brings data that were not there yet."""
+        """Whether the segment brings new data."""
         return bool(seg.payload_len) and self.theirs.offset(seg.seq) + seg.payload_len > self.rcv_nxt
 
     def _timestamps_good(self, seg: Segment, offset: int) -> bool:
@@ -130,7 +130,7 @@ class Tcp(Sender):
         return True
 
     def _challenge(self, why: str) -> None:
-        """Answer what does not fit, as rarely as Linux does: two ends that disagree would play ping-pong for ever."""
+        """Answer what does not fit, as rarely as Linux does: two ends that disagree would go on for ever."""
         self.counters[f"challenge-{why}"] += 1
         if self.clock.now >= self.next_challenge:
             self.next_challenge = self.clock.now + CHALLENGE_S

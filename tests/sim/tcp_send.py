@@ -41,7 +41,7 @@ class Personality:
 
 
 class App(Protocol):
-    """Who uses the connection."""
+    """The application that uses the connection."""
 
     def readable(self) -> None:
         """Bytes, or the end of the stream, can be read; or there is room to write."""
@@ -180,7 +180,7 @@ class Sender:
         self._send(self.top, b"", ACK)
 
     def _end(self) -> int:
-        """One past the last byte that there is to send, the FIN included."""
+        """The offset one past the last byte that there is to send, the FIN included."""
         return self.base + len(self.sent) + (self.fin_at is not None)
 
     def _output(self) -> None:
@@ -272,7 +272,7 @@ class Sender:
         self._arm("rto", max(armed + self.rto * 2**self.backoff - self.clock.now, 0.0))
 
     def abandon(self) -> None:
-        """Forget it, without a word."""
+        """Forget the connection, and tell nobody."""
         self._gone(False)
 
     def _gone(self, reset: bool) -> None:

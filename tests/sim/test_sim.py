@@ -29,7 +29,7 @@ def test_every_kind_of_incident_is_among_the_seeds() -> None:
 
 @pytest.mark.parametrize("name", named())
 def test_scenario_with_a_name(name: str) -> None:
-    """What failed once."""
+    """What failed once does not fail again."""
     outcome = run(_named(name))
     assert not outcome.failure, f"python -m tests.sim --name {name} --verbose\n{outcome.details}"
 

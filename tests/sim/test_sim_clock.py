@@ -20,7 +20,7 @@ PAUSES = [RELEASE_S - 0.6 + 0.6 * at / 20 for at in range(20)]  # the fence take
 
 
 def _late(pause: float, fast: float, *jumps: float) -> str:
-    """What fails if the primary's clock is too fast by so much, the backup's as much too slow, or if the primary's
+    """What fails if the primary's clock is too fast by `fast` and the backup's as much too slow, or if the primary's
     jumps."""
     return run(
         Scenario(

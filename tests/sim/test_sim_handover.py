@@ -33,13 +33,13 @@ MEAN_S = 0.02  # between two failures
 
 
 class Gone:
-    """An application that is no more."""
+    """The application of a connection whose server has died."""
 
     def readable(self) -> None:
-        """Nobody reads."""
+        """Bytes can be read, but nobody reads them."""
 
     def closed(self, reset: bool) -> None:
-        """Nobody cares."""
+        """The connection is over, and nobody takes notice."""
 
 
 class HandoverChecks(Checks):
@@ -110,7 +110,7 @@ class HandoverChecks(Checks):
                 self.lose(flow, "the host that it was being handed over to has died")
 
     def lose(self, flow: FlowKey, why: str) -> None:
-        """Nothing is promised to it any more."""
+        """The connection is promised nothing from now on."""
         seen = self.flows[flow]
         seen.promised, seen.excused = False, why
         self.lost.add(seen.client)

@@ -1,4 +1,4 @@
-"""The whole: a client host, two servers, the wires between them, and what a scenario does to them."""
+"""The whole: a client host, the servers, the wires between them, and what a scenario does to them."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ class SimWorld:
         }
 
     def dice(self, what: str) -> Random:
-        """The generator of one part."""
+        """Returns the random generator of one part."""
         return Random(f"{self.scenario.seed}/{what}")
 
     def _personality(self, plan: HostPlan, client: bool = False) -> Personality:
@@ -97,7 +97,7 @@ class SimWorld:
         )
 
     def _host(self, name: str) -> SimHost:
-        """The server `name`; the first one of the scenario is to serve, if it has the choice."""
+        """Makes the server `name`. The first one of the scenario is preferred as primary."""
         scenario, plan = self.scenario, self.scenario.hosts[name]
         first, *_ = scenario.hosts
         limits = {what: size for what, size in asdict(scenario.limits).items() if size}
@@ -121,11 +121,11 @@ class SimWorld:
         return SimHost(self, settings, partial(self._personality, plan), plan, self.dice(f"host {name}"))
 
     def host(self, name: str) -> SimHost:
-        """A server by its name."""
+        """Returns a server by its name."""
         return next(host for host in self.hosts if host.name == name)
 
     def others(self, host: SimHost) -> tuple[SimHost, ...]:
-        """All servers but this one, in the scenario's order."""
+        """Returns all servers but this one, in the scenario's order."""
         return tuple(other for other in self.hosts if other is not host)
 
     # ------------------------------------------------------------------------------------ wires
@@ -185,9 +185,9 @@ class SimWorld:
         host.tell(takes, FenceFinished(effect.peer, ok, "" if ok else "no answer"))
 
     def power_off(self, host: SimHost) -> None:
-        """Power loss."""
+        """The host loses power."""
         if host.up:
-            heard = host.owns or self.scenario.witness  # one whose lease has ended may yet be reassured
+            heard = host.owns or self.scenario.witness  # one whose lease has ended may still be reassured
             if host is self.owner and heard and (host.running or host.resumable):
                 self.checks.promise(host)
             self.checks.died(host)
@@ -207,7 +207,7 @@ class SimWorld:
             self.crashes[host.name] = self.clock.now
 
     def power_on(self, host: SimHost) -> None:
-        """Boot again."""
+        """The host boots again."""
         if not host.up:
             host.boot(host.random.choice((0.0, 0.1)))
 
@@ -278,7 +278,7 @@ class SimWorld:
         return all(client.ending for client in self.clients.values())
 
     def _heal(self) -> None:
-        """Nothing is lost any more, and everybody is there."""
+        """From now on nothing is lost, and everybody is there."""
         self.healed = True
         for path in [path for paths in self.paths.values() for path in paths]:
             path.quality = path.quality.healed()

@@ -31,7 +31,7 @@ def extend(scenario: Scenario, length: float) -> Scenario:
 
 
 def _failure(random: Random, at: float, target: str) -> Incident:
-    """At a moment, or (`effect`) when a connection has written so many bytes."""
+    """A failure at a moment, or (`effect`) when a connection has written `count` bytes."""
     what = random.choice(FAILURES)
     written = what == "app_exit" or (what == "app_die" and random.random() < 0.5)
     seconds = random.choice((0.0, 0.0, 0.3, 1.5)) if what == "app_hang" else 0.0

@@ -49,7 +49,7 @@ def draw(random: Random, kind: str, length: float, detection_s: float) -> tuple[
         unplug = Incident(at, "unplug", random.choice(("primary", "backup")), random.choice((0.1, 0.5, 2.0)))
         return (unplug, *_maybe_crash(random, at))
     if kind == "clock":
-        # Forward by less than half the detection time, or by so much that it is seen: what lies between is not
+        # Forward by less than half the detection time, or by enough to be noticed: what lies between is not
         # tolerated on a primary (docs/design/pair.md). Not beyond what a takeover adds to the timestamps.
         jump = random.choice((0.4 * detection_s, 2.1 * detection_s + 0.05, 0.7))
         jumps = Incident(at, "jump", random.choice(("primary", "backup")), min(jump, 0.7))
