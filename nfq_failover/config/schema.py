@@ -151,7 +151,7 @@ _FILES: Final = (
         "What must outlive a boot of the host (the epoch), and the control socket."
     ),
     _setting("run_dir", Kind.PATH, default="/run/nfq-failover").says(
-        "What must outlive the daemon, and not the host's boot: the record for a restart."
+        "What must outlive the daemon, and not the host's boot: the checkpoint for a restart."
     ),
 )
 _RULES: Final = (

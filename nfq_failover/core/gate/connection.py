@@ -1,4 +1,4 @@
-"""One connection on a host that protects it: its state, and the parts that each have their own.
+"""One connection on the host that serves: its state, and the parts that each have their own.
 
 What our TCP has said is in `own` (own_tcp.py), what the client may be told in `acks` (ack_gate.py), what is kept of the
 client's stream in `retained` (retained.py), and how it ends in `end` (end_gate.py). The SYN-ACK waits until the replica
@@ -29,7 +29,7 @@ NOT_READY = "replica not ready"
 
 
 class Gate(Enum):
-    """Where a connection stands on the host that protects it."""
+    """Where a connection stands on the host that serves."""
 
     SYN_HELD = "syn-held"
     CATCHING_UP = "catching-up"

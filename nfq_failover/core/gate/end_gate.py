@@ -1,8 +1,8 @@
 """The end of the server's stream: our FIN or RST is held until the replica has ended at the same byte.
 
 A server process that dies is closed by its kernel: to a client that looks like the end of the stream. So the host that
-protects the connection holds the FIN (the data before it goes out) or the RST, and asks the backup again and again for
-its replica's end:
+serves holds the FIN (the data before it goes out) or the RST, and asks the backup again and again for its replica's
+end:
 
 - the replica has ended at the same byte: the end goes out, newly built;
 - it has sent more, or has not ended although it has everything and is alive: our application has failed;
@@ -36,7 +36,7 @@ class Judgement(Enum):
 
 
 class EndGate:
-    """Knows both ends of one connection, as far as the host that protects it can.
+    """Knows both ends of one connection, as far as the host that serves can.
 
     `kind`, `at`: our server's end that is held, and its sequence number (as the client sees it). `passed`: the end is
     confirmed, nothing is held any more. `failures`: how many answers of the backup have said that our application has

@@ -1,4 +1,4 @@
-"""The ends of all connections that this host protects: they are held here, and the backup is asked about them until it
+"""The ends of all protected connections of this host: they are held here, and the backup is asked about them until it
 is clear who has failed. The rules are in end_gate.py.
 """
 

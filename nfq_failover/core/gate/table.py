@@ -1,4 +1,4 @@
-"""The connections that this host protects: one table, by flow and by number.
+"""The connections that this host serves, and another protects: one table, by flow and by number.
 
 It routes packets, copies, the backup's records and time to the parts: how connections open (opening.py), what is copied
 of them (copies.py), what their server has sent (digests.py), how they end (ends.py) or move (handover.py); and it tells
