@@ -204,10 +204,10 @@ class AckGate:
     def confirm(self, record: Confirm) -> bool:
         """The backup has told what it holds. False if the record was overtaken by a newer one."""
         offset = self._own.client.offset
-        confirmed = offset(record.cum)
+        confirmed = offset(record.held)
         if confirmed < self.confirmed:
             return False
-        self.backup_edge = max(self.backup_edge, offset(record.edge))
+        self.backup_edge = max(self.backup_edge, offset(record.rcv_edge))
         self.ranges = [(offset(left), offset(right)) for left, right in record.ranges]
         self.confirmed = confirmed
         return True

@@ -189,7 +189,7 @@ class GatedConnection:
 
     def opened(self, record: Opened, out: Outbox) -> None:
         """The replica can continue the connection: let the SYN-ACK go."""
-        self.acks.accept_edge(self.own.client.offset(record.edge))
+        self.acks.accept_edge(self.own.client.offset(record.rcv_edge))
         self.retry_s = 0.0
         if self.state is Gate.SYN_HELD:
             self.enter(Gate.PROTECTED, "")

@@ -77,7 +77,7 @@ class GateTable:
         self.ends = GateEnds(settings, out, numbers, self._unprotect, self._close)
         self.handovers = Handovers(settings, out, flows, numbers, self.digests, self._unprotect, self._give_back)
         self.findings = self.ends.findings
-        self._handlers: dict[type[Record], Handler] = {
+        self.takes: dict[type[Record], Handler] = {
             Opened: self.opening.on_opened,
             Confirm: self._on_confirm,
             Missing: self.copies.on_missing,
@@ -179,7 +179,7 @@ class GateTable:
     def take(self, record: Record, now: float) -> None:
         """Take a record of the backup. One that is not for this end is let go: it is an old one, and what matters is
         repeated."""
-        handler = self._handlers.get(type(record))
+        handler = self.takes.get(type(record))
         if handler is not None:
             handler(record, now)
 

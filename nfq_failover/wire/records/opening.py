@@ -96,18 +96,18 @@ class Open(Record):
 class Opened(Record):
     """Backup -> primary: answer to `Open`. `ready`: the replica can continue the connection; else `reason`.
 
-    `edge`: the right edge that the backup's TCP accepts (meaningful if ready).
+    `rcv_edge`: the right edge that the backup's TCP accepts (meaningful if ready).
     """
 
     conn: int
     ready: bool
-    edge: int
+    rcv_edge: int
     reason: str = ""
 
     def encode(self) -> bytes:
-        return _OPENED.pack(self.conn, self.ready, self.edge) + encode_text(self.reason)
+        return _OPENED.pack(self.conn, self.ready, self.rcv_edge) + encode_text(self.reason)
 
     @classmethod
     def decode(cls, value: bytes) -> Self:
-        conn, ready, edge = _OPENED.unpack_from(value)
-        return cls(conn, bool(ready), edge, decode_text(value[_OPENED.size :]))
+        conn, ready, rcv_edge = _OPENED.unpack_from(value)
+        return cls(conn, bool(ready), rcv_edge, decode_text(value[_OPENED.size :]))

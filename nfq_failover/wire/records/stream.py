@@ -41,31 +41,31 @@ class Progress(Record):
 @declare(4, Towards.GATE)
 @dataclass(frozen=True, slots=True)
 class Confirm(Record):
-    """Backup -> primary: I hold every byte before `cum`, and those in `ranges` (at most 4, left <= byte < right).
+    """Backup -> primary: I hold every byte before `held`, and those in `ranges` (at most 4, left <= byte < right).
 
-    A FIN counts as a byte. `edge`: the right edge that the backup's TCP accepts.
+    A FIN counts as a byte. `rcv_edge`: the right edge that the backup's TCP accepts.
     """
 
     conn: int
-    cum: int
-    edge: int
+    held: int
+    rcv_edge: int
     ranges: tuple[tuple[int, int], ...] = ()
     established: bool = False
 
     def encode(self) -> bytes:
         ranges = self.ranges[:MAX_RANGES]
-        head = _CONFIRM.pack(self.conn, self.cum, self.edge, self.established, len(ranges))
+        head = _CONFIRM.pack(self.conn, self.held, self.rcv_edge, self.established, len(ranges))
         return head + b"".join(TWO.pack(*each) for each in ranges)
 
     @classmethod
     def decode(cls, value: bytes) -> Self:
-        conn, cum, edge, established, count = _CONFIRM.unpack_from(value)
+        conn, held, rcv_edge, established, count = _CONFIRM.unpack_from(value)
         if len(value) != _CONFIRM.size + count * TWO.size or count > MAX_RANGES:
             raise MalformedDatagram("bad-confirm")
         if not count:  # nearly always
-            return cls(conn, cum, edge, (), bool(established))
+            return cls(conn, held, rcv_edge, (), bool(established))
         ranges = tuple(TWO.unpack_from(value, _CONFIRM.size + i * TWO.size) for i in range(count))
-        return cls(conn, cum, edge, ranges, bool(established))
+        return cls(conn, held, rcv_edge, ranges, bool(established))
 
 
 @declare(5, Towards.GATE)

@@ -39,7 +39,7 @@ def _hasty(self: Inward, conn: int) -> Confirm:
     """Confirms what lies beyond a hole, too."""
     told = _confirm(self, conn)
     right = max((right for _, right in self.inbound.ranges(100)), default=self.held)
-    return Confirm(told.conn, self.client.seq(right), told.edge, (), told.established)
+    return Confirm(told.conn, self.client.seq(right), told.rcv_edge, (), told.established)
 
 
 _confirm = Inward.confirm

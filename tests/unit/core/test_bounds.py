@@ -54,7 +54,7 @@ def test_log_that_is_full_confirms_nothing_more() -> None:
     with Shadowing(max_log_bytes=1 << 16) as t:
         t.shadow.inward.inbound.max_pieces = 1
         t >> from_client(0, 10) << "pass [.] 0:10 ack 0 wnd 500 ts 1001/7000000"
-        assert t.effects.popleft().cum == client_seq(10)  # type: ignore[union-attr]
+        assert t.effects.popleft().held == client_seq(10)  # type: ignore[union-attr]
         t >> from_client(20, 10) << "pass [.] 20:30 ack 0 wnd 500 ts 1001/7000000"
         assert t.effects.popleft().ranges == ()  # type: ignore[union-attr]
         row = bounds.gauges(_no_gate(), t.side, [_session()], t.out.counters)["log_pieces"]
