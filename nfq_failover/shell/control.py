@@ -152,16 +152,18 @@ class ControlServer:
         self.path.unlink(missing_ok=True)
 
 
-def ask(path: Path, command: str, timeout_s: float = 5.0) -> dict[str, Any]:
-    """Returns a daemon's answer. Raises `CommandError` if there is none."""
+def ask(path: Path, command: str, timeout_s: float = 5.0, service: str = "") -> dict[str, Any]:
+    """Returns a daemon's answer. Raises `CommandError` if there is none.
+
+    `service`: the address of the one that is asked; it need not be named where there is one.
+    """
+    request = {"command": command, "service": service} if service else {"command": command}
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as s:
             s.settimeout(timeout_s)
             s.connect(str(path))
-            with contextlib.suppress(
-                BrokenPipeError, ConnectionResetError
-            ):  # refused at once: the reason is there to read
-                s.sendall(json.dumps({"command": command}).encode() + b"\n")
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # refused: the reason is there to read
+                s.sendall(json.dumps(request).encode() + b"\n")
             with s.makefile("rb") as answers:
                 answer = json.loads(answers.readline() or b"{}")
     except PermissionError:

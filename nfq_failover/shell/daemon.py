@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
-import os
 import signal
 import time
 from collections.abc import Callable
@@ -19,13 +18,12 @@ import structlog
 
 from nfq_failover.shell.control import ControlServer
 from nfq_failover.shell.loop import Loop
-from nfq_failover.shell.service import Service, out_of_memory
+from nfq_failover.shell.service import Service
 from nfq_failover.shell.start import Prepared
+from nfq_failover.shell.trouble import out_of_memory
 from nfq_failover.shell.undo import Undo
 
 MAX_WAIT_S = 0.05
-EXIT_NO_HELPER = 70  # EX_SOFTWARE of sysexits.h
-_NO_HELPER = b"nfq-failover: the privileged helper has ended: so does the daemon, as if it had been killed\n"
 
 log = structlog.get_logger()
 
@@ -78,10 +76,9 @@ class Daemon:
             log.warning(warning)
         for own in prepared.services:
             self.services.append(self._undo.closing(Service.open(own, prepared, loop)))
-        control = ControlServer(prepared.file("control.sock"), self._control, prepared.may_ask())
+        control = ControlServer(prepared.control, self._control, prepared.may_ask())
         self._undo.add(control.close)
         loop.watch(control.fileno(), control.serve)
-        loop.watch(prepared.helper.fileno(), self._hear_helper)
         for service in self.services:
             service.begin()
 
@@ -89,13 +86,6 @@ class Daemon:
         del frame
         self._stopping = True
         self._for_good = self._for_good or number == signal.SIGINT
-
-    def _hear_helper(self) -> None:
-        """Take the helper's answers. Without it nothing can be put in order, so nothing is: as good as killed."""
-        self._prepared.helper.serve()
-        if self._prepared.helper.gone:
-            os.write(2, _NO_HELPER)
-            os._exit(EXIT_NO_HELPER)
 
     # ------------------------------------------------------------------------------------ the loop
 

@@ -9,10 +9,8 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-import traceback
 from dataclasses import replace
-from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import structlog
 
@@ -62,13 +60,11 @@ from nfq_failover.shell.privileged.client import RemoteFences, RemoteRules
 from nfq_failover.shell.privileged.rights import describe
 from nfq_failover.shell.start import Prepared, PreparedService
 from nfq_failover.shell.state.epoch import EpochStore
+from nfq_failover.shell.trouble import Alarms, helper_gone, out_of_memory
 from nfq_failover.shell.undo import Undo
 
 BATCH = 64
 OVERRUN_EVERY_S = 1.0
-ALARM_SPACING_S = 0.1
-EXIT_NO_MEMORY = 71  # EX_OSERR of sysexits.h
-_NO_MEMORY = b"nfq-failover: no memory: the daemon ends here, as if it had been killed\n"
 
 log = structlog.get_logger()
 
@@ -82,15 +78,16 @@ class Service:
 
     def __init__(self, own: PreparedService, prepared: Prepared, loop: Loop, undo: Undo) -> None:
         """Use `open`: whoever hands `undo` in must run it if this fails."""
-        config, settings, helper = own.config, own.config.settings, prepared.helper
+        config, settings, helper = own.config, own.config.settings, own.helper
         self.name = config.service
         self._config, self._loop, self._undo, self._checkpoints = config, loop, undo, own.store
-        self._failures = 0
+        self._helper = helper
+        self._alarms = Alarms()
         self._broken = False  # the last tick has failed
         self._all_read = True
-        self._next_alarm = self._next_overrun = 0.0
+        self._next_overrun = 0.0
         self._said: object = None
-        self._epochs = undo.closing(EpochStore(prepared.file("epoch.json")))
+        self._epochs = undo.closing(EpochStore(own.file("epoch.json")))
         epoch, served = self._epochs.load()
         self._flow_queries = FlowQueries()
         self._flow_queries.check()
@@ -105,7 +102,7 @@ class Service:
             config.interface,
             config.tap,
             config.tap_mac,
-            prepared.file("host.json"),
+            own.file("host.json"),
             helper.change_address,
             config.announce_refresh_ms / 1000,
         )
@@ -139,6 +136,7 @@ class Service:
         for fd in (*(each.fileno() for each in sockets.both), *(fd for fd, _ in self._queue_fds)):
             loop.watch(fd)  # read in their turn, below
         loop.watch(self._epochs.fileno(), self._epochs_stored)
+        loop.watch(helper.fileno(), self._hear_helper)
         self._stay = False
 
     @classmethod
@@ -246,13 +244,13 @@ class Service:
         due = self.node.poll_timeout()
         if (due is not None and now < due) or not (self._all_read or self._sync.overdue(now)):
             return False
-        failures = self._failures
+        failures = self._alarms.count
         self._feed(TimerFired(), now)
         self._carry_out()
         self._copies_due = True
         self._periodic(now)
         self._carry_out()
-        self._broken = self._failures != failures  # no progress without time: the heartbeats must say so
+        self._broken = self._alarms.count != failures  # no progress without time: the heartbeats must say so
         before, self._said = self._said, self.node.members.state
         return before is not self._said
 
@@ -299,7 +297,7 @@ class Service:
             if isinstance(event, PacketQueued):
                 # The first verdict counts: one that the node gave before it failed comes later, and is refused.
                 self._queues[event.queue].verdict(event.packet_id, False)
-            self._alarm(error, type(event).__name__, packet)
+            self._alarms.report(error, type(event).__name__, packet)
 
     def answer(self, event: Event) -> None:
         """Hand the node the outcome of something slow, and do at once what follows from it."""
@@ -310,22 +308,11 @@ class Service:
         for event in self._epochs.finished():
             self.answer(event)
 
-    def _alarm(self, error: Exception, during: str, packet: bytes | bytearray = b"") -> None:
-        """Our own bug has shown itself. Every case is counted; of a flood not every one is logged."""
-        self._failures += 1
-        now = time.monotonic()
-        if now < self._next_alarm:
-            return
-        self._next_alarm = now + ALARM_SPACING_S
-        frames = reversed(traceback.extract_tb(error.__traceback__)[-4:])
-        log.error(
-            "internal error",
-            error=repr(error),
-            during=during,
-            count=self._failures,
-            where=" < ".join(f"{Path(frame.filename).name}:{frame.lineno}" for frame in frames),
-            packet=packet[:200].hex(),
-        )
+    def _hear_helper(self) -> None:
+        """Take the helper's answers."""
+        self._helper.serve()
+        if self._helper.gone:
+            helper_gone()
 
     # ------------------------------------------------------------------------------------ effects
 
@@ -339,7 +326,7 @@ class Service:
             except MemoryError:
                 out_of_memory()
             except Exception as error:  # our own bug: the next effect may be right
-                self._alarm(error, "effects")
+                self._alarms.report(error, "effects")
         for queue in self._queues.values():
             queue.flush()
 
@@ -432,19 +419,9 @@ class Service:
             "sync_socket": self._sync.gauge(),
             "injected": self._injector.sent,
             "inject_failed": dict(self._injector.failed),
-            "internal_errors": self._failures,
+            "internal_errors": self._alarms.count,
             "rules": self._rules.describe(),
             "privileges": describe(),
             "announcements": self._address.announcer.describe(),
         }
         return status
-
-
-def out_of_memory() -> NoReturn:
-    """End the process at once: whatever was under way is half done, and nothing of it may go out.
-
-    That is as good as killed: a protected host is succeeded by its backup, an unprotected one goes on by its rules, and
-    the next daemon goes on by the checkpoint.
-    """
-    os.write(2, _NO_MEMORY)
-    os._exit(EXIT_NO_MEMORY)

@@ -1,7 +1,7 @@
 """What a daemon does before it touches the host or reads a packet.
 
-It claims its directory and instance, opens what only root can open, starts the privileged helper, and gives its own
-rights up.
+For each service it claims a directory and an instance, opens what only root can open, and starts a privileged helper.
+Then it gives its own rights up.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import contextlib
 import fcntl
 import os
 import socket
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,17 +27,27 @@ from nfq_failover.shell.state.checkpoint import CheckpointStore
 from nfq_failover.shell.undo import Undo
 
 PRIORITY = -10
+CONTROL = "control.sock"
 _UNIX_PATH = 107  # bytes in a socket's address, unix(7)
 _RESERVED_PORTS = 1024
 
 
 @dataclass(frozen=True, slots=True)
 class PreparedService:
-    """What only root can open for one service. `sync` is None if the daemon itself can bind the port."""
+    """What only root can open for one service: its state directory and checkpoint, and the helper that acts for it.
+
+    `sync` is None if the daemon itself can bind the port.
+    """
 
     config: Config
+    directory: int  # a descriptor of the state directory
     store: CheckpointStore
     sync: SyncSockets | None
+    helper: HelperClient
+
+    def file(self, name: str) -> Path:
+        """The path of a file in the service's state directory."""
+        return files.via(self.directory, name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,16 +56,15 @@ class Prepared:
 
     undo: Undo
     who: Account | None  # None: it is still root
-    directory: int  # a descriptor of the state directory
-    helper: HelperClient
     manager: ServiceManager
     counters: int  # a descriptor of the kernel's table of queues
     services: tuple[PreparedService, ...]
     threads: int  # how many there were, besides the main one, when rights were given up
 
-    def file(self, name: str) -> Path:
-        """The path of a file in the state directory."""
-        return files.via(self.directory, name)
+    @property
+    def control(self) -> Path:
+        """The control socket, which lies in the state directory of the first service."""
+        return self.services[0].file(CONTROL)
 
     def may_ask(self) -> frozenset[int]:
         """The users whose commands count. The user `nobody` has other processes than the daemon."""
@@ -70,38 +80,47 @@ class Prepared:
         return said
 
 
-def prepare(config: Config) -> Prepared:
-    """Do all that needs root, then be root no more. Has to be called before any thread is started.
+def prepare(*configs: Config) -> Prepared:
+    """Do all that needs root, for one configuration per service; then be root no more.
 
-    Raises `CommandError`, with everything undone.
+    Has to be called before any thread is started. The daemon's user is that of the first service. Everything is undone
+    if it raises `CommandError`.
     """
     undo = Undo()
     try:
-        return _prepare(config, undo)
+        return _prepare(configs, undo)
     except BaseException:
         undo.run()
         raise
 
 
-def _prepare(config: Config, undo: Undo) -> Prepared:
-    who = account(config)
+def _prepare(configs: Sequence[Config], undo: Undo) -> Prepared:
+    who = account(configs[0])
     manager = undo.closing(ServiceManager())
     with contextlib.suppress(OSError):
         os.setpriority(os.PRIO_PROCESS, 0, PRIORITY)  # the packets' path, and a fence: ahead of what the host serves
-    find_script(config.rules_script)
-    _take_locks(config.state_dir, config.instance, undo)
-    if len(os.fsencode(config.state_dir / "control.sock")) > _UNIX_PATH:
-        raise CommandError(f"{config.state_dir}/control.sock is too long: set a 'state_dir' with a shorter path")
-    files.roots_own(config.state_dir / "rules")
-    helper = undo.closing(HelperClient(helper_settings(config, who)))
-    directory = os.open(config.state_dir, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    undo.add(lambda: os.close(directory))
-    store = undo.closing(CheckpointStore(config.run_dir, config.instance))
+    services = tuple(_prepare_service(config, who, undo) for config in configs)
     try:
         counters = open_counters()
     except OSError as error:
         raise CommandError(f"the kernel has no netfilter queues ({error}): load the module nfnetlink_queue") from None
     undo.add(lambda: os.close(counters))
+    threads = rights.threads() - 1
+    if who is not None:
+        rights.become(who.uid, who.gid, rights.DAEMON)
+    return Prepared(undo, who, manager, counters, services, threads)
+
+
+def _prepare_service(config: Config, who: Account | None, undo: Undo) -> PreparedService:
+    find_script(config.rules_script)
+    _take_locks(config.state_dir, config.instance, undo)
+    if len(os.fsencode(config.state_dir / CONTROL)) > _UNIX_PATH:
+        raise CommandError(f"{config.state_dir / CONTROL} is too long: set a 'state_dir' with a shorter path")
+    files.roots_own(config.state_dir / "rules")
+    helper = undo.closing(HelperClient(helper_settings(config, who)))
+    directory = os.open(config.state_dir, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    undo.add(lambda: os.close(directory))
+    store = undo.closing(CheckpointStore(config.run_dir, config.instance))
     sync = None
     if config.listen[1] < _RESERVED_PORTS:
         sync = undo.closing(open_sync(config.listen, config.limits.sync_buffer_bytes))
@@ -110,11 +129,7 @@ def _prepare(config: Config, undo: Undo) -> Prepared:
     except OSError as error:
         if who is not None:  # root does not need it
             raise CommandError(f"can't hand {config.state_dir} over to the daemon's user: {error}") from None
-    threads = rights.threads() - 1
-    if who is not None:
-        rights.become(who.uid, who.gid, rights.DAEMON)
-    services = (PreparedService(config, store, sync),)
-    return Prepared(undo, who, directory, helper, manager, counters, services, threads)
+    return PreparedService(config, directory, store, sync, helper)
 
 
 def _take_locks(directory: Path, instance: str, undo: Undo) -> None:

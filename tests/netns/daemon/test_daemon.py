@@ -60,9 +60,16 @@ class DaemonWorld:
         self, config: Path, sabotage: str = "", before: tuple[str, ...] = ()
     ) -> tuple[subprocess.Popen[bytes], IO[bytes]]:
         """The process, and its log, which both streams go to."""
+        return self._popen([*before, sys.executable, "-c", sabotage + MAIN, "run", "--config", str(config)])
+
+    def run_program(self, program: str, *words: str) -> tuple[subprocess.Popen[bytes], Path]:
+        """A Python program with arguments, and the path of its log."""
+        process, log = self._popen([sys.executable, "-c", program, *words])
+        return process, Path(str(log.name))
+
+    def _popen(self, argv: list[str]) -> tuple[subprocess.Popen[bytes], IO[bytes]]:
         log = open(self.disk / f"log-{len(self.processes)}", "w+b")  # noqa: SIM115  # closed with the world
         self.logs.append(log)
-        argv = [*before, sys.executable, "-c", sabotage + MAIN, "run", "--config", str(config)]
         process = subprocess.Popen(
             self.server.argv(*argv), stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
         )
@@ -118,7 +125,7 @@ class DaemonWorld:
 
 
 @contextmanager
-def _world(disk: Path) -> Iterator[DaemonWorld]:
+def daemon_world(disk: Path) -> Iterator[DaemonWorld]:
     with pair(server_address=SERVER) as (client, server):
         server.run("sh", "-c", "echo 1 >/proc/sys/net/ipv6/conf/all/disable_ipv6")  # its addresses come and settle late
         wait_until(lambda: " UP " in server.run("ip", "-br", "link", "show", "dev", "eth0"))
@@ -131,7 +138,7 @@ def _world(disk: Path) -> Iterator[DaemonWorld]:
 
 @pytest.fixture
 def world(tmp_path: Path) -> Iterator[DaemonWorld]:
-    with _world(tmp_path) as w:
+    with daemon_world(tmp_path) as w:
         yield w
 
 

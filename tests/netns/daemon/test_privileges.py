@@ -18,7 +18,7 @@ import pytest
 
 from nfq_failover.shell.host.address import ServiceAddress
 from nfq_failover.shell.privileged.rights import DAEMON, HELPER, NUMBERS
-from tests.netns.daemon.test_daemon import DaemonWorld, _world, pings, refused, wait_until
+from tests.netns.daemon.test_daemon import DaemonWorld, daemon_world, pings, refused, wait_until
 from tests.support.namespaces import SERVICE, run
 
 pytestmark = pytest.mark.netns
@@ -30,14 +30,14 @@ ROOT = Path(__file__).parents[3]
 
 @pytest.fixture
 def world(tmp_path: Path) -> Iterator[DaemonWorld]:
-    with _world(tmp_path) as made:
+    with daemon_world(tmp_path) as made:
         yield made
 
 
 @pytest.fixture
 def open_world() -> Iterator[DaemonWorld]:
     """One whose disk every user can reach."""
-    with tempfile.TemporaryDirectory(dir="/tmp") as disk, _world(Path(disk)) as made:
+    with tempfile.TemporaryDirectory(dir="/tmp") as disk, daemon_world(Path(disk)) as made:
         Path(disk).chmod(0o755)
         yield made
 
