@@ -80,7 +80,7 @@ def gauges(
         "log_islands": max((c.inward.inbound.islands for c in shadows), default=0),
         "unacked_bytes": max((c.output.outbound.size for c in shadows), default=0),
         "retained_bytes": max((c.retained.inbound.size for c in gated), default=0),
-        "held_acks": max((len(c.acks.held) for c in gated), default=0),
+        "held_acks": max((len(c.acks.held_acks) for c in gated), default=0),
         **gate.tables(),
         "handed_over": len(gate.handovers.flows),
         "handed_over_ended": len(shadow.handovers.over),

@@ -57,7 +57,7 @@ def check(host: SimHost, carried: int) -> None:
         _within(host, "bytes kept of a stream", stream.outbound_bytes, KEEP_BYTES + FLUSH_BYTES)
         _within(host, "digests that are repeated", len(stream.unseen), MAX_UNSEEN + 2)
     for gated in gate.flows.values():
-        _within(host, "held acknowledgements", len(gated.acks.held), MAX_HELD)
+        _within(host, "held acknowledgements", len(gated.acks.held_acks), MAX_HELD)
         _within(host, "retained bytes", gated.retained.inbound.size, gated.retained.inbound.limit)
     for each in shadow.flows.values():
         _within(host, "log", each.inward.inbound.size, host.settings.max_log_bytes)

@@ -49,9 +49,9 @@ class AckGate:
 
     `confirmed` is the first byte that the backup lacks, `ranges` what it has beyond, `backup_edge` the right window
     edge that it accepts. `told_ack` and `told_edge` are the acknowledgement and the right edge that the client has
-    seen, `told_sack` is the end of the selective acknowledgements that were not gated. `held` are pure ACKs that wait,
-    oldest first; `owed_since`: since when something is owed that a segment could not say. `fin_clamped`: our FIN went
-    out without all that our TCP acknowledged with it.
+    seen, `told_sack` is the end of the selective acknowledgements that were not gated. `held_acks` are pure ACKs that
+    wait, oldest first; `owed_since`: since when something is owed that a segment could not say. `fin_clamped`: our FIN
+    went out without all that our TCP acknowledged with it.
 
     `holds`: acknowledgements are held back. `lenient`: the client has been told more than the backup has, before the
     gate was shut; what it has seen it may see again.
@@ -63,7 +63,7 @@ class AckGate:
         "backup_edge",
         "confirmed",
         "fin_clamped",
-        "held",
+        "held_acks",
         "holds",
         "lenient",
         "owed_since",
@@ -80,7 +80,7 @@ class AckGate:
         self.confirmed = self.backup_edge = 0
         self.told_ack = self.told_sack = self.told_edge = 0
         self.ranges: Blocks = []
-        self.held: deque[tuple[int, Blocks, float]] = deque()
+        self.held_acks: deque[tuple[int, Blocks, float]] = deque()
         self.owed_since: float | None = None
         self.fin_clamped = False
 
@@ -108,10 +108,10 @@ class AckGate:
             return
         blocks = [(own.client.offset(left), own.client.offset(right)) for left, right in seg.sack]
         if seg.is_pure_ack and not (ack <= self._limit and all(self._covered(b) for b in blocks)):
-            if len(self.held) >= MAX_HELD:
-                self.held.popleft()  # what it says is said by the newest one, too
+            if len(self.held_acks) >= MAX_HELD:
+                self.held_acks.popleft()  # what it says is said by the newest one, too
                 out.counters["held-replaced"] += 1
-            self.held.append((ack, blocks, now))
+            self.held_acks.append((ack, blocks, now))
             out.drop(event.queue, event.packet_id, "ack-held")
             return
         self._send_changed(event, seg, out, ack, blocks, now)
@@ -137,8 +137,8 @@ class AckGate:
         if allowed != ack or edge > self.backup_edge or edge < self.told_edge:
             window = self.window_for(allowed)
         clipped = [b for b in (self._clip(b) for b in blocks) if b] if blocks else blocks
-        while self.held and self.held[0][0] <= allowed:
-            self.held.popleft()
+        while self.held_acks and self.held_acks[0][0] <= allowed:
+            self.held_acks.popleft()
         unchanged = allowed == ack and window == seg.wnd and clipped == blocks and not seg.changed
         if not unchanged and not event.complete:
             # It can't be rewritten and must not go out as it is: the kernel will send it again.
@@ -219,7 +219,7 @@ class AckGate:
 
     def release(self, out: Outbox, now: float) -> None:
         """Send what was held back, as far as it is confirmed."""
-        held, own = self.held, self._own
+        held, own = self.held_acks, self._own
         while held and held[0][0] <= self.confirmed:
             ack, blocks, since = held[0]
             if not all(self._covered(b) for b in blocks):
@@ -255,7 +255,7 @@ class AckGate:
     def waiting(self) -> bool:
         """Whether something is held back until the backup says more."""
         own = self._own
-        if self.held or own.rcv_nxt > self.confirmed:
+        if self.held_acks or own.rcv_nxt > self.confirmed:
             return True
         starving = self.backup_edge - self.told_ack < own.mss < own.rcv_edge - self.told_ack
         return starving and not self._inbound.client_ended
@@ -325,11 +325,11 @@ class AckGate:
 
     def let_go(self, out: Outbox) -> None:
         """Say everything that was held back, now that the gate is open."""
-        if self.held or self._own.rcv_nxt > self.told_ack or self._starved:
+        if self.held_acks or self._own.rcv_nxt > self.told_ack or self._starved:
             self.send_ack(out, max(self._own.rcv_nxt, self.told_ack), [])
         self.discard()
 
     def discard(self) -> None:
         """Forget what was held back. Nobody says it."""
-        self.held.clear()
+        self.held_acks.clear()
         self.owed_since = None

@@ -121,7 +121,7 @@ def test_held_acknowledgements_are_the_newest() -> None:
     with Gated() as t:
         for at in range(1, MAX_HELD + 11):
             t >> ack(at) << HELD
-        assert [held[0] for held in t.gate.acks.held] == list(range(11, MAX_HELD + 11))
+        assert [held[0] for held in t.gate.acks.held_acks] == list(range(11, MAX_HELD + 11))
         assert t.out.counters["held-replaced"] == 10
 
 
