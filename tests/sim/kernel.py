@@ -31,6 +31,7 @@ class Kernel:
     ) -> None:
         self.clock, self.who, self.output, self.random, self.ticks = clock, who, output, random, ticks
         self.flows: dict[tuple[Address, Address], Tcp] = {}
+        self._latest: dict[tuple[Address, Address], Tcp] = {}  # of each flow, also when it is over
         self.listeners: dict[int, Callable[[Tcp], None]] = {}
         self.alive = True
         self.drop = 0.0
@@ -42,7 +43,10 @@ class Kernel:
     def connect(self, local: Address, remote: Address) -> Tcp:
         """Returns a new connection."""
         tcp = Tcp(self.clock, self.who, local, remote, self._emit, self.random, self.ticks)
-        self.flows[local, remote] = tcp
+        earlier = self._latest.get((local, remote))
+        if earlier is not None:
+            tcp.begin_after(earlier)
+        self.flows[local, remote] = self._latest[local, remote] = tcp
         return tcp
 
     def input(self, packet: bytes | bytearray) -> None:

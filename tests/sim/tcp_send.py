@@ -26,6 +26,9 @@ SEND_BUFFER = 64 << 10
 Address = tuple[bytes, int]
 
 
+ISN_CLOCK_BYTES = 1 << 22  # a quarter of a second's worth of the clock: more than any stream here has
+
+
 @dataclass(frozen=True)
 class Personality:
     """What differs from host to host."""
@@ -65,6 +68,7 @@ class Sender:
     ) -> None:
         self.clock, self.who, self.local, self.remote, self.emit = clock, who, local, remote, emit
         self.ticks = ticks
+        self.opened_at = clock.now
         self.app: App | None = None
         self.state = "closed"
         self.counters: Counter[str] = Counter()
@@ -100,6 +104,13 @@ class Sender:
         self.orphan = False  # the process is gone, and has closed it
 
     # ------------------------------------------------------------------------------------ opening
+
+    def begin_after(self, earlier: Sender) -> None:
+        """Move the initial sequence number beyond what an earlier connection of the same two ends has sent, if it lies
+        a little before that: a host's clock would not have given it (RFC 9293 section 3.4.1)."""
+        end = earlier.ours.seq(earlier.top)
+        if (end - self.ours.seq(-1)) & MASK <= ISN_CLOCK_BYTES:
+            self.ours = SeqSpace(end + 1 & MASK)
 
     def connect(self) -> None:
         """Send a SYN."""
