@@ -129,6 +129,12 @@ SHADOW = (
         hint=(89, "crash-primary"),
     ),
     Mutant(
+        "keep the SYN of a new connection from the gate",
+        "has not remembered a SYN",
+        (Patch(ShadowConnection, "taken_over", property(lambda self: False)),),
+        kinds=("crash-primary", "effect-primary"),
+    ),
+    Mutant(
         "never deliver again",
         "did not end well",
         (Patch(Inward, "redeliver", nothing),),
