@@ -21,6 +21,8 @@ _START_TIMEOUT_S: Final = 10.0
 _STOP_TIMEOUT_S: Final = 20.0
 # Time for packets that are on their way through the capture's ring when it is told to stop.
 _SETTLE_S: Final = 0.3
+_CATCH_UP_S: Final = 5.0
+_ASK_S: Final = 0.05
 _COUNTS: Final = re.compile(r"(\d+) packets? (captured|received by filter|dropped by kernel)")
 
 
@@ -39,7 +41,7 @@ class CaptureCounts:
 
 
 def parse_counts(text: str) -> CaptureCounts:
-    """Read what tcpdump prints when it ends. Raises CommandError if it did not end well."""
+    """Read the last account in what tcpdump has printed, at its end or when asked. Raises CommandError without one."""
     found = {name: int(number) for number, name in _COUNTS.findall(text)}
     try:
         return CaptureCounts(found["captured"], found["received by filter"], found["dropped by kernel"])
@@ -94,11 +96,11 @@ class Capture:
             self._kill()
 
     def stop(self) -> CaptureCounts:
-        """End the capture. Returns its counts. Raises CommandError if tcpdump failed."""
+        """End the capture and returns its counts. Raises CommandError if tcpdump failed."""
         if self.counts is None:
             if self._process is None:
                 raise CommandError("the capture was never started")
-            time.sleep(_SETTLE_S)
+            self._settle(self._process)
             self._process.send_signal(signal.SIGINT)
             try:
                 self._process.wait(_STOP_TIMEOUT_S)
@@ -106,6 +108,18 @@ class Capture:
                 self._kill()
             self.counts = parse_counts(self._log.read_text())
         return self.counts
+
+    def _settle(self, process: subprocess.Popen[bytes]) -> None:
+        """Wait until tcpdump has written what has passed its filter: on a busy machine it may be late."""
+        give_up = time.monotonic() + _CATCH_UP_S
+        time.sleep(_SETTLE_S)
+        while process.poll() is None and time.monotonic() < give_up:
+            process.send_signal(signal.SIGUSR1)  # then it says how far it is
+            time.sleep(_ASK_S)
+            with contextlib.suppress(CommandError):
+                counts = parse_counts(self._log.read_text())
+                if counts.received - counts.captured <= counts.dropped:
+                    return
 
     def _kill(self) -> None:
         if self._process is not None and self._process.poll() is None:

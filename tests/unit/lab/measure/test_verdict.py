@@ -185,6 +185,12 @@ def test_what_tcpdump_says_at_its_end(tmp_path: Path) -> None:
     counts = parse_counts(text)
     assert (counts.captured, counts.received, counts.dropped, counts.missing) == (120, 123, 2, 3)
     assert parse_counts("1 packet captured\n1 packet received by filter\n0 packets dropped by kernel\n").missing == 0
+    asked = "tcpdump: 5 packets captured, 9 packets received by filter, 0 packets dropped by kernel\n"
+    assert parse_counts(asked).missing == 4
+    assert (
+        parse_counts(asked + "9 packets captured\n9 packets received by filter\n0 packets dropped by kernel\n").missing
+        == 0
+    )
     with pytest.raises(CommandError, match="permission"):
         parse_counts("eth0: You don't have permission")
     assert read_counts(tmp_path / "foreign.pcap") is None
