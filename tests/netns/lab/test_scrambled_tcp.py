@@ -179,8 +179,10 @@ def wraps(numbers: list[int]) -> bool:
     return any(high > 0xF0000000 and low < 0x10000000 for high, low in itertools.pairwise(numbers))
 
 
+# Alone: with losses and a scrambler that waits for the processor a segment may be repeated for no need, and the kernel
+# counts the client's D-SACK for it as old (TCPDSACKIgnoredOld), which would otherwise mean a number that does not fit.
 @pytest.mark.parametrize("timestamps", [1, 0])
-@pytest.mark.parametrize("loss", [False, True])
+@pytest.mark.parametrize("loss", [False, pytest.param(True, marks=pytest.mark.alone)])
 def test_bytes_survive_and_numbers_wrap(
     namespaces: tuple[Namespace, Namespace], tmp_path: Path, timestamps: int, loss: bool
 ) -> None:
