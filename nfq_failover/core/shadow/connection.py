@@ -54,6 +54,7 @@ class Shadow(Enum):
 SHADOW_MOVES: Final[dict[tuple[Shadow, Shadow], str]] = {
     (Shadow.OPENING, Shadow.SHADOW): "SYN-ACK of the replica",
     (Shadow.OPENING, Shadow.DEAD): "the hosts grant different options, two versions, or the primary gave it up",
+    (Shadow.SHADOW, Shadow.SHADOW): "another SYN-ACK of the replica: its TCP has begun anew",
     (Shadow.SHADOW, Shadow.ACTIVE): "takeover, or handed over alone",
     (Shadow.SHADOW, Shadow.DEAD): "replica reset, closed or diverged, or the primary went on unprotected",
     (Shadow.ACTIVE, Shadow.DEAD): "hole that can't be filled, diverged, lost while the daemon was away (RST)",

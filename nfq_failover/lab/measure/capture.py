@@ -96,7 +96,7 @@ class Capture:
             self._kill()
 
     def stop(self) -> CaptureCounts:
-        """End the capture and returns its counts. Raises CommandError if tcpdump failed."""
+        """End the capture. Returns its counts. Raises CommandError if tcpdump failed."""
         if self.counts is None:
             if self._process is None:
                 raise CommandError("the capture was never started")

@@ -166,7 +166,7 @@ class _Connection:
         self.report.latencies_s.append(time.monotonic() - began)
 
     def _read(self, connection: socket.socket, size: int, expected: Callable[[int, int], bytes]) -> None:
-        """Read and checks `size` bytes; `expected(offset, length)` says what they must be."""
+        """Read and check `size` bytes; `expected(offset, length)` says what they must be."""
         done = 0
         while done < size:
             chunk = self._receive(connection, size - done)
@@ -189,7 +189,7 @@ class _Connection:
         return self._buffer[:size]
 
     def _upload(self, connection: socket.socket, request: Request) -> None:
-        """Send the body, watching how far the server acknowledges, and compares its receipt."""
+        """Send the body, watch how far the server acknowledges, and compare its receipt."""
         sent_digest = hashlib.sha256()
         sent = 0
         pending = memoryview(b"")
@@ -242,7 +242,7 @@ class _Connection:
             raise WorkloadFailed(f"the server's SHA-256 differs; it counts {receipt.wrong_bytes} wrong bytes")
 
     def _finish(self, connection: socket.socket) -> None:
-        """Close our half and wants the server's end: no more bytes, no reset."""
+        """Close our half and wait for the server's end: no more bytes, no reset."""
         self._silence.ask(time.monotonic())
         connection.shutdown(socket.SHUT_WR)
         extra = 0

@@ -12,7 +12,7 @@ from nfq_failover.core.shadow.connection import SHADOW_MOVES, SHADOW_STARTS, Sha
 from nfq_failover.errors import InternalError
 from nfq_failover.wire.records import Unprotected
 from tests.support.shadow import answer, from_client, replica
-from tests.support.transcript import FLOW, ShadowTranscript, opening, settings
+from tests.support.transcript import FLOW, OWN_TS, ShadowTranscript, granted, opening, server, settings
 
 Move = tuple[Shadow, Shadow]
 Scenario = Callable[[], None]
@@ -42,6 +42,11 @@ def shadowed() -> Unwatched:
 @scenario
 def replica_answers() -> None:
     shadowed()
+
+
+@scenario
+def replica_answers_anew() -> None:
+    shadowed() >> server(8999, ack=0, flags="S.", options=granted(3, OWN_TS))
 
 
 @scenario

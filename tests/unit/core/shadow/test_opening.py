@@ -11,12 +11,15 @@ from tests.support.shadow import SILENT, Shadowing, answer, from_client
 from tests.support.transcript import (
     IRS,
     ISS,
+    ISS_OWN,
     OFFER,
+    OWN_TS,
     After,
     ShadowTranscript,
     client,
     client_seq,
     confirmed,
+    granted,
     opening,
     server,
 )
@@ -108,6 +111,17 @@ def test_handshake_that_the_tap_lost_is_completed_by_the_primary() -> None:
 def test_replica_that_missed_the_ack_gets_it_again_when_it_repeats_its_syn_ack() -> None:
     with Shadowing() as t:
         t >> answer() << SILENT << "kernel [.] 0 ack 0 wnd 500 ts 1001/7000000"
+
+
+def test_replica_that_has_begun_anew_is_translated_anew() -> None:
+    """Its listener was restarted between two SYNs, or it sent a SYN cookie of another minute."""
+    with ShadowTranscript() as t:
+        t >> opening() << "kernel [S] -1 wnd 64240"
+        t >> answer() << SILENT << Opened(1, True, client_seq(5000))
+        t >> After(0.021) << "query"
+        t >> server(8999, ack=0, flags="S.", wnd=6000, options=granted(3, OWN_TS))
+        t << SILENT << Opened(1, True, client_seq(6000))
+        assert t.side.numbers[1].mapping.own.seq(0) == ISS_OWN + 9001
 
 
 def test_full_table_is_refused_with_the_reason() -> None:

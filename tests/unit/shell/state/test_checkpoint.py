@@ -12,7 +12,7 @@ import pytest
 
 from nfq_failover.core.shadow.checkpoint import LIFE_BYTES, Checkpoint, CheckpointWriter
 from nfq_failover.errors import CommandError
-from nfq_failover.shell.state import checkpoint as translation_store
+from nfq_failover.shell.state import checkpoint
 from nfq_failover.shell.state.checkpoint import CheckpointStore
 
 
@@ -63,14 +63,14 @@ def test_another_boot_begins_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     write(CheckpointStore(tmp_path / "run", "default"), 3)
     other = tmp_path / "boot_id"
     other.write_text("another boot\n")
-    monkeypatch.setattr(translation_store, "_BOOT_ID", other)
+    monkeypatch.setattr(checkpoint, "_BOOT_ID", other)
     assert CheckpointStore(tmp_path / "run", "default").load(lived=False) is None
 
 
 def test_another_network_namespace_has_a_record_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     one = CheckpointStore(tmp_path / "run", "default")
     write(one, 3)
-    monkeypatch.setattr(translation_store, "network_namespace", lambda: "another")
+    monkeypatch.setattr(checkpoint, "network_namespace", lambda: "another")
     other = CheckpointStore(tmp_path / "run", "default")
     assert other.path != one.path and other.life != one.life
     assert other.load(lived=False) is None
