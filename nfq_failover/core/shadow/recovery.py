@@ -27,7 +27,7 @@ class Recovery:
     """Waits for the clients that owed an acknowledgement, or a window, at their takeover."""
 
     def __init__(self, numbers: Mapping[int, ShadowConnection], out: Outbox) -> None:
-        """`numbers`: the connections by number."""
+        """`numbers`: the connections by number; one that is not among them any more is left alone."""
         self.numbers = numbers
         self.out = out
         self.timers: TimerQueue[int] = TimerQueue()
@@ -55,7 +55,9 @@ class Recovery:
     def on_timer(self, now: float) -> None:
         """Go back to the first byte that the client lacks."""
         for conn in self.timers.pop_due(now):
-            connection = self.numbers[conn]
+            connection = self.numbers.get(conn)
+            if connection is None:
+                continue
             resending = connection.resending
             wait = resending.wait
             if wait is None or _over(connection) or wait.next_s > LONGEST_S:
