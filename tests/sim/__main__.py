@@ -31,7 +31,7 @@ def main() -> int:
     parser.add_argument("--list", action="store_true", help="list the scenarios that have a name")
     parser.add_argument("--save", metavar="NAME", help="give the seed's scenario a name; --about says what it shows")
     parser.add_argument("--about", default="")
-    parser.add_argument("--boundaries", metavar="HOST", choices=("a", "b"), help="let it die at every effect in turn")
+    parser.add_argument("--boundaries", metavar="HOST", help="let it die at every effect in turn")
     arguments = parser.parse_args()
     if arguments.list:
         print("\n".join(named()))
@@ -48,6 +48,8 @@ def main() -> int:
         print(path)
         return 0
     if arguments.boundaries:
+        if arguments.boundaries not in scenario.hosts:
+            parser.error(f"the scenario has no host {arguments.boundaries!r}, but {', '.join(scenario.hosts)}")
         return boundaries.main(scenario, arguments.boundaries)
     seeds = range(seed, seed + arguments.count)
     made = [scenario] if arguments.name else (from_seed(s, arguments.kind) for s in seeds)

@@ -60,7 +60,10 @@ def from_seed(seed: int, kind: str = "") -> Scenario:
             # Detection has to be longer than a round trip, and survive the loss most of the time.
             "sync": _quality(random, lossy in ("sync", "all"), 0.001 if heartbeat_ms < 50 else 0.01, 0.05),
         },
-        hosts={name: _host(random, name, most_rate(detection_s) if kind == "clock" else 0.0) for name in "ab"},
+        hosts={
+            name: _host(random, place == 0, most_rate(detection_s) if kind == "clock" else 0.0)
+            for place, name in enumerate("ab")
+        },
         client=_client(random),
         limits=_limits(random),
         connections=tuple(_connection(random, number, length) for number in range(random.choice((1, 3, 6)))),
@@ -84,10 +87,10 @@ def _quality(random: Random, lossy: bool, most_delay: float, most_loss: float) -
     )
 
 
-def _host(random: Random, name: str, rate: float) -> HostPlan:
+def _host(random: Random, first: bool, rate: float) -> HostPlan:
     return HostPlan(
         boot=random.uniform(0, 0.3),
-        listen_after=0.0 if name == "a" else random.choice((0.0, 0.0, 0.5)),  # a serves first
+        listen_after=0.0 if first else random.choice((0.0, 0.0, 0.5)),  # the first host serves first
         app_delay=random.choice((0.0, 0.001, 0.02, 0.05)),
         read_size=random.choice((0, 0, 0, 5000)),
         write_size=random.choice((0, 0, 1000, 7000)),
