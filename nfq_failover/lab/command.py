@@ -90,13 +90,14 @@ network, so a server that is cut whole can't fence.
 class _Parser(argparse.ArgumentParser):
     """The parser of one subcommand. With `takes_command`, what follows the first `--` is a command, left as it is."""
 
-    takes_command = False
+    takes_command: bool = False
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         words, command = list(args or []), []
         if self.takes_command and "--" in words:
             at = words.index("--")
             words, command = words[:at], words[at + 1 :]
+        known: argparse.Namespace
         known, unknown = super().parse_known_args(words, namespace)
         if self.takes_command:
             if not command:

@@ -62,8 +62,8 @@ class Lab:
                 f"These namespaces exist already: {', '.join(taken)}. If they are left over from a lab:"
                 f" nfq-failover lab --name {self.name} down"
             )
-        state = LabState(options, secrets.randbits(32) if seed is None else seed, self._topology)
-        state.boots = dict.fromkeys(self._topology.hosts, 1)
+        boots = dict.fromkeys(self._topology.hosts, 1)
+        state = LabState(options, secrets.randbits(32) if seed is None else seed, self._topology, boots=boots)
         self.store.create(state)
         try:
             wires.build_all(self.name, state.topology, options.wires)
@@ -71,7 +71,7 @@ class Lab:
             if not options.plain:
                 self._start_daemons(state)
             with self.store.changing() as now:
-                now.phase = "up"
+                now.came_up()
         except BaseException:
             with contextlib.suppress(CommandError):
                 self.down()
@@ -229,8 +229,7 @@ class Lab:
             cut.check(state.topology)
             if cut.node in state.topology.hosts and not power.is_on(self.name, cut.node):
                 raise CommandError(f"{cut.node} is off. Boot it first: restore {cut.node}")
-            if cut not in state.cuts:
-                state.cuts.append(cut)
+            state.cut(cut)
             cables.apply(self.name, state)
             state.note("cut", cut.node, only=cut.only, direction=cut.direction)
 
@@ -238,7 +237,7 @@ class Lab:
         """Repair everything that was cut at the node."""
         node = self.resolve(node)
         with self.store.changing() as state:
-            state.cuts = [cut for cut in state.cuts if cut.node != node]
+            state.heal(node)
             cables.apply(self.name, state)
             state.note("heal", node)
 
@@ -335,7 +334,7 @@ class Lab:
         if options.tap_loss and options.tap == "multicast":
             backup = self.resolve("backup")
             with self.store.changing() as state:
-                state.tap_loss_at = backup
+                state.lose_tap_at(backup)
                 cables.apply(self.name, state)
 
     def _logs(self) -> str:

@@ -50,7 +50,7 @@ def clear_away(store: Store, node: str, event: str, moment: PowerOff, **fields: 
             return None
         wires.clear_node(store.name, state.topology.node(node))
         if state.tap_loss_at is not None:
-            state.tap_loss_at = None  # with one server there is no tap
+            state.lose_tap_at(None)  # with one server there is no tap
             cables.apply(store.name, state)
         return state.note(event, node, monotonic_s=moment.monotonic_s, time_s=moment.time_s, **fields)
 

@@ -146,6 +146,23 @@ class LabState:
     tap_loss_at: str | None = None
     events: list[dict[str, Any]] = field(default_factory=list)
 
+    def came_up(self) -> None:
+        """The lab is up: everything is built and runs."""
+        self.phase = "up"
+
+    def cut(self, cut: Cut) -> None:
+        """A cable no longer carries everything. The same cut again changes nothing."""
+        if cut not in self.cuts:
+            self.cuts.append(cut)
+
+    def heal(self, node: str) -> None:
+        """All of the node's cables are whole again."""
+        self.cuts = [cut for cut in self.cuts if cut.node != node]
+
+    def lose_tap_at(self, host: str | None) -> None:
+        """The tap now ends at this host, and its frames are lost there; None: there is no tap."""
+        self.tap_loss_at = host
+
     def note(self, event: str, node: str, **fields: Any) -> dict[str, Any]:
         """Add an event. Its times are those of this moment unless given."""
         row = {"event": event, "node": node, "monotonic_s": time.monotonic(), "time_s": time.time(), **fields}

@@ -178,8 +178,9 @@ def _only_one(name: str) -> socket.socket:
 
 def add_parser(subparsers: Any) -> None:
     """Add `demo` to the command line."""
-    parser = subparsers.add_parser("demo", help="one download, one power loss, a verdict and a picture")
-    parser.description = __doc__
+    parser = subparsers.add_parser(
+        "demo", help="one download, one power loss, a verdict and a picture", description=__doc__
+    )
     parser.add_argument("--tap", choices=("clone", "multicast"), default="clone")
     parser.add_argument("--heartbeat-ms", type=int, default=50)
     parser.add_argument("--rate", default="200mbit", help="of the client's link, in tc's syntax")

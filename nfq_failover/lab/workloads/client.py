@@ -21,10 +21,8 @@ from nfq_failover.lab.workloads.content import (
     Receipt,
     Request,
     WrongRecord,
-    count_wrong,
-    first_wrong,
 )
-from nfq_failover.lab.workloads.report import ConnectionReport, SilenceClock, unix_time
+from nfq_failover.lab.workloads.report import ConnectionReport, SilenceClock
 
 _CHUNK: Final = 262_144
 # struct tcp_info of linux/tcp.h: tcpi_bytes_acked is an unsigned 64-bit integer at byte 120.
@@ -99,36 +97,31 @@ class _Connection:
         """Run it to its end. What the network or the server did wrong is in the report, and never raised."""
         began = time.monotonic()
         self._silence = SilenceClock(began)
-        self.report.started = unix_time(began)
+        self.report.begin(began)
         try:
             with self._connect() as connection:
                 connected = time.monotonic()
-                self.report.connect_ms = round((connected - began) * 1000, 3)
+                self.report.connected(connected - began)
                 self._silence = SilenceClock(connected)
                 self.opened.set()
                 for number in self._numbers():
                     self._exchange(connection, number)
-                    self.report.exchanges += 1
                 self._finish(connection)
             if self.report.wrong_bytes:
                 raise WorkloadFailed(f"{self.report.wrong_bytes} wrong bytes")
-            self.report.ok = True
+            self.report.succeed()
         except TimeoutError:
-            self.report.error = f"stalled: nothing for {self._plan.stall_timeout_s:g} s after {self._received} bytes"
+            self.report.fail(f"stalled: nothing for {self._plan.stall_timeout_s:g} s after {self._received} bytes")
         except OSError as error:
-            self.report.error = f"broken after {self._received} bytes: {error.strerror or error}"
+            self.report.fail(f"broken after {self._received} bytes: {error.strerror or error}")
         except NfqFailoverError as error:
-            self.report.error = str(error)
+            self.report.fail(str(error))
         finally:
             self.opened.set()
         ended = time.monotonic()
         if self.report.error:
             self._silence.progress(ended)  # what it waited for in vain counts
-        self.report.duration_s = ended - began
-        self.report.longest_silence_ms = round(self._silence.longest * 1000, 3)
-        self.report.longest_silence_from = unix_time(self._silence.longest_from)
-        if self._digest:
-            self.report.sha256 = self._digest.hexdigest()
+        self.report.end(ended - began, self._silence, self._digest.hexdigest() if self._digest else None)
 
     def _connect(self) -> socket.socket:
         connection = socket.create_connection((self._plan.host, self.report.port), timeout=self._plan.stall_timeout_s)
@@ -163,7 +156,7 @@ class _Connection:
         else:
             start = request.body_offset
             self._read(connection, size, lambda offset, length: self._content.read(start + offset, length))
-        self.report.latencies_s.append(time.monotonic() - began)
+        self.report.exchanged(time.monotonic() - began)
 
     def _read(self, connection: socket.socket, size: int, expected: Callable[[int, int], bytes]) -> None:
         """Read and check `size` bytes; `expected(offset, length)` says what they must be."""
@@ -172,13 +165,8 @@ class _Connection:
             chunk = self._receive(connection, size - done)
             if self._digest:
                 self._digest.update(chunk)
-            right = expected(done, len(chunk))
-            if chunk != right:
-                self.report.wrong_bytes += count_wrong(chunk, right)
-                if self.report.first_wrong_offset is None:
-                    self.report.first_wrong_offset = self.report.bytes + (first_wrong(chunk, right) or 0)
+            self.report.read(chunk, expected(done, len(chunk)))
             done += len(chunk)
-            self.report.bytes += len(chunk)
 
     def _receive(self, connection: socket.socket, limit: int) -> memoryview:
         size = connection.recv_into(self._buffer, min(_CHUNK, limit))
@@ -231,14 +219,14 @@ class _Connection:
         try:
             receipt = Receipt.decode(data)
         except WrongRecord as error:
-            self.report.wrong_bytes += 1
+            self.report.add_wrong(1)
             raise WorkloadFailed(f"the server's receipt is wrong: {error}") from error
-        self.report.bytes += receipt.received
-        self.report.wrong_bytes += receipt.wrong_bytes
+        self.report.uploaded(receipt)
         if (receipt.number, receipt.received) != (request.number, request.size):
             raise WorkloadFailed(f"the server read {receipt.received} of {request.size} bytes")
         if receipt.sha256 != sha256:
-            self.report.wrong_bytes += not receipt.wrong_bytes
+            if not receipt.wrong_bytes:
+                self.report.add_wrong(1)
             raise WorkloadFailed(f"the server's SHA-256 differs; it counts {receipt.wrong_bytes} wrong bytes")
 
     def _finish(self, connection: socket.socket) -> None:
@@ -250,7 +238,7 @@ class _Connection:
             extra += size
         self._silence.progress(time.monotonic())
         if extra:
-            self.report.wrong_bytes += extra
+            self.report.add_wrong(extra)
             raise WorkloadFailed(f"{extra} bytes more than asked for")
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import builtins
 import time
 from array import array
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Final
+
+from nfq_failover.lab.workloads.content import Receipt, count_wrong, first_wrong
 
 PERCENTILES: Final = (50, 90, 99, 100)
 
@@ -58,6 +61,51 @@ class ConnectionReport:
     longest_silence_ms: float = 0.0
     longest_silence_from: float = 0.0
     latencies_s: array[float] = field(default_factory=lambda: array("d"))
+
+    def begin(self, now: float) -> None:
+        """The connection is being opened. `now`: monotonic seconds."""
+        self.started = _unix_time(now)
+
+    def connected(self, seconds: float) -> None:
+        """The connection is open; opening it took this long."""
+        self.connect_ms = round(seconds * 1000, 3)
+
+    def read(self, chunk: memoryview, right: builtins.bytes) -> None:
+        """The next bytes of the inbound stream have come; `right` is what they must be."""
+        if chunk != right:
+            self.wrong_bytes += count_wrong(chunk, right)
+            if self.first_wrong_offset is None:
+                self.first_wrong_offset = self.bytes + (first_wrong(chunk, right) or 0)
+        self.bytes += len(chunk)
+
+    def uploaded(self, receipt: Receipt) -> None:
+        """The server has counted the bytes of an upload."""
+        self.bytes += receipt.received
+        self.wrong_bytes += receipt.wrong_bytes
+
+    def add_wrong(self, count: int) -> None:
+        """Count bytes that are wrong wherever they stand: of a record, or beyond the end of the stream."""
+        self.wrong_bytes += count
+
+    def exchanged(self, seconds: float) -> None:
+        """An exchange is over, and took this long."""
+        self.latencies_s.append(seconds)
+        self.exchanges += 1
+
+    def succeed(self) -> None:
+        """The connection did all that it must do."""
+        self.ok = True
+
+    def fail(self, reason: str) -> None:
+        """The connection did not do what it must do."""
+        self.error = reason
+
+    def end(self, seconds: float, silence: SilenceClock, sha256: str | None) -> None:
+        """The connection is over. `seconds`: from its beginning; `sha256`: of the payload, None without a digest."""
+        self.duration_s = seconds
+        self.longest_silence_ms = round(silence.longest * 1000, 3)
+        self.longest_silence_from = _unix_time(silence.longest_from)
+        self.sha256 = sha256
 
     def to_json(self) -> dict[str, Any]:
         """The report as JSON values; the latencies become percentiles."""
@@ -119,7 +167,7 @@ def describe(summary: dict[str, Any]) -> str:
     )
 
 
-def unix_time(monotonic: float) -> float:
+def _unix_time(monotonic: float) -> float:
     """The Unix time at which the monotonic clock showed `monotonic` seconds."""
     return time.time() - (time.monotonic() - monotonic)
 

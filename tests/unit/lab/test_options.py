@@ -100,7 +100,7 @@ def test_state_survives_the_disk(store: Store) -> None:
     store.create(state)
     assert store.read() == state
     with store.changing() as changed:
-        changed.phase = "up"
+        changed.came_up()
         changed.cuts.clear()
     assert store.read() == changed
     assert (store.directory / "lab.json").stat().st_mode & 0o777 == 0o600
@@ -108,6 +108,15 @@ def test_state_survives_the_disk(store: Store) -> None:
     store.remove()
     assert not store.exists
     assert not store.directory.parent.exists()
+
+
+def test_a_cut_counts_once_and_a_node_is_healed_as_a_whole() -> None:
+    state = LabState(Options(), seed=7)
+    for cut in (Cut("a", "sync", "in"), Cut("b"), Cut("a", "sync", "in"), Cut("a")):
+        state.cut(cut)
+    assert state.cuts == [Cut("a", "sync", "in"), Cut("b"), Cut("a")]
+    state.heal("a")
+    assert state.cuts == [Cut("b")]
 
 
 def test_a_failed_change_changes_nothing(store: Store) -> None:

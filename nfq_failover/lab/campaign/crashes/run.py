@@ -180,9 +180,12 @@ def write_report(cells: Sequence[Cell], records: dict[str, Record], settings: Se
 
 def add_parser(subparsers: Any) -> None:
     """Add `campaign` to the command line."""
-    parser = subparsers.add_parser("campaign", help="crash after crash in the lab, and a table; can be continued")
-    parser.description = __doc__
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser = subparsers.add_parser(
+        "campaign",
+        help="crash after crash in the lab, and a table; can be continued",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--quick", action="store_true", help="one crash of each sort instead of 10 or 20")
     parser.add_argument("--only", metavar="TEXT", help="only conditions whose name contains this")
     parser.add_argument("--kind", action="append", choices=KINDS, help="only this workload; may be repeated")

@@ -87,6 +87,19 @@ class Evidence:
     unprotected: list[str] = field(default_factory=list)
     violations: list[str] = field(default_factory=list)
 
+    def promise(self, report: dict[str, Any], allowed_ms: float) -> None:
+        """Add the report of a client whose connections must live, and may wait this long beyond the detection time."""
+        self.promised.append((report, allowed_ms))
+
+    def struck(self, host: str, at: float) -> None:
+        """A fault has struck the primary `host`, at this Unix time."""
+        self.faults_at.append(at)
+        self.crashed.append(host)
+
+    def found_unprotected(self, reasons: Sequence[str]) -> None:
+        """Add connections that were not protected before the fault: one reason for each."""
+        self.unprotected.extend(reasons)
+
     @property
     def due(self) -> list[str]:
         """Who should be heard, in turn: after each crash the other host."""

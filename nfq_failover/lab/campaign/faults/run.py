@@ -107,10 +107,11 @@ class FaultRunner:
         with self._started(task.workload()) as workload, self._latecomers(task) as late:
             time.sleep(task.delay_s)
             if task.mix not in ("opening", "ending"):
-                evidence.unprotected += self._unprotected(known)
+                evidence.found_unprotected(self._unprotected(known))
             self._strike(task, evidence)
-            evidence.promised.append((self._result(workload), task.fault.stall_ms))
-            evidence.promised += [(self._result(client), task.fault.stall_ms) for client in late()]
+            evidence.promise(self._result(workload), task.fault.stall_ms)
+            for client in late():
+                evidence.promise(self._result(client), task.fault.stall_ms)
 
     def _backup_lost(self, task: Task, evidence: Evidence) -> None:
         """The backup goes down and comes back while clients are served, for whom nothing may happen."""
@@ -118,7 +119,7 @@ class FaultRunner:
             time.sleep(task.delay_s)
             backup = self._driver.lab.resolve("backup")
             self._driver.crash(backup)
-            evidence.promised.append((self._result(workload), task.fault.stall_ms))
+            evidence.promise(self._result(workload), task.fault.stall_ms)
         self._driver.restore(backup)
 
     def _twice(self, task: Task, evidence: Evidence) -> None:
@@ -147,8 +148,7 @@ class FaultRunner:
         if primary != expected:
             evidence.violations.append(f"{primary} had become the primary before the fault")
         survivor = topology.other(primary)
-        evidence.faults_at.append(self._fault(task, primary))
-        evidence.crashed.append(primary)
+        evidence.struck(primary, self._fault(task, primary))
         try:
             wait_until(
                 lambda: self._driver.state(survivor) == "unprotected" and not power.is_on(lab.name, primary),
@@ -294,9 +294,12 @@ def campaign(tasks: Sequence[Task], settings: Settings, say: Callable[[str], Non
 
 def add_parser(subparsers: Any) -> None:
     """Add `faults` to the command line."""
-    parser = subparsers.add_parser("faults", help="takeover after takeover in the lab, by all faults; a report")
-    parser.description = __doc__
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser = subparsers.add_parser(
+        "faults",
+        help="takeover after takeover in the lab, by all faults; a report",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--count", type=int, default=1000, help="takeovers (default: 1000)")
     parser.add_argument("--seed", type=int, default=1, help="decides everything that is random")
     parser.add_argument("--output", type=Path, default=Path("results-output/faults"), help="results, report, anomalies")
