@@ -44,19 +44,39 @@ class Record:
     Sequence numbers are as the client sees them.
     """
 
-    __slots__ = ()
+    __slots__: tuple[str, ...] = ()
     number: ClassVar[int]
     towards: ClassVar[Towards]
+    layout: ClassVar[Struct | None] = None
     conn: int
 
     def encode(self) -> bytes:
-        """The value's bytes. Raises `InternalError` for one that no peer would accept."""
-        raise InternalError(f"{type(self).__name__} has no encoding")
+        """The value's bytes: by default its fields as `layout` says. Raises `InternalError` for a value that no peer
+        would accept."""
+        if self.layout is None:
+            raise InternalError(f"{type(self).__name__} has no encoding")
+        return self.layout.pack(*(getattr(self, name) for name in self.__slots__))
 
     @classmethod
     def decode(cls, value: bytes) -> Self:
         """The inverse of `encode`. Raises `MalformedDatagram`, or `struct.error` for a wrong length."""
-        raise InternalError(f"{cls.__name__} has no decoding")
+        if cls.layout is None:
+            raise InternalError(f"{cls.__name__} has no decoding")
+        return cls(*cls.layout.unpack(value))
+
+
+class Reasoned(Record):
+    """A record of a connection's number and a reason, in words."""
+
+    __slots__ = ()
+    reason: str
+
+    def encode(self) -> bytes:
+        return CONN.pack(self.conn) + encode_text(self.reason)
+
+    @classmethod
+    def decode(cls, value: bytes) -> Self:
+        return cls(CONN.unpack_from(value)[0], decode_text(value[CONN.size :]))  # type: ignore[call-arg]
 
 
 R = TypeVar("R", bound=Record)
@@ -64,13 +84,18 @@ DECLARED: dict[int, type[Record]] = {}
 """All record types by their number."""
 
 
-def declare(number: int, towards: Towards) -> Callable[[type[R]], type[R]]:
-    """Enter the decorated class among the records. Raises `InternalError` for a number that is taken."""
+def declare(number: int, towards: Towards, layout: str = "") -> Callable[[type[R]], type[R]]:
+    """Enter the decorated class among the records. Raises `InternalError` for a number that is taken.
+
+    `layout`: the format of `struct` for all fields in their order; without one the class has a codec of its own.
+    """
 
     def enter(cls: type[R]) -> type[R]:
         if number in DECLARED:
             raise InternalError(f"record number {number} is {DECLARED[number].__name__}'s")
         cls.number, cls.towards = number, towards
+        if layout:
+            cls.layout = Struct(layout)
         DECLARED[number] = cls
         return cls
 

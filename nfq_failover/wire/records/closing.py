@@ -8,7 +8,7 @@ from struct import Struct
 from typing import Self
 
 from nfq_failover.errors import MalformedDatagram
-from nfq_failover.wire.records.base import CONN, Record, Towards, declare, decode_text, encode_text
+from nfq_failover.wire.records.base import Reasoned, Record, Towards, declare
 
 __all__ = ["Close", "Closed", "End", "EndAsked", "EndKind", "Unprotected", "UnprotectedSeen"]
 
@@ -18,64 +18,36 @@ _END = Struct("!IIIBB")
 
 @declare(7, Towards.SHADOW)
 @dataclass(frozen=True, slots=True)
-class Close(Record):
+class Close(Reasoned):
     """Primary -> backup: my TCP no longer has this connection. Repeated until `Closed`."""
 
     conn: int
     reason: str
 
-    def encode(self) -> bytes:
-        return CONN.pack(self.conn) + encode_text(self.reason)
 
-    @classmethod
-    def decode(cls, value: bytes) -> Self:
-        return cls(CONN.unpack_from(value)[0], decode_text(value[CONN.size :]))
-
-
-@declare(8, Towards.GATE)
+@declare(8, Towards.GATE, "!I")
 @dataclass(frozen=True, slots=True)
 class Closed(Record):
     """Backup -> primary: answer to `Close`."""
 
     conn: int
 
-    def encode(self) -> bytes:
-        return CONN.pack(self.conn)
-
-    @classmethod
-    def decode(cls, value: bytes) -> Self:
-        return cls(*CONN.unpack(value))
-
 
 @declare(9, Towards.EITHER)
 @dataclass(frozen=True, slots=True)
-class Unprotected(Record):
+class Unprotected(Reasoned):
     """Either way: this connection can't be continued by the backup, and why. Answered by `UnprotectedSeen`."""
 
     conn: int
     reason: str
 
-    def encode(self) -> bytes:
-        return CONN.pack(self.conn) + encode_text(self.reason)
 
-    @classmethod
-    def decode(cls, value: bytes) -> Self:
-        return cls(CONN.unpack_from(value)[0], decode_text(value[CONN.size :]))
-
-
-@declare(10, Towards.EITHER)
+@declare(10, Towards.EITHER, "!I")
 @dataclass(frozen=True, slots=True)
 class UnprotectedSeen(Record):
     """Answer to `Unprotected`."""
 
     conn: int
-
-    def encode(self) -> bytes:
-        return CONN.pack(self.conn)
-
-    @classmethod
-    def decode(cls, value: bytes) -> Self:
-        return cls(*CONN.unpack(value))
 
 
 class EndKind(IntEnum):

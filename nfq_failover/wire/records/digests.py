@@ -62,7 +62,7 @@ class DigestSeen(Record):
         return cls(*THREE.unpack(value))
 
 
-@declare(32, Towards.GATE)
+@declare(32, Towards.GATE, "!III")
 @dataclass(frozen=True, slots=True)
 class BytesAsked(Record):
     """Backup -> primary: what has your server sent in [start, end)? At most `DIGEST_BLOCK` bytes."""
@@ -70,13 +70,6 @@ class BytesAsked(Record):
     conn: int
     start: int
     end: int
-
-    def encode(self) -> bytes:
-        return THREE.pack(self.conn, self.start, self.end)
-
-    @classmethod
-    def decode(cls, value: bytes) -> Self:
-        return cls(*THREE.unpack(value))
 
 
 @declare(33, Towards.SHADOW)

@@ -7,7 +7,7 @@ from struct import Struct
 from typing import Final, Self
 
 from nfq_failover.errors import InternalError, MalformedDatagram
-from nfq_failover.wire.records.base import CONN, MAX_DATA, THREE, TWO, Record, Towards, declare
+from nfq_failover.wire.records.base import MAX_DATA, TWO, Record, Towards, declare
 
 __all__ = ["AckAsked", "Confirm", "Data", "Missing", "Progress", "SentAsked", "SentUpTo"]
 
@@ -68,7 +68,7 @@ class Confirm(Record):
         return cls(conn, held, rcv_edge, ranges, bool(established))
 
 
-@declare(5, Towards.GATE)
+@declare(5, Towards.GATE, "!III")
 @dataclass(frozen=True, slots=True)
 class Missing(Record):
     """Backup -> primary: send me the bytes [start, end) that your TCP has taken. Repeated until they are there."""
@@ -76,13 +76,6 @@ class Missing(Record):
     conn: int
     start: int
     end: int
-
-    def encode(self) -> bytes:
-        return THREE.pack(self.conn, self.start, self.end)
-
-    @classmethod
-    def decode(cls, value: bytes) -> Self:
-        return cls(*THREE.unpack(value))
 
 
 @declare(6, Towards.SHADOW)
@@ -108,22 +101,15 @@ class Data(Record):
         return cls(conn, seq, value[_DATA.size :], bool(fin))
 
 
-@declare(40, Towards.GATE)
+@declare(40, Towards.GATE, "!I")
 @dataclass(frozen=True, slots=True)
 class SentAsked(Record):
     """Backup -> primary: how far has your server sent? The client acknowledges more than we know of."""
 
     conn: int
 
-    def encode(self) -> bytes:
-        return CONN.pack(self.conn)
 
-    @classmethod
-    def decode(cls, value: bytes) -> Self:
-        return cls(*CONN.unpack(value))
-
-
-@declare(41, Towards.SHADOW)
+@declare(41, Towards.SHADOW, "!II")
 @dataclass(frozen=True, slots=True)
 class SentUpTo(Record):
     """Primary -> backup: answer to `SentAsked`. `seq`: the first number that the server has not sent."""
@@ -131,15 +117,8 @@ class SentUpTo(Record):
     conn: int
     seq: int
 
-    def encode(self) -> bytes:
-        return TWO.pack(self.conn, self.seq)
 
-    @classmethod
-    def decode(cls, value: bytes) -> Self:
-        return cls(*TWO.unpack(value))
-
-
-@declare(42, Towards.GATE)
+@declare(42, Towards.GATE, "!II")
 @dataclass(frozen=True, slots=True)
 class AckAsked(Record):
     """Backup -> primary: my server repeats what follows `seq`, so the client's acknowledgement of it may be lost: make
@@ -148,10 +127,3 @@ class AckAsked(Record):
 
     conn: int
     seq: int
-
-    def encode(self) -> bytes:
-        return TWO.pack(self.conn, self.seq)
-
-    @classmethod
-    def decode(cls, value: bytes) -> Self:
-        return cls(*TWO.unpack(value))
