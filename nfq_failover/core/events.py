@@ -10,6 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from enum import Enum, IntEnum
 
+from nfq_failover.core.concerns import Concern
+
 
 class Queue(IntEnum):
     """The two diversions: packets for the service (IN), packets from it (OUT)."""
@@ -167,6 +169,13 @@ class HealthChecked:
 
 
 @dataclass(slots=True)
+class HostChecked:
+    """The self-check has looked: `concerns` are all that is wrong on this host now."""
+
+    concerns: tuple[Concern, ...]
+
+
+@dataclass(slots=True)
 class OperatorCommand:
     """An operator has said something: `claim` (the peer is off) or `shutdown` (stop cleanly)."""
 
@@ -190,6 +199,7 @@ Event = (
     | FlowsGone
     | FlowsListed
     | HealthChecked
+    | HostChecked
     | OperatorCommand
 )
 

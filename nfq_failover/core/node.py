@@ -9,8 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from nfq_failover import __version__
 from nfq_failover.constants import ACK, RST, SYN
 from nfq_failover.core import bounds, restart
+from nfq_failover.core.concerns import Part, Weight
 from nfq_failover.core.events import (
     AskWitness,
     CheckLink,
@@ -26,6 +28,7 @@ from nfq_failover.core.events import (
     FlowsListed,
     FrameCopied,
     HealthChecked,
+    HostChecked,
     LinkChecked,
     OperatorCommand,
     OwnAddress,
@@ -47,20 +50,22 @@ from nfq_failover.core.outbox import Outbox
 from nfq_failover.core.pair.link import Link, Links
 from nfq_failover.core.pair.membership import Membership
 from nfq_failover.core.pair.roles import Do, Role, State
+from nfq_failover.core.pair.told import Telling
 from nfq_failover.core.rules import Rules
 from nfq_failover.core.settings import Settings
 from nfq_failover.core.shadow import path_mtu
 from nfq_failover.core.shadow.checkpoint import Checkpoint, CheckpointWriter
 from nfq_failover.core.shadow.connection import Shadow
 from nfq_failover.core.shadow.table import ShadowTable
-from nfq_failover.core.status import Status, connections_of, link_status
+from nfq_failover.core.status import Status, concerns_of, connections_of, link_status, standing
 from nfq_failover.errors import MalformedSegment
 from nfq_failover.wire.icmp import is_icmp
-from nfq_failover.wire.records import Record
+from nfq_failover.wire.records import Record, Towards
 from nfq_failover.wire.segment import Segment
 
 _SHADOWING = frozenset((State.SHADOWING, State.CHECKING, State.ASKING, State.FENCING))
 _SERVING = frozenset((State.UNPROTECTED, State.ARMING, State.PROTECTED, State.BACKUP_LOST))
+_PARTS = {Role.PRIMARY: Part.PRIMARY, Role.BACKUP: Part.BACKUP}
 _RESUMABLE = frozenset((State.UNPROTECTED, State.ARMING))  # serving, and no connection was protected yet
 
 
@@ -92,6 +97,7 @@ class Node:
         self.shadow = ShadowTable(settings, self.out.towards(self.shadowed.lane), checkpoint)
         self.sweep = LeftoverSweep(self.out, self.gate, self.shadow)
         self.rules = Rules(self.out, self.gate, self.shadow, restarts=checkpoint is not None)
+        self.telling = Telling(self.out.concerns, (("version", __version__),))
         self._next_tick = self._last_tick = now
         self._pause_s = settings.detection_ms / 1000
         self.checkpoint = checkpoint
@@ -215,19 +221,25 @@ class Node:
                 self.members.session_started()
             if link is self.shadowed:
                 self.shadow.handovers.peer_restarted()
+            self.telling.soon()
             self.links.publish(self.members)
         if received.heartbeat is not None:
             if paired:
                 self.members.heard(now)
             self.links.publish(self.members)
+        refused = ""
         if now - self._last_tick > self._pause_s:
             # This host was paused. The records were waiting, and news of a takeover may wait behind them: nothing may
             # leave because of them. What matters will be repeated.
-            self.out.counters["record-after-pause"] += len(received.records)
+            refused = "record-after-pause"
         elif received.epoch < self.members.epoch:
-            self.out.counters["record-of-old-epoch"] += len(received.records)  # held back on the way, or overtaken
-        else:
-            for record in received.records:
+            refused = "record-of-old-epoch"  # held back on the way, or overtaken
+        for record in received.records:
+            if record.towards is Towards.HOST:
+                link.told.take(record, now)  # it is true of the host in any epoch and state
+            elif refused:
+                self.out.counters[refused] += 1
+            else:
                 self._record(link, record, now)
         link.send_handshake()
 
@@ -278,6 +290,7 @@ class Node:
         self.shadow.handovers.on_timer(self.members.state is State.SHADOWING and not self.shadowed.view.lost(now), now)
         self.sweep.on_timer(self.checkpoint is not None and self.members.state in _SERVING, now)
         self.rules.on_timer(self.members.role)
+        self.links.tell(self.telling.due(now))
 
     def _answer(self, event: Event, now: float) -> None:
         members = self.members
@@ -311,6 +324,8 @@ class Node:
         elif isinstance(event, RulesLost):
             self.out.counters["rules-lost"] += 1
             self.out.log("error", "firewall rules lost", detail=event.detail)
+        elif isinstance(event, HostChecked):
+            self.out.concerns.replace("host", event.concerns, now)
         elif isinstance(event, OperatorCommand):
             self._operator(event)
 
@@ -364,6 +379,7 @@ class Node:
             )
         while members.actions:
             self._do(members.actions.popleft(), now)
+        out.concerns.act_as(_PARTS.get(members.role, Part.ANY))
         self.links.publish(self.members)
 
     def _do(self, action: Do, now: float) -> None:
@@ -433,18 +449,24 @@ class Node:
     def status(self, now: float) -> Status:
         """What people and other programs are shown."""
         members = self.members
+        state, reason = standing(members, self.out.concerns)
+        worst = self.out.concerns.worst
+        denied = worst if worst is not None and worst.concern.weight is Weight.UNPROTECTED else None
+        connections = connections_of(self.gate, self.shadow, "" if denied is None else denied.concern.what)
         return Status(
             name=self.settings.name,
             alive=True,
             role=members.role.name.lower(),
-            state=members.state.label,
-            reason=members.reason,
+            state=state,
+            reason=reason,
+            membership=members.state.label,
+            concerns=concerns_of(self.out.concerns, now),
             epoch=members.epoch,
             generation=members.generation,
             witness=members.pact.status(),
             peer=link_status(self.protector, now),
-            connections=connections_of(self.gate, self.shadow),
-            protected_connections=sum(c.state is Gate.PROTECTED for c in self.gate.flows.values()),
+            connections=connections,
+            protected_connections=0 if denied else sum(c.state is Gate.PROTECTED for c in self.gate.flows.values()),
             application=members.health.status(),
             bounds=bounds.gauges(self.gate, self.shadow, [link.session for link in self.links.all], self.out.counters),
             counters=dict(sorted(self.out.counters.items())),

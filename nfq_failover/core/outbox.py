@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter, deque
 
 from nfq_failover.constants import ACK, RST, SYN
+from nfq_failover.core.concerns import Concerns
 from nfq_failover.core.events import Effect, Inject, Log, Queue, Verdict
 from nfq_failover.wire.build import build_segment
 from nfq_failover.wire.records import Record
@@ -19,18 +20,19 @@ Lane = list[Record]
 
 
 class Outbox:
-    """Effects in order, counters, and the lane that `record` fills."""
+    """Effects in order, counters, what is of concern, and the lane that `record` fills."""
 
     def __init__(self) -> None:
         self.effects: deque[Effect] = deque()
         self.records: Lane = []
         self.counters: Counter[str] = Counter()
+        self.concerns = Concerns(self.log)
         self._withheld = False
 
     def towards(self, lane: Lane) -> Outbox:
-        """A view of this outbox, with the same effects and counters, that puts records into `lane`."""
+        """A view of this outbox, with the same effects, counters and concerns, that puts records into `lane`."""
         view = Outbox()
-        view.effects, view.counters = self.effects, self.counters
+        view.effects, view.counters, view.concerns = self.effects, self.counters, self.concerns
         view.records = lane
         return view
 

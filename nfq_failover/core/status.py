@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from ipaddress import ip_address
 
+from nfq_failover.core.concerns import Concerns, Weight
 from nfq_failover.core.gate.connection import Gate
 from nfq_failover.core.gate.table import GateTable
 from nfq_failover.core.pair.health import HealthStatus
 from nfq_failover.core.pair.link import Link
+from nfq_failover.core.pair.membership import Membership
 from nfq_failover.core.pair.monitor import HeartbeatStatistics
 from nfq_failover.core.pair.pact import PactStatus
+from nfq_failover.core.pair.roles import State
 from nfq_failover.core.shadow.connection import Shadow
 from nfq_failover.core.shadow.table import ShadowTable
 from nfq_failover.wire.segment import FlowKey
+
+_CLAIMING = frozenset((State.PROTECTED, State.SHADOWING))
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +53,18 @@ class ConnectionStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class ConcernStatus:
+    """One thing that is not as it should be. `host`: the peer that says so of itself, empty for this host."""
+
+    code: str
+    weight: str
+    what: str
+    cure: str
+    host: str
+    for_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class LinkStatus:
     """The sync channel to one peer. `session`: there is one; `lost`: no living heartbeat for the detection time."""
 
@@ -60,7 +77,11 @@ class LinkStatus:
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """A node at one moment. The names of the fields are the keys that operators read, in this order."""
+    """A node at one moment. The names of the fields are the keys that operators read, in this order.
+
+    `state` is what may be relied on: `degraded` or `unprotected`, with the reason, where the pair has found together
+    (`membership`) and something is wrong that a takeover needs.
+    """
 
     name: str
     alive: bool
@@ -76,6 +97,8 @@ class Status:
     application: HealthStatus
     bounds: dict[str, dict[str, int]]
     counters: dict[str, int]
+    membership: str
+    concerns: list[ConcernStatus]
 
     def as_dict(self) -> dict[str, object]:
         """The JSON object."""
@@ -84,10 +107,13 @@ class Status:
             "peer": _members(self.peer) | {"heartbeat": _members(self.peer.heartbeat)},
             "connections": [connection.as_dict() for connection in self.connections],
             "application": _members(self.application),
+            "concerns": [_members(each) for each in self.concerns],
         }
 
 
-def _members(value: Status | LinkStatus | HeartbeatStatistics | PactStatus | HealthStatus) -> dict[str, object]:
+def _members(
+    value: Status | LinkStatus | HeartbeatStatistics | PactStatus | HealthStatus | ConcernStatus,
+) -> dict[str, object]:
     return {field.name: getattr(value, field.name) for field in fields(value)}
 
 
@@ -97,9 +123,38 @@ def end_names(flow: FlowKey) -> tuple[str, str]:
     return f"{ip_address(client)}:{client_port}", f"{ip_address(server)}:{server_port}"
 
 
-def connections_of(gate: GateTable, shadow: ShadowTable) -> list[ConnectionStatus]:
-    """All connections of a host: those of its own service, those that it has handed over, those that it shadows."""
-    return [*_gated(gate), *_handed_over(gate), *_shadowed(shadow)]
+def standing(members: Membership, concerns: Concerns) -> tuple[str, str]:
+    """What may be relied on, and why it is no more than that."""
+    worst = concerns.worst
+    if worst is None or worst.concern.weight < Weight.DEGRADED or members.state not in _CLAIMING:
+        return members.state.label, members.reason
+    return worst.concern.weight.label, f"{worst.host}: {worst.concern.what}" if worst.host else worst.concern.what
+
+
+def concerns_of(concerns: Concerns, now: float) -> list[ConcernStatus]:
+    """All that is wrong here and, as far as it has told us, with the peer; the heaviest first."""
+    return [
+        ConcernStatus(
+            each.concern.code,
+            each.concern.weight.label,
+            each.concern.what,
+            each.concern.cure,
+            each.host,
+            round(now - each.since, 1),
+        )
+        for each in concerns.standing()
+    ]
+
+
+def connections_of(gate: GateTable, shadow: ShadowTable, denied: str = "") -> list[ConnectionStatus]:
+    """All connections of a host: those of its own service, those that it has handed over, those that it shadows.
+
+    `denied`: why none of them is to be called protected.
+    """
+    rows = [*_gated(gate), *_handed_over(gate), *_shadowed(shadow)]
+    if denied:
+        rows = [replace(row, protected=False, reason=denied) if row.protected else row for row in rows]
+    return rows
 
 
 def _gated(gate: GateTable) -> Iterable[ConnectionStatus]:

@@ -17,6 +17,9 @@ def add_parser(subparsers: Any) -> None:
     parser.set_defaults(run=run)
     add_config_option(parser)
     parser.add_argument("--json", action="store_true", help="everything, as JSON")
+    parser.add_argument(
+        "--check", action="store_true", help="exit code for monitoring: 0 protected, 1 anything less, 2 no daemon"
+    )
     parser.add_argument("--rows", type=int, default=20, help="how many connections to list (20)")
 
 
@@ -28,7 +31,12 @@ def run(args: argparse.Namespace) -> int:
     else:
         for line in lines(status, args.rows):
             print(line)
-    return 0
+    return 0 if not args.check or is_protected(status) else 1
+
+
+def is_protected(status: dict[str, Any]) -> bool:
+    """Whether a takeover now would keep the connections that are called protected, as far as this host knows."""
+    return status["state"] in ("protected", "shadowing")
 
 
 def lines(status: dict[str, Any], most: int) -> Iterator[str]:
@@ -41,12 +49,21 @@ def lines(status: dict[str, Any], most: int) -> Iterator[str]:
         f"peer {peer['name']} at {peer['address']}: {'silent' if peer['lost'] else 'alive'}, heartbeat every "
         f"{heartbeat['interval_ms']} ms ({heartbeat['bandwidth_bps'] / 1000:.1f} kbit/s each way)"
     )
+    for concern in status.get("concerns", ()):
+        yield from _concern(concern)
     rows = status["connections"]
     yield f"{len(rows)} connections, {sum(bool(row['protected']) for row in rows)} protected"
     for row in rows[:most]:
         yield f"  {row['client']:<22} {row['server']:<22} lag {row['lag_bytes']:>8} B  {_protection(row)}"
     if len(rows) > most:
         yield f"  ... and {len(rows) - most} more (--rows)"
+
+
+def _concern(concern: dict[str, Any]) -> Iterator[str]:
+    where = f" (said by {concern['host']})" if concern["host"] else ""
+    yield f"{concern['weight']}: {concern['what']}{where}, for {concern['for_s']:.0f} s"
+    if concern["cure"]:
+        yield f"    what to do: {concern['cure']}"
 
 
 def _protection(row: dict[str, Any]) -> str:

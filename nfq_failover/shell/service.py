@@ -43,6 +43,7 @@ from nfq_failover.core.events import (
 )
 from nfq_failover.core.node import Node
 from nfq_failover.core.shadow.checkpoint import CheckpointWriter
+from nfq_failover.core.status import standing
 from nfq_failover.errors import InternalError
 from nfq_failover.shell.fencing.second_opinion import SecondOpinion
 from nfq_failover.shell.firewall.keeper import RulesKeeper
@@ -58,6 +59,7 @@ from nfq_failover.shell.peer.reader import SyncReader
 from nfq_failover.shell.peer.socket import open_sync
 from nfq_failover.shell.privileged.client import RemoteFences, RemoteRules
 from nfq_failover.shell.privileged.rights import describe
+from nfq_failover.shell.selfcheck.checks import Check, SelfChecks
 from nfq_failover.shell.start import Prepared, PreparedService
 from nfq_failover.shell.state.epoch import EpochStore
 from nfq_failover.shell.trouble import Alarms, helper_gone, out_of_memory
@@ -131,6 +133,7 @@ class Service:
         self._health = undo.closing(HealthChecks(config.health, config.service, loop, self))
         checkpoint = CheckpointWriter(own.store.life)
         self.node = Node(settings, os.urandom, epoch, served, time.monotonic(), checkpoint, earlier)
+        self._self_checks = SelfChecks(self._checks())
         self._sync = SyncReader(sockets, self.node, self._feed)
         self._queue_fds = tuple((queue.fileno(), queue) for queue in self._queues.values())
         for fd in (*(each.fileno() for each in sockets.both), *(fd for fd, _ in self._queue_fds)):
@@ -163,6 +166,10 @@ class Service:
                 )
             )
         return bound
+
+    def _checks(self) -> list[Check]:
+        """What is looked at, again and again, on this host."""
+        return []
 
     # ------------------------------------------------------------------------------------ life
 
@@ -260,6 +267,8 @@ class Service:
         if (checked := self._second_opinion.tick(now)) is not None:
             self._feed(checked, now)
         self._health.tick(now)
+        if (host_checked := self._self_checks.tick(now)) is not None:
+            self._feed(host_checked, now)
         for event in self._rules.tick(now):
             self._feed(event, now)
         try:
@@ -403,7 +412,8 @@ class Service:
     def summary(self) -> str:
         """Role, state and epoch, in a few words."""
         members = self.node.members
-        return f"{members.role.name.lower()}, {members.state.label}, epoch {members.epoch}"
+        state, _ = standing(members, self.node.out.concerns)
+        return f"{members.role.name.lower()}, {state}, epoch {members.epoch}"
 
     def claim(self) -> dict[str, Any]:
         """Believe the operator that the peer is off. Returns the states before and after."""

@@ -16,6 +16,7 @@ from nfq_failover.wire.records import (
     BytesSent,
     Close,
     Closed,
+    Concerned,
     Confirm,
     Data,
     Digest,
@@ -23,6 +24,7 @@ from nfq_failover.wire.records import (
     End,
     EndAsked,
     EndKind,
+    Facts,
     Handed,
     HandedOver,
     HandOver,
@@ -76,6 +78,10 @@ PINNED: list[tuple[Record, str]] = [
         "32 001d 00000001 00000002 00000003 00000004 04 0a000001 0a000002 9c40 0050",
     ),
     (HandedOver(1, Handed.REFUSED, "no"), "33 0007 00000001 01 6e6f"),
+    (Facts(()), "3c 0000"),
+    (Facts((("a", "b"), ("\u00e9", ""))), "3c 0008 01 61 01 62 02 c3a9 00"),
+    (Concerned(()), "3d 0000"),
+    (Concerned(((3, "a", "b", ""),)), "3d 0006 03 01 61 01 62 00"),
 ]
 
 openings = st.builds(
@@ -101,6 +107,9 @@ digests = st.lists(u64, min_size=1, max_size=MAX_HASHES).flatmap(
         st.just(tuple(hashes)),
     )
 )
+words = st.text(st.characters(codec="utf-8"), max_size=40)
+facts = st.lists(st.tuples(words, words), max_size=4).map(tuple)
+concerns = st.lists(st.tuples(st.integers(0, 255), words, words, words), max_size=2).map(tuple)
 STRATEGIES: dict[type[Record], st.SearchStrategy[Record]] = {
     Open: openings,
     Opened: st.builds(Opened, u32, st.booleans(), u32, text),
@@ -123,5 +132,7 @@ STRATEGIES: dict[type[Record], st.SearchStrategy[Record]] = {
     AckAsked: st.builds(AckAsked, u32, u32),
     HandOver: st.builds(HandOver, u32, flows(), u32, u32, u32),
     HandedOver: st.builds(HandedOver, u32, st.sampled_from(Handed), text),
+    Facts: st.builds(Facts, facts),
+    Concerned: st.builds(Concerned, concerns),
 }
 records: st.SearchStrategy[Record] = st.one_of(*STRATEGIES.values())

@@ -11,9 +11,11 @@ from nfq_failover.core.pair.membership import Membership
 from nfq_failover.core.pair.peer import PeerView
 from nfq_failover.core.pair.roles import Role, State
 from nfq_failover.core.pair.session import Received, Session
+from nfq_failover.core.pair.told import Told
 from nfq_failover.core.settings import Peer, Settings
 from nfq_failover.errors import MalformedDatagram
 from nfq_failover.wire.heartbeat import HeartbeatBody
+from nfq_failover.wire.records import Record
 
 _ROLES, _STATES = frozenset(Role), frozenset(State)
 
@@ -21,8 +23,9 @@ _ROLES, _STATES = frozenset(Role), frozenset(State)
 class Link:
     """Everything of this host that belongs to one peer.
 
-    `session` authenticates its datagrams and ours; `view` is the peer as its heartbeats show it; `lane` holds the
-    records for the next datagram. `rng(n)` returns n random bytes. What is to be sent goes into `out`.
+    `session` authenticates its datagrams and ours; `view` is the peer as its heartbeats show it; `told` is what it has
+    told of itself; `lane` holds the records for the next datagram. `rng(n)` returns n random bytes. What is to be sent
+    goes into `out`.
     """
 
     def __init__(self, settings: Settings, peer: Peer, rng: Callable[[int], bytes], out: Outbox, now: float) -> None:
@@ -31,6 +34,7 @@ class Link:
         self.source = (peer.address, peer.port)
         self.session = Session(settings, peer, rng)
         self.view = PeerView(settings, peer.name, now)
+        self.told = Told(peer.name, out.concerns)
         self.lane: Lane = []
         self._out = out
         self._published = b""
@@ -49,6 +53,7 @@ class Link:
         if received.session_started:
             self._out.log("info", "session established", peer=self.peer.name)
             self.view.monitor.reset(now)
+            self.told.session_started()
             self._peer_sent_ms = self._echo_ms = 0
         if received.heartbeat is not None and not self._take(received.heartbeat, received.epoch, now):
             return replace(received, heartbeat=None)
@@ -75,6 +80,7 @@ class Link:
     def on_timer(self, now: float) -> None:
         """Let time pass in the session, and send what its handshake has to say."""
         self.session.on_timer(now)
+        self.told.on_timer(now)
         self.send_handshake()
 
     def send_handshake(self) -> None:
@@ -147,6 +153,12 @@ class Links:
                 refused = error.reason
         self._out.counters[f"datagram-{refused}"] += 1
         return None
+
+    def tell(self, records: list[Record]) -> None:
+        """Send every peer that there is a session with the same records."""
+        for link in self.all:
+            if link.session.established:
+                link.lane.extend(records)
 
     def on_timer(self, now: float) -> None:
         """Let time pass in all sessions."""

@@ -7,5 +7,6 @@ from nfq_failover.wire.records.base import *
 from nfq_failover.wire.records.closing import *
 from nfq_failover.wire.records.digests import *
 from nfq_failover.wire.records.handover import *
+from nfq_failover.wire.records.host import *
 from nfq_failover.wire.records.opening import *
 from nfq_failover.wire.records.stream import *

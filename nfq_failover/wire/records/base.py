@@ -35,20 +35,20 @@ class Towards(Enum):
     GATE = "the host that serves"
     SHADOW = "the host that shadows"
     EITHER = "both"
+    HOST = "the host, whatever its part is"
 
 
 class Record:
     """A value inside a sync datagram. Every record may be lost, so whoever waits for an answer asks again.
 
-    `conn` of all records is a number that the primary gives each connection; it is never reused within a session.
-    Sequence numbers are as the client sees them.
+    `conn`, of every record that is about a connection, is a number that the primary gives it; it is never reused within
+    a session. Sequence numbers are as the client sees them.
     """
 
     __slots__: tuple[str, ...] = ()
     number: ClassVar[int]
     towards: ClassVar[Towards]
     layout: ClassVar[Struct | None] = None
-    conn: int
 
     def encode(self) -> bytes:
         """The value's bytes: by default its fields as `layout` says. Raises `InternalError` for a value that no peer
@@ -69,6 +69,7 @@ class Reasoned(Record):
     """A record of a connection's number and a reason, in words."""
 
     __slots__ = ()
+    conn: int
     reason: str
 
     def encode(self) -> bytes:

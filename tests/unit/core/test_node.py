@@ -7,12 +7,22 @@ from dataclasses import replace
 
 import pytest
 
-from nfq_failover.core.events import DatagramReceived, HealthChecked, PublishHeartbeat, SendDatagram, TimerFired
+from nfq_failover import __version__
+from nfq_failover.core.concerns import Concern, Weight
+from nfq_failover.core.events import (
+    DatagramReceived,
+    HealthChecked,
+    HostChecked,
+    PublishHeartbeat,
+    SendDatagram,
+    TimerFired,
+)
 from nfq_failover.core.gate.connection import GatedConnection
 from nfq_failover.core.gate.ends import ApplicationFailed
 from nfq_failover.core.node import Node
 from nfq_failover.core.pair.link import Link
 from nfq_failover.core.pair.roles import UNHEALTHY, State
+from nfq_failover.core.pair.told import STALE_S, TELL_EVERY_S
 from nfq_failover.wire.datagram import Kind
 from nfq_failover.wire.heartbeat import HeartbeatTemplate
 from nfq_failover.wire.records import Closed, End, EndKind
@@ -201,3 +211,52 @@ def test_host_whose_application_has_failed_is_silent_at_once() -> None:
     assert records == [end]
     pair.drain("a")
     assert HeartbeatTemplate.decode(pair.templates["a"]).body.state == State.YIELDED
+
+
+def codes(node: Node) -> list[tuple[str, str]]:
+    """What a node knows to be wrong, and with whom."""
+    return [(each.host, each.concern.code) for each in node.out.concerns.standing()]
+
+
+def test_what_is_wrong_with_a_host_is_known_to_the_other_at_once_and_until_it_is_over() -> None:
+    pair = NodePair()
+    full = Concern("disk-full", Weight.UNPROTECTED, "no room", "make room")
+
+    def checked(*concerns: Concern) -> None:
+        pair.now += 0.05
+        pair.nodes["b"].handle(HostChecked(concerns), pair.now)
+        pair.nodes["b"].handle(TimerFired(), pair.now)
+        pair.drain("b")
+
+    checked(full)
+    assert codes(pair.nodes["a"]) == [("b", "disk-full")]
+    assert codes(pair.nodes["b"]) == [("", "disk-full")]
+    checked()
+    assert codes(pair.nodes["a"]) == []
+    checked(full)
+    pair.now += STALE_S + 0.1
+    pair.nodes["a"].handle(TimerFired(), pair.now)
+    assert codes(pair.nodes["a"]) == [], "a peer that is silent says nothing any more"
+
+
+def test_facts_are_told_when_a_session_begins_and_repeated() -> None:
+    pair = NodePair()
+    told = pair.link("a").told
+    assert told.facts is not None
+    assert told.facts["version"] == __version__
+    told.session_started()
+    pair.now += TELL_EVERY_S
+    pair.nodes["b"].handle(TimerFired(), pair.now)
+    pair.drain("b")
+    assert told.facts is not None
+
+
+def test_a_host_is_heard_in_whatever_epoch_it_is() -> None:
+    """A host that was away is told of the trouble that keeps the pair from finding together."""
+    pair = NodePair()
+    pair.nodes["a"].members.epoch = 7
+    pair.nodes["b"].handle(HostChecked((Concern("disk-full", Weight.UNPROTECTED, "no room"),)), pair.now)
+    pair.now += 0.05
+    pair.nodes["b"].handle(TimerFired(), pair.now)
+    pair.drain("b")
+    assert codes(pair.nodes["a"]) == [("b", "disk-full")]

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 
+from nfq_failover.core.concerns import Concern, Weight
+from nfq_failover.core.events import HostChecked
 from nfq_failover.core.node import Node
 from nfq_failover.core.pair.roles import State
 from tests.unit.core.test_node_packets import LoneNode, Protected, shadowing
 
 KEYS = [
     *("name", "alive", "role", "state", "reason", "epoch", "generation", "witness", "peer", "connections"),
-    *("protected_connections", "application", "bounds", "counters"),
+    *("protected_connections", "application", "bounds", "counters", "membership", "concerns"),
 ]
 
 PRIMARY = (
@@ -21,7 +23,8 @@ PRIMARY = (
     '"silent_ms":null}},"connections":[{"client":"10.77.0.1:40000","server":"10.77.0.100:80",'
     '"protected":true,"reason":"","logged_bytes":0,"confirmed_bytes":0,"lag_bytes":1000,"differences":0}'
     '],"protected_connections":1,"application":{"checked":false,"well":true,"failed_checks":0,'
-    '"detail":""},"counters":{"ack-held":1,"record-without-session":1,"syn-ack-held":1}}'
+    '"detail":""},"counters":{"ack-held":1,"record-without-session":1,"syn-ack-held":1},'
+    '"membership":"protected","concerns":[]}'
 )
 """A primary with one protected connection, of which 1000 bytes are not confirmed; without `bounds`."""
 
@@ -76,3 +79,31 @@ def test_witness_is_shown_where_there_is_one() -> None:
     assert text(node.status(host.now).as_dict()["witness"]) == (
         '{"pact":0,"confirmed":false,"asked":false,"granted":false}'
     )
+
+
+def test_nothing_is_called_protected_that_a_takeover_would_lose() -> None:
+    host = Protected()
+    gone = Concern("address-missing", Weight.UNPROTECTED, "the service address is gone", "put it back")
+    host.node.handle(HostChecked((gone,)), host.now)
+    found = host.node.status(host.now + 2).as_dict()
+    assert (found["state"], found["membership"]) == ("unprotected", "protected")
+    assert found["reason"] == "the service address is gone"
+    assert found["protected_connections"] == 0
+    assert text(found["connections"]).count('"protected":false,"reason":"the service address is gone"') == 1
+    assert text(found["concerns"]) == (
+        '[{"code":"address-missing","weight":"unprotected","what":"the service address is gone",'
+        '"cure":"put it back","host":"","for_s":2.0}]'
+    )
+    host.node.handle(HostChecked(()), host.now)
+    assert host.node.status(host.now).state == "protected"
+
+
+def test_a_limit_degrades_and_a_warning_does_not() -> None:
+    host = Protected()
+    host.node.handle(HostChecked((Concern("rule", Weight.WARNING, "a rule"),)), host.now)
+    assert host.node.status(host.now).state == "protected"
+    host.node.handle(HostChecked((Concern("tap-lossy", Weight.DEGRADED, "half is lost"),)), host.now)
+    found = host.node.status(host.now)
+    assert (found.state, found.reason, found.protected_connections) == ("degraded", "half is lost", 1)
+    host.node.members.state = State.UNPROTECTED
+    assert host.node.status(host.now).reason == host.node.members.reason, "there is no pair that could be degraded"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from nfq_failover.operator.status import lines
+from nfq_failover.operator.status import is_protected, lines
 
 
 def row(port: int, **found: Any) -> dict[str, Any]:
@@ -45,3 +45,18 @@ def test_what_is_not_shown_is_counted() -> None:
     shown = list(lines(status(*(row(port) for port in range(5))), 2))
     assert len(shown) == 3 + 2 + 1
     assert shown[-1] == "  ... and 3 more (--rows)"
+
+
+def test_what_is_wrong_stands_above_the_connections_with_its_cure() -> None:
+    own = {"weight": "unprotected", "what": "no room", "cure": "make room", "host": "", "for_s": 2.7}
+    theirs = {"weight": "warning", "what": "a rule", "cure": "", "host": "b", "for_s": 60.0}
+    assert list(lines(status(concerns=[own, theirs]), 20))[2:-1] == [
+        "unprotected: no room, for 3 s",
+        "    what to do: make room",
+        "warning: a rule (said by b), for 60 s",
+    ]
+
+
+def test_monitoring_is_content_with_a_protected_pair_only() -> None:
+    states = ("protected", "shadowing", "degraded", "unprotected", "waiting", "backup lost")
+    assert [is_protected(status(state=state)) for state in states] == [True, True, False, False, False, False]

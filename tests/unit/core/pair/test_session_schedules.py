@@ -84,6 +84,7 @@ class SessionWorld:
             return
         self.starts += received.session_started
         for record in received.records:
+            assert isinstance(record, Closed)
             assert record.conn not in self.accepted, "a record counted twice"
             self.accepted.add(record.conn)
             life = self.life_of[record.conn]

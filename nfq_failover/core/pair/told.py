@@ -1,0 +1,77 @@
+"""What the hosts tell each other of themselves, once a second: how they are set up, and what is wrong with them."""
+
+from __future__ import annotations
+
+from nfq_failover.core.concerns import Concern, Concerns, Weight
+from nfq_failover.wire.records import Concerned, Facts, Record
+
+TELL_EVERY_S = 1.0
+STALE_S = 5.0  # a peer that has told nothing for as long says nothing any more
+
+Pairs = tuple[tuple[str, str], ...]
+
+
+class Told:
+    """What one peer has told of itself in the present session.
+
+    `facts` are its settings and its kernel's by name, None before it has told them: an older version never does.
+    """
+
+    def __init__(self, peer: str, concerns: Concerns) -> None:
+        """`concerns`: where the peer's are noted, too."""
+        self.facts: dict[str, str] | None = None
+        self._peer = peer
+        self._concerns = concerns
+        self._heard_at: float | None = None
+
+    def session_started(self) -> None:
+        """Forget how it was set up: its daemon has restarted, perhaps with other settings."""
+        self.facts = None
+
+    def take(self, record: Record, now: float) -> None:
+        """Take a record that is for a host as a whole."""
+        if isinstance(record, Facts):
+            self.facts = dict(record.facts)
+        elif isinstance(record, Concerned):
+            self._heard_at = now
+            self._concerns.told(self._peer, (_concern(*each) for each in record.concerns), now)
+
+    def on_timer(self, now: float) -> None:
+        """Forget what is wrong with a peer that does not say so any more."""
+        if self._heard_at is not None and now - self._heard_at > STALE_S:
+            self._heard_at = None
+            self._concerns.told(self._peer, (), now)
+
+
+def _concern(weight: int, code: str, what: str, cure: str) -> Concern:
+    """What a peer says; of a later version's weights we know only that they are heavy."""
+    known = weight in frozenset(Weight)
+    return Concern(code, Weight(weight) if known else Weight.UNPROTECTED, what, cure)
+
+
+class Telling:
+    """Says when the peers are to be told again, and what: `facts` and what is wrong with this host."""
+
+    def __init__(self, concerns: Concerns, facts: Pairs) -> None:
+        self.facts = facts
+        self._concerns = concerns
+        self._version = -1
+        self._next = 0.0
+
+    def set_facts(self, facts: Pairs) -> None:
+        """This host is set up in another way than before."""
+        if facts != self.facts:
+            self.facts = facts
+            self.soon()
+
+    def soon(self) -> None:
+        """Tell them at the next opportunity."""
+        self._next = 0.0
+
+    def due(self, now: float) -> list[Record]:
+        """The records that every peer is to be sent now."""
+        if now < self._next and self._version == self._concerns.version:
+            return []
+        self._next, self._version = now + TELL_EVERY_S, self._concerns.version
+        concerns = tuple((int(each.weight), each.code, each.what, each.cure) for each in self._concerns.own)
+        return [Facts(self.facts), Concerned(concerns)]

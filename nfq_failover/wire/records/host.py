@@ -1,0 +1,91 @@
+"""What the hosts tell each other of themselves: how they are set up, and what is wrong with them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from struct import Struct
+from typing import Final, Self
+
+from nfq_failover.errors import InternalError, MalformedDatagram
+from nfq_failover.wire.records.base import MAX_DATA, Record, Towards, declare
+
+__all__ = ["MAX_FACT", "Concerned", "Facts"]
+
+MAX_FACT: Final = 255  # bytes of a name or of a value
+_LENGTH = Struct("!B")
+_WEIGHT = Struct("!B")
+
+
+def _text(text: str, most: int = MAX_FACT) -> bytes:
+    """One text with its length, cut off after `most` bytes and before half a character."""
+    data = text.encode(errors="replace")[:most].decode(errors="ignore").encode()
+    return _LENGTH.pack(len(data)) + data
+
+
+def _read(value: bytes, at: int) -> tuple[str, int]:
+    """The text at an offset, and the offset behind it. Raises `MalformedDatagram`."""
+    if at >= len(value):
+        raise MalformedDatagram("bad-host-record")
+    stop = at + 1 + value[at]
+    if stop > len(value):
+        raise MalformedDatagram("bad-host-record")
+    try:
+        return value[at + 1 : stop].decode(), stop
+    except UnicodeDecodeError:
+        raise MalformedDatagram("bad-text") from None
+
+
+@declare(60, Towards.HOST)
+@dataclass(frozen=True, slots=True)
+class Facts(Record):
+    """Either way: how the sender is set up, as (name, value) pairs in any order. Repeated once a second.
+
+    A receiver ignores names that it does not know, and must not take a name that is missing for any value: hosts of
+    two versions tell each other different ones.
+    """
+
+    facts: tuple[tuple[str, str], ...]
+
+    def encode(self) -> bytes:
+        value = b"".join(_text(name) + _text(text) for name, text in self.facts)
+        if len(value) > MAX_DATA:
+            raise InternalError(f"facts of {len(value)} bytes")
+        return value
+
+    @classmethod
+    def decode(cls, value: bytes) -> Self:
+        facts, at = [], 0
+        while at < len(value):  # each text takes a byte at least
+            name, at = _read(value, at)
+            text, at = _read(value, at)
+            facts.append((name, text))
+        return cls(tuple(facts))
+
+
+@declare(61, Towards.HOST)
+@dataclass(frozen=True, slots=True)
+class Concerned(Record):
+    """Either way: what is wrong with the sender, as (weight, code, what, cure), the heaviest first. Repeated once a
+    second. Those that there is no room for are left out."""
+
+    concerns: tuple[tuple[int, str, str, str], ...]
+
+    def encode(self) -> bytes:
+        value = b""
+        for weight, code, what, cure in self.concerns:
+            more = _WEIGHT.pack(weight) + _text(code) + _text(what) + _text(cure)
+            if len(value) + len(more) > MAX_DATA:
+                break
+            value += more
+        return value
+
+    @classmethod
+    def decode(cls, value: bytes) -> Self:
+        concerns, at = [], 0
+        while at < len(value):  # each concern takes four bytes at least
+            weight = value[at]
+            code, at = _read(value, at + 1)
+            what, at = _read(value, at)
+            cure, at = _read(value, at)
+            concerns.append((weight, code, what, cure))
+        return cls(tuple(concerns))

@@ -1,0 +1,39 @@
+"""What the hosts tell each other of themselves: too much is cut, and nonsense is refused."""
+
+from __future__ import annotations
+
+import pytest
+
+from nfq_failover.errors import InternalError, MalformedDatagram
+from nfq_failover.wire.records import MAX_DATA, MAX_FACT, Concerned, Facts
+
+
+def test_long_texts_are_cut_before_half_a_character() -> None:
+    ((name, value),) = Facts.decode(Facts((("n", "\u00e9" * 200),)).encode()).facts
+    assert (name, value) == ("n", "\u00e9" * (MAX_FACT // 2))
+
+
+def test_too_many_facts_are_our_bug() -> None:
+    with pytest.raises(InternalError, match="facts of"):
+        Facts(tuple((str(n), "v" * 200) for n in range(8))).encode()
+
+
+def test_concerns_that_do_not_fit_are_left_out_the_last_ones_first() -> None:
+    many = tuple((3, f"code-{n}", "w" * 200, "c" * 200) for n in range(8))
+    value = Concerned(many).encode()
+    assert len(value) <= MAX_DATA
+    kept = Concerned.decode(value).concerns
+    assert kept == many[: len(kept)]
+    assert len(kept) == MAX_DATA // (len(value) // len(kept))
+
+
+@pytest.mark.parametrize("value", [b"\x01", b"\x02a", b"\x01a", b"\x01\xff\x00", b"\x01a\x05b"])
+def test_facts_that_are_cut_short_or_no_text_are_refused(value: bytes) -> None:
+    with pytest.raises(MalformedDatagram):
+        Facts.decode(value)
+
+
+@pytest.mark.parametrize("value", [b"\x03", b"\x03\x01a", b"\x03\x01a\x01b", b"\x03\x01\xff\x00\x00"])
+def test_concerns_that_are_cut_short_or_no_text_are_refused(value: bytes) -> None:
+    with pytest.raises(MalformedDatagram):
+        Concerned.decode(value)
