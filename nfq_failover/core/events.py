@@ -37,7 +37,6 @@ class PacketQueued:
 
     `checksum_pending`: the TCP checksum is not filled in yet (offloaded), so it can't and need not be verified.
     `gso`: a super-segment that the kernel will still cut, writing all checksums itself.
-    `complete`: False when the kernel gave us only a part of the packet; such a packet can't be rewritten.
     """
 
     queue: Queue
@@ -45,7 +44,6 @@ class PacketQueued:
     packet: bytearray
     checksum_pending: bool = False
     gso: bool = False
-    complete: bool = True
 
 
 @dataclass(slots=True)

@@ -112,7 +112,7 @@ class Scrambler:
     def __init__(self, shifts: Shifts, queue_out: int, queue_in: int) -> None:
         """Open the queues. Raises `QueueUnavailable`."""
         self.shifts = shifts
-        self.counts = {"out": 0, "in": 0, "untouched": 0, "incomplete": 0, "lost": 0}
+        self.counts = {"out": 0, "in": 0, "untouched": 0, "lost": 0}
         self.queues = [PacketQueue(queue_out, Queue.OUT)]
         try:
             self.queues.append(PacketQueue(queue_in, Queue.IN))
@@ -127,10 +127,6 @@ class Scrambler:
         for event in events:
             if not isinstance(event, PacketQueued):
                 self.counts["lost"] += event.count
-                continue
-            if not event.complete:  # it would leave with the wrong numbers: as good as lost
-                self.counts["incomplete"] += 1
-                queue.verdict(event.packet_id, False)
                 continue
             shifted = self.outbound(event) if outward else self.inbound(event)
             self.counts[("out" if outward else "in") if shifted else "untouched"] += 1

@@ -16,6 +16,7 @@ from nfq_failover.constants import (
     OPT_NOP,
     OPT_SACK,
     OPT_TIMESTAMPS,
+    PSH,
     RST,
     SYN,
 )
@@ -28,6 +29,10 @@ _U32 = Struct("!I")
 _2U32 = Struct("!II")
 _U16 = Struct("!H")
 _NOP_NOP_TS = bytes((OPT_NOP, OPT_NOP, OPT_TIMESTAMPS, 10))
+
+MAX_LENGTH = 0xFFFF
+"""What the length field can say. Linux writes 0 for a super-segment that is longer (IPv4 BIG TCP); it ends with the
+buffer."""
 
 FlowKey = tuple[bytes, int, bytes, int]
 """(client address, client port, server address, server port); addresses are packed, 4 or 16 bytes."""
@@ -72,7 +77,7 @@ class Segment:
         if buf[0] >> 4 != 4:
             raise MalformedSegment("not-ipv4")
         tcp_off = (buf[0] & 15) << 2
-        end = (buf[2] << 8) | buf[3]
+        end = (buf[2] << 8) | buf[3] or (n if n > MAX_LENGTH else 0)
         if tcp_off < 20 or end > n or end < tcp_off + 20:
             raise MalformedSegment("bad-length")
         if buf[9] != IPPROTO_TCP:
@@ -222,3 +227,17 @@ class Segment:
         return (
             f"<{self.sport}>{self.dport} [{flags}] seq={self.seq} ack={self.ack} wnd={self.wnd} len={self.payload_len}>"
         )
+
+
+def cut_short(packet: bytearray, gso: bool) -> None:
+    """Make a TCP segment whose end is missing a shorter one, whole, as if the rest had been lost on its way: FIN and
+    PSH belong to the last byte. `gso`: the kernel still writes the TCP checksum. Raises `MalformedSegment`."""
+    if len(packet) < 20:
+        raise MalformedSegment("short")
+    _U16.pack_into(packet, 2, len(packet))
+    seg = Segment(packet)
+    _U16.pack_into(packet, 10, 0)
+    _U16.pack_into(packet, 10, ipv4_header_checksum(packet[: seg.tcp_off]))
+    seg.set_flags(seg.flags & ~(FIN | PSH))
+    if not gso:
+        seg.seal()

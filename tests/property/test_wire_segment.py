@@ -6,13 +6,14 @@ from ipaddress import IPv4Address
 from typing import Any
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scapy.layers.inet import IP, TCP
 
-from nfq_failover.constants import ACK, FIN, OPT_EOL, RST, SYN
+from nfq_failover.constants import ACK, FIN, OPT_EOL, PSH, RST, SYN
 from nfq_failover.errors import MalformedSegment
-from nfq_failover.wire.segment import Segment
+from nfq_failover.wire.checksum import ones_sum
+from nfq_failover.wire.segment import MAX_LENGTH, Segment, cut_short
 from nfq_failover.wire.seqnum import add
 from nfq_failover.wire.tcp_options import each_option
 from tests.support.scapy_packets import Option, dissect, first, option_lists, packets, pairs, tcp_checksum
@@ -272,3 +273,46 @@ def test_refusals_have_their_reasons(packet: Any, data: st.DataObject) -> None:
             broken[at] = value
         with pytest.raises(MalformedSegment, match=reason):
             Segment(broken)
+
+
+# ---------------------------------------------------------------------------------------------- beyond 64 KiB
+
+
+@given(packets(), st.integers(MAX_LENGTH + 1, 300_000))
+@settings(max_examples=20)
+def test_packet_whose_length_has_no_room_in_the_field_ends_with_the_buffer(packet: Any, size: int) -> None:
+    """Linux writes 0 there (IPv4 BIG TCP)."""
+    raw = bytearray(bytes_of(packet))
+    raw += bytes(size - len(raw))
+    raw[2:4] = b"\0\0"
+    seg = Segment(raw)
+    assert (seg.end, seg.payload_len) == (size, size - seg.data_off)
+    seg.seal()
+    assert seg.checksum_ok()
+    with pytest.raises(MalformedSegment, match="bad-length"):
+        Segment(raw[:MAX_LENGTH])
+    seg.drop_payload()
+    assert Segment(raw).end == len(raw) == seg.data_off
+
+
+@given(packets(), st.data(), st.booleans())
+def test_packet_without_its_end_is_a_shorter_one(packet: Any, data: st.DataObject, gso: bool) -> None:
+    whole = Segment(bytearray(bytes_of(packet)))
+    size = data.draw(st.integers(whole.data_off, len(whole.buf)))
+    short = whole.buf[:size]
+    cut_short(short, gso)
+    seg = Segment(short)
+    assert (seg.end, seg.seq, seg.ack, seg.wnd, seg.options()) == (
+        size,
+        whole.seq,
+        whole.ack,
+        whole.wnd,
+        whole.options(),
+    )
+    assert seg.payload() == whole.payload()[: seg.payload_len]
+    assert seg.flags == whole.flags & ~(FIN | PSH)
+    assert ones_sum(short[: seg.tcp_off]) == 0xFFFF
+    assert gso or seg.checksum_ok()
+    for size in range(whole.data_off):
+        with pytest.raises(MalformedSegment):
+            cut_short(whole.buf[:size], gso)

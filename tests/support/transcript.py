@@ -98,7 +98,6 @@ class Sent:
     port: int | None = None
     gso: bool = False
     pending: bool = False
-    complete: bool = True
     corrupt: bool = False
     irs: int = IRS
     iss: int | None = None
@@ -229,7 +228,7 @@ class Transcript:
         queue = Queue.IN if sent.by == "client" else Queue.OUT
         self._open_ids.add((queue, self._id))
         iss = self.outward_iss if sent.by == "client" else self.inward_iss
-        return PacketQueued(queue, self._id, sent.packet(iss), sent.pending, sent.gso, sent.complete)
+        return PacketQueued(queue, self._id, sent.packet(iss), sent.pending, sent.gso)
 
     def drain(self) -> None:
         """Collect what came out."""

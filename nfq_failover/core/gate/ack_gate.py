@@ -140,11 +140,6 @@ class AckGate:
         while self.held_acks and self.held_acks[0][0] <= allowed:
             self.held_acks.popleft()
         unchanged = allowed == ack and window == seg.wnd and clipped == blocks and not seg.changed
-        if not unchanged and not event.complete:
-            # It can't be rewritten and must not go out as it is: the kernel will send it again.
-            out.drop(event.queue, event.packet_id, "incomplete-packet")
-            self.owed_since = now
-            return
         self._note_told(allowed, allowed + (window << own.wscale))
         if unchanged:
             self.owed_since = None

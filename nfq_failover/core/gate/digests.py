@@ -121,7 +121,7 @@ class GateDigests:
 
     # ------------------------------------------------------------------------------------ what our TCP sends
 
-    def sent(self, connection: GatedConnection, event: PacketQueued, seg: Segment, now: float) -> None:
+    def sent(self, connection: GatedConnection, seg: Segment, now: float) -> None:
         """Take in a segment of our TCP, of a connection that the backup may have to continue."""
         if not self.on:
             return
@@ -138,10 +138,8 @@ class GateDigests:
             end = offset + length
             if end <= stream.snd_nxt:
                 return  # a retransmission
-            if offset > stream.snd_nxt or not event.complete:
-                self._skip(stream, offset if event.complete else end, now)
-                if not event.complete:
-                    return
+            if offset > stream.snd_nxt:
+                self._skip(stream, offset, now)
             self._add(stream, memoryview(seg.buf)[seg.data_off + stream.snd_nxt - offset : seg.end], now)
         if seg.flags & (FIN | RST) or (length and self._strict):
             self._flush(stream, now)  # at once: the question about the end must not come first

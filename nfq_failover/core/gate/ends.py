@@ -123,7 +123,7 @@ class GateEnds:
         if not seg.flags & (FIN | RST):
             if end is None or not end.held or diff(seg.seq, end.at) <= 0:
                 return False
-            return self._before_end(event, seg, end)
+            return self._before_end(seg, end)
         if end is None:
             end = connection.begin_end(now)
         first = not end.held
@@ -138,18 +138,15 @@ class GateEnds:
         if first:
             self.questions.start(connection.conn, now)
         if kind is EndKind.FIN and seg.payload_len:
-            return self._before_end(event, seg, end)
+            return self._before_end(seg, end)
         if kind is EndKind.FIN:
             seg.set_flags(seg.flags & ~FIN)
             connection.note_ack(seg, now)
         self.out.drop(event.queue, event.packet_id, "end-held")
         return True
 
-    def _before_end(self, event: PacketQueued, seg: Segment, end: EndGate) -> bool:
+    def _before_end(self, seg: Segment, end: EndGate) -> bool:
         """Let a segment go without the end that is held."""
-        if not event.complete:
-            self.out.drop(event.queue, event.packet_id, "incomplete-packet")  # the kernel will send it again
-            return True
         if seg.flags & FIN:
             seg.set_flags(seg.flags & ~FIN)
         else:

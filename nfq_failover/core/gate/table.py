@@ -130,7 +130,7 @@ class GateTable:
                 self.out.accept(event.queue, event.packet_id)
                 return
         if connection.gated:
-            self.digests.sent(connection, event, seg, now)
+            self.digests.sent(connection, seg, now)
         held = connection.state is Gate.PROTECTED and self.ends.outbound(connection, event, seg, now)
         if not held and not (connection.gated and self.digests.holds(connection, event, seg, now)):
             connection.acks.outbound(event, seg, connection.own.learn(seg, now), self.out, now)

@@ -22,9 +22,10 @@ def differing_runs(one: bytes, other: bytes) -> list[tuple[int, int]]:
 class Comparison:
     """How far one connection's two outputs have been compared; offsets of the server's stream.
 
-    `compared`: first byte that is not; `told`: up to where the primary knows that they agree, with the policy `strict`
-    perhaps within a block; `sent`: what the primary is known to have sent; `pending`: digests that are not
-    used up (start, end, hashes), in order; `last`: the latest difference; `asked`: bytes that the primary is asked for.
+    `compared`: first byte that is not, which never goes back: loops end because of that; `told`: up to where the
+    primary knows that they agree, with the policy `strict` perhaps within a block; `sent`: what the primary is known to
+    have sent; `pending`: digests that are not used up (start, end, hashes), in order; `last`: the latest difference;
+    `asked`: bytes that the primary is asked for.
     """
 
     __slots__ = ("after", "asked", "compared", "differences", "last", "pending", "sent", "started", "told", "watched")
@@ -76,7 +77,7 @@ class Comparison:
 
     def advance(self, offset: int) -> None:
         """Everything before `offset` was compared."""
-        self.compared = offset
+        self.compared = max(self.compared, offset)
 
     def needed(self, snd_nxt: int) -> int:
         """The first byte of the replica's output that has to be kept."""
@@ -115,6 +116,8 @@ class Comparison:
 
     def skip(self, stop: int) -> None:
         """The bytes up to `stop` can't be compared: they end no difference."""
+        if stop <= self.compared:
+            return
         if not self.in_step and self.last is not None:
             self.last = self.last[0] + stop - self.last[1], stop
         self.compared = stop

@@ -167,9 +167,6 @@ class Inward:
             if seg.is_pure_ack and told <= self.own_una and window == self.own_wnd:
                 out.drop(event.queue, event.packet_id, "ack-clamped")  # a duplicate for our TCP; told later
                 return
-        if not event.complete:
-            out.drop(event.queue, event.packet_id, "incomplete-packet")
-            return
         if told > self.own_una:
             self.own_una = told
         self.own_wnd = window
@@ -227,9 +224,6 @@ class Inward:
         """Let our TCP judge a segment that can't be of this connection: it will not take it, and answers as TCP does.
 
         Nothing is learned from it, and its acknowledgement is translated as it is, however wrong."""
-        if not event.complete:
-            out.drop(event.queue, event.packet_id, "incomplete-packet")
-            return
         self._translate(mapping, event, seg, mapping.seen.offset(seg.ack), out)
 
     def inject(self, mapping: Translation, out: Outbox, offset: int, data: bytes = b"", flags: int = ACK) -> None:

@@ -32,7 +32,7 @@ def judge(event: PacketQueued, flows: Mapping[FlowKey, ShadowConnection], servin
     if connection is None:
         out.accept(event.queue, event.packet_id)
         return
-    if connection.state is not Shadow.ACTIVE or not event.complete:
+    if connection.state is not Shadow.ACTIVE:
         out.drop(event.queue, event.packet_id, "icmp-of-unknown")
         return
     if not error.checksum_ok():

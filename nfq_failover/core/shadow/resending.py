@@ -218,7 +218,7 @@ class Resending:
             out.drop(event.queue, event.packet_id, "client-has-it")
             self._tell_news(mapping, out, now)
             return
-        if offset < output.snd_una and seg.payload_len and event.complete:
+        if offset < output.snd_una and seg.payload_len:
             out.drop(event.queue, event.packet_id, "client-has-its-head")
             self._send_rest(mapping, seg, offset, out, now)
             return
@@ -247,16 +247,13 @@ class Resending:
 
     def outward_syn_ack(self, mapping: Translation, event: PacketQueued, seg: Segment, out: Outbox) -> None:
         """Our TCP repeats its SYN-ACK: the client must see the one that the primary sent."""
-        if self._opening.wscale is not None and event.complete:
+        if self._opening.wscale is not None:
             options = bytearray(seg.options())
             set_wscale(options, self._opening.wscale)
             seg.buf[seg.tcp_off + 20 : seg.data_off] = options
         self._translate(mapping, event, seg, -1, out)
 
     def _translate(self, mapping: Translation, event: PacketQueued, seg: Segment, offset: int, out: Outbox) -> None:
-        if not event.complete:
-            out.drop(event.queue, event.packet_id, "incomplete-packet")
-            return
         client = self._inward.client
         seg.set_seq(mapping.seen.seq(offset))
         if seg.flags & ACK:

@@ -197,6 +197,8 @@ class FlowList:
             length, kind, _, _, _ = _HEADER.unpack_from(data, at)
             if kind == _NLMSG_DONE:
                 return True
+            if length < _HEADER.size:
+                raise OSError(errno.EBADMSG, os.strerror(errno.EBADMSG))
             if kind == _NLMSG_ERROR:
                 code = -int.from_bytes(data[at + 16 : at + 20], "little", signed=True)
                 raise OSError(code, os.strerror(code))

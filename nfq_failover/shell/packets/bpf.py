@@ -26,7 +26,7 @@ _PROGRAM = Struct("HP")  # struct sock_fprog, native alignment
 # Loads below SKF_AD_OFF read what the kernel knows about the packet instead of its bytes.
 _ANCILLARY: Final = -0x1000
 PACKET_TYPE: Final = _ANCILLARY + 4  # SKF_AD_PKTTYPE
-WHOLE_PACKET: Final = 0x40000
+WHOLE_PACKET: Final = 0x100000  # above the longest super-segment: GSO_MAX_SIZE, 8 * 65536 (Linux 5.19)
 
 
 class Op(IntEnum):
@@ -137,6 +137,7 @@ def inbound_data_filter(service: bytes, ports: Sequence[tuple[int, int]]) -> byt
         Instruction(Op.ADD_X),
         Instruction(Op.TO_X),
         Instruction(Op.LOAD_HALF, 2),
+        Instruction(Op.IF_EQUAL, 0, yes="ports"),  # more than the field can say
         Instruction(Op.IF_ABOVE_X, yes="ports"),
         "refuse",
         Instruction(Op.RETURN, 0),

@@ -24,7 +24,7 @@ _TP_STATUS_CSUM_NOT_READY: Final = 0x8
 _STATISTICS = Struct("=II")  # packets (lost ones too), lost ones; since last asked
 _AUXDATA = Struct("=IIIHHHH")  # status, length, captured length, MAC and network offset, VLAN
 _ANCILLARY_BYTES: Final = socket.CMSG_SPACE(_AUXDATA.size)
-_RECEIVE_BYTES: Final = 128 << 10  # above any IPv4 packet
+_RECEIVE_BYTES: Final = bpf.WHOLE_PACKET  # above any IPv4 packet
 
 
 class InboundCopies:

@@ -70,10 +70,11 @@ def _config(queue: int, body: bytes, sequence: int) -> bytes:
     return _HEADER.pack(length, MSG_CONFIG, flags, sequence, 0, AF_UNSPEC, 0, htons(queue)) + body
 
 
-def config_flags(queue: int, flags: int, sequence: int = 0) -> bytes:
-    """Set these NFQA_CFG_F_* flags and leave the others. A sequence number other than 0 asks for an answer."""
-    value = _U32.pack(htonl(flags))
-    return _config(queue, _attribute(_CFG_FLAGS, value) + _attribute(_CFG_MASK, value), sequence)
+def config_flags(queue: int, flags: int, on: bool = True, sequence: int = 0) -> bytes:
+    """Set these NFQA_CFG_F_* flags, or take them away (`on`), and leave the others. A sequence number other than 0 asks
+    for an answer."""
+    mask, value = _U32.pack(htonl(flags)), _U32.pack(htonl(flags if on else 0))
+    return _config(queue, _attribute(_CFG_FLAGS, value) + _attribute(_CFG_MASK, mask), sequence)
 
 
 def config_max_len(queue: int, max_len: int, sequence: int = 0) -> bytes:

@@ -3,23 +3,34 @@
 The NetfilterQueue library binds and unbinds the queue. Its own receive path hands over at most 4016 bytes and knows no
 queue flags, so we take over its socket (same netlink port, which is what the kernel checks) and speak nfnetlink
 ourselves: whole packets, super-segments uncut (NFQA_CFG_F_GSO), several verdicts per system call.
+
+An attribute's length has 16 bits, so of a packet of 64 KiB and more (IPv4 BIG TCP; a loopback MTU of 65536) the kernel
+can't give us the end. To everybody behind this module such a packet is one that is shorter: the rest is lost, as it
+might have been on the wire, and TCP repairs that. From then on the kernel cuts super-segments before it queues them,
+for a while: slower, but whole.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import socket
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+import structlog
 from netfilterqueue import NetfilterQueue
 
 from nfq_failover.constants import DEFAULT_QUEUE_BUFFER, DEFAULT_QUEUE_PACKETS
 from nfq_failover.core.events import PacketQueued, Queue, QueueOverrun
-from nfq_failover.errors import CommandError, InternalError
+from nfq_failover.errors import CommandError, InternalError, MalformedSegment
 from nfq_failover.shell.packets import netlink as nl
+from nfq_failover.wire.segment import cut_short
+
+log = structlog.get_logger()
 
 _COUNTERS: Final = Path("/proc/thread-self/net/netfilter/nfnetlink_queue")
 _NETLINK_SOCKETS: Final = Path("/proc/thread-self/net/netlink")
@@ -29,8 +40,10 @@ _SNDBUF: Final = 2 << 20
 # One send: far below the send buffer (EMSGSIZE), below IOV_MAX (1024) parts, and small enough to allocate easily.
 _BATCH_BYTES: Final = 256 << 10
 _BATCH_PARTS: Final = 512
+_NO_ROOM: Final = (errno.EAGAIN, errno.ENOBUFS, errno.ENOMEM, errno.EINTR)
 _RECEIVE_BYTES: Final = 128 << 10  # one message: 65531 bytes of packet and some 200 bytes of attributes
 _KERNEL_COPY_RANGE: Final = 0xFFFF - 4  # NFQNL_MAX_COPY_RANGE
+_WHOLE_AGAIN_S: Final = 60.0  # how long the kernel cuts super-segments for us, after one that was too long
 
 
 class QueueUnavailable(CommandError):
@@ -104,7 +117,7 @@ class PacketQueue:
     `read` returns packets, `verdict` collects answers, `flush` sends them. Losses show in two ways: ENOBUFS on the
     socket makes `read` return a `QueueOverrun`, and `overrun` compares the kernel's counters (which also know of
     packets refused because `max_len` of them were waiting). Counters to report: `refused` verdicts (the packet was
-    gone, for instance with its device), `unreadable` messages, `send_retries`.
+    gone, for instance with its device), `unreadable` messages, `send_retries`, `shortened` packets (see the module).
     """
 
     def __init__(
@@ -124,8 +137,10 @@ class PacketQueue:
         self.refused = 0
         self.unreadable = 0
         self.send_retries = 0
+        self.shortened = 0
+        self._whole_at = 0.0  # from then on super-segments come uncut again; 0: they do
         self._marks: dict[int, int] = {}  # of packets that have one
-        self._truncated: set[int] = set()
+        self._short: dict[int, bytes] = {}  # packets whose end is lost: as such they go on
         self._pending: list[tuple[int, list[nl.Buffer]]] = []
         self._reported = 0
         self._receive = bytearray(_RECEIVE_BYTES)
@@ -185,6 +200,8 @@ class PacketQueue:
         """Returns up to `limit` events, oldest first; fewer mean that there are no more at the moment."""
         events: list[PacketQueued | QueueOverrun] = []
         receive, view, queue = self._socket.recv_into, self._view, self.queue
+        if self._whole_at and time.monotonic() >= self._whole_at:
+            self._take_whole(True)
         for _ in range(limit):
             try:
                 size = receive(view, 0, socket.MSG_DONTWAIT)
@@ -209,20 +226,36 @@ class PacketQueue:
             packet_id, mark, info, start, stop, whole = fields
             if mark:
                 self._marks[packet_id] = mark
-            complete = stop - start == whole
-            if not complete:
-                self._truncated.add(packet_id)
-            events.append(
-                PacketQueued(
-                    queue,
-                    packet_id,
-                    bytearray(view[start:stop]),
-                    bool(info & nl.SKB_CSUM_NOT_READY),
-                    bool(info & nl.SKB_GSO),
-                    complete,
-                )
-            )
+            packet = bytearray(view[start:stop])
+            gso = bool(info & nl.SKB_GSO)
+            if stop - start != whole:
+                self._shorten(packet_id, packet, gso)
+            events.append(PacketQueued(queue, packet_id, packet, bool(info & nl.SKB_CSUM_NOT_READY), gso))
         return events
+
+    def _shorten(self, packet_id: int, packet: bytearray, gso: bool) -> None:
+        """The end of a packet is missing: go on as if it were one that is shorter."""
+        self.shortened += 1
+        with contextlib.suppress(MalformedSegment):  # the node refuses it
+            cut_short(packet, gso)
+        self._short[packet_id] = bytes(packet)
+        if not self._whole_at:
+            log.warning(
+                "packets above 64 KiB: the kernel cuts them for us now, which costs throughput",
+                queue=self.queue.name,
+                cure="ip link set dev INTERFACE gso_ipv4_max_size 65536 gro_ipv4_max_size 65536",
+            )
+        self._take_whole(False)
+
+    def _take_whole(self, whole: bool) -> None:
+        """Say whether the kernel is to give us super-segments uncut."""
+        try:
+            self._socket.send(nl.config_flags(self.number, nl.F_GSO, whole), socket.MSG_DONTWAIT)
+        except OSError as problem:
+            if problem.errno not in _NO_ROOM:
+                raise
+            return  # the next packet that is too long, or the next look at the clock, tries again
+        self._whole_at = 0.0 if whole else time.monotonic() + _WHOLE_AGAIN_S
 
     def mark_of(self, packet_id: int) -> int:
         """Returns the mark of a packet that still waits for its verdict."""
@@ -233,14 +266,11 @@ class PacketQueue:
     ) -> None:
         """Decide on a packet; takes effect at the next `flush`.
 
-        `mark`: bits to be added to the packet's own mark. `packet`: replaces the packet; raises `InternalError` if the
-        kernel gave us only a part of it, since the rest would be cut off.
+        `mark`: bits to be added to the packet's own mark. `packet`: replaces the packet.
         """
         own = self._marks.pop(packet_id, 0)
-        if self._truncated and packet_id in self._truncated:
-            self._truncated.discard(packet_id)
-            if accept and packet is not None:
-                raise InternalError(f"queue {self.number}: packet {packet_id} is incomplete and can't be rewritten")
+        if self._short and (short := self._short.pop(packet_id, None)) is not None and packet is None:
+            packet = short
         if not accept:
             parts = nl.verdict(self.number, packet_id, False, None, None)
         else:
@@ -262,7 +292,7 @@ class PacketQueue:
             try:
                 self._socket.sendmsg(parts, (), socket.MSG_DONTWAIT)
             except OSError as problem:
-                if problem.errno not in (errno.EAGAIN, errno.ENOBUFS, errno.ENOMEM, errno.EINTR):
+                if problem.errno not in _NO_ROOM:
                     raise
                 self.send_retries += 1
                 return False
@@ -275,10 +305,16 @@ class PacketQueue:
         return 0 if row is None else row.dropped_full + row.dropped_unread
 
     def gauge(self) -> dict[str, int]:
-        """Returns how many packets wait, how many may, and how many were dropped for want of space."""
+        """Returns how many packets wait, how many may, and how many were dropped, or came without their end."""
         row = queue_row(self.number, self._counters)
         waiting, dropped = (0, 0) if row is None else (row.waiting, row.dropped_full + row.dropped_unread)
-        return {"now": waiting, "limit": self.max_len, "dropped": dropped, "verdicts_pending": len(self._pending)}
+        return {
+            "now": waiting,
+            "limit": self.max_len,
+            "dropped": dropped,
+            "verdicts_pending": len(self._pending),
+            "shortened": self.shortened,
+        }
 
     def overrun(self) -> QueueOverrun | None:
         """Returns what has been dropped since the last report, None if nothing."""

@@ -11,12 +11,13 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from nfq_failover.constants import ACK, DEFAULT_MARK, PSH
+from nfq_failover.constants import ACK, DEFAULT_MARK, FIN, PSH
 from nfq_failover.core.events import PacketQueued, Queue, QueueOverrun
-from nfq_failover.errors import InternalError
 from nfq_failover.shell.packets.inject import Injector
 from nfq_failover.shell.packets.nfqueue import PacketQueue, QueueUnavailable, queue_row
-from nfq_failover.wire.segment import Segment
+from nfq_failover.wire.build import build_segment
+from nfq_failover.wire.segment import MAX_LENGTH, Segment
+from tests.support.big_tcp import allow_big_tcp
 from tests.support.namespaces import CLIENT, SERVICE, Namespace, pair
 
 pytestmark = pytest.mark.netns
@@ -115,7 +116,6 @@ def test_whole_super_segments_pass_rewritten_and_marked(namespaces: tuple[Namesp
     seen = {"gso": 0, "pending": 0, "largest": 0}
 
     def decide(queue: PacketQueue, event: PacketQueued) -> None:
-        assert event.complete
         assert event.queue is Queue.OUT
         segment = Segment(event.packet)
         assert segment.end == len(event.packet)
@@ -299,26 +299,56 @@ def test_refused_verdicts_are_counted(namespaces: tuple[Namespace, Namespace]) -
             queue.close()
 
 
-def test_incomplete_packets_are_told_and_cannot_be_rewritten(namespaces: tuple[Namespace, Namespace]) -> None:
+def test_super_segments_above_64_kib_lose_no_byte(namespaces: tuple[Namespace, Namespace]) -> None:
+    """IPv4 BIG TCP, on a kernel that has it."""
+    client, server = namespaces
+    allowed = [allow_big_tcp(side, "eth0") for side in (client, server)]
+    divert_output(server)
+    with server.entered():
+        queue = PacketQueue(NUMBER, Queue.OUT)
+
+    def decide(queue: PacketQueue, event: PacketQueued) -> None:
+        segment = Segment(event.packet)
+        assert segment.end == len(event.packet) <= MAX_LENGTH
+        if not event.gso:
+            segment.seal()
+        queue.verdict(event.packet_id, True, event.packet, MARK)
+
+    try:
+        with queue_loop(queue, decide):
+            data = stream(client, server, 8 << 20)
+    finally:
+        queue.close()
+    assert data[:251] == bytes(i * 7 & 0xFF for i in range(251))
+    assert (queue.refused, queue.unreadable) == (0, 0)
+    assert bool(queue.shortened) is all(allowed)
+
+
+def test_packet_that_netlink_cannot_hold_is_a_shorter_one(namespaces: tuple[Namespace, Namespace]) -> None:
     _, server = namespaces
     divert_output(server)
     server.run("ip", "link", "set", "lo", "mtu", "65535")
     with server.entered():
         queue = PacketQueue(NUMBER, Queue.OUT)
         raw = Injector(0)
+        ends = (socket.inet_aton("10.77.0.9"), 80), (socket.inet_aton(SERVICE), 1234)
         try:
-            assert raw.send(sealed("10.77.0.9", SERVICE, 80, 1234, bytes(65535 - 40)))
-            (event,) = queue.read(10)
-            assert isinstance(event, PacketQueued)
-            assert not event.complete
-            assert len(event.packet) == 65531
-            with pytest.raises(InternalError):
-                queue.verdict(event.packet_id, True, event.packet)
-            queue.verdict(event.packet_id, True)
-            assert queue.flush()
-            assert queue.refused == 0
+            local = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_TCP)
+            local.settimeout(5)
+            for rewritten in (False, True):
+                assert raw.send(build_segment(*ends, 1, 2, FIN | PSH | ACK, 500, b"", bytes(65535 - 40)))
+                (event,) = queue.read(10)
+                assert isinstance(event, PacketQueued) and not event.gso
+                seg = Segment(event.packet)
+                assert (seg.end, seg.flags, seg.checksum_ok()) == (65531, ACK, True)
+                queue.verdict(event.packet_id, True, event.packet if rewritten else None)
+                assert queue.flush()
+                assert queue.refused == 0
+                assert local.recv(1 << 17) == event.packet  # as the node has seen it, no byte more
+            assert queue.shortened == 2
         finally:
             raw.close()
+            local.close()
             queue.close()
 
 

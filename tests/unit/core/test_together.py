@@ -271,10 +271,11 @@ def test_what_can_not_be_digested_is_told_until_it_is_seen() -> None:
         t.flush()
         t << digest(0, 100)
         t >> seen(100)
-        t >> server(100, 1000, wnd=10000, ts=TS, complete=False) << "pass" << Digest(1, server_seq(100), 1000)
+        t >> server(1100, 100, wnd=10000, ts=TS) << "pass" << Digest(1, server_seq(100), 1000)
+        t >> After(0.005) << digest(1100, 100)
         for seconds in (0.1, 0.3, 1.0):
-            t >> After(seconds) << Digest(1, server_seq(100), 1000)
-        t >> seen(1100)
+            t >> After(seconds) << Digest(1, server_seq(100), 1000) << digest(1100, 100)
+        t >> seen(1200)
         t >> After(3.0)
 
 

@@ -215,14 +215,6 @@ def test_duplicate_acks_of_the_kernel_survive_but_do_not_multiply() -> None:
         t >> confirmed(1000, 40000, (2000, 3000))
 
 
-def test_segment_that_cannot_be_rewritten_does_not_go_out_as_it_is() -> None:
-    with Gated() as t:
-        t >> server(0, 100, ack=1000, wnd=9750, ts=TS, complete=False) << "drop incomplete-packet"
-        t >> confirmed(1000, 40000)
-        t >> After(0.004) << "client [.] 100 ack 1000 wnd 9750 ts 2000010/1010"
-        t >> server(0, 100, ack=1000, wnd=9750, ts=TS, complete=False) << "pass"
-
-
 def test_super_segment_is_left_to_the_kernel_to_seal() -> None:
     with Gated() as t:
         t >> server(0, 4000, ack=1000, wnd=9750, ts=TS, gso=True)

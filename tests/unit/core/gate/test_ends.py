@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 
 from nfq_failover.core.events import FlowsGone
@@ -97,12 +95,6 @@ def test_data_before_the_fin_goes_out_without_it() -> None:
         t >> server(100, 50, flags="F.", wnd=10000, ts=TS) << "pass [.] 100:150 ack 0 wnd 10000 ts 2000010/1010"
         t >> server(150, flags="F.", wnd=10000, ts=TS) << HELD
         t >> replica_end(150) << "client [F.] 150 ack 0 wnd 10000 ts 2000010/1010"
-
-
-def test_packet_that_is_not_whole_can_not_lose_its_fin_and_stays() -> None:
-    with Ending() as t:
-        t >> replace(server(100, 50, flags="F.", wnd=10000, ts=TS), complete=False)
-        t << "drop incomplete-packet" << asked(150)
 
 
 def test_what_the_held_fin_acknowledges_is_said_without_it() -> None:

@@ -279,11 +279,6 @@ def test_segment_of_a_stream_without_ack_flag_is_dropped() -> None:
         t >> from_client(0, 10, flags="P") << "drop no-ack-flag"
 
 
-def test_packet_that_is_not_whole_cannot_be_translated() -> None:
-    with Shadowing() as t:
-        t >> from_client(0, 0, ack=0, wnd=501, complete=False) << "drop incomplete-packet"
-
-
 def test_acknowledgement_that_the_tap_has_lost_is_asked_for() -> None:
     """The client has no reason to repeat it, and our TCP would give up after some retransmissions."""
     with Shadowing() as t:

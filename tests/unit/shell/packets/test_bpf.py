@@ -32,6 +32,7 @@ def packet(
     """An IPv4 packet; options in 32-bit words, `padding` bytes behind its end."""
     ihl, offset = 5 + ip_options, 5 + tcp_options
     size = 4 * (ihl + offset) + payload
+    size = size if size <= 0xFFFF else 0
     ip = struct.pack("!BBHHHBBH4s4s", version << 4 | ihl, 0, size, 7, fragment, 64, protocol, 0, bytes(4), dst)
     tcp = struct.pack("!HHIIBBHHH", 4000, port, 1, 2, offset << 4, flags, 500, 0, 0)
     return ip + b"\1" * 4 * ip_options + tcp + b"\1" * 4 * tcp_options + bytes(payload + padding)
@@ -58,6 +59,7 @@ def passes(data: bytes, packet_type: int = 0) -> bool:
         (packet(payload=0, tcp_options=10), False),
         (packet(payload=1, ip_options=10), True),
         (packet(payload=0, ip_options=10), False),
+        (packet(payload=0x10000 - 40), True),  # IPv4 BIG TCP
         (packet(flags=0x11, ip_options=10, tcp_options=3), True),
         (packet(payload=65535 - 40), True),
         (packet(payload=1, port=7000), True),

@@ -30,6 +30,8 @@ def test_flags_are_set_with_their_mask() -> None:
     value = struct.pack("!I", 4)
     expected = message(0x302, 1 | 4, 9, 7760, attribute(5, value) + attribute(4, value))
     assert nl.config_flags(7760, nl.F_GSO, sequence=9) == expected
+    taken_away = message(0x302, 1, 0, 7760, attribute(5, bytes(4)) + attribute(4, value))
+    assert nl.config_flags(7760, nl.F_GSO, on=False) == taken_away
 
 
 def test_configuration_without_sequence_asks_for_no_answer() -> None:
