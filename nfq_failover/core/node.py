@@ -55,7 +55,7 @@ from nfq_failover.core.rules import Rules
 from nfq_failover.core.settings import Settings
 from nfq_failover.core.shadow import path_mtu
 from nfq_failover.core.shadow.checkpoint import Checkpoint, CheckpointWriter
-from nfq_failover.core.shadow.connection import Shadow
+from nfq_failover.core.shadow.connection import HEARD
 from nfq_failover.core.shadow.table import ShadowTable
 from nfq_failover.core.status import Status, concerns_of, connections_of, link_status, standing
 from nfq_failover.errors import MalformedSegment
@@ -184,7 +184,8 @@ class Node:
 
     def _inbound(self, event: PacketQueued, seg: Segment, now: float) -> None:
         connection = self.shadow.flows.get((seg.src, seg.sport, seg.dst, seg.dport))
-        if connection is not None and not (seg.flags & (SYN | ACK | RST) == SYN and connection.taken_over):
+        anew = seg.flags & (SYN | ACK | RST) == SYN
+        if connection is not None and not (anew and self.shadow.gives_way(connection, seg)):
             self.shadow.segments.inbound(event, seg, connection, now)
             if self.checkpoint is not None and connection.heard:
                 self.checkpoint.review(connection)
@@ -398,7 +399,7 @@ class Node:
         elif action is Do.TAKE_OVER:
             self._take_over(now)
         elif action in (Do.SERVE, Do.RESUME):
-            self.shadow.serve()
+            self.shadow.serve(now)
             emit(OwnAddress(True, self.settings.announce_count))
             self.rules.apply(Profile.ALONE, members.role)
         elif action is Do.ARM:
@@ -431,7 +432,7 @@ class Node:
         self.gate.explain("taken over: no backup")
         self.out.log("warning", "takeover", epoch=members.epoch, connections=going, reset=reset)
         if self.checkpoint is not None:
-            self.checkpoint.begin([c for c in self.shadow.flows.values() if c.state in (Shadow.ACTIVE, Shadow.DEAD)])
+            self.checkpoint.begin([c for c in self.shadow.flows.values() if c.state in HEARD])
         self.rules.apply(Profile.ALONE, members.role)
 
     def _save_checkpoint(self) -> None:

@@ -6,7 +6,7 @@ from nfq_failover.core.events import ApplyRules, Profile
 from nfq_failover.core.gate.table import GateTable
 from nfq_failover.core.outbox import Outbox
 from nfq_failover.core.pair.roles import Role
-from nfq_failover.core.shadow.connection import Shadow
+from nfq_failover.core.shadow.connection import HEARD
 from nfq_failover.core.shadow.table import ShadowTable
 from nfq_failover.wire.segment import FlowKey
 
@@ -51,4 +51,4 @@ class Rules:
             self.again(role)
 
     def _taken_over(self) -> tuple[FlowKey, ...]:
-        return tuple(f for f, c in self._shadow.flows.items() if c.state in (Shadow.ACTIVE, Shadow.DEAD))
+        return tuple(f for f, c in self._shadow.flows.items() if c.state in HEARD)

@@ -19,6 +19,7 @@ from nfq_failover.core.shadow.connection import Shadow
 from nfq_failover.core.shadow.table import ShadowTable
 from nfq_failover.wire.segment import FlowKey
 
+FED = " (its replica goes on getting what the client sends)"
 _CLAIMING = frozenset((State.PROTECTED, State.SHADOWING))
 
 
@@ -163,7 +164,7 @@ def _gated(gate: GateTable) -> Iterable[ConnectionStatus]:
         yield ConnectionStatus(
             *end_names(connection.flow),
             protected,
-            connection.reason,
+            f"{connection.reason}{FED}" if connection.fed else connection.reason,
             connection.retained.inbound.size,
             connection.acks.confirmed,
             max(connection.own.rcv_nxt - connection.acks.confirmed, 0) if protected else 0,
@@ -184,6 +185,8 @@ def _shadowed(shadow: ShadowTable) -> Iterable[ConnectionStatus]:
             reason = f"{how}: an open connection survives one failure"
         elif connection.state is Shadow.OPENING:
             reason = "opening"
+        elif connection.state is Shadow.FED:
+            reason += FED
         yield ConnectionStatus(
             *end_names(connection.flow),
             connection.state is Shadow.SHADOW,

@@ -24,6 +24,7 @@ END_LINGER_S = 2.0  # three repeats of the client's FIN: 0.2, 0.6 and 1.4 s afte
 CATCH_UP_S = 0.5  # how long acknowledgements are held for a backup that is behind
 CATCH_UP_FIRST_S = 2.0  # how long they are not, after that; doubled each time
 CATCH_UP_MAX_S = 60.0
+FED_HOLD_S = 2.0  # how long acknowledgements wait for a replica that is only fed, and takes nothing
 
 NOT_READY = "replica not ready"
 
@@ -34,6 +35,7 @@ class Gate(Enum):
     SYN_HELD = "syn-held"
     CATCHING_UP = "catching-up"
     PROTECTED = "protected"
+    FED = "fed"  # not protected, but the replica is to get what the client sends
     UNPROTECTED = "unprotected"
     HANDED = "handed-over"  # see core/gate/handover.py: nothing is ever sent for it
     CLOSED = "closed"
@@ -51,6 +53,11 @@ GATE_MOVES: Final = {
     (Gate.CATCHING_UP, Gate.PROTECTED): "the replica has caught up",
     (Gate.CATCHING_UP, Gate.UNPROTECTED): "not in time, backup gone for good, replica lost, bytes lost",
     (Gate.CATCHING_UP, Gate.CLOSED): _OVER,
+    (Gate.PROTECTED, Gate.FED): "the replica's output differs, or ends elsewhere",
+    (Gate.CATCHING_UP, Gate.FED): "the replica's output differs",
+    (Gate.UNPROTECTED, Gate.FED): "the replica was late, and its output differs",
+    (Gate.FED, Gate.UNPROTECTED): "backup gone for good, replica lost, bytes lost",
+    (Gate.FED, Gate.CLOSED): _OVER,
     (Gate.PROTECTED, Gate.UNPROTECTED): "backup gone for good, replica lost, bytes lost",
     (Gate.PROTECTED, Gate.HANDED): "its server has failed, and it alone moves",
     (Gate.PROTECTED, Gate.CLOSED): _OVER,
@@ -65,7 +72,8 @@ GATE_STARTS: Final = {
 
 
 class GatedConnection:
-    """Holds the state of one connection. `reason`: why it is not protected. `gated`: acknowledgements are held back.
+    """Holds the state of one connection. `reason`: why it is not protected. `gated`: acknowledgements are held back,
+    since the replica may go on with the connection. `fed`: its replica can't, but is to get what the client sends.
 
     `shadowed`: the backup has an entry of it, though it can't continue it. `retry_s`: how long to wait for the backup's
     next answer. `syn_ack` is the packet that is held; `end` is there once either server has ended its stream.
@@ -78,6 +86,7 @@ class GatedConnection:
         "catch_up_s",
         "conn",
         "end",
+        "fed",
         "flow",
         "gated",
         "gone_at",
@@ -90,6 +99,7 @@ class GatedConnection:
         "shadowed",
         "state",
         "syn_ack",
+        "waits_since",
     )
 
     def __init__(
@@ -104,7 +114,8 @@ class GatedConnection:
         self.conn = opening.conn
         self.state = state
         self.reason = reason
-        self.gated = False
+        self.gated = self.fed = False
+        self.waits_since: float | None = None  # for a replica that is fed, and takes nothing
         self.own = OwnTcp(opening, rcv_edge, now)
         self.retained = Retained(self.own)
         self.acks = AckGate(self.own, self.retained)
@@ -124,8 +135,9 @@ class GatedConnection:
             raise InternalError(f"connection {self.conn}: no move from {self.state.name} to {state.name} ({reason})")
         self.state, self.reason = state, reason
         self.gated = state in (Gate.PROTECTED, Gate.CATCHING_UP)
-        if self.gated:
-            self.acks.shut(lenient=state is Gate.CATCHING_UP)
+        self.fed = state is Gate.FED
+        if self.gated or self.fed:
+            self.acks.shut(lenient=state is not Gate.PROTECTED)
         else:
             self.acks.open()
 
@@ -205,8 +217,11 @@ class GatedConnection:
             self.backup_established = True
         if acks.confirmed > before:
             self.retry_s = 0.0
+            self.waits_since = None
         self.retained.forget_settled(acks.confirmed, now)
-        if self.gated:
+        if self.fed and not acks.holds and acks.caught_up:
+            acks.shut(lenient=True)
+        if acks.holds:
             acks.release(out, now)
 
     def back_off(self, first_s: float, most_s: float) -> float:
@@ -227,6 +242,31 @@ class GatedConnection:
         else:
             self.acks.let_go(out)
         self.release_end(out)
+
+    def feed(self, reason: str, out: Outbox) -> None:
+        """The replica can't continue the connection, but is to get what the client sends: the client is told no more
+        than the backup has, so that a replica that is slower slows it down, but see `feed_on`."""
+        self.enter(Gate.FED, reason)
+        self.release_end(out)
+
+    def feed_on(self, out: Outbox, now: float) -> None:
+        """The replica is still to get something. One that takes nothing for some time is not waited for: the client
+        goes on, and what it sends is kept."""
+        if not self.acks.holds:
+            return
+        if not self.acks.waiting:
+            self.waits_since = None
+        elif self.waits_since is None:
+            self.waits_since = now
+        elif now - self.waits_since >= FED_HOLD_S:
+            self.acks.open()
+            self.acks.let_go(out)
+            self.waits_since = None
+
+    @property
+    def lacks(self) -> bool:
+        """Whether the replica has still to get what our TCP has taken."""
+        return self.fed and self.acks.confirmed < self.own.rcv_nxt
 
     def protect_late(self, now: float) -> bool:
         """The replica can continue a connection that was let go unprotected. True if it is protected now.
@@ -271,13 +311,18 @@ class GatedConnection:
     @property
     def keeps_last_ack(self) -> bool:
         """Whether it is on us to acknowledge the client's FIN, and to repeat that."""
-        return self.gated and self.acks.fin_clamped and self.own.fin_sent and self.retained.client_ended
+        return self.acks.holds and self.acks.fin_clamped and self.own.fin_sent and self.retained.client_ended
 
     def lingers(self, now: float) -> bool:
         """Whether we have to remember for the client's sake what our TCP has forgotten."""
+        gone_s = self.gone_for(now)
+        return self.keeps_last_ack and (self.acks.told_ack < self.own.rcv_nxt or gone_s < END_LINGER_S)
+
+    def gone_for(self, now: float) -> float:
+        """How long our TCP has been known to have forgotten it."""
         if self.gone_at is None:
             self.gone_at = now
-        return self.keeps_last_ack and (self.acks.told_ack < self.own.rcv_nxt or now - self.gone_at < END_LINGER_S)
+        return now - self.gone_at
 
     def repeat_last_ack(self, out: Outbox) -> None:
         """The client has repeated its FIN."""

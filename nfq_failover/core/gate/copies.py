@@ -110,8 +110,8 @@ class Copies:
         self.wanted = False
         if refused := copy_refused(connection, seg, now):
             self.out.counters[f"copy-{refused}"] += 1
-        elif protecting and (connection.gated or self._keeps_ungated(connection, seg, now)):
-            if connection.gated and (wrong := copy_contradiction(connection, seg, now)):
+        elif protecting and (connection.gated or connection.fed or self._keeps_ungated(connection, seg, now)):
+            if (connection.gated or connection.fed) and (wrong := copy_contradiction(connection, seg, now)):
                 self._unprotect(connection, wrong, now)
             connection.retained.keep(seg, connection.acks.confirmed, self.out, now)
 
@@ -163,6 +163,6 @@ class Copies:
         late_bytes = 0
         for connection in self._flows.values():
             connection.retained.forget_settled(connection.acks.confirmed, now)
-            if not connection.gated:
+            if not connection.gated and not connection.fed:
                 late_bytes += connection.retained.inbound.size
         self.late_bytes = late_bytes

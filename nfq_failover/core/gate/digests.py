@@ -102,17 +102,15 @@ class SentStream:
 
 
 class GateDigests:
-    """Makes and repeats the digests of all connections. `unprotect(connection, reason, now)` gives up the protection of
-    one."""
+    """Makes and repeats the digests of all connections. `part(connection, reason, now)` gives up the protection of one,
+    whose replica is fed on."""
 
-    def __init__(
-        self, settings: Settings, out: Outbox, unprotect: Callable[[GatedConnection, str, float], None]
-    ) -> None:
+    def __init__(self, settings: Settings, out: Outbox, part: Callable[[GatedConnection, str, float], None]) -> None:
         self.out = out
         self.on = settings.divergence != "off"
         self._strict = settings.divergence == "strict"
         self._patience_s = settings.out_of_step_ms / 1000
-        self._unprotect = unprotect
+        self._part = part
         self._seed = hash_seed(settings.key)
         self._streams: dict[int, SentStream] = {}
         self._dirty: dict[int, SentStream] = {}
@@ -327,7 +325,7 @@ class GateDigests:
                 continue
             if self._strict and again.released < again.snd_nxt and now - again.waits_since > self._patience_s:
                 self.out.counters["strict-given-up"] += 1
-                self._unprotect(again.connection, "the replica does not follow (policy: strict)", now)
+                self._part(again.connection, "the replica does not follow (policy: strict)", now)
                 continue
             for record in list(again.unseen)[:REPEAT_AT_ONCE]:
                 self.out.record(record)

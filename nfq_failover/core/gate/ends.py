@@ -80,9 +80,9 @@ class EndQuestions:
 class GateEnds:
     """Judges the ends of all connections. `numbers` is the gate's table by connection number.
 
-    `unprotect(connection, reason, now)` gives a connection up; `close(connection, reason, now)` forgets it after an
-    RST. What was found of our application is put into `findings`, again with each answer of the backup, as long as
-    nothing has come of it.
+    `part(connection, reason, now)` gives a connection up, and lets its replica be fed on; `close(connection, reason,
+    now)` forgets it after an RST. What was found of our application is put into `findings`, again with each answer of
+    the backup, as long as nothing has come of it.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class GateEnds:
         settings: Settings,
         out: Outbox,
         numbers: dict[int, GatedConnection],
-        unprotect: Callable[[GatedConnection, str, float], None],
+        part: Callable[[GatedConnection, str, float], None],
         close: Callable[[GatedConnection, str, float], None],
     ) -> None:
         self.out = out
@@ -104,7 +104,7 @@ class GateEnds:
         self._failures = 1 if settings.divergence == "off" else 2
         self._checked = settings.health_checked
         self._well_at: float | None = None
-        self._unprotect = unprotect
+        self._part = part
         self._close = close
         self.questions = EndQuestions(out, self._question)
 
@@ -227,7 +227,7 @@ class GateEnds:
 
     def _give_up(self, connection: GatedConnection, reason: str, now: float) -> None:
         self.questions.stop(connection.conn)
-        self._unprotect(connection, reason, now)
+        self._part(connection, reason, now)
 
     def _release(self, connection: GatedConnection, end: EndGate, now: float) -> None:
         connection.release_end(self.out)

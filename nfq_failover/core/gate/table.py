@@ -29,6 +29,8 @@ from nfq_failover.wire.records import (
     Confirm,
     DigestSeen,
     End,
+    Fed,
+    FedSeen,
     HandedOver,
     Missing,
     Opened,
@@ -43,13 +45,17 @@ from nfq_failover.wire.segment import FlowKey, Segment
 
 MAX_TELLING: Final = 8192
 POLL_FIRST_S: Final = 0.003
+FED_POLL_MAX_S: Final = 0.2
 TELL_MAX_S: Final = 10.0
 QUERY_EVERY_S: Final = 5.0
 QUERY_CLOSING_S: Final = 0.2
 QUERY_FULL_S: Final = 0.5
 LATE_POLL_MAX_S: Final = 1.0
+FEED_LINGER_S: Final = 10.0
 
 Handler = Callable[[Any, float], None]
+News = Close | Unprotected | Fed
+_ANSWERS: Final = {Closed: Close, UnprotectedSeen: Unprotected, FedSeen: Fed}
 
 
 class GateTable:
@@ -68,13 +74,13 @@ class GateTable:
         self.flows: dict[FlowKey, GatedConnection] = {}
         self.numbers: dict[int, GatedConnection] = {}
         self.timers: TimerQueue[int] = TimerQueue()
-        self._telling: dict[int, tuple[Close | Unprotected, float]] = {}
+        self._telling: dict[int, tuple[News, float]] = {}
         self._next_query = 0.0
         flows, numbers = self.flows, self.numbers
         self.opening = Opening(settings, out, flows, numbers, self.timers, self._unprotect_quietly, adopts_unknown)
         self.copies = Copies(out, flows, numbers, self._unprotect, self._look_soon)
-        self.digests = GateDigests(settings, out, self._unprotect)
-        self.ends = GateEnds(settings, out, numbers, self._unprotect, self._close)
+        self.digests = GateDigests(settings, out, self._part)
+        self.ends = GateEnds(settings, out, numbers, self._part, self._close)
         self.handovers = Handovers(settings, out, flows, numbers, self.digests, self._unprotect, self._give_back)
         self.findings = self.ends.findings
         self.takes: dict[type[Record], Handler] = {
@@ -89,6 +95,8 @@ class GateTable:
             HandedOver: self.handovers.on_handed,
             Unprotected: self._on_unprotected,
             UnprotectedSeen: self._on_told,
+            Fed: self._on_fed,
+            FedSeen: self._on_told,
             Closed: self._on_told,
         }
 
@@ -134,11 +142,13 @@ class GateTable:
         held = connection.state is Gate.PROTECTED and self.ends.outbound(connection, event, seg, now)
         if not held and not (connection.gated and self.digests.holds(connection, event, seg, now)):
             connection.acks.outbound(event, seg, connection.own.learn(seg, now), self.out, now)
-        if connection.gated and (
+        if (connection.gated or connection.fed) and (
             connection.acks.waiting or connection.acks.owed_since is not None or not connection.backup_established
         ):
             self.timers.set_earlier(connection.conn, now + max(connection.retry_s, POLL_FIRST_S))
-        if seg.flags & RST and not held:
+        if seg.flags & RST and connection.lacks:
+            self._look_soon(now)
+        elif seg.flags & RST and not held:
             self._close(connection, "reset by the server", now)
         elif seg.flags & FIN:
             self._look_soon(now)
@@ -165,10 +175,15 @@ class GateTable:
             # A connection younger than the query may have been opened after the kernel was asked.
             if connection is None or now - connection.opened_at <= 1.0 or connection.state is Gate.SYN_HELD:
                 continue
-            if self.ends.holds(connection) or connection.lingers(now):
+            if self.ends.holds(connection) or connection.lingers(now) or self._lacks_still(connection, now):
                 self._look_soon(now)
             else:
                 self._close(connection, "closed", now)
+
+    @staticmethod
+    def _lacks_still(connection: GatedConnection, now: float) -> bool:
+        """Whether a replica that is fed is still to get the last bytes from us."""
+        return connection.lacks and connection.gone_for(now) < FEED_LINGER_S
 
     def _look_soon(self, now: float) -> None:
         """Our TCP may soon have forgotten a connection."""
@@ -216,11 +231,21 @@ class GateTable:
             self.out.record(Close(record.conn, "over"))  # the backup has missed that
         self.out.record(UnprotectedSeen(record.conn))
 
-    def _on_told(self, record: Closed | UnprotectedSeen, _: float) -> None:
+    def _on_fed(self, record: Fed, now: float) -> None:
+        """The backup can't continue a connection, but its replica goes on getting the client's input."""
+        connection = self.numbers.get(record.conn)
+        if connection is None:
+            self.out.record(Close(record.conn, "over"))  # the backup has missed that
+        elif connection.state is Gate.SYN_HELD:
+            return  # `Opened` was lost: both are repeated
+        elif not self._feed_quietly(connection, record.reason, now) and not connection.fed:
+            self.out.record(Unprotected(record.conn, connection.reason))  # we have not kept what it lacks
+        self.out.record(FedSeen(record.conn))
+
+    def _on_told(self, record: Closed | UnprotectedSeen | FedSeen, _: float) -> None:
         """The backup has seen what it was told."""
         telling = self._telling.get(record.conn)
-        wanted = Close if isinstance(record, Closed) else Unprotected
-        if telling is not None and isinstance(telling[0], wanted):
+        if telling is not None and isinstance(telling[0], _ANSWERS[type(record)]):
             del self._telling[record.conn]
             self.timers.cancel(record.conn)
 
@@ -228,7 +253,7 @@ class GateTable:
 
     def _close(self, connection: GatedConnection, reason: str, now: float) -> None:
         """Forget a connection, and make the backup forget it."""
-        known = connection.state in (Gate.PROTECTED, Gate.SYN_HELD) or connection.reason == NOT_READY
+        known = connection.state in (Gate.PROTECTED, Gate.FED, Gate.SYN_HELD) or connection.reason == NOT_READY
         known = known or connection.shadowed
         connection.enter(Gate.CLOSED, reason)
         if self.flows.get(connection.flow) is connection:
@@ -242,6 +267,22 @@ class GateTable:
         """Let a connection go on without a backup, and say so to the backup."""
         if self._unprotect_quietly(connection, reason, now):
             self._tell(Unprotected(connection.conn, reason), POLL_FIRST_S, now)
+
+    def _part(self, connection: GatedConnection, reason: str, now: float) -> None:
+        """The replica can't go on with a connection, and is fed on: say so to the backup."""
+        if self._feed_quietly(connection, reason, now):
+            self._tell(Fed(connection.conn, reason), POLL_FIRST_S, now)
+        elif not connection.fed:
+            self._unprotect(connection, reason, now)
+
+    def _feed_quietly(self, connection: GatedConnection, reason: str, now: float) -> bool:
+        """Let a connection go on whose replica is only fed. False if it already was, or can't be."""
+        if not connection.gated and (connection.state is not Gate.UNPROTECTED or connection.reason != NOT_READY):
+            return False
+        connection.feed(reason, self.out)
+        self._let_go(connection, reason)
+        self.timers.set_earlier(connection.conn, now + POLL_FIRST_S)
+        return True
 
     def _unprotect_quietly(self, connection: GatedConnection, reason: str, now: float) -> bool:
         """Let a connection go on without a backup, which knows. False if it already did."""
@@ -264,11 +305,12 @@ class GateTable:
     def _let_go(self, connection: GatedConnection, reason: str) -> None:
         connection.note_shadowed()
         self.digests.let_go(connection.conn)
-        if reason != NOT_READY:
+        if reason != NOT_READY and not connection.fed:
             connection.retained.forget()
-        self.out.log("warning", "connection unprotected", conn=connection.conn, reason=reason)
+        more = {"fed": True} if connection.fed else {}
+        self.out.log("warning", "connection unprotected", conn=connection.conn, reason=reason, **more)
 
-    def _tell(self, record: Close | Unprotected, wait: float, now: float) -> None:
+    def _tell(self, record: News, wait: float, now: float) -> None:
         """Tell the backup, again and again until it answers or there is no point in it."""
         if wait > TELL_MAX_S or not self.protecting:
             self._telling.pop(record.conn, None)
@@ -311,7 +353,7 @@ class GateTable:
         self.reason = reason
         self._telling.clear()
         for connection in list(self.flows.values()):
-            if connection.gated or connection.state is Gate.SYN_HELD:
+            if connection.gated or connection.fed or connection.state is Gate.SYN_HELD:
                 connection.unprotect(reason, self.out)
             elif connection.reason == NOT_READY:
                 connection.explain(reason)  # what its replica has got by now is not kept
@@ -351,6 +393,12 @@ class GateTable:
                 self.timers.set(conn, now + wait_s)
             elif acks.owed_since is not None:
                 self.timers.set(conn, now + POLL_FIRST_S)
+        elif self.protecting and connection.fed:
+            connection.feed_on(self.out, now)
+            acks.release(self.out, now)
+            if acks.waiting or connection.lacks or acks.owed_since is not None:
+                self._poll(connection)
+                self.timers.set(conn, now + connection.back_off(POLL_FIRST_S, FED_POLL_MAX_S))
         elif self.protecting and connection.reason == NOT_READY:
             if connection.gated and not connection.give_up_catching_up(self.out, now):
                 acks.release(self.out, now)

@@ -2,8 +2,10 @@
 
 `OPENING`: the client's SYN, as the primary described it, has been delivered; the replica's SYN-ACK is awaited.
 `SHADOW`: the client's segments are logged, translated and delivered; the replica's output is kept until the client has
-acknowledged it to the primary, and goes nowhere. `ACTIVE`: after the takeover, the output goes to the client. `DEAD`:
-the replica can't continue the connection; after a takeover the client is told by RST.
+acknowledged it to the primary, and goes nowhere. `ACTIVE`: after the takeover, the output goes to the client. `FED`:
+the replica can't continue the connection, but goes on getting what the client sends, since other connections may depend
+on what its application makes of that (feeding.py). `DEAD`: the replica can't continue the connection, nor be fed.
+Clients of the latter two are told by RST after a takeover.
 
 What belongs to one subject is a part of its own: `header` (the client's newest header), `inward` (the client's stream),
 `output` (the server's), `acceptance` (which ACKs are believed), `gap` (how far the replica is behind), `end` (who knows
@@ -48,15 +50,21 @@ class Shadow(Enum):
     OPENING = "opening"
     SHADOW = "shadow"
     ACTIVE = "active"
+    FED = "fed"
     DEAD = "dead"
 
+
+HEARD: Final = frozenset((Shadow.ACTIVE, Shadow.FED, Shadow.DEAD))
+"""After a takeover, clients of connections in these states hear this host, if only that all is over."""
 
 SHADOW_MOVES: Final[dict[tuple[Shadow, Shadow], str]] = {
     (Shadow.OPENING, Shadow.SHADOW): "SYN-ACK of the replica",
     (Shadow.OPENING, Shadow.DEAD): "the hosts grant different options, two versions, or the primary gave it up",
     (Shadow.SHADOW, Shadow.SHADOW): "another SYN-ACK of the replica: its TCP has begun anew",
     (Shadow.SHADOW, Shadow.ACTIVE): "takeover, or handed over alone",
-    (Shadow.SHADOW, Shadow.DEAD): "replica reset, closed or diverged, or the primary went on unprotected",
+    (Shadow.SHADOW, Shadow.FED): "its output differs, or the primary can't protect it: the input goes on",
+    (Shadow.SHADOW, Shadow.DEAD): "replica reset or closed, two versions, or the primary went on unprotected",
+    (Shadow.FED, Shadow.DEAD): "replica reset or closed, input lost, or all was delivered when the connection ended",
     (Shadow.ACTIVE, Shadow.DEAD): "hole that can't be filled, diverged, lost while the daemon was away (RST)",
 }
 """Every move that a connection may make -> what leads to it. docs/design/states.py draws it."""
@@ -72,6 +80,7 @@ SHADOW_STOPS: Final[dict[Shadow, str]] = {
     Shadow.OPENING: "takeover: the next SYN is native",
     Shadow.SHADOW: "another generation, or over before the takeover",
     Shadow.ACTIVE: "our TCP has forgotten it",
+    Shadow.FED: "over on the primary, and all was delivered",
     Shadow.DEAD: "reset after a takeover, or over on the primary",
 }
 """When a connection is forgotten."""
@@ -176,6 +185,11 @@ class ShadowConnection:
         self.inward.forget_bytes()
         self.output.forget_bytes()
 
+    def feed(self, reason: str) -> None:
+        """It is not continued, but its replica goes on getting what the client sends: what it answers is of no use."""
+        self.enter(Shadow.FED, reason)
+        self.output.discard()
+
     def cut(self, out: Outbox) -> None:
         """Let the client know that the connection is over."""
         self.heard = True
@@ -212,7 +226,7 @@ class ShadowConnection:
             inward.fin_in is not None
             and output.fin_out is not None
             and inward.rcv_nxt > inward.fin_in
-            and output.snd_una > output.fin_out
+            and output.acknowledged_to > output.fin_out
         )
 
     @property

@@ -7,7 +7,7 @@ from nfq_failover.core.outbox import Outbox
 from nfq_failover.core.shadow.connection import Shadow, ShadowConnection
 from nfq_failover.core.shadow.divergence import Divergence
 from nfq_failover.core.timers import TimerQueue
-from nfq_failover.wire.records import End, EndAsked, EndKind, Unprotected
+from nfq_failover.wire.records import End, EndAsked, EndKind, Fed, Unprotected
 
 
 def end_of(connection: ShadowConnection, well: bool) -> End:
@@ -62,6 +62,8 @@ class ShadowEnds:
         elif connection.state is Shadow.SHADOW or connection.output.rst_out is not None:
             if self._divergence.may_tell_end(connection, now):
                 self._asked(connection, record.kind is not EndKind.OPEN, now)
+        elif connection.state is Shadow.FED:
+            self.out.record(Fed(record.conn, connection.reason))
         elif connection.state is Shadow.DEAD:
             self.out.record(Unprotected(record.conn, connection.reason))
 

@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 from nfq_failover.core.outbox import Outbox
 from nfq_failover.core.shadow.checkpoint import CheckpointWriter
-from nfq_failover.core.shadow.connection import Forget, GiveUp, Shadow, ShadowConnection
+from nfq_failover.core.shadow.connection import HEARD, Forget, GiveUp, Shadow, ShadowConnection
 from nfq_failover.core.shadow.divergence import Divergence
 from nfq_failover.wire.records import Handed, HandedOver, HandOver
 from nfq_failover.wire.segment import FlowKey
@@ -92,6 +92,8 @@ class ShadowHandovers:
             at = connection.map.seen.offset(record.at)
             if not self._divergence.compared_to(connection, at) and waits_s < COMPARE_PATIENCE_S:
                 return False
+        if connection.state is Shadow.FED:
+            self._give_up(connection, connection.reason)
         self._release_number(connection)
         self.keep(connection, now)
         connection.hand_over(record.conn)
@@ -138,8 +140,7 @@ class ShadowHandovers:
         for connection in found:
             connection.adopt()
         if found and self._checkpoint is not None:
-            heard = (Shadow.ACTIVE, Shadow.DEAD)
-            self._checkpoint.begin([c for c in self._flows.values() if c.state in heard])
+            self._checkpoint.begin([c for c in self._flows.values() if c.state in HEARD])
 
     def cut(self, reason: str) -> None:
         """End all of them: none can go on."""

@@ -18,6 +18,7 @@ from nfq_failover.wire.segment import Segment
 REDELIVER_BYTES = 16384
 REDELIVER_BURST = 8
 OLD_BYTES = 64 << 20  # how old a client's retransmission can be
+WIDEST = 0xFFFF  # the window field for a replica whose output goes nowhere
 JOURNAL_AHEAD = 4 << 20  # bytes beyond the replica's window that we still log
 
 
@@ -150,6 +151,11 @@ class Inward:
         """Our TCP has not acknowledged everything that we hold."""
         return self.rcv_nxt < self.held
 
+    @property
+    def unread(self) -> bool:
+        """There are bytes of the client, not only its end, that our TCP has not taken."""
+        return self.inbound.end > self.rcv_nxt or self.inbound.has_islands
+
     def forget_bytes(self) -> None:
         """Nothing needs the stream any more."""
         self.inbound = Journal(self.inbound.limit, self.inbound.end)
@@ -159,7 +165,12 @@ class Inward:
     def deliver(self, mapping: Translation, event: PacketQueued, seg: Segment, ack: int, out: Outbox) -> None:
         """Translate a client's segment for our TCP and let it in. `ack`: the offset that it acknowledges."""
         snd_nxt = self.output.snd_nxt
-        if ack <= snd_nxt:
+        if self.output.discarded:
+            told, window = snd_nxt, WIDEST
+            if seg.is_pure_ack:
+                out.drop(event.queue, event.packet_id, "fed")  # it talks of another server's output
+                return
+        elif ack <= snd_nxt:
             told, window = ack, seg.wnd
         else:
             told = snd_nxt
@@ -179,7 +190,7 @@ class Inward:
         if seg.flags & ACK:
             seg.set_ack(mapping.own.seq(told))
         if seg.sack:
-            seg.set_sack(mapping.own_sack(seg.sack, self.output.snd_nxt))
+            seg.set_sack([] if self.output.discarded else mapping.own_sack(seg.sack, self.output.snd_nxt))
         if seg.ts_off:
             seg.set_timestamps(seg.tsval, mapping.own_tsecr(seg.tsecr))
         seg.seal()
@@ -205,7 +216,8 @@ class Inward:
             raise InternalError("an RST is let in before the replica's SYN-ACK")
         self.reset_by_client = self.reset_by_client or offset == self.rcv_nxt
         if seg.flags & ACK:
-            seg.set_ack(mapping.own.seq(min(mapping.seen.offset(seg.ack), self.output.snd_nxt)))
+            told = self.output.snd_nxt if self.output.discarded else mapping.seen.offset(seg.ack)
+            seg.set_ack(mapping.own.seq(min(told, self.output.snd_nxt)))
         if seg.ts_off:
             seg.set_timestamps(seg.tsval, mapping.own_tsecr(seg.tsecr))
         seg.seal()
@@ -228,10 +240,10 @@ class Inward:
 
     def inject(self, mapping: Translation, out: Outbox, offset: int, data: bytes = b"", flags: int = ACK) -> None:
         """Deliver a segment that we build ourselves, with the client's newest acknowledgement."""
-        header, snd_una = self.header, self.output.snd_una
+        header, snd_una = self.header, self.output.acknowledged_to
         told = max(min(snd_una, self.output.snd_nxt), 0)
         self.own_una = max(self.own_una, told)
-        self.own_wnd = header.window_from(told, snd_una, header.wnd)
+        self.own_wnd = WIDEST if self.output.discarded else header.window_from(told, snd_una, header.wnd)
         timestamps = (header.tsval, mapping.own_tsecr(header.tsecr)) if mapping.timestamps else None
         client, port, server, server_port = self.flow
         out.inward(

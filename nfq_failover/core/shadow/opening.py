@@ -71,7 +71,7 @@ class Openings:
         """The primary's TCP has answered a client: make ours do the same."""
         have = self._numbers.get(record.conn)
         if have is not None:
-            if have.state is Shadow.SHADOW:
+            if have.state in (Shadow.SHADOW, Shadow.FED):
                 self.out.record(Opened(have.conn, True, have.inward.confirm_edge()))
             elif have.state is Shadow.DEAD:
                 self.out.record(Opened(have.conn, False, 0, have.reason))
@@ -135,9 +135,12 @@ class Openings:
         out.drop(event.queue, event.packet_id, "replica-silent")
         if not ours or connection.state is Shadow.DEAD:
             return True
-        if connection.state is Shadow.SHADOW and seg.seq == connection.mapping.own.seq(-1):
+        if connection.map is not None and seg.seq == connection.map.own.seq(-1):
             if connection.output.snd_una >= 0:
                 connection.inject_ack(out)  # our TCP has missed the client's ACK
+            return True
+        if connection.state is Shadow.FED:
+            self._die(connection, "the replica has begun anew", now)
             return True
         self._replica_answers(connection, seg, now)
         return True

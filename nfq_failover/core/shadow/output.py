@@ -16,9 +16,10 @@ class Output:
     `outbound` keeps what the client, or the comparison with the primary's output, may still need. `snd_nxt` is the end
     of what the replica has sent, `snd_una` what the client has acknowledged (-1 before its handshake is complete).
     `fin_out`, `rst_out`: where the replica has ended. `compare`: None if nothing is, or has to be, compared.
+    `discarded`: nothing of it will be used.
     """
 
-    __slots__ = ("compare", "fin_out", "outbound", "rst_out", "snd_nxt", "snd_una")
+    __slots__ = ("compare", "discarded", "fin_out", "outbound", "rst_out", "snd_nxt", "snd_una")
 
     def __init__(self, limit: int, compare: Comparison | None) -> None:
         """`limit`: how many bytes are kept at most."""
@@ -28,12 +29,13 @@ class Output:
         self.rst_out: int | None = None
         self.snd_nxt = 0
         self.snd_una = -1
+        self.discarded = False
 
     def learn(self, mapping: Translation, seg: Segment, out: Outbox, now: float) -> int:
         """Learn from a segment that our TCP sends (not a SYN-ACK); returns its offset in the server's stream."""
         offset = mapping.own.offset(seg.seq)
         end = offset + seg.seg_len
-        if seg.payload_len:
+        if seg.payload_len and not self.discarded:
             needed = self._needed()
             if end > needed:
                 if needed > self.outbound.end:
@@ -74,6 +76,18 @@ class Output:
     def end(self) -> int:
         """The first byte that the replica has not sent; a FIN does not count."""
         return self.snd_nxt if self.fin_out is None else self.fin_out
+
+    def discard(self) -> None:
+        """Nothing of it will be used: it differs from what the client gets, and is not kept any more."""
+        self.discarded = True
+        self.compare = None
+        self.forget_bytes()
+
+    @property
+    def acknowledged_to(self) -> int:
+        """What our TCP may be told that the client has. Output that nobody gets is acknowledged as soon as it is there:
+        a replica that waits for an acknowledgement would stop reading."""
+        return self.snd_nxt if self.discarded else self.snd_una
 
     def withheld(self, end: int) -> bool:
         """After a takeover: whether output before `end` can't be sent yet."""

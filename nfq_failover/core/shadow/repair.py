@@ -107,7 +107,7 @@ class Repair:
     def repeat(self, connection: ShadowConnection, now: float) -> None:
         """The connection's timer has run out: ask again, deliver again."""
         gap, inward = connection.gap, connection.inward
-        if connection.state is Shadow.SHADOW:
+        if connection.state in (Shadow.SHADOW, Shadow.FED):
             if gap.hole_retry_s and self._incomplete(connection):
                 self._ask(connection, now)
             else:

@@ -9,6 +9,7 @@ from nfq_failover.core.shadow.acceptance import UNSENT, contradiction
 from nfq_failover.core.shadow.connection import Die, GiveUp, Shadow, ShadowConnection
 from nfq_failover.core.shadow.divergence import Divergence
 from nfq_failover.core.shadow.ends import ShadowEnds
+from nfq_failover.core.shadow.feeding import Feeding
 from nfq_failover.core.shadow.opening import Openings
 from nfq_failover.core.shadow.repair import Repair
 from nfq_failover.core.shadow.takeover import Takeover
@@ -32,6 +33,7 @@ class Segments:
         openings: Openings,
         repair: Repair,
         divergence: Divergence,
+        feeding: Feeding,
         ends: ShadowEnds,
         takeover: Takeover,
         *,
@@ -46,6 +48,7 @@ class Segments:
         self._openings = openings
         self._repair = repair
         self._divergence = divergence
+        self._feeding = feeding
         self._ends = ends
         self._takeover = takeover
         self._unconfirmed = unconfirmed
@@ -62,7 +65,7 @@ class Segments:
         if flags & SYN:
             self._openings.client_syn(event, seg, connection)
             return
-        if connection.state is Shadow.DEAD:
+        if connection.state is Shadow.DEAD or (connection.state is Shadow.FED and connection.heard):
             self._inbound_dead(event, seg, connection, now)
             return
         if connection.resync.pending:
@@ -196,7 +199,9 @@ class Segments:
                 self._takeover.recovery.forget(connection)
         else:
             out.drop(event.queue, event.packet_id, "replica-silent")
-            if new_end:
+            if connection.state is Shadow.FED:
+                self._feeding.heard_our_tcp(connection, seg, offset)
+            elif new_end:
                 self._ends.ended(connection, now, self._divergence.settled(connection))
         self._after_output(connection, mapping, seg, offset, before, now)
         return True
@@ -206,16 +211,17 @@ class Segments:
     ) -> None:
         """Our TCP has sent `seg`, at `offset` of its stream; it had taken everything before `before`."""
         inward, output = connection.inward, connection.output
-        told_late = output.snd_una > inward.own_una and output.snd_nxt > inward.own_una
-        repeated = seg.seg_len and offset + seg.seg_len <= min(output.snd_una, inward.own_una)
+        snd_una = output.acknowledged_to
+        told_late = snd_una > inward.own_una and output.snd_nxt > inward.own_una
+        repeated = not output.discarded and seg.seg_len and offset + seg.seg_len <= min(snd_una, inward.own_una)
         if told_late or repeated:
             connection.inject_ack(self.out)
         if inward.rst_in is not None:
             inward.release_rst(mapping, self.out)
         self._repair.heard_our_tcp(connection, seg, before, now)
-        if connection.state is not Shadow.SHADOW:
+        if connection.heard or connection.state not in (Shadow.SHADOW, Shadow.FED):
             return
-        if seg.seg_len and offset <= output.snd_una:
+        if connection.state is Shadow.SHADOW and seg.seg_len and offset <= output.snd_una:
             self._repair.sent_first(connection, now)
         if inward.rcv_edge > inward.confirmed_edge:
             if inward.confirmed_edge - inward.held < EDGE_CLOSE_BYTES:

@@ -1,7 +1,7 @@
 """The shadow's connections, by flow and by number: the primary's records, timers, and how a connection ends.
 
 What belongs to one subject is a part of its own, which is given the tables and the functions that it needs: `openings`,
-`segments`, `repair`, `divergence`, `ends`, `takeover`, `vanished`, `handovers`.
+`segments`, `repair`, `divergence`, `feeding`, `ends`, `takeover`, `vanished`, `handovers`.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from nfq_failover.core.shadow.checkpoint import CheckpointWriter
 from nfq_failover.core.shadow.connection import Shadow, ShadowConnection
 from nfq_failover.core.shadow.divergence import Divergence
 from nfq_failover.core.shadow.ends import ShadowEnds
+from nfq_failover.core.shadow.feeding import Feeding
 from nfq_failover.core.shadow.handover import ShadowHandovers
 from nfq_failover.core.shadow.opening import Openings
 from nfq_failover.core.shadow.repair import Repair
@@ -30,6 +31,8 @@ from nfq_failover.wire.records import (
     Data,
     Digest,
     EndAsked,
+    Fed,
+    FedSeen,
     HandOver,
     Open,
     Progress,
@@ -38,8 +41,10 @@ from nfq_failover.wire.records import (
     Unprotected,
     UnprotectedSeen,
 )
-from nfq_failover.wire.segment import FlowKey
+from nfq_failover.wire.segment import FlowKey, Segment
 
+LISTENS = frozenset((Shadow.SHADOW, Shadow.FED))
+"""What the client sends is logged and confirmed in these states."""
 CLOSED_S = 1.0  # how long a connection is kept that the primary's TCP has forgotten, unless ours finishes by itself
 
 
@@ -57,10 +62,11 @@ class ShadowTable:
         self._unconfirmed: dict[int, ShadowConnection] = {}
         flows, numbers = self.flows, self.numbers
         self.repair = Repair(out, self.timers)
-        self.divergence = Divergence(settings, out, numbers, self._die)
+        self.feeding = Feeding(out, numbers, self._fed_enough)
+        self.divergence = Divergence(settings, out, numbers, self._part)
         self.ends = ShadowEnds(out, numbers, self.divergence, settings.health_checked)
         self.takeover = Takeover(
-            *(settings, out, flows, numbers, self.repair, self.divergence),
+            *(settings, out, flows, numbers, self.repair, self.divergence, self.feeding),
             give_up=self._give_up,
             die=self._die,
             forget=self.forget,
@@ -80,7 +86,7 @@ class ShadowTable:
             release_number=self._release_number,
         )
         self.segments = Segments(
-            *(out, self.timers, self.openings, self.repair, self.divergence, self.ends, self.takeover),
+            *(out, self.timers, self.openings, self.repair, self.divergence, self.feeding, self.ends, self.takeover),
             unconfirmed=self._unconfirmed,
             give_up=self._give_up,
             die=self._die,
@@ -88,7 +94,7 @@ class ShadowTable:
         self._deadlines = (
             *(self.timers.next, self.ends.poll_timeout, self.divergence.poll_timeout),
             *(self.takeover.backoff.poll_timeout, self.takeover.recovery.poll_timeout),
-            self.vanished.poll_timeout,
+            *(self.vanished.poll_timeout, self.feeding.poll_timeout),
         )
         self.takes: dict[type[Record], Callable[[Any, float], None]] = {
             Progress: self._on_progress,
@@ -97,6 +103,8 @@ class ShadowTable:
             Close: self._on_close,
             Unprotected: self._on_unprotected,
             UnprotectedSeen: self._on_told,
+            Fed: self._on_fed,
+            FedSeen: self._on_fed_seen,
             EndAsked: self.ends.on_end_asked,
             Digest: self.divergence.on_digest,
             BytesSent: self.divergence.on_bytes,
@@ -136,7 +144,7 @@ class ShadowTable:
     def _on_data(self, record: Data, now: float) -> None:
         """Bytes have come that our tap had lost."""
         connection = self.numbers.get(record.conn)
-        if connection is None or connection.state is not Shadow.SHADOW:
+        if connection is None or connection.state not in LISTENS:
             return
         inward = connection.inward
         if inward.inbound.differs(inward.client.offset(record.seq), record.data):
@@ -154,7 +162,13 @@ class ShadowTable:
         connection.closing.close(now)
         ended = connection.ended
         if connection.state is Shadow.SHADOW and not ended:
-            connection.reset_own(self.out)
+            if not connection.inward.unread:
+                connection.reset_own(self.out)
+            else:  # the primary's server has read that
+                self.feeding.begin(connection, record.reason, now, tell=False)
+        if connection.state is Shadow.FED and not ended:
+            self.feeding.drain(connection, now)
+            return
         self.timers.set(connection.conn, now + (LINGER_S if ended else CLOSED_S))
 
     def _on_told(self, record: UnprotectedSeen, now: float) -> None:
@@ -174,6 +188,23 @@ class ShadowTable:
         if connection is not None and connection.state is not Shadow.DEAD:
             self._give_up(connection, record.reason)
 
+    def _on_fed(self, record: Fed, now: float) -> None:
+        """The primary does not protect a connection any more, but keeps what the client sends until we have it."""
+        self.out.record(FedSeen(record.conn))
+        connection = self.numbers.get(record.conn)
+        if connection is None or connection.closing.closed_at is not None:
+            return
+        if connection.state is Shadow.SHADOW:
+            self.divergence.forget(connection.conn)
+            self.feeding.begin(connection, record.reason, now, tell=False)
+        elif connection.state is Shadow.OPENING:
+            self._die(connection, record.reason, now)
+
+    def _on_fed_seen(self, record: FedSeen, now: float) -> None:
+        """The primary knows that a connection can't be continued."""
+        del now
+        self.feeding.told(record.conn)
+
     def _on_sent(self, record: SentUpTo, now: float) -> None:
         """The primary has told what its server has sent."""
         del now
@@ -191,9 +222,25 @@ class ShadowTable:
             connection.closing.tell()
             self._tell(connection, now)
 
+    def _part(self, connection: ShadowConnection, reason: str, now: float) -> None:
+        """The replica's output is of no use any more. It goes on getting the client's input, if that goes on."""
+        if connection.state is not Shadow.SHADOW or connection.handed or connection.closing.closed_at is not None:
+            self._die(connection, reason, now)
+            return
+        self.out.log("error", "connection lost its replica", conn=connection.conn, reason=reason, fed=True)
+        self.feeding.begin(connection, reason, now, tell=True)
+
+    def _fed_enough(self, connection: ShadowConnection, now: float) -> None:
+        """A connection is over, and its replica has got what it could be given."""
+        lingers = connection.ended and not connection.heard
+        if not lingers:
+            self._give_up(connection, connection.reason)
+        self.timers.set(connection.conn, now + (LINGER_S if lingers else CLOSED_S))
+
     def _give_up(self, connection: ShadowConnection, reason: str) -> None:
         """Give a connection up. Nobody is at the other end of our TCP any more, so it is reset, now and whenever it
         still sends something."""
+        self.feeding.forget(connection.conn)
         connection.give_up(reason)
         if connection.closing.closed_at is None:
             self.timers.cancel(connection.conn)
@@ -213,7 +260,7 @@ class ShadowTable:
     def invalidate(self, reason: str) -> None:
         """The primary may have acknowledged what we lack: none of the connections can be continued."""
         for connection in self.flows.values():
-            if connection.state is Shadow.SHADOW:
+            if connection.state in LISTENS:
                 self._give_up(connection, reason)
 
     def forget(self, connection: ShadowConnection) -> None:
@@ -234,15 +281,17 @@ class ShadowTable:
         self.takeover.recovery.forget(connection)
         self._unconfirmed.pop(conn, None)
         self.divergence.forget(conn)
+        self.feeding.forget(conn)
 
     def clear(self, reason: str, keep_handed: bool = False) -> None:
         """Forget everything (but for what was handed over to us); our TCP is told to do the same."""
         for connection in list(self.flows.values()):
             if keep_handed and connection.handed and connection.heard:
                 continue
-            if connection.map is not None and connection.state is Shadow.SHADOW:
+            if connection.map is not None and connection.state in LISTENS:
                 connection.reset_own(self.out)
             self.forget(connection)
+        self.feeding.clear()
         self.ends.clear()
         self.divergence.clear()
         self.openings.clear()
@@ -260,10 +309,20 @@ class ShadowTable:
         self._unconfirmed.clear()
         return self.takeover.take_over(now)
 
-    def serve(self) -> None:
+    def serve(self, now: float) -> None:
         """This host serves, and takes nothing over: what it has is its own."""
         self.handovers.adopt()
-        self.takeover.cut_dead()
+        self.takeover.cut_dead(now)
+
+    def gives_way(self, connection: ShadowConnection, syn: Segment) -> bool:
+        """Whether a client's SYN is for a new connection from the same port, which is this host's own; then nothing is
+        left to be told of one that could not be continued."""
+        if connection.taken_over or not connection.heard or connection.handed or syn.seq == connection.open.irs:
+            return connection.taken_over
+        if connection.state is Shadow.FED:
+            connection.reset_own(self.out)
+        self.forget(connection)
+        return True
 
     def restore(self, connections: list[ShadowConnection], now: float) -> None:
         """Go on, after a restart of the daemon, with what was taken over in its earlier life (ACTIVE, or DEAD: to be
@@ -294,7 +353,7 @@ class ShadowTable:
         if not self._unconfirmed:
             return
         for connection in self._unconfirmed.values():
-            if connection.state is Shadow.SHADOW:
+            if connection.state in LISTENS:
                 self.out.record(connection.inward.confirm(connection.conn))
         self._unconfirmed.clear()
 
@@ -306,6 +365,7 @@ class ShadowTable:
                 self._due(connection, now)
         self.ends.on_timer(now)
         self.divergence.on_timer(now)
+        self.feeding.on_timer(now)
         self.takeover.backoff.on_timer(now)
         self.takeover.recovery.on_timer(now)
         if self.flows:
@@ -314,7 +374,7 @@ class ShadowTable:
     def _due(self, connection: ShadowConnection, now: float) -> None:
         """The connection's timer has run out."""
         closed_at = connection.closing.closed_at
-        if closed_at is not None and now - closed_at >= CLOSED_S:
+        if closed_at is not None and now - closed_at >= CLOSED_S and not self.feeding.drains(connection):
             self.forget(connection)
         elif connection.state is Shadow.OPENING:
             self.openings.repeat(connection, now)
@@ -324,7 +384,7 @@ class ShadowTable:
             self._ask_where(connection, now)
         else:
             inward = connection.inward
-            if connection.state is Shadow.SHADOW and inward.rcv_edge > inward.confirmed_edge:
+            if connection.state in LISTENS and inward.rcv_edge > inward.confirmed_edge:
                 self._unconfirmed[connection.conn] = connection
             self.repair.repeat(connection, now)
 

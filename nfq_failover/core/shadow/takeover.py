@@ -7,6 +7,7 @@ from nfq_failover.core.settings import Settings
 from nfq_failover.core.shadow.backoff import BackoffRevert
 from nfq_failover.core.shadow.connection import Die, Forget, GiveUp, Shadow, ShadowConnection
 from nfq_failover.core.shadow.divergence import Divergence
+from nfq_failover.core.shadow.feeding import Feeding
 from nfq_failover.core.shadow.recovery import Recovery
 from nfq_failover.core.shadow.repair import Repair
 from nfq_failover.core.tcp.translation import Translation
@@ -26,6 +27,7 @@ class Takeover:
         numbers: dict[int, ShadowConnection],
         repair: Repair,
         divergence: Divergence,
+        feeding: Feeding,
         *,
         give_up: GiveUp,
         die: Die,
@@ -37,6 +39,7 @@ class Takeover:
         self._flows = flows
         self._repair = repair
         self._divergence = divergence
+        self._feeding = feeding
         self._give_up = give_up
         self._die = die
         self._forget = forget
@@ -57,12 +60,13 @@ class Takeover:
                 if reason := LATE if late else self._divergence.at_takeover(connection, now):
                     self._give_up(connection, reason)
             if over and not connection.ended:
-                self._forget(connection)  # the client has been told the end, or has told it
+                if not self._feeding.drains(connection):
+                    self._forget(connection)  # the client has been told the end, or has told it
             elif connection.state is Shadow.SHADOW:
                 self.be_heard(connection, now)
                 taken.append(connection)
-            elif connection.state is Shadow.DEAD:
-                connection.cut(self.out)
+            elif connection.state in (Shadow.DEAD, Shadow.FED):
+                self.cut(connection, now)
                 reset += 1
             else:
                 self._forget(connection)  # no client has seen its SYN-ACK: the next SYN is native
@@ -76,11 +80,17 @@ class Takeover:
         self._repair.watch_lag(connection, now)
         self.recovery.begin(connection, now)
 
-    def cut_dead(self) -> None:
+    def cut(self, connection: ShadowConnection, now: float) -> None:
+        """Tell the client of a connection that can't be continued that it is over."""
+        connection.cut(self.out)
+        if connection.state is Shadow.FED:
+            self._feeding.drain(connection, now)
+
+    def cut_dead(self, now: float) -> None:
         """This host serves: clients of connections that can't be continued may be told so."""
         for connection in self._flows.values():
-            if connection.state is Shadow.DEAD and not connection.heard and not connection.ended:
-                connection.cut(self.out)
+            if connection.state in (Shadow.DEAD, Shadow.FED) and not connection.heard and not connection.ended:
+                self.cut(connection, now)
 
     def heard_client(
         self, connection: ShadowConnection, mapping: Translation, offset: int, seg: Segment, before: int, now: float

@@ -49,10 +49,10 @@ class Vanished:
         if _to_be_reset(connection):
             spread = connection.conn % 1000 / 1000 * DEAD_ASK_S  # not all at once
             self._timers.set_earlier(connection.conn, now + DEAD_ASK_S + spread)
-        elif connection.state in (Shadow.ACTIVE, Shadow.DEAD) or ended or closed:
+        elif connection.state in (Shadow.ACTIVE, Shadow.DEAD) or ended or closed or connection.heard:
             if not connection.closing.tell_s:
                 self._forget(connection)
-        elif connection.state is Shadow.SHADOW:
+        elif connection.state in (Shadow.SHADOW, Shadow.FED):
             if connection.inward.reset_by_client and connection.linger(now) < RESET_PATIENCE_S:
                 self._next_query = min(self._next_query, now + RESET_PATIENCE_S)
                 return  # if the primary's TCP was reset by it, too, we are told so

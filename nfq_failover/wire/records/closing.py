@@ -10,7 +10,7 @@ from typing import Self
 from nfq_failover.errors import MalformedDatagram
 from nfq_failover.wire.records.base import Reasoned, Record, Towards, declare
 
-__all__ = ["Close", "Closed", "End", "EndAsked", "EndKind", "Unprotected", "UnprotectedSeen"]
+__all__ = ["Close", "Closed", "End", "EndAsked", "EndKind", "Fed", "FedSeen", "Unprotected", "UnprotectedSeen"]
 
 _END_ASKED = Struct("!IIB")
 _END = Struct("!IIIBB")
@@ -46,6 +46,24 @@ class Unprotected(Reasoned):
 @dataclass(frozen=True, slots=True)
 class UnprotectedSeen(Record):
     """Answer to `Unprotected`."""
+
+    conn: int
+
+
+@declare(13, Towards.EITHER)
+@dataclass(frozen=True, slots=True)
+class Fed(Reasoned):
+    """Either way: this connection can't be continued by the backup, and why; but its replica goes on getting what the
+    client sends. Answered by `FedSeen`."""
+
+    conn: int
+    reason: str
+
+
+@declare(14, Towards.EITHER, "!I")
+@dataclass(frozen=True, slots=True)
+class FedSeen(Record):
+    """Answer to `Fed`."""
 
     conn: int
 

@@ -14,6 +14,7 @@ from nfq_failover.wire.records import (
     BytesAsked,
     BytesSent,
     Digest,
+    Fed,
     Unprotected,
     UnprotectedSeen,
 )
@@ -140,7 +141,7 @@ def test_strict_does_not_wait_for_ever() -> None:
         t >> server(0, 100, wnd=10000, ts=TS) << "drop strict-held" << digest(0, 100)
         for _ in range(20):
             t >> After(0.1)
-            found = [e for e in t.effects if isinstance(e, Unprotected)]
+            found = [e for e in t.effects if isinstance(e, Fed)]
             t.effects.clear()
             if found:
                 assert "policy: strict" in found[0].reason

@@ -7,7 +7,7 @@ import pytest
 from nfq_failover.core.events import FlowsGone
 from nfq_failover.core.gate.connection import Gate
 from nfq_failover.core.gate.ends import ApplicationFailed
-from nfq_failover.wire.records import Close, EndAsked, EndKind, Opened, Unprotected, UnprotectedSeen
+from nfq_failover.wire.records import Close, EndAsked, EndKind, Fed, Opened, Unprotected, UnprotectedSeen
 from tests.support.gate import TS, Gated
 from tests.support.transcript import (
     FLOW,
@@ -184,7 +184,7 @@ def test_policy_off_lets_the_end_go_and_says_so() -> None:
         t.side.ends._moves = False
         t.ends()
         t >> replica_end(101, EndKind.OPEN) << GONE << "log warning: connection unprotected"
-        t << Unprotected(1, "the server has closed the connection, its replica has not")
+        t << Fed(1, "the server has closed the connection, its replica has not")
         assert not t.failures
 
 
@@ -197,7 +197,7 @@ def test_replica_that_is_behind_is_slow_and_has_longer(at: int, taken: int) -> N
         assert not t.failures
         assert 9.5 < t.now - began < 12
         t << GONE << "log warning: connection unprotected"
-        t << Unprotected(1, "the replica is too far behind the server's end")
+        t << Fed(1, "the replica is too far behind the server's end")
 
 
 def test_replica_that_still_moves_has_longer_again() -> None:
@@ -224,13 +224,13 @@ def test_replica_that_has_ended_early_loses_the_protection_and_the_client_sees_t
     with Ending() as t:
         t.ends()
         t >> replica_end(60) << GONE << "log warning: connection unprotected"
-        t << Unprotected(1, "the replica has closed the connection 40 bytes early")
+        t << Fed(1, "the replica has closed the connection 40 bytes early")
 
 
 def test_replica_that_ends_before_bytes_that_were_sent_has_failed() -> None:
     with Ending() as t:
         t >> replica_end(60) << "log warning: connection unprotected"
-        t << Unprotected(1, "the replica has closed the connection 40 bytes early")
+        t << Fed(1, "the replica has closed the connection 40 bytes early")
 
 
 def test_replica_that_ends_alone_has_failed_at_the_deadline() -> None:
@@ -240,7 +240,7 @@ def test_replica_that_ends_alone_has_failed_at_the_deadline() -> None:
         t.still(5.0, 100, kind=EndKind.FIN)
         assert 1.0 <= t.now - began < 1.4
         t << "log warning: connection unprotected"
-        t << Unprotected(1, "the replica has closed the connection, the server has not")
+        t << Fed(1, "the replica has closed the connection, the server has not")
 
 
 def test_server_that_is_slower_than_its_replica_has_longer() -> None:
@@ -293,7 +293,7 @@ def test_server_that_hangs_is_not_what_goes_on() -> None:
         t >> After(0.1)
         t.effects.clear()
         t >> replica_end(100) << "log warning: connection unprotected"
-        t << Unprotected(1, "the replica has closed the connection, the server has not")
+        t << Fed(1, "the replica has closed the connection, the server has not")
 
 
 def test_server_that_dies_before_it_has_said_anything_resets_nobody() -> None:

@@ -10,7 +10,7 @@ import pytest
 from nfq_failover.core.gate.connection import GATE_MOVES, GATE_STARTS, NOT_READY, Gate, GatedConnection
 from nfq_failover.core.gate.ends import ApplicationFailed
 from nfq_failover.errors import InternalError
-from nfq_failover.wire.records import EndKind, Handed, HandedOver, Opened, Unprotected
+from nfq_failover.wire.records import EndKind, Fed, Handed, HandedOver, Opened, Unprotected
 from tests.support.gate import TS
 from tests.support.transcript import (
     FLOW,
@@ -113,6 +113,26 @@ def replica_is_lost() -> None:
 
 
 @scenario
+def replica_differs_and_is_lost_later() -> None:
+    protected() >> Fed(1, "diverged") >> Unprotected(1, "the replica reset the connection")
+
+
+@scenario
+def replica_differs_until_the_server_resets() -> None:
+    protected() >> Fed(1, "diverged") >> server(100, flags="R.", wnd=0, ts=TS)
+
+
+@scenario
+def late_replica_differs() -> None:
+    held() >> After(1.1) >> Fed(1, "diverged")
+
+
+@scenario
+def late_replica_differs_while_it_catches_up() -> None:
+    late() >> confirmed(1000, 70000) >> Fed(1, "diverged")
+
+
+@scenario
 def both_servers_reset() -> None:
     protected() >> replica_end(100, EndKind.RST) >> server(100, flags="R.", wnd=0, ts=TS)
 
@@ -182,10 +202,12 @@ def test_other_moves_are_refused(before: Gate, after: Gate) -> None:
 
 
 @pytest.mark.parametrize("state", Gate)
-def test_acknowledgements_are_held_in_two_states(state: Gate) -> None:
+def test_acknowledgements_are_held_in_three_states(state: Gate) -> None:
     connection = at(state)
-    assert connection.gated == connection.acks.holds == (state in (Gate.PROTECTED, Gate.CATCHING_UP))
-    assert connection.acks.lenient == (state is Gate.CATCHING_UP)
+    assert connection.gated == (state in (Gate.PROTECTED, Gate.CATCHING_UP))
+    assert connection.fed == (state is Gate.FED)
+    assert connection.acks.holds == (connection.gated or connection.fed)
+    assert connection.acks.lenient == (state in (Gate.CATCHING_UP, Gate.FED))
 
 
 @pytest.mark.parametrize("state", set(Gate) - set(GATE_STARTS))

@@ -10,7 +10,7 @@ import pytest
 from nfq_failover.core.shadow.checkpoint import pack, unpack
 from nfq_failover.core.shadow.connection import SHADOW_MOVES, SHADOW_STARTS, Shadow, ShadowConnection
 from nfq_failover.errors import InternalError
-from nfq_failover.wire.records import Unprotected
+from nfq_failover.wire.records import Fed, Unprotected
 from tests.support.shadow import answer, from_client, replica
 from tests.support.transcript import FLOW, OWN_TS, ShadowTranscript, granted, opening, server, settings
 
@@ -76,6 +76,11 @@ def replica_resets() -> None:
 
 
 @scenario
+def primary_lets_it_be_fed_and_the_replica_resets() -> None:
+    shadowed() >> Fed(1, "its server has ended elsewhere") >> replica(0, flags="R.")
+
+
+@scenario
 def hole_can_not_be_filled() -> None:
     t = shadowed() >> "takeover"
     for _ in range(5):
@@ -113,7 +118,12 @@ def test_every_move_of_the_table_happens(monkeypatch: pytest.MonkeyPatch) -> Non
 def at(state: Shadow) -> ShadowConnection:
     """A connection in a state, led there by the shortest way."""
     made: Any = ShadowConnection(opening(), settings(), 0.0)
-    ways = {Shadow.OPENING: (), Shadow.SHADOW: (Shadow.SHADOW,), Shadow.ACTIVE: (Shadow.SHADOW, Shadow.ACTIVE)}
+    ways = {
+        Shadow.OPENING: (),
+        Shadow.SHADOW: (Shadow.SHADOW,),
+        Shadow.ACTIVE: (Shadow.SHADOW, Shadow.ACTIVE),
+        Shadow.FED: (Shadow.SHADOW, Shadow.FED),
+    }
     for one in ways.get(state, (Shadow.DEAD,)):
         made.enter(one)
     assert made.state is state
