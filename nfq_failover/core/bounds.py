@@ -13,6 +13,7 @@ from nfq_failover.core.gate.copies import MAX_LATE_BYTES
 from nfq_failover.core.gate.opening import MAX_DIALLED, MAX_SYNS
 from nfq_failover.core.gate.retained import MAX_RETAINED
 from nfq_failover.core.gate.table import MAX_TELLING, GateTable
+from nfq_failover.core.injected import MAX_INJECTED
 from nfq_failover.core.pair.session import MAX_OUTGOING, MAX_RETIRED, WINDOW, Session
 from nfq_failover.core.settings import Settings
 from nfq_failover.core.shadow.handover import MAX_OVER
@@ -41,6 +42,7 @@ def limits(settings: Settings) -> dict[str, int]:
         "handed_over": settings.max_connections,
         "handed_over_ended": MAX_OVER,
         "forgotten": MAX_FORGOTTEN,
+        "injected": MAX_INJECTED,
         "session_window": WINDOW,
         "session_retired": MAX_RETIRED,
         "session_outgoing": MAX_OUTGOING,
@@ -85,6 +87,7 @@ def gauges(
         "handed_over": len(gate.handovers.flows),
         "handed_over_ended": len(shadow.handovers.over),
         "forgotten": len(shadow.openings.forgotten),
+        "injected": len(gate.out.injected),
         **{name: max(tables[name] for tables in fullest) for name in fullest[0]},
     }
     return {

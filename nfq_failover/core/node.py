@@ -177,6 +177,10 @@ class Node:
             return
         if self.members.state is State.DOUBT:
             out.drop(event.queue, event.packet_id, "in-doubt")  # of a connection taken over earlier, too
+        elif event.queue is Queue.OUT and not event.checksum_pending and out.injected.knows(event.packet):
+            out.counters["own-packet-queued"] += 1  # our TCP leaves its checksums to the card; what we build has one
+            out.injected.returned(now)
+            out.accept(event.queue, event.packet_id)
         elif event.queue is Queue.IN:
             self._inbound(event, seg, now)
         else:
@@ -275,6 +279,7 @@ class Node:
     # ------------------------------------------------------------------------------------ time and answers
 
     def _timer(self, now: float) -> None:
+        self.out.injected.on_timer(now - self._last_tick > self._pause_s, now)
         self._last_tick = now
         self._next_tick = now + min(self.settings.heartbeat_interval_ms, 50) / 2000
         self.links.on_timer(now)
@@ -417,6 +422,7 @@ class Node:
             self.shadow.invalidate("this host refused to take over" if refused else "the primary went on unprotected")
         elif action is Do.SILENCE:
             emit(OwnAddress(False))
+            self.out.injected.forget()
             self.rules.apply(Profile.BACKUP, members.role)
             self.gate.opening.adopt_unknown(False)
             self.gate.clear()

@@ -12,6 +12,7 @@ from collections import Counter, deque
 from nfq_failover.constants import ACK, RST, SYN
 from nfq_failover.core.concerns import Concerns
 from nfq_failover.core.events import Effect, Inject, Log, Queue, Verdict
+from nfq_failover.core.injected import Injected
 from nfq_failover.wire.build import build_segment
 from nfq_failover.wire.records import Record
 from nfq_failover.wire.segment import Segment
@@ -20,19 +21,21 @@ Lane = list[Record]
 
 
 class Outbox:
-    """Effects in order, counters, what is of concern, and the lane that `record` fills."""
+    """Effects in order, counters, what is of concern, what was sent to clients, and the lane that `record` fills."""
 
     def __init__(self) -> None:
         self.effects: deque[Effect] = deque()
         self.records: Lane = []
         self.counters: Counter[str] = Counter()
         self.concerns = Concerns(self.log)
+        self.injected = Injected(self.concerns)
         self._withheld = False
 
     def towards(self, lane: Lane) -> Outbox:
-        """A view of this outbox, with the same effects, counters and concerns, that puts records into `lane`."""
+        """A view of this outbox that puts records into `lane`; everything else is the same."""
         view = Outbox()
         view.effects, view.counters, view.concerns = self.effects, self.counters, self.concerns
+        view.injected = self.injected
         view.records = lane
         return view
 
@@ -54,6 +57,7 @@ class Outbox:
         if self._withheld:
             self.counters["in-doubt"] += 1
             return
+        self.injected.note(packet)
         self.effects.append(Inject(packet, inward=False))
 
     def inward(self, packet: bytes | bytearray) -> None:

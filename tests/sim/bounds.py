@@ -5,6 +5,7 @@ from __future__ import annotations
 from nfq_failover.core.gate.ack_gate import MAX_HELD
 from nfq_failover.core.gate.digests import FLUSH_BYTES, KEEP_BYTES, KEEP_TOTAL, MAX_UNSEEN
 from nfq_failover.core.gate.opening import MAX_DIALLED, MAX_SYNS
+from nfq_failover.core.injected import MAX_INJECTED
 from nfq_failover.core.pair.session import MAX_OUTGOING, MAX_RETIRED
 from nfq_failover.core.shadow.comparison import MAX_PENDING
 from nfq_failover.core.shadow.opening import MAX_FORGOTTEN
@@ -30,6 +31,7 @@ def check(host: SimHost, carried: int) -> None:
     if host.inputs % EVERY:
         return
     _within(host, "counters", len(out.counters), COUNTERS)
+    _within(host, "packets that may come back", len(out.injected), MAX_INJECTED)
     _within(host, "primary's table", len(gate.flows), limit)
     handed = len(gate.handovers.flows)
     _within(host, "connections handed over", handed, limit)

@@ -112,6 +112,11 @@ class Checks:
         self._numbers(host, seen, seg, client)
         self._gated(host, flow, seen, seg)
 
+    def returned(self, host: SimHost, packet: bytes) -> None:
+        """A packet leaves that was judged when the daemon sent it; since then it has been in the queue."""
+        seg = Segment(bytearray(packet))
+        self._one_host(host, (seg.dst, seg.dport, seg.src, seg.sport), seg)
+
     def logged(self, host: SimHost, log: Log) -> None:
         """A host of this world has its rules before it serves, so it sees every SYN that its TCP answers.
 

@@ -47,6 +47,7 @@ from nfq_failover.core.pair.roles import State
 from nfq_failover.core.settings import Settings
 from nfq_failover.core.shadow.checkpoint import LIFE_BYTES, CheckpointWriter, read_checkpoint
 from nfq_failover.wire.heartbeat import HeartbeatTemplate
+from nfq_failover.wire.icmp import is_icmp
 from nfq_failover.wire.segment import FlowKey, Segment
 
 from .application import Application
@@ -343,7 +344,7 @@ class SimHost:
             if effect.inward:
                 self.later(STEP_S / 2, self.kernel.input, bytes(effect.packet))
             else:
-                self._to_wire(bytearray(effect.packet))
+                self._inject(bytearray(effect.packet))
         elif isinstance(effect, SendDatagram):
             self._send(effect.destination[0], effect.data)
         elif isinstance(effect, PublishHeartbeat):
@@ -389,6 +390,14 @@ class SimHost:
                 self.world.checks.denied(self)
         else:
             raise AssertionError(f"an effect that nobody carries out: {effect}")
+
+    def _inject(self, packet: bytearray) -> None:
+        """A packet of the daemon goes out; unless another rule takes its mark away, past the queue."""
+        if not self.plan.marks_lost or is_icmp(packet):  # our rules queue TCP alone
+            self._to_wire(packet)
+        elif not self.unplugged:
+            self.world.injected(self, bytes(packet))
+            self.later(STEP_S, self._from_stack, packet, False)
 
     def _verdict(self, verdict: Verdict) -> None:
         key = (verdict.queue, verdict.packet_id)

@@ -60,7 +60,8 @@ class Incident:
 class HostPlan:
     """One server. `app_delay`: how slow its application is at most; `read_size`, `write_size`: how much it reads and
     writes at a time (0: everything). `kernel_drop`: how often its TCP drops data for want of memory. `rate`: of its
-    clock. `buffer`: of its sockets. `wrap`: initial sequence numbers lie at most so far before 0 (0: anywhere)."""
+    clock. `buffer`: of its sockets. `wrap`: initial sequence numbers lie at most so far before 0 (0: anywhere).
+    `marks_lost`: another rule of the host overwrites the mark of what the daemon sends, so that it is queued."""
 
     boot: float = 0.0
     listen_after: float = 0.0
@@ -74,6 +75,7 @@ class HostPlan:
     wscale: int = 7
     buffer: int = 65_000
     wrap: int = 0
+    marks_lost: bool = False
 
 
 @dataclass(frozen=True)

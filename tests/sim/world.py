@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import asdict, replace
 from functools import partial
 from hashlib import blake2s
@@ -55,6 +56,7 @@ class SimWorld:
         self.incidents = Incidents(self)
         self.clients: dict[FlowKey, Client] = {}
         self.past: list[tuple[FlowKey, Client]] = []  # whose port was used again
+        self._returning: Counter[tuple[str, bytes]] = Counter()  # daemons' own, in a queue
         self.owner: SimHost | None = None
         self.crashes: dict[str, float] = {}
         self.hosts = tuple(self._host(name) for name in scenario.hosts)
@@ -159,8 +161,18 @@ class SimWorld:
     def outward(self, host: SimHost, packet: bytes) -> None:
         """A packet leaves a server for the client."""
         self._note(host.name, packet)
-        self.checks.emitted(host, packet)
+        if self._returning[host.name, packet]:
+            self._returning[host.name, packet] -= 1
+            self.checks.returned(host, packet)
+        else:
+            self.checks.emitted(host, packet)
         self.client_in.send(packet)
+
+    def injected(self, host: SimHost, packet: bytes) -> None:
+        """A packet of a daemon is on its way through the queue of its own host. What leaves meanwhile overtakes it, so
+        it is judged now."""
+        self.checks.emitted(host, packet)
+        self._returning[host.name, packet] += 1
 
     def _to_client(self, packet: bytes) -> None:
         self.client.input(packet)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from random import Random
 
 from tests.sim.generate import application, incidents, witness
@@ -69,9 +70,18 @@ def from_seed(seed: int, kind: str = "") -> Scenario:
         connections=tuple(_connection(random, number, length) for number in range(random.choice((1, 3, 6)))),
         incidents=incidents.draw(random, kind, length, detection_s),
     )
+    scenario = _with_marks_lost(scenario)
     if kind in application.KINDS:
         return application.extend(scenario, length)
     return witness.extend(scenario, length, detection_s) if kind in witness.KINDS else scenario
+
+
+def _with_marks_lost(scenario: Scenario) -> Scenario:
+    """Sometimes a host has a rule that overwrites packet marks. Drawn apart: the other dice fall as before."""
+    random = Random(f"marks {scenario.seed}")
+    lost = random.choice(((), (), (), ("a", "b"), ("a",), ("b",)))
+    hosts = {name: replace(plan, marks_lost=name in lost) for name, plan in scenario.hosts.items()}
+    return replace(scenario, hosts=hosts)
 
 
 def _quality(random: Random, lossy: bool, most_delay: float, most_loss: float) -> Quality:

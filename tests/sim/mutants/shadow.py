@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from nfq_failover.core import restart
+from nfq_failover.core.injected import Injected
 from nfq_failover.core.outbox import Outbox
 from nfq_failover.core.shadow import checkpoint, connection, inward, output
 from nfq_failover.core.shadow.backoff import BackoffRevert
@@ -147,6 +148,12 @@ SHADOW = (
         (Patch(Resending, "resend", lambda *_: 1), Patch(Recovery, "begin", nothing)),
         CRASHES,
         (331, "crash-primary"),
+    ),
+    Mutant(
+        "trust the mark alone",
+        "",
+        (Patch(Injected, "knows", lambda self, packet: False),),
+        CRASHES,
     ),
     Mutant("resend beside the place", "wrong bytes", (Patch(Resending, "send", _beside),), CRASHES),
     Mutant(
