@@ -312,7 +312,7 @@ _DIVERGENCE: Final = (
         "A difference of this length ends a connection's protection."
     ),
     _ms("out_of_step_ms", 10_000, 100, 3_600_000, core=True, live=True).says(
-        "How long the two outputs may differ in length while neither of them goes on."
+        "How long one server may lack output that the other has sent, and that the client is not the reason for."
     ),
 )
 _PRIVILEGES: Final = (

@@ -50,7 +50,7 @@ class Settings:
     on_app_failure: str  # service | connection | off: what moves
     divergence: str  # default | strict | off: how the two servers' output is compared
     divergence_run_bytes: int  # a difference of this length ends the protection
-    out_of_step_ms: int  # how long the two outputs may differ in length while neither goes on
+    out_of_step_ms: int  # how long one server may lack output that the other has sent
     health_checked: bool  # the shell checks the application's health
     health_failures: int  # failed checks in a row that make a failed application
 

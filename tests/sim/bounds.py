@@ -55,6 +55,8 @@ def check(host: SimHost, carried: int) -> None:
     _within(host, "count of kept bytes", digests._kept_total, sum(s.outbound_bytes for s in digests._streams.values()))
     _timers(host, "digests' timers", digests._timers, 1 + len(gate.flows) + handed)
     _timers(host, "comparisons' timers", shadow.divergence._timers, len(shadow.flows))
+    _timers(host, "lengths' timers", shadow.lengths._timers, len(shadow.flows))
+    _timers(host, "feeding's timers", shadow.feeding._timers, len(shadow.flows))
     for stream in digests._streams.values():
         _within(host, "bytes kept of a stream", stream.outbound_bytes, KEEP_BYTES + FLUSH_BYTES)
         _within(host, "digests that are repeated", len(stream.unseen), MAX_UNSEEN + 2)

@@ -28,7 +28,19 @@ class Comparison:
     `asked`: bytes that the primary is asked for.
     """
 
-    __slots__ = ("after", "asked", "compared", "differences", "last", "pending", "sent", "started", "told", "watched")
+    __slots__ = (
+        "after",
+        "asked",
+        "compared",
+        "differences",
+        "last",
+        "pending",
+        "sent",
+        "started",
+        "told",
+        "watched",
+        "watched_at",
+    )
 
     def __init__(self) -> None:
         self.started = False
@@ -39,6 +51,7 @@ class Comparison:
         self.differences = 0
         self.asked: tuple[int, int] | None = None
         self.watched: tuple[int, int] | None = None  # what both had sent when the deadline was set
+        self.watched_at = 0.0
 
     # ------------------------------------------------------------------------------------ questions to the primary
 
@@ -60,9 +73,9 @@ class Comparison:
         """Within a block, everything before `offset` agrees."""
         self.told = offset
 
-    def watch(self, state: tuple[int, int] | None) -> None:
-        """A deadline was set, or has passed (None); `state` is what is to have changed by then."""
-        self.watched = state
+    def watch(self, state: tuple[int, int] | None, now: float) -> None:
+        """A deadline was set, or is off (None); `state` is what is to have changed by then."""
+        self.watched, self.watched_at = state, now
 
     def primary_is_gone(self) -> None:
         """The primary can't be asked from now on, and what has no hashes will never be compared."""

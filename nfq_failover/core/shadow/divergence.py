@@ -6,8 +6,8 @@ is kept until then. Blocks whose hashes differ are compared byte by byte: the pr
 
 - A difference that has ended is only counted: both streams have the same length before it and behind it (the `Date`
   of an HTTP response).
-- One that reaches `divergence_run_bytes`, or two streams of different lengths of which neither goes on for
-  `out_of_step_ms` though the client has everything, make the connection *diverged*: it is given up, on both hosts.
+- One that reaches `divergence_run_bytes` makes the connection *diverged*, as do lengths that stay different
+  (lengths.py): it is given up, on both hosts.
 - At a takeover a connection is reset whose last difference has not ended, or reaches into what the client has not
   acknowledged. What the primary has sent and the replica has still to send is withheld until it has been compared.
 
@@ -20,6 +20,7 @@ from nfq_failover.core.outbox import Outbox
 from nfq_failover.core.settings import Settings
 from nfq_failover.core.shadow.comparison import Comparison, differing_runs
 from nfq_failover.core.shadow.connection import Die, Shadow, ShadowConnection
+from nfq_failover.core.shadow.lengths import Lengths
 from nfq_failover.core.shadow.resending import INITIAL_SEGMENTS
 from nfq_failover.core.tcp.hashes import block_hashes, hash_seed
 from nfq_failover.core.timers import TimerQueue
@@ -27,7 +28,6 @@ from nfq_failover.wire.records import DIGEST_BLOCK, BytesAsked, BytesSent, Diges
 
 GAP_PENDING = 33  # with this many digests behind a gap the primary no longer repeats the one that is missing
 PART_S = 0.02  # strict: how long a part of a block waits for the rest of it
-BLOCKED_BYTES = 4096  # a client's window that has no more room than this may stop the two servers at different bytes
 
 
 def _goes_on(compare: Comparison) -> str:
@@ -37,22 +37,24 @@ def _goes_on(compare: Comparison) -> str:
 
 
 class Divergence:
-    """The comparisons of all connections. `numbers` are the connections by number; `die` gives one up."""
+    """The comparisons of all connections. `numbers` are the connections by number; `lengths` watches those of their
+    outputs; `die` gives one up."""
 
     def __init__(
         self,
         settings: Settings,
         out: Outbox,
         numbers: dict[int, ShadowConnection],
+        lengths: Lengths,
         die: Die,
     ) -> None:
         self.out = out
+        self._lengths = lengths
         self._numbers = numbers
         self._die = die
         self._seed = hash_seed(settings.key)
         self._strict = settings.divergence == "strict"
         self._run = settings.divergence_run_bytes
-        self._patience_s = settings.out_of_step_ms / 1000
         self._hold_s = settings.hole_deadline_ms / 1000
         self._timers: TimerQueue[int] = TimerQueue()
         self._parts: TimerQueue[int] = TimerQueue()
@@ -75,7 +77,7 @@ class Divergence:
         if compare.asked is not None:
             self._ask(connection, compare.asked)
         if self._advance(connection, compare, now):
-            self._watch(connection, compare, now)
+            self._lengths.moved(connection, compare, now)
             if compare.compared >= end or (self._strict and max(compare.compared, compare.told) > start):
                 self._seen(connection, compare)
             self._watch_part(connection, compare, now)
@@ -132,8 +134,7 @@ class Divergence:
                 self._watch_part(connection, compare, now)
             if compare.after:
                 connection.resending.resend(connection.mapping, self.out, INITIAL_SEGMENTS, now)
-        if compare.watched is None and compare.started:
-            self._watch(connection, compare, now)
+        self._lengths.moved(connection, compare, now)
         return True
 
     def _caught_up(self, connection: ShadowConnection, compare: Comparison, now: float) -> bool:
@@ -256,11 +257,8 @@ class Divergence:
         return ""
 
     def _diverged(self, connection: ShadowConnection, reason: str, now: float) -> None:
-        self.out.counters["diverged"] += 1
         self._timers.cancel(connection.conn)
-        self._die(connection, f"diverged: {reason}", now)
-        if connection.heard:
-            connection.answer_rst(self.out, None)
+        self._lengths.give_up(connection, f"diverged: {reason}", now)
 
     # With the policy `strict` the client gets only what both have sent, and a replica whose congestion window is full,
     # or that waits for the acknowledgement of a small segment (Nagle), goes on only if the client has got that. So the
@@ -306,25 +304,6 @@ class Divergence:
             at = known + differing_runs(mine, theirs)[0][0]
             self._diverged(connection, f"the replica's output differs at byte {at} (policy: strict)", now)
 
-    # ------------------------------------------------------------------------------------ lengths
-
-    def _watch(self, connection: ShadowConnection, compare: Comparison, now: float) -> None:
-        """Two lengths that stay different are found by a deadline."""
-        if compare.watched is None and connection.output.end != compare.sent and not compare.after:
-            compare.watch((connection.output.end, compare.sent))
-            self._timers.set(connection.conn, now + self._patience_s)
-
-    def _out_of_step(self, connection: ShadowConnection, compare: Comparison, now: float) -> None:
-        before = compare.watched
-        compare.watch(None)
-        replica, server = connection.output.end, compare.sent
-        room = connection.output.snd_una + (connection.header.wnd << connection.header.wscale) - max(replica, server)
-        if (replica, server) == before and connection.output.snd_una >= server and room >= BLOCKED_BYTES:
-            how = f"{abs(replica - server)} bytes {'more' if replica > server else 'less'} than the server"
-            self._diverged(connection, f"the replica has sent {how}, and neither goes on", now)
-            return
-        self._watch(connection, compare, now)
-
     # ------------------------------------------------------------------------------------ the end, the takeover
 
     def settled(self, connection: ShadowConnection) -> bool:
@@ -367,11 +346,13 @@ class Divergence:
     def forget(self, conn: int) -> None:
         """No more deadline for this number."""
         self._timers.cancel(conn)
+        self._lengths.forget(conn)
 
     def at_takeover(self, connection: ShadowConnection, now: float) -> str:
         """Why a connection can't be taken over; empty if it can. From here on the primary can't be asked."""
         compare = connection.output.compare
         self._timers.cancel(connection.conn)
+        self._lengths.forget(connection.conn)
         if compare is None or connection.map is None:
             return ""
         if compare.asked is not None:
@@ -385,7 +366,7 @@ class Divergence:
                 return f"diverged: {reason}"
         if compare.pending:
             self._timers.set(connection.conn, now + self._hold_s)
-            compare.watch((connection.output.outbound.end, compare.compared))
+            compare.watch((connection.output.outbound.end, compare.compared), now)
         elif not compare.in_step:
             return f"diverged: {_goes_on(compare)}"
         else:
@@ -397,13 +378,14 @@ class Divergence:
         if state == compare.watched and state[0] > state[1]:
             self._diverged(connection, "the replica does not complete what the server had sent", now)
             return
-        compare.watch(state)
+        compare.watch(state, now)
         self._timers.set(connection.conn, now + self._hold_s)
 
     def clear(self) -> None:
         """No more deadlines."""
         self._timers = TimerQueue()
         self._parts = TimerQueue()
+        self._lengths.clear()
 
     def on_timer(self, now: float) -> None:
         """Deadlines."""
@@ -414,8 +396,6 @@ class Divergence:
                 continue
             if compare.after:
                 self._withheld_too_long(connection, compare, now)
-            elif connection.closing.closed_at is None:
-                self._out_of_step(connection, compare, now)
         for conn in self._parts.pop_due(now):
             self._ask_part(conn, now)
 

@@ -1,7 +1,8 @@
 """The shadow's connections, by flow and by number: the primary's records, timers, and how a connection ends.
 
 What belongs to one subject is a part of its own, which is given the tables and the functions that it needs: `openings`,
-`segments`, `repair`, `divergence`, `feeding`, `ends`, `takeover`, `vanished`, `handovers`.
+`segments`, `repair`, `divergence`, `lengths`, `feeding`, `ends`, `takeover`, `vanished`,
+`handovers`.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from nfq_failover.core.shadow.divergence import Divergence
 from nfq_failover.core.shadow.ends import ShadowEnds
 from nfq_failover.core.shadow.feeding import Feeding
 from nfq_failover.core.shadow.handover import ShadowHandovers
+from nfq_failover.core.shadow.lengths import Lengths
 from nfq_failover.core.shadow.opening import Openings
 from nfq_failover.core.shadow.repair import Repair
 from nfq_failover.core.shadow.segments import Segments
@@ -63,10 +65,11 @@ class ShadowTable:
         flows, numbers = self.flows, self.numbers
         self.repair = Repair(out, self.timers)
         self.feeding = Feeding(out, numbers, self._fed_enough)
-        self.divergence = Divergence(settings, out, numbers, self._part)
+        self.lengths = Lengths(settings, out, numbers, self._part)
+        self.divergence = Divergence(settings, out, numbers, self.lengths, self._part)
         self.ends = ShadowEnds(out, numbers, self.divergence, settings.health_checked)
         self.takeover = Takeover(
-            *(settings, out, flows, numbers, self.repair, self.divergence, self.feeding),
+            *(settings, out, flows, numbers, self.repair, self.divergence, self.lengths, self.feeding),
             give_up=self._give_up,
             die=self._die,
             forget=self.forget,
@@ -94,7 +97,7 @@ class ShadowTable:
         self._deadlines = (
             *(self.timers.next, self.ends.poll_timeout, self.divergence.poll_timeout),
             *(self.takeover.backoff.poll_timeout, self.takeover.recovery.poll_timeout),
-            *(self.vanished.poll_timeout, self.feeding.poll_timeout),
+            *(self.vanished.poll_timeout, self.feeding.poll_timeout, self.lengths.poll_timeout),
         )
         self.takes: dict[type[Record], Callable[[Any, float], None]] = {
             Progress: self._on_progress,
@@ -365,6 +368,7 @@ class ShadowTable:
                 self._due(connection, now)
         self.ends.on_timer(now)
         self.divergence.on_timer(now)
+        self.lengths.on_timer(now)
         self.feeding.on_timer(now)
         self.takeover.backoff.on_timer(now)
         self.takeover.recovery.on_timer(now)

@@ -8,6 +8,7 @@ from nfq_failover.core.shadow.backoff import BackoffRevert
 from nfq_failover.core.shadow.connection import Die, Forget, GiveUp, Shadow, ShadowConnection
 from nfq_failover.core.shadow.divergence import Divergence
 from nfq_failover.core.shadow.feeding import Feeding
+from nfq_failover.core.shadow.lengths import Lengths
 from nfq_failover.core.shadow.recovery import Recovery
 from nfq_failover.core.shadow.repair import Repair
 from nfq_failover.core.tcp.translation import Translation
@@ -27,6 +28,7 @@ class Takeover:
         numbers: dict[int, ShadowConnection],
         repair: Repair,
         divergence: Divergence,
+        lengths: Lengths,
         feeding: Feeding,
         *,
         give_up: GiveUp,
@@ -39,6 +41,7 @@ class Takeover:
         self._flows = flows
         self._repair = repair
         self._divergence = divergence
+        self._lengths = lengths
         self._feeding = feeding
         self._give_up = give_up
         self._die = die
@@ -79,6 +82,7 @@ class Takeover:
         connection.take_over(self.out, now)
         self._repair.watch_lag(connection, now)
         self.recovery.begin(connection, now)
+        self._lengths.behind(connection, now)
 
     def cut(self, connection: ShadowConnection, now: float) -> None:
         """Tell the client of a connection that can't be continued that it is over."""
@@ -100,6 +104,8 @@ class Takeover:
         if resending.next is not None:
             resending.on_client_ack(mapping, connection.output.snd_una - max(before, 0), self.out, now)
         self.recovery.heard(connection, before, now)
+        if connection.output.snd_una > before:
+            self._lengths.behind(connection, now)
         if seg.payload_len and resending.stuck(offset, now, self._settings.hole_deadline_ms / 1000):
             self._die(connection, "bytes were acknowledged that this host never had", now)
             connection.answer_rst(self.out, None)  # not from `seg`: its ACK number is already the replica's
