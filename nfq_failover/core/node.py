@@ -261,6 +261,7 @@ class Node:
 
     def _judge(self, now: float) -> None:
         """Act on what was found of our application. If nothing can be done now, the backup's next answer finds it."""
+        # Ends: each turn takes one out; what it leads to finds nothing more.
         while self.gate.findings:
             found = self.gate.findings.popleft()
             if not found.alone:
@@ -369,6 +370,7 @@ class Node:
 
     def _carry_out(self, now: float) -> None:
         members, out = self.members, self.out
+        # Ends: each turn takes one out, and logging makes none.
         while members.changes:
             change = members.changes.popleft()
             level = "error" if change.after in (State.REFUSED, State.YIELDED) else "warning"
@@ -383,6 +385,7 @@ class Node:
                 epoch=members.epoch,
                 reason=change.reason or change.given.value,
             )
+        # Ends: each turn takes one out; no action makes another one, nor a change.
         while members.actions:
             self._do(members.actions.popleft(), now)
         out.concerns.act_as(_PARTS.get(members.role, Part.ANY))

@@ -52,6 +52,7 @@ class TimerQueue(Generic[K]):
     def next(self) -> float | None:
         """The earliest deadline."""
         heap, when = self._heap, self._when
+        # Ends: each turn takes an entry out.
         while heap and when.get(heap[0][2]) != heap[0][0]:
             heappop(heap)
         return heap[0][0] if heap else None
@@ -61,6 +62,7 @@ class TimerQueue(Generic[K]):
         due: list[K] = []
         if not self._heap or self._heap[0][0] > now:  # no entry is due, so none that counts
             return due
+        # Ends: each turn takes an entry out, and nothing is armed here.
         while (first := self.next()) is not None and first <= now:
             key = heappop(self._heap)[2]
             if self._when.pop(key, None) is not None:

@@ -110,6 +110,7 @@ class ControlServer:
             if not data:
                 return False
             client.incoming += data
+            # Ends: each turn takes a line out.
             while (stop := client.incoming.find(b"\n")) >= 0:
                 line = bytes(client.incoming[:stop])
                 del client.incoming[: stop + 1]

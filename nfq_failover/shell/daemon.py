@@ -90,6 +90,7 @@ class Daemon:
     # ------------------------------------------------------------------------------------ the loop
 
     def _serve(self) -> None:
+        # Ends: with the daemon.
         while True:
             self._turn()
             if self._stopping:

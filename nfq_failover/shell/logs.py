@@ -48,6 +48,7 @@ class BackgroundWriter:
 
     def _work(self) -> None:
         hold_nothing()
+        # Ends: with the daemon, in a thread.
         while (text := self._lines.get()) is not None:
             with contextlib.suppress(OSError, ValueError):  # nobody reads any more; the daemon goes on
                 self._file.write(text)

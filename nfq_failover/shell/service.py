@@ -342,6 +342,7 @@ class Service:
     def _drain(self) -> None:
         poll, queues = self.node.poll_effect, self._queues
         mark, inject = self._config.mark, self._injector.send
+        # Ends: what is done adds no effect, but for a link check that is known already: one each.
         while (effect := poll()) is not None:
             if isinstance(effect, Verdict):
                 try:

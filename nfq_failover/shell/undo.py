@@ -37,6 +37,7 @@ class Undo:
 
     def run(self) -> None:
         """Undo everything, once; a step that fails is logged."""
+        # Ends: each turn takes a step out.
         while self._steps:
             step = self._steps.pop()
             try:

@@ -146,6 +146,7 @@ class Witness:
         ready()
         poller = select.poll()
         poller.register(self._socket, select.POLLIN)
+        # Ends: with the witness.
         while not self._stopping:
             if poller.poll(500):
                 self.serve()

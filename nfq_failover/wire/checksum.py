@@ -27,6 +27,7 @@ def ones_sum(data: Buffer) -> int:
     if tail:
         tail += b"\0" * (-len(tail) & 1)
         total += sum(int.from_bytes(tail[i : i + 2], "little") for i in range(0, len(tail), 2))
+    # Ends: what is folded gets smaller.
     while total >> 16:
         total = (total & 0xFFFF) + (total >> 16)
     return ((total & 0xFF) << 8) | (total >> 8)
@@ -36,6 +37,7 @@ def tcp_sum(packet: Buffer, addresses: Buffer, tcp_offset: int, end: int) -> int
     """Folded sum of pseudo header (RFC 9293 section 3.1; RFC 8200 section 8.1 has the same sum) and segment."""
     with memoryview(packet) as view, view[tcp_offset:end] as segment:
         total = ones_sum(segment) + ones_sum(addresses) + IPPROTO_TCP + (end - tcp_offset)
+    # Ends: what is folded gets smaller.
     while total >> 16:
         total = (total & 0xFFFF) + (total >> 16)
     return total

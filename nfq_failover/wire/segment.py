@@ -112,6 +112,7 @@ class Segment:
 
     def _parse_options(self) -> None:
         buf, i, stop = self.buf, self.tcp_off + 20, self.data_off
+        # Ends: an option takes at least a byte.
         while i < stop:
             kind = buf[i]
             if kind == OPT_EOL:
@@ -199,6 +200,7 @@ class Segment:
                 i += 8
         else:
             self.sack_off = 0
+        # Ends: `i` goes on by one.
         while i < stop:
             self.buf[i] = OPT_NOP
             i += 1

@@ -30,6 +30,7 @@ MIN_MSS = 48  # what Linux makes of less (net.ipv4.tcp_min_snd_mss): there is al
 def each_option(options: bytes | bytearray | memoryview) -> Iterator[tuple[int, int, int]]:
     """(kind, start, length) of each option but NOP. Ends, as Linux does, at one that lies about its length."""
     i, n = 0, len(options)
+    # Ends: an option takes at least a byte.
     while i < n:
         kind = options[i]
         if kind == OPT_EOL:
@@ -80,6 +81,7 @@ def without(options: bytes, keep: frozenset[int]) -> bytes:
         at = i + length
         if kind not in keep:
             out[i:at] = bytes((OPT_NOP,)) * length
+    # Ends: `at` goes on by one.
     while at < len(out) and out[at] == OPT_NOP:
         at += 1
     if at < len(out) and out[at] != OPT_EOL:

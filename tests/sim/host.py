@@ -62,6 +62,7 @@ if TYPE_CHECKING:
 
 CARD_PACKETS = 100
 BUSY_S, BUSY_TIMERS = 0.01, 500
+OVERDUE = 4  # times in a row that a deadline may still have passed when the timers have been fired
 STEP_S = 0.00002  # from the stack to the queue
 
 
@@ -95,7 +96,7 @@ class SimHost:
         self.up = self.running = self.owns = False
         self.life = self.run = 0
         self.jumped = 0.0
-        self._pending = self._fired = 0
+        self._pending = self._fired = self._overdue = 0
         self._fired_since = 0.0
         self.awake = self.heard = 0.0  # when the daemon last did anything, and last heard another one
         self.paused_until = self.hung_until = self.unplugged_until = 0.0
@@ -310,6 +311,9 @@ class SimHost:
         if self._waiting:
             raise AssertionError(f"no verdict for {self._waiting} after {event}")
         self.world.checks.carried_out(self, carried)
+        if isinstance(event, TimerFired):
+            self._overdue = self._overdue + 1 if self.node.poll_timeout() <= now else 0
+            assert self._overdue < OVERDUE, f"{self.name}: a deadline stays in the past in {self.node.members.state}"
         self._schedule()
 
     def _dies(self, effect: Effect, before: bool) -> bool:

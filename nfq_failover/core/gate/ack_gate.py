@@ -137,6 +137,7 @@ class AckGate:
         if allowed != ack or edge > self.backup_edge or edge < self.told_edge:
             window = self.window_for(allowed)
         clipped = [b for b in (self._clip(b) for b in blocks) if b] if blocks else blocks
+        # Ends: each turn takes one out.
         while self.held_acks and self.held_acks[0][0] <= allowed:
             self.held_acks.popleft()
         unchanged = allowed == ack and window == seg.wnd and clipped == blocks and not seg.changed
@@ -215,6 +216,7 @@ class AckGate:
     def release(self, out: Outbox, now: float) -> None:
         """Send what was held back, as far as it is confirmed."""
         held, own = self.held_acks, self._own
+        # Ends: each turn takes one out, or is the last.
         while held and held[0][0] <= self.confirmed:
             ack, blocks, since = held[0]
             if not all(self._covered(b) for b in blocks):

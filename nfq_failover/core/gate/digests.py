@@ -97,6 +97,7 @@ class SentStream:
     def forget_before(self, before: int) -> None:
         """Forget the bytes before an offset."""
         kept = self.outbound
+        # Ends: each turn takes a piece out.
         while kept and kept[0][0] + len(kept[0][1]) <= before:
             self.outbound_bytes -= len(kept.popleft()[1])
 
@@ -155,6 +156,7 @@ class GateDigests:
     def _release(self, stream: SentStream, upto: int) -> None:
         """The client may have the bytes before an offset."""
         at = stream.released
+        # Ends: `data` is not empty, so `at` comes nearer.
         while at < upto and (data := stream.read(at, min(at + stream.mss, upto))):
             stream.connection.acks.send_data(self.out, stream.space.seq(at), data)
             at += len(data)
@@ -241,8 +243,10 @@ class GateDigests:
     def _bound(self, stream: SentStream) -> None:
         """Keep within the limits. What is dropped here can only be compared by its hash."""
         kept = stream.outbound
+        # Ends: each turn takes a digest out.
         while len(stream.unseen) > MAX_UNSEEN and not self._strict:
             stream.unseen.popleft()
+        # Ends: each turn takes a piece out.
         while kept and (stream.outbound_bytes > KEEP_BYTES or len(kept) > KEEP_PIECES or self._kept_total > KEEP_TOTAL):
             size = len(kept.popleft()[1])
             stream.outbound_bytes -= size
@@ -271,6 +275,7 @@ class GateDigests:
                 stream.waits_since = now
             self._forget_bytes(stream, compared)
         unseen = stream.unseen
+        # Ends: each turn takes a digest out.
         while unseen and stream.space.offset(unseen[0].seq) + unseen[0].length <= stream.compared:
             unseen.popleft()
         if not unseen:

@@ -85,6 +85,7 @@ class Link:
 
     def send_handshake(self) -> None:
         """Send what the session's handshake has to say."""
+        # Ends: each turn takes a datagram out, and none is added.
         while (data := self.session.poll_datagram()) is not None:
             self._out.effects.append(SendDatagram(self.source, data))
 

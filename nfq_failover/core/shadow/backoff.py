@@ -40,6 +40,7 @@ class BackoffRevert:
 
     def on_timer(self, now: float) -> None:
         """Ask those once more that have sent nothing new."""
+        # Ends: each turn takes a deadline out.
         while self._due and self._due[0] <= now:
             self._due.pop(0)
             self._waiting = [(connection, told) for connection, told in self._waiting if self._waits(connection, told)]

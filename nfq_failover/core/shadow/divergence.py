@@ -157,7 +157,7 @@ class Divergence:
 
     def _compare_on(self, connection: ShadowConnection, compare: Comparison) -> str:
         """Compare what can be. Returns why the connection has to be given up, if so."""
-        # Each turn drops a digest or moves `compared` on, which never goes back, towards the end of the first one.
+        # Ends: each turn drops a digest, or moves `compared` on (it never goes back) to the end of the first one.
         while compare.pending and compare.asked is None:
             start, end, _ = compare.pending[0]
             if end <= compare.compared:

@@ -57,6 +57,7 @@ class Pace:
     def room(self, now: float) -> int:
         """The number of bytes that may be asked for now."""
         asked, oldest = self._asked, now - 2 * self.timeout_s
+        # Ends: each turn takes one out.
         while asked and asked[0][0] < oldest:
             self._pending -= asked.popleft()[1]
         return max(WINDOW_BYTES - self._pending, 0)
@@ -69,6 +70,7 @@ class Pace:
     def arrived(self, count: int) -> None:
         """`count` bytes have come that were asked for."""
         asked = self._asked
+        # Ends: each turn takes one out, or `count` is used up.
         while asked and count:
             at, left = asked.popleft()
             used = min(left, count)

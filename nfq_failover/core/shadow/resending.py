@@ -147,6 +147,7 @@ class Resending:
         done."""
         output, header = self._output, self._header
         sent = 0
+        # Ends: `sent` grows with every turn but the last.
         while self.next is not None and sent < segments:
             at = max(self.next, output.snd_una)
             room = output.snd_una + (header.wnd << header.wscale) - at
@@ -239,6 +240,7 @@ class Resending:
         at, mss = self._output.snd_una, self._header.mss
         data = seg.payload()[at - offset :]
         flags = seg.flags & ~FIN
+        # Ends: `data` gets shorter: the MSS is at least `MIN_MSS` less timestamps.
         while len(data) > mss:
             self.send(mapping, out, at, data[:mss], flags, now)
             data = data[mss:]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
+from itertools import islice
 from typing import Final
 
 MAX_ISLANDS: Final = 1024
@@ -29,6 +30,10 @@ class _Island:
 
 def _stop(island: _Island) -> int:
     return island.stop
+
+
+def _piece_stop(piece: tuple[int, bytes]) -> int:
+    return piece[0] + len(piece[1])
 
 
 class Journal:
@@ -76,9 +81,12 @@ class Journal:
         for i in range(bisect_left(islands, offset, key=_stop), len(islands)):
             if islands[i].start >= stop:
                 break
-            for at, piece in islands[i].pieces:
+            pieces = islands[i].pieces
+            for at, piece in islice(pieces, bisect_right(pieces, offset, key=_piece_stop), None):
+                if at >= stop:
+                    break
                 left, right = max(at, offset), min(at + len(piece), stop)
-                if left < right and piece[left - at : right - at] != data[left - offset : right - offset]:
+                if piece[left - at : right - at] != data[left - offset : right - offset]:
                     return True
         return False
 
@@ -104,6 +112,7 @@ class Journal:
             self._append(data)
             return True
         self._insert_island(offset, data)
+        # Ends: each turn takes an island out.
         while self._islands and self._islands[0].start <= self.end:
             first = self._islands.pop(0)
             self._loose -= len(first.pieces)
@@ -134,8 +143,11 @@ class Journal:
             return
         stop = offset + len(data)
         first = last = bisect_left(islands, offset, key=_stop)
+        if first < len(islands) and islands[first].start <= offset and stop <= islands[first].stop:
+            return  # nothing new: an island may have many pieces, and a client repeat itself as often as it likes
         pieces: list[tuple[int, bytes]] = []
         at = offset
+        # Ends: `last` goes on by one, and no island is added.
         while last < len(islands) and islands[last].start <= stop:
             island = islands[last]
             if at < island.start:
@@ -160,6 +172,7 @@ class Journal:
             return b""
         i = bisect_right(self._offsets, offset, self._head) - 1
         parts = []
+        # Ends: `i` goes on by one.
         while count > 0 and i < len(self._offsets):
             skip = offset - self._offsets[i]
             part = self._data[i][skip : skip + count]
@@ -175,6 +188,7 @@ class Journal:
         if not self.start <= offset < self.end:
             return parts
         i = bisect_right(self._offsets, offset, self._head) - 1
+        # Ends: `i` goes on by one.
         while count > 0 and i < len(self._offsets):
             skip = offset - self._offsets[i]
             part = memoryview(self._data[i])[skip : skip + count]
@@ -192,6 +206,7 @@ class Journal:
             self._jump(offset)
             return
         head, offsets, data = self._head, self._offsets, self._data
+        # Ends: `head` goes on by one.
         while head < len(offsets) and offsets[head] + len(data[head]) <= offset:
             self.size -= len(data[head])
             data[head] = b""

@@ -258,6 +258,7 @@ def resolve_mac(address: str, timeout_s: float = 1.0) -> str | None:
     deadline = time.monotonic() + timeout_s
     mac = lookup_mac(address)
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
+        # Ends: by the deadline.
         while mac is None and time.monotonic() < deadline:
             try:
                 asking.sendto(b"", (address, 9))

@@ -193,6 +193,7 @@ class FlowList:
     def _take(self, data: bytes) -> bool:
         """Returns True at the end of a family."""
         at = 0
+        # Ends: a message takes at least its header.
         while at + _HEADER.size <= len(data):
             length, kind, _, _, _ = _HEADER.unpack_from(data, at)
             if kind == _NLMSG_DONE:

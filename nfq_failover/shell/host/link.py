@@ -26,6 +26,7 @@ _SIOCGIFFLAGS = 0x8913
 _SIOCETHTOOL, _ETHTOOL_GLINK = 0x8946, 0x0A  # linux/sockios.h, linux/ethtool.h
 _IFF_UP, _IFF_RUNNING = 0x1, 0x40
 _REPEAT_S = 0.1  # a lost echo must not decide
+_READ_AT_ONCE = 64
 
 
 def _carrier(interface: str) -> bool | None:
@@ -107,7 +108,7 @@ class Probe:
                 return True
             return error == errno.ECONNREFUSED
         with contextlib.suppress(OSError):
-            while True:
+            for _ in range(_READ_AT_ONCE):  # anybody may send us ICMP, as fast as the wire can
                 data, (address, _) = self._socket.recvfrom(2048)
                 body = data[(data[0] & 15) * 4 :] if data else b""
                 if address == self.target[0] and body[:1] == bytes([_ECHO_REPLY]) and body[8:] == self._token:

@@ -133,6 +133,7 @@ def packet_fields(buffer: Buffer, offset: int, end: int) -> PacketFields | None:
     i = offset + _NFGENMSG_END
     unpack = _ATTR.unpack_from
     try:
+        # Ends: an attribute takes at least its four bytes.
         while i < end:
             length, kind = unpack(buffer, i)
             if length < 4 or i + length > end:

@@ -89,6 +89,7 @@ def queue_row(number: int, counters: int | None = None) -> QueueRow | None:
 def _whole(fd: int) -> str:
     parts = []
     at = 0
+    # Ends: the file has an end.
     while part := os.pread(fd, 1 << 16, at):
         parts.append(part)
         at += len(part)
@@ -182,6 +183,7 @@ class PacketQueue:
     def _ask(self, message: bytes, sequence: int) -> None:
         """Send a request and read its answer, which is there when send returns."""
         self._socket.send(message)
+        # Ends: nothing is queued yet: what is not there raises.
         while True:
             self._socket.recv_into(self._view, 0, socket.MSG_DONTWAIT)
             if nl.message_header(self._view, 0)[1] != nl.NLMSG_ERROR:
@@ -280,6 +282,7 @@ class PacketQueue:
     def flush(self) -> bool:
         """Send the verdicts given so far. Returns False if the kernel had no room: call it again."""
         pending = self._pending
+        # Ends: each turn sends at least one, or returns.
         while pending:
             parts: list[nl.Buffer] = []
             size = taken = 0
@@ -331,7 +334,8 @@ class PacketQueue:
         try:
             self.flush()
             self._socket.send(nl.config_unbind(self.number))
-            while True:  # the library would hand what is still unread to its own callback
+            # The library would hand what is unread to its own callback. Ends: nothing is added after the unbinding.
+            while True:
                 try:
                     self._socket.recv_into(self._view, 0, socket.MSG_DONTWAIT)
                 except BlockingIOError:

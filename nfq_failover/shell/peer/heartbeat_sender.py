@@ -76,6 +76,7 @@ class Sender:
         An echoed clock alone is no news.
         """
         news: list[tuple[str, int]] = []
+        # Ends: the daemon writes seldom, and nobody else can.
         while True:
             try:
                 order = self.orders.recv(4096, socket.MSG_DONTWAIT)
@@ -101,6 +102,7 @@ class Sender:
         news: dict[tuple[str, int], None] = {}
         poller = select.poll()
         poller.register(self.orders, select.POLLIN)
+        # Ends: with the daemon.
         while True:
             wake = min(due, last + MIN_SPACING_S) if news else due
             if poller.poll(max(wake - time.monotonic(), 0.0) * 1000):

@@ -47,6 +47,7 @@ class SyncReader:
         count = refused = 0
         for each in self._sockets.both:
             receive = each.recvfrom
+            # Ends: the time of a turn is limited.
             while now < limit and refused < MAX_REFUSED:
                 try:
                     data, source = receive(RECEIVE_BYTES)

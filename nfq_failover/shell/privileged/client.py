@@ -101,6 +101,7 @@ class Pending:
     def wait(self, timeout_s: float = WAIT_S) -> Reply:
         """Wait for the reply, and close the descriptor. Returns the reply."""
         give_up = time.monotonic() + timeout_s
+        # Ends: by the deadline.
         while self.reply is None:
             left = give_up - time.monotonic()
             if left <= 0:
@@ -162,6 +163,7 @@ class HelperClient:
         """Take the replies that are there."""
         if not select.select([self._socket], [], [], wait_s)[0]:
             return
+        # Ends: the helper answers each question once.
         while not self.gone:
             try:
                 data = self._socket.recv(MAX_MESSAGE)

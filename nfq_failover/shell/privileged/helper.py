@@ -76,6 +76,7 @@ class Helper:
 
     def run(self) -> None:
         """Answer requests until the daemon is gone, then end in order."""
+        # Ends: with the helper.
         while not self._ending:
             now = time.monotonic()
             self._loop.serve(self._loop.wait(now, TICK_S if self._fence_numbers else math.inf))

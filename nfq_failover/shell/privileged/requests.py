@@ -155,6 +155,7 @@ class Reply:
 def encode_reply(reply: Reply) -> bytes:
     """Returns a reply as one message, with the beginning of a long text."""
     said = reply.said[:MAX_MESSAGE]
+    # Ends: `said` gets shorter.
     while len(data := json.dumps([reply.number, reply.status, said]).encode()) > MAX_MESSAGE:
         said = said[: len(said) // 2]
     return data
@@ -173,6 +174,7 @@ def flow_file(flows: Sequence[FlowKey]) -> int:
     fd = os.memfd_create("nfqf-flows", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
         data = b"".join(_FLOW.pack(client, client_port, port) for client, client_port, _, port in flows)
+        # Ends: `write` takes something.
         while data:
             data = data[os.write(fd, data) :]
         fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)

@@ -65,6 +65,7 @@ class CheckpointStore:
         """By the descriptor: whoever has opened it may have given up the right to."""
         parts: list[bytes] = []
         at = 0
+        # Ends: the file has an end.
         while part := os.pread(self._fd, _READ_BYTES, at):
             parts.append(part)
             at += len(part)

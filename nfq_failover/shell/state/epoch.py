@@ -53,6 +53,7 @@ class EpochStore:
 
     def _work(self) -> None:
         hold_nothing()
+        # Ends: with the daemon, in a thread.
         while (order := self._orders.get()) is not None:
             epoch, role = order
             try:
@@ -87,6 +88,7 @@ class EpochStore:
         except BlockingIOError:
             return []
         answers = []
+        # Ends: each turn takes one out.
         while self._done:
             answers.append(self._done.popleft())
         return answers

@@ -113,6 +113,7 @@ def decode_records(body: bytes) -> list[Record]:
     """All records of a body, without those of unknown number. Raises `MalformedDatagram` if any is malformed."""
     records: list[Record] = []
     at, stop = 0, len(body)
+    # Ends: a record takes at least the bytes of its number and length.
     while at < stop:
         if at + _TLV.size > stop:
             raise MalformedDatagram("bad-record-length")

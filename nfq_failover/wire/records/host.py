@@ -55,7 +55,7 @@ class Facts(Record):
     @classmethod
     def decode(cls, value: bytes) -> Self:
         facts, at = [], 0
-        while at < len(value):  # each text takes a byte at least
+        while at < len(value):  # Ends: each text takes a byte at least.
             name, at = _read(value, at)
             text, at = _read(value, at)
             facts.append((name, text))
@@ -82,7 +82,7 @@ class Concerned(Record):
     @classmethod
     def decode(cls, value: bytes) -> Self:
         concerns, at = [], 0
-        while at < len(value):  # each concern takes four bytes at least
+        while at < len(value):  # Ends: each concern takes four bytes at least.
             weight = value[at]
             code, at = _read(value, at + 1)
             what, at = _read(value, at)

@@ -12,7 +12,7 @@ from nfq_failover.core.shadow.backoff import BackoffRevert
 from nfq_failover.core.shadow.connection import ShadowConnection
 from nfq_failover.core.shadow.inward import Inward
 from nfq_failover.core.shadow.recovery import Recovery
-from nfq_failover.core.shadow.resending import Resending
+from nfq_failover.core.shadow.resending import AckWait, Resending
 from nfq_failover.core.shadow.table import ShadowTable
 from nfq_failover.core.tcp import translation
 from nfq_failover.core.tcp.journal import Journal
@@ -88,6 +88,11 @@ def _quote_more(self: BackoffRevert, connections: list[ShadowConnection], now: f
 
 
 _begin = BackoffRevert.begin
+
+
+def _at_once(self: AckWait) -> None:
+    """Waits no time for the client's answer."""
+    self.next_s = 0.0
 
 
 SHADOW = (
@@ -185,6 +190,12 @@ SHADOW = (
         (133, "crash-primary"),
     ),
     Mutant("a table that only grows", "beyond the bound", (Patch(ShadowTable, "forget", _keeps_all),)),
+    Mutant(
+        "repeat at once, again and again",
+        "stays in the past",
+        (Patch(AckWait, "in_vain", _at_once),),
+        CRASHES,
+    ),
     Mutant(
         "quote another byte",
         "the client has been told",
