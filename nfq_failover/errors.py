@@ -28,6 +28,16 @@ class MalformedDatagram(NfqFailoverError):
         self.reason = reason
 
 
+class WrongName(MalformedDatagram):
+    """A datagram of a handshake that was made with our key, but is not from our peer to us: `sender` and `receiver` are
+    the names in it."""
+
+    def __init__(self, sender: str, receiver: str) -> None:
+        super().__init__("wrong-name")
+        self.sender = sender
+        self.receiver = receiver
+
+
 class ConfigError(NfqFailoverError):
     """The configuration is wrong; the message says which setting and what to do."""
 

@@ -85,6 +85,27 @@ class DatagramReceived:
 
 
 @dataclass(slots=True)
+class StrangerHeard:
+    """A datagram has come to the sync channel from where no peer is expected (address, port). Not each one is told."""
+
+    source: tuple[str, int]
+    data: bytes
+
+
+@dataclass(slots=True)
+class Undelivered:
+    """What was sent to a peer's sync channel (address, port) does not get there.
+
+    `reason` is "nobody-listens", "no-host" or "prohibited", or our own kernel's words if `local`. Anybody may have said
+    what is not local.
+    """
+
+    destination: tuple[str, int]
+    reason: str
+    local: bool = False
+
+
+@dataclass(slots=True)
 class TimerFired:
     """Time has passed; also sent as a tick so that a node can see its own pauses."""
 
@@ -187,6 +208,8 @@ Event = (
     | DatagramsLost
     | QueueOverrun
     | DatagramReceived
+    | StrangerHeard
+    | Undelivered
     | TimerFired
     | LinkChecked
     | FenceFinished

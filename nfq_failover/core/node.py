@@ -40,7 +40,9 @@ from nfq_failover.core.events import (
     RulesLost,
     SaveCheckpoint,
     StoreEpoch,
+    StrangerHeard,
     TimerFired,
+    Undelivered,
     WitnessAnswered,
 )
 from nfq_failover.core.gate.connection import Gate
@@ -331,6 +333,8 @@ class Node:
         elif isinstance(event, RulesLost):
             self.out.counters["rules-lost"] += 1
             self.out.log("error", "firewall rules lost", detail=event.detail)
+        elif isinstance(event, StrangerHeard | Undelivered):
+            self.links.clue(event, now)
         elif isinstance(event, HostChecked):
             self.out.concerns.replace("host", event.concerns, now)
         elif isinstance(event, OperatorCommand):

@@ -6,7 +6,6 @@ the node decides is carried out before anything else is read.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import time
 from dataclasses import replace
@@ -54,6 +53,7 @@ from nfq_failover.shell.loop import Loop
 from nfq_failover.shell.packets.copies import InboundCopies
 from nfq_failover.shell.packets.inject import Injector
 from nfq_failover.shell.packets.nfqueue import PacketQueue
+from nfq_failover.shell.peer.delivery import Delivery
 from nfq_failover.shell.peer.heartbeat_process import HeartbeatProcess
 from nfq_failover.shell.peer.reader import SyncReader
 from nfq_failover.shell.peer.socket import open_sync
@@ -124,9 +124,10 @@ class Service:
             undo.add(self._remove_address)
             self._address.add_address()
         sockets = undo.closing(own.sync or open_sync(config.listen, config.limits.sync_buffer_bytes))
-        self._udp = sockets.records
+        peers = [(peer.address, peer.port) for peer in settings.peers]
+        self._delivery = undo.closing(Delivery(sockets.records, config.listen, peers))
         self._heartbeats = undo.closing(
-            HeartbeatProcess(settings.heartbeat_interval_ms, self._udp, helper.start_sender)
+            HeartbeatProcess(settings.heartbeat_interval_ms, sockets.records, helper.start_sender)
         )
         self._fences = undo.closing(RemoteFences(helper, settings.peers, loop, self))
         self._second_opinion = undo.closing(SecondOpinion(config, loop, self))
@@ -278,6 +279,8 @@ class Service:
                 self._feed(FlowsListed(flows), now)
         except OSError as error:  # no memory at this moment: the node asks again
             log.error("the kernel can't be asked for its connections", error=str(error))
+        for undelivered in self._delivery.tick():
+            self._feed(undelivered, now)
         if self._copies is not None and (lost := self._copies.lost()):
             self._feed(CopiesLost(lost), now)
         if now >= self._next_overrun:
@@ -356,8 +359,7 @@ class Service:
                     queue.flush()
                 inject(effect.packet)
             elif isinstance(effect, SendDatagram):
-                with contextlib.suppress(OSError):  # lost datagrams are repeated
-                    self._udp.sendto(effect.data, effect.destination)
+                self._delivery.send(effect.data, effect.destination)
             else:
                 try:
                     self._carry_out_rare(effect)

@@ -80,6 +80,11 @@ def read_header(data: bytes) -> Header:
     return Header(*known, session, epoch, counter)
 
 
+def is_handshake(data: bytes) -> bool:
+    """Whether a datagram, whose header could be read, is one of a handshake."""
+    return data[1] & ~_DIRECTION in (Kind.HELLO, Kind.REPLY)
+
+
 def open_body(data: bytes, key: bytes) -> bytes:
     """Check the MAC and return the body. Raises `MalformedDatagram`. Call `read_header` first: it checks the length."""
     signed = data[:-MAC_BYTES]

@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from nfq_failover.core.events import PublishHeartbeat, SendDatagram
+from nfq_failover.core.events import PublishHeartbeat, SendDatagram, StrangerHeard, Undelivered
 from nfq_failover.core.outbox import Lane, Outbox
+from nfq_failover.core.pair.diagnosis import Diagnosis
 from nfq_failover.core.pair.membership import Membership
 from nfq_failover.core.pair.peer import PeerView
 from nfq_failover.core.pair.roles import Role, State
 from nfq_failover.core.pair.session import Received, Session
 from nfq_failover.core.pair.told import Told
 from nfq_failover.core.settings import Peer, Settings
-from nfq_failover.errors import MalformedDatagram
+from nfq_failover.errors import MalformedDatagram, WrongName
 from nfq_failover.wire.heartbeat import HeartbeatBody
 from nfq_failover.wire.records import Record
 
@@ -24,8 +25,8 @@ class Link:
     """Everything of this host that belongs to one peer.
 
     `session` authenticates its datagrams and ours; `view` is the peer as its heartbeats show it; `told` is what it has
-    told of itself; `lane` holds the records for the next datagram. `rng(n)` returns n random bytes. What is to be sent
-    goes into `out`.
+    told of itself; `diagnosis` finds out why it is not heard; `lane` holds the records for the next datagram. `rng(n)`
+    returns n random bytes. What is to be sent goes into `out`.
     """
 
     def __init__(self, settings: Settings, peer: Peer, rng: Callable[[int], bytes], out: Outbox, now: float) -> None:
@@ -35,6 +36,7 @@ class Link:
         self.session = Session(settings, peer, rng)
         self.view = PeerView(settings, peer.name, now)
         self.told = Told(peer.name, out.concerns)
+        self.diagnosis = Diagnosis(settings, peer, out, now)
         self.lane: Lane = []
         self._out = out
         self._published = b""
@@ -55,9 +57,20 @@ class Link:
             self.view.monitor.reset(now)
             self.told.session_started()
             self._peer_sent_ms = self._echo_ms = 0
+        if received.greeting:
+            self.diagnosis.greeted(now)
         if received.heartbeat is not None and not self._take(received.heartbeat, received.epoch, now):
             return replace(received, heartbeat=None)
         return received
+
+    def stranger(self, event: StrangerHeard, now: float) -> None:
+        """Judge a datagram from where the peer is not expected: it may be the peer's all the same."""
+        names = self.session.introduces(event.data)
+        if names == (self.peer.name, self.settings.name):
+            self.diagnosis.elsewhere(event.source, now)
+        elif event.source[0] == self.peer.address or (names is not None and self.peer.name not in names):
+            why = MalformedDatagram("bad-mac") if names is None else WrongName(*names)
+            self.diagnosis.refused(why, event.source, event.data, now)
 
     def _take(self, body: HeartbeatBody, epoch: int, now: float) -> bool:
         counters = self._out.counters
@@ -82,11 +95,13 @@ class Link:
         self.session.on_timer(now)
         self.told.on_timer(now)
         self.send_handshake()
+        self.diagnosis.on_timer(self.session.heard_at, now)
 
     def send_handshake(self) -> None:
         """Send what the session's handshake has to say."""
         # Ends: each turn takes a datagram out, and none is added.
         while (data := self.session.poll_datagram()) is not None:
+            self.diagnosis.sent()
             self._out.effects.append(SendDatagram(self.source, data))
 
     def seal(self, epoch: int) -> None:
@@ -151,9 +166,18 @@ class Links:
             try:
                 return link, link.receive(data, now)
             except MalformedDatagram as error:
+                link.diagnosis.refused(error, source, data, now)
                 refused = error.reason
         self._out.counters[f"datagram-{refused}"] += 1
         return None
+
+    def clue(self, event: StrangerHeard | Undelivered, now: float) -> None:
+        """Note what may tell why a peer is not heard."""
+        for link in self.all:
+            if isinstance(event, StrangerHeard):
+                link.stranger(event, now)
+            elif event.destination == link.source:
+                link.diagnosis.undelivered(event, now)
 
     def tell(self, records: list[Record]) -> None:
         """Send every peer that there is a session with the same records."""

@@ -20,9 +20,10 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from hashlib import blake2s
+from math import inf
 
 from nfq_failover.core.settings import Peer, Settings
-from nfq_failover.errors import InternalError, MalformedDatagram
+from nfq_failover.errors import InternalError, MalformedDatagram, WrongName
 from nfq_failover.wire.datagram import (
     CHALLENGE_BYTES,
     MAX_BODY,
@@ -84,12 +85,23 @@ class Keys:
 @dataclass(slots=True)
 class Received:
     """What an accepted datagram has brought: its epoch and its contents, or, from a handshake, whether a session has
-    begun."""
+    begun. `greeting`: a handshake that proves no more than the key, and may be a recording."""
 
     epoch: int = 0
     session_started: bool = False
+    greeting: bool = field(default=False, compare=False)
     heartbeat: HeartbeatBody | None = None
     records: list[Record] = field(default_factory=list)
+
+
+def _introduction(kind: Kind) -> int:
+    """The bytes before the names in a handshake's body."""
+    return (NONCE_BYTES + CHALLENGE_BYTES) * (1 if kind is Kind.HELLO else 2)
+
+
+def _read_names(names: bytes) -> tuple[str, str]:
+    sender, _, receiver = names.decode(errors="replace").partition("\0")
+    return sender, receiver
 
 
 class Session:
@@ -113,6 +125,7 @@ class Session:
         self._hello_counter = 0
         self._outgoing: deque[bytes] = deque(maxlen=MAX_OUTGOING)
         self._heard_at: float | None = None
+        self.heard_at = -inf  # the latest datagram of any session
         self.refused = 0  # datagrams that were not believed, and those of handshakes, which anybody may say again
         self._next_hello = 0.0
 
@@ -219,11 +232,11 @@ class Session:
         """Take a datagram. Raises `MalformedDatagram` with a countable reason; only `refused` has changed then."""
         try:
             header = read_header(data)
-            if header.direction is self.direction:
-                raise MalformedDatagram("reflected")
             if header.kind in (Kind.HELLO, Kind.REPLY):
                 self.refused += 1
                 return self._handshake(header, open_body(data, self._hello_key))
+            if header.direction is self.direction:
+                raise MalformedDatagram("reflected")
             keys = self._current
             if keys is None or header.session != keys.session:
                 raise MalformedDatagram("wrong-session")
@@ -240,17 +253,19 @@ class Session:
         except MalformedDatagram:
             self.refused += 1
             raise
-        self._heard_at = now
+        self._heard_at = self.heard_at = now
         return received
 
     def _handshake(self, header: Header, body: bytes) -> Received:
-        size = (NONCE_BYTES + CHALLENGE_BYTES) * (1 if header.kind is Kind.HELLO else 2)
+        size = _introduction(header.kind)
         if body[size:] != self._names(ours=False):
-            raise MalformedDatagram("wrong-name")
+            if body[:NONCE_BYTES] == self._nonce:
+                raise MalformedDatagram("reflected")
+            raise WrongName(*_read_names(body[size:]))
         theirs = body[: NONCE_BYTES + CHALLENGE_BYTES]
         if header.kind is Kind.HELLO:
             self._say(Kind.REPLY, theirs)
-            return Received()
+            return Received(greeting=True)
         returned = body[NONCE_BYTES + CHALLENGE_BYTES : size]
         keys = self._derive(theirs[:NONCE_BYTES])
         started = keys.session != self.session_id
@@ -265,7 +280,16 @@ class Session:
         if started:
             # It carries no record, but the peer learns at once that we have arrived.
             self._outgoing.append(self._seal(keys, 0, b""))
-        return Received(session_started=started)
+        return Received(session_started=started, greeting=not started)
+
+    def introduces(self, data: bytes) -> tuple[str, str] | None:
+        """The sender's name and the receiver's in a datagram of a handshake, None if it is none with our key. It is not
+        taken, wherever it comes from."""
+        try:
+            header = read_header(data)
+            return _read_names(open_body(data, self._hello_key)[_introduction(header.kind) :])
+        except MalformedDatagram:
+            return None
 
     def _move(self, keys: Keys) -> None:
         if self._current is not None:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from struct import Struct
 from typing import Final
 
-from nfq_failover.core.events import DatagramReceived, DatagramsLost
+from nfq_failover.core.events import DatagramReceived, DatagramsLost, StrangerHeard
 from nfq_failover.core.node import Node
 from nfq_failover.shell.peer.socket import SyncSockets
 
@@ -17,6 +17,7 @@ BUDGET_S: Final = 0.02  # for the sync sockets in one turn of the loop: records 
 MAX_REFUSED: Final = 64  # this many refused datagrams end a turn at once: nobody gains time on the loop by garbage
 PATIENCE_S: Final = 0.2  # how long timers wait for a sync socket that never becomes empty
 RECEIVE_BYTES: Final = 2048  # longer than any valid datagram, so that one too long is seen as such
+STRANGER_EVERY_S: Final = 0.05  # so often the node hears what has come from nowhere that it knows
 _SO_MEMINFO: Final = 55  # asm-generic/socket.h; not in Python's socket
 _MEMINFO = Struct("=9I")
 _QUEUED, _LIMIT, _DROPS = 0, 1, 8  # SK_MEMINFO_RMEM_ALLOC, _RCVBUF and _DROPS, linux/sock_diag.h
@@ -25,17 +26,21 @@ _QUEUED, _LIMIT, _DROPS = 0, 1, 8  # SK_MEMINFO_RMEM_ALLOC, _RCVBUF and _DROPS, 
 class SyncReader:
     """The receiving half of the sync channel.
 
-    A datagram from anywhere but a peer's address and port is refused before anything else is looked at. What the
-    kernel dropped, since the socket's buffer was full, is asked of the socket (the number that SO_RXQ_OVFL attaches to
-    datagrams, without waiting for another datagram to bring it).
+    A datagram from anywhere but a peer's address and port is refused before anything else is looked at; the node sees a
+    few of them, since they may tell why a peer is not heard. What the kernel dropped, since the socket's buffer was
+    full, is asked of the socket (the number that SO_RXQ_OVFL attaches to datagrams, without waiting for another
+    datagram to bring it).
     """
 
-    def __init__(self, sockets: SyncSockets, node: Node, feed: Callable[[DatagramReceived, float], None]) -> None:
+    def __init__(
+        self, sockets: SyncSockets, node: Node, feed: Callable[[DatagramReceived | StrangerHeard, float], None]
+    ) -> None:
         self._sockets = sockets
         self._node = node
         self._feed = feed
         self._sessions = {link.source: link.session for link in node.links.all}
         self._reported = 0
+        self._next_stranger = 0.0
         self._last_empty = time.monotonic()
         self.patience_s = min(PATIENCE_S, node.settings.detection_ms / 2000)
 
@@ -61,6 +66,9 @@ class SyncReader:
                 if session is None:
                     refused += 1
                     self._node.count("datagram-wrong-source")
+                    if now >= self._next_stranger:
+                        self._next_stranger = now + STRANGER_EVERY_S
+                        self._feed(StrangerHeard(source, data), now)
                     continue
                 before = session.refused
                 self._feed(DatagramReceived(source, data), now)

@@ -236,7 +236,7 @@ def test_what_is_wrong_with_a_host_is_known_to_the_other_at_once_and_until_it_is
     checked(full)
     pair.now += STALE_S + 0.1
     pair.nodes["a"].handle(TimerFired(), pair.now)
-    assert codes(pair.nodes["a"]) == [], "a peer that is silent says nothing any more"
+    assert codes(pair.nodes["a"]) == [("", "peer-unheard")], "a peer that is silent says nothing any more"
 
 
 def test_facts_are_told_when_a_session_begins_and_repeated() -> None:

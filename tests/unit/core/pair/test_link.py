@@ -67,7 +67,8 @@ def test_beginning_of_a_session_is_logged_and_makes_the_peer_count_as_alive() ->
     ends = Ends()
     assert ends.links["b"].view.lost(NOW)
     ends.links["a"].on_timer(NOW)
-    (hello,) = ends.outs["a"].effects
+    hello, waiting = ends.outs["a"].effects
+    assert waiting == Log("info", "waiting for the peer", {"peer": "b", "address": "host-b:7"})
     assert isinstance(hello, SendDatagram) and hello.destination == ("host-b", 7)
     ends.carry("a")
     assert not ends.links["b"].view.lost(NOW)

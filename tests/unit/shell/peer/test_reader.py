@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from nfq_failover.core.events import DatagramReceived, DatagramsLost
+from nfq_failover.core.events import DatagramReceived, DatagramsLost, StrangerHeard
 from nfq_failover.core.node import Node
 from nfq_failover.errors import CommandError
 from nfq_failover.shell.peer import reader as sync_reader
@@ -28,7 +28,7 @@ class Reading:
         self.stranger = self._sender("127.0.0.3")
         settings = configured.settings(peers=(configured.peer("b", *self.peer.getsockname()),))
         self.node = Node(settings, lambda n: bytes(n), 0, False, time.monotonic())
-        self.fed = 0
+        self.fed = self.strangers = 0
         self.reader = SyncReader(self.sockets, self.node, self._feed)
 
     def _sender(self, address: str) -> socket.socket:
@@ -36,8 +36,9 @@ class Reading:
         made.bind((address, 0))
         return made
 
-    def _feed(self, event: DatagramReceived, now: float) -> None:
-        self.fed += 1
+    def _feed(self, event: DatagramReceived | StrangerHeard, now: float) -> None:
+        self.fed += isinstance(event, DatagramReceived)
+        self.strangers += isinstance(event, StrangerHeard)
         self.node.handle(event, now)
 
     def send(self, count: int, by: socket.socket | None = None, data: bytes = b"garbage") -> None:
@@ -74,6 +75,7 @@ def test_strangers_are_refused_unread_and_counted(reading: Reading) -> None:
     reading.send(MAX_REFUSED, reading.stranger)
     assert not reading.read()
     assert (reading.fed, reading.counter("datagram-wrong-source")) == (0, MAX_REFUSED)
+    assert reading.strangers == 1  # they may tell why the peer is not heard, but a flood of them gains nothing
 
 
 def test_oversized_datagrams_are_seen_as_such(reading: Reading) -> None:
