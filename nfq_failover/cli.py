@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from nfq_failover import __version__
@@ -44,12 +45,14 @@ def _run(args: argparse.Namespace) -> int:
     sentences = advice(config)  # now, as root, who can see all that it asks for
     from nfq_failover.shell.daemon import Daemon, log
     from nfq_failover.shell.start import prepare
+    from nfq_failover.shell.trouble import prepare_last_words
 
     prepared = prepare(config)
     logs.configure(args.log_level, args.log_json)
+    prepare_last_words(partial(logs.last_words, args.log_json))
     for sentence in sentences:
         log.warning("configuration", advice=sentence)
-    Daemon(prepared).run(lambda: print(f"nfq-failover {config.settings.name}: ready", flush=True))
+    Daemon(prepared).run(lambda: log.info("ready", name=config.settings.name, service=config.service))
     return 0
 
 
@@ -57,7 +60,7 @@ def _witness(args: argparse.Namespace) -> int:
     from nfq_failover.config import address_and_port, read_key
     from nfq_failover.constants import DEFAULT_WITNESS_PORT
     from nfq_failover.shell import logs
-    from nfq_failover.shell.witness_daemon import Witness
+    from nfq_failover.shell.witness_daemon import Witness, log
 
     try:
         listen = address_and_port(args.listen, DEFAULT_WITNESS_PORT)
@@ -66,8 +69,27 @@ def _witness(args: argparse.Namespace) -> int:
     key = read_key(args.key)
     logs.configure(args.log_level, args.log_json)
     witness = Witness(listen, key, args.state_dir)
-    witness.run(lambda: print(f"nfq-failover witness: listening on {listen[0]}:{listen[1]}", flush=True))
+    witness.run(lambda: log.info("listening", address=f"{listen[0]}:{listen[1]}"))
     return 0
+
+
+def _say(args: argparse.Namespace, error: str) -> None:
+    """Say why a command has not been done: a daemon in the form of its log."""
+    if not hasattr(args, "log_json"):
+        print(f"nfq-failover: {error}", file=sys.stderr)
+        return
+    from nfq_failover.shell import logs
+
+    sys.stderr.buffer.write(logs.last_words(args.log_json, error))
+
+
+def _crashed(args: argparse.Namespace, error: Exception) -> bool:
+    """Whether a daemon's log has taken what ends it."""
+    if not hasattr(args, "log_json"):
+        return False
+    from nfq_failover.shell import logs
+
+    return logs.crashed(error)
 
 
 def _log_options(parser: argparse.ArgumentParser) -> None:
@@ -132,14 +154,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         code: int = args.run(args)
-    except (CommandError, ConfigError) as error:
-        print(f"nfq-failover: {error}", file=sys.stderr)
-        return 2
     except NfqFailoverError as error:
-        print(f"nfq-failover: {error}", file=sys.stderr)
-        return 1
+        _say(args, str(error))
+        return 2 if isinstance(error, CommandError | ConfigError) else 1
     except KeyboardInterrupt:
         return 130
+    except Exception as error:
+        if not _crashed(args, error):
+            raise
+        return 1
     return code
 
 

@@ -377,11 +377,8 @@ class Node:
         # Ends: each turn takes one out, and logging makes none.
         while members.changes:
             change = members.changes.popleft()
-            level = "error" if change.after in (State.REFUSED, State.YIELDED) else "warning"
-            if change.after in (State.SHADOWING, State.PROTECTED, State.ARMING, State.CLAIMING):
-                level = "info"
             out.log(
-                level,
+                change.level,
                 "state",
                 before=change.before.label,
                 after=change.after.label,
@@ -480,7 +477,11 @@ class Node:
             witness=members.pact.status(),
             peer=link_status(self.protector, now),
             connections=connections,
-            protected_connections=0 if denied else sum(c.state is Gate.PROTECTED for c in self.gate.flows.values()),
+            protected_connections=0
+            if denied
+            else sum(
+                connection.state is Gate.PROTECTED and connection.living for connection in self.gate.flows.values()
+            ),
             application=members.health.status(),
             bounds=bounds.gauges(self.gate, self.shadow, [link.session for link in self.links.all], self.out.counters),
             counters=dict(sorted(self.out.counters.items())),

@@ -148,7 +148,7 @@ def concerns_of(concerns: Concerns, now: float) -> list[ConcernStatus]:
 
 
 def connections_of(gate: GateTable, shadow: ShadowTable, denied: str = "") -> list[ConnectionStatus]:
-    """All connections of a host: those of its own service, those that it has handed over, those that it shadows.
+    """All living connections of a host: those of its own service, those that it has handed over, those that it shadows.
 
     `denied`: why none of them is to be called protected.
     """
@@ -160,6 +160,8 @@ def connections_of(gate: GateTable, shadow: ShadowTable, denied: str = "") -> li
 
 def _gated(gate: GateTable) -> Iterable[ConnectionStatus]:
     for connection in gate.flows.values():
+        if not connection.living:
+            continue
         protected = connection.state is Gate.PROTECTED
         yield ConnectionStatus(
             *end_names(connection.flow),
@@ -179,6 +181,8 @@ def _handed_over(gate: GateTable) -> Iterable[ConnectionStatus]:
 
 def _shadowed(shadow: ShadowTable) -> Iterable[ConnectionStatus]:
     for connection in shadow.flows.values():
+        if not connection.living:
+            continue
         inward, compare, reason = connection.inward, connection.output.compare, connection.reason
         if connection.state is Shadow.ACTIVE:
             how = "handed over by the primary" if connection.handed else "taken over"

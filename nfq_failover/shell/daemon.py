@@ -16,6 +16,7 @@ from typing import Any
 
 import structlog
 
+from nfq_failover.shell import logs
 from nfq_failover.shell.control import ControlServer
 from nfq_failover.shell.loop import Loop
 from nfq_failover.shell.service import Service
@@ -73,7 +74,7 @@ class Daemon:
     def _start(self) -> None:
         prepared, loop = self._prepared, self._loop
         for warning in prepared.warnings():
-            log.warning(warning)
+            log.warning("privileges", said=warning)
         for own in prepared.services:
             self.services.append(self._undo.closing(Service.open(own, prepared, loop)))
         control = ControlServer(prepared.control, self._control, prepared.may_ask())
@@ -106,6 +107,7 @@ class Daemon:
             progress &= service.before_wait(now)
         if progress:
             self._prepared.manager.alive(now)
+        logs.pass_time(now)
         readable = loop.wait(now, MAX_WAIT_S)
         for service in services:
             service.read_sync()

@@ -278,7 +278,7 @@ class Service:
             if (flows := self._flow_list.step()) is not None:
                 self._feed(FlowsListed(flows), now)
         except OSError as error:  # no memory at this moment: the node asks again
-            log.error("the kernel can't be asked for its connections", error=str(error))
+            log.warning("the kernel can't be asked for its connections", error=str(error))
         for undelivered in self._delivery.tick():
             self._feed(undelivered, now)
         if self._copies is not None and (lost := self._copies.lost()):
@@ -292,7 +292,7 @@ class Service:
                 if overrun is not None:
                     self._feed(overrun, now)
         if self._heartbeats.died():
-            log.error("heartbeat sender died; started again")
+            log.warning("heartbeat sender died; started again")
             self._heartbeats.restart()
             self.node.republish()
 

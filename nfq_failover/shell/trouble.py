@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
@@ -13,8 +14,9 @@ import structlog
 ALARM_SPACING_S = 0.1
 EXIT_NO_HELPER = 70  # EX_SOFTWARE of sysexits.h
 EXIT_NO_MEMORY = 71  # EX_OSERR
-_NO_HELPER = b"nfq-failover: the privileged helper has ended: so does the daemon, as if it had been killed\n"
-_NO_MEMORY = b"nfq-failover: no memory: the daemon ends here, as if it had been killed\n"
+NO_HELPER = "the privileged helper has ended: so does the daemon, as if it had been killed"
+NO_MEMORY = "no memory: the daemon ends here, as if it had been killed"
+_lines = {text: f"nfq-failover: {text}\n".encode() for text in (NO_HELPER, NO_MEMORY)}
 
 log = structlog.get_logger()
 
@@ -44,17 +46,23 @@ class Alarms:
         )
 
 
+def prepare_last_words(line: Callable[[str], bytes]) -> None:
+    """Have the last words ready, each as the `line` that the log makes of it: there will be no memory to make one."""
+    for text in _lines:
+        _lines[text] = line(text)
+
+
 def out_of_memory() -> NoReturn:
     """End the process at once: whatever was under way is half done, and nothing of it may go out.
 
     That is as good as killed: a protected host is succeeded by its backup, an unprotected one goes on by its rules, and
     the next daemon goes on by the checkpoint.
     """
-    os.write(2, _NO_MEMORY)
+    os.write(2, _lines[NO_MEMORY])
     os._exit(EXIT_NO_MEMORY)
 
 
 def helper_gone() -> NoReturn:
     """End the process at once: without its helper nothing can be put in order, so nothing is. As good as killed."""
-    os.write(2, _NO_HELPER)
+    os.write(2, _lines[NO_HELPER])
     os._exit(EXIT_NO_HELPER)

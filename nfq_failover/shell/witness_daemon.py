@@ -12,6 +12,7 @@ import os
 import select
 import signal
 import socket
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,6 +20,7 @@ import structlog
 
 from nfq_failover.core.pair.witness import Grant, decide
 from nfq_failover.errors import CommandError, ConfigError, MalformedDatagram
+from nfq_failover.shell import logs
 from nfq_failover.wire.witness import Answer, Question, seal, unseal, witness_key
 
 MAX_PAIRS = 1000
@@ -150,6 +152,7 @@ class Witness:
         while not self._stopping:
             if poller.poll(500):
                 self.serve()
+            logs.pass_time(time.monotonic())
         self._socket.close()
 
     def close(self) -> None:

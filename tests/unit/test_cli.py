@@ -192,3 +192,23 @@ def test_claim_says_what_came_of_it(config: Path, after: str, code: int, capsys:
     with daemon(config.parent, {"claim": {"before": "waiting", "state": after}}):
         assert main(["claim", "--config", str(config)]) == code
     assert f"waiting -> {after}" in capsys.readouterr().out
+
+
+def test_a_bug_that_ends_a_daemon_is_raised_or_logged(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(path: Path) -> None:
+        raise RuntimeError(f"bug in {path}")
+
+    monkeypatch.setattr("nfq_failover.config.load", broken)
+    with pytest.raises(RuntimeError, match="bug in"):  # no log yet: Python tells
+        main(["run"])
+    monkeypatch.setattr("nfq_failover.shell.logs.crashed", lambda error: True)
+    assert main(["run"]) == 1
+
+
+def test_a_refused_start_has_the_form_of_the_log(tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes]) -> None:
+    nowhere = str(tmp_path / "none.toml")
+    assert main(["run", "--config", nowhere, "--log-json"]) in (1, 2)
+    said = json.loads(capfdbinary.readouterr().err)
+    assert said["level"] == "error"
+    assert main(["run", "--config", nowhere]) in (1, 2)
+    assert capfdbinary.readouterr().err.startswith(b"nfq-failover: ")

@@ -305,6 +305,12 @@ class GatedConnection:
 
     # ------------------------------------------------------------------------------------ when both have ended
 
+    @property
+    def living(self) -> bool:
+        """Whether anything is still to come of it; if not, it is only remembered."""
+        both = self.own.fin_sent and self.retained.client_ended
+        return not both and self.gone_at is None
+
     # A client that got our FIN without the acknowledgement of its own repeats its FIN until that comes. But our TCP has
     # said it with its FIN, is gone when that is acknowledged, and answers a client that it does not know with a reset.
 

@@ -172,10 +172,11 @@ class GateTable:
         """Our TCP no longer has these connections."""
         for flow in flows:
             connection = self.flows.get(flow)
-            # A connection younger than the query may have been opened after the kernel was asked.
-            if connection is None or now - connection.opened_at <= 1.0 or connection.state is Gate.SYN_HELD:
+            if connection is None or connection.state is Gate.SYN_HELD:
                 continue
-            if self.ends.holds(connection) or connection.lingers(now) or self._lacks_still(connection, now):
+            # A connection younger than the query may have been opened after the kernel was asked.
+            young = now - connection.opened_at <= 1.0
+            if young or self.ends.holds(connection) or connection.lingers(now) or self._lacks_still(connection, now):
                 self._look_soon(now)
             else:
                 self._close(connection, "closed", now)
@@ -205,7 +206,7 @@ class GateTable:
         connection.confirm(record, self.out, now)
         if self.protecting and connection.reason == NOT_READY:
             if connection.protect_late(now):
-                self.out.log("info", "connection protected", conn=connection.conn)
+                self.out.log("debug", "connection protected", conn=connection.conn)
                 self._poll(connection)  # the backup, too, is to know
             elif connection.gated:
                 self.timers.set_earlier(connection.conn, now + POLL_MAX_S)

@@ -256,6 +256,11 @@ class Do(Enum):
     SILENCE = "be silent, forget all connections"
 
 
+_WELL = frozenset((S.SHADOWING, S.PROTECTED, S.ARMING, S.CLAIMING, S.LEAVING))
+_FAILURES = frozenset((I.STORE_FAILED, I.FENCE_FAILED, I.LINK_DOWN, I.NO_FENCE, I.DENIED, I.OUTDATED, I.APP_FAILED))
+_PEER_LOST = frozenset((I.FENCED, I.ACCEPTED, I.OUTLASTED))
+
+
 @dataclass(frozen=True, slots=True)
 class Change:
     """A change of state, for the log and for people."""
@@ -264,3 +269,14 @@ class Change:
     after: State
     given: Input
     reason: str
+
+    @property
+    def level(self) -> str:
+        """How loud it is in the log: `error` if protection is lost, or a person has to do something about a host;
+        `warning` for what passes by itself, or was to be expected."""
+        given, protecting = self.given, (S.PROTECTED, S.BACKUP_LOST, S.DOUBT)
+        if given in _FAILURES or given in _PEER_LOST or self.after is S.REFUSED:
+            return "error"
+        if self.after is S.UNPROTECTED and self.before in protecting:
+            return "error"
+        return "info" if self.after in _WELL or given is I.APP_WELL else "warning"

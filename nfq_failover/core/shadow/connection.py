@@ -234,6 +234,12 @@ class ShadowConnection:
         """Nobody expects it to go on: it has ended, or the primary, or the client, has ended it."""
         return self.ended or self.closing.closed_at is not None or self.inward.reset_by_client
 
+    @property
+    def living(self) -> bool:
+        """Whether anything is still to come of it, here or on the primary; if not, it is only remembered."""
+        cut = self.heard and (self.state in (Shadow.DEAD, Shadow.FED) or self.output.rst_out is not None)
+        return not self.over and not cut
+
     def linger(self, now: float) -> float:
         """For how long our TCP has been known to be rid of the finished connection; like TIME_WAIT, it is kept for a
         client that repeats its FIN (RFC 9293 section 3.10.7.4, eighth)."""

@@ -245,7 +245,7 @@ class Divergence:
                 self.out.counters["difference"] += 1
                 if compare.differences == 1:
                     self.out.log(
-                        "warning", "output differs", conn=connection.conn, byte=start + left, length=right - left
+                        "debug", "output differs", conn=connection.conn, byte=start + left, length=right - left
                     )
             if compare.after and start + right > connection.output.snd_una:
                 return f"the replica's output differs at byte {start + left}, which the client may have from the server"

@@ -69,7 +69,7 @@ class Output:
         self.snd_una = max(self.snd_una, 0)
 
     def reset(self) -> None:
-        """The replica has reset the connection, where its stream is."""
+        """The replica, or after a takeover the server, has reset the connection, where its stream is."""
         self.rst_out = self.end
 
     @property

@@ -177,7 +177,7 @@ class Segments:
             return True
         if seg.flags & RST and not active:
             out.drop(event.queue, event.packet_id, "replica-reset")
-            if inward.rst_in is None and not connection.ended:
+            if inward.rst_in is None and not connection.over:  # else it answers what came too late
                 self._replica_reset(connection, now)
             return True
         if seg.flags & RST and connection.ended:
@@ -196,6 +196,7 @@ class Segments:
         if active:
             connection.resending.outward(mapping, event, seg, offset, out, now)
             if seg.flags & RST:
+                output.reset()
                 self._takeover.recovery.forget(connection)
         else:
             out.drop(event.queue, event.packet_id, "replica-silent")

@@ -219,7 +219,8 @@ class ShadowTable:
 
     def _die(self, connection: ShadowConnection, reason: str, now: float) -> None:
         """Give a connection up for a reason of our own: the primary is told until it answers."""
-        self.out.log("error", "connection lost its replica", conn=connection.conn, reason=reason)
+        level = "error" if connection.heard else "warning"  # a client is cut off, or would be if the primary died
+        self.out.log(level, "connection lost its replica", conn=connection.conn, reason=reason)
         self._give_up(connection, reason)
         if not connection.heard:
             connection.closing.tell()
@@ -230,7 +231,7 @@ class ShadowTable:
         if connection.state is not Shadow.SHADOW or connection.handed or connection.closing.closed_at is not None:
             self._die(connection, reason, now)
             return
-        self.out.log("error", "connection lost its replica", conn=connection.conn, reason=reason, fed=True)
+        self.out.log("warning", "connection lost its replica", conn=connection.conn, reason=reason, fed=True)
         self.feeding.begin(connection, reason, now, tell=True)
 
     def _fed_enough(self, connection: ShadowConnection, now: float) -> None:

@@ -55,7 +55,7 @@ class Takeover:
         taken: list[ShadowConnection] = []
         for connection in list(self._flows.values()):
             if connection.state is Shadow.ACTIVE:
-                going += 1  # it was handed over before
+                going += connection.living  # it was handed over before
                 continue
             over = connection.closing.closed_at is not None or connection.inward.reset_by_client
             if connection.state is Shadow.SHADOW and not over and not connection.ended:
@@ -68,6 +68,7 @@ class Takeover:
             elif connection.state is Shadow.SHADOW:
                 self.be_heard(connection, now)
                 taken.append(connection)
+                going += connection.living
             elif connection.state in (Shadow.DEAD, Shadow.FED):
                 self.cut(connection, now)
                 reset += 1
@@ -75,7 +76,7 @@ class Takeover:
                 self._forget(connection)  # no client has seen its SYN-ACK: the next SYN is native
         if self._settings.revert_backoff:
             self.backoff.begin(taken, now)
-        return going + len(taken), reset
+        return going, reset
 
     def be_heard(self, connection: ShadowConnection, now: float) -> None:
         """The client of one connection in the shadow hears us from now on."""

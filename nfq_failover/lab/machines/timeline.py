@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Final
 
-_MOMENT: Final = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6})Z \[\w+ *\] (.*)")
+_JOURNAL: Final = r"[+-]\d\d:?\d\d \S+ \S+:"  # what `journalctl -o short-iso-precise` has between time and message
+_MOMENT: Final = re.compile(rf"(\d{{4}}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{{6}})(?:Z|{_JOURNAL}) \[\w+ *\] (.*)")
 _FIELD: Final = re.compile(r"(\w+)=('[^']*'|\S+)")
 
 

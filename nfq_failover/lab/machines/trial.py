@@ -224,7 +224,7 @@ class Trials:
     def _timeline(self, survivor: str, directory: Path) -> timeline.Timeline:
         """What the survivor's log says of the takeover; the log stays in `directory`."""
         with suppress(LabError):
-            text = self.machines.run(survivor, "sudo journalctl --no-pager -u nfq-failover -n 200")
+            text = self.machines.run(survivor, "sudo journalctl --no-pager -o short-iso-precise -u nfq-failover -n 200")
             (directory / f"{survivor}.log").write_text(text)
             return timeline.parse(text.splitlines())
         return timeline.Timeline()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -37,6 +38,76 @@ def test_lines_for_people_are_all_there_at_the_end_of_the_program() -> None:
     assert "state" in lines[0]
     assert "after=shadowing" in lines[0]
     assert "error" in lines[1]
+
+
+CRASH = """
+try:
+    raise RuntimeError("bug")
+except RuntimeError as error:
+    assert logs.crashed(error)
+"""
+
+
+class Journal:
+    """A pipe that stands for systemd's stream to the journal; `other`: the variable names another one."""
+
+    def __init__(self, program: str, other: bool = False) -> None:
+        read_end, write_end = os.pipe()
+        found = os.fstat(write_end)
+        stream = f"{found.st_dev}:{found.st_ino + other}"
+        env = os.environ | {"JOURNAL_STREAM": stream}
+        done = subprocess.run([sys.executable, "-c", program], stderr=write_end, env=env, timeout=60)
+        os.close(write_end)
+        self.code = done.returncode
+        with open(read_end) as file:
+            self.lines = file.read().splitlines()
+
+
+def test_journal_gets_priorities_and_no_second_time() -> None:
+    journal = Journal(SAY.format(level="debug", as_json=False) + "log.warning('look')" + CRASH)
+    assert [line[:3] for line in journal.lines[:4]] == ["<7>", "<6>", "<3>", "<4>"]
+    assert all(line.startswith("<2>") for line in journal.lines[4:])  # each line of the traceback is an entry
+    assert "RuntimeError: bug" in journal.lines[-1]
+    assert not [line for line in journal.lines if re.search(r"\d\d:\d\d", line)]
+    assert journal.code == 0
+
+
+def test_another_stream_is_not_the_journal() -> None:
+    lines = Journal(SAY.format(level="info", as_json=False), other=True).lines
+    assert len(lines) == 2
+    assert all(re.match(r"\d{4}-\d\d-\d\dT", line) for line in lines)
+
+
+def test_journal_in_json() -> None:
+    for line in Journal(SAY.format(level="info", as_json=True)).lines:
+        assert line[:3] in ("<6>", "<3>")
+        assert "timestamp" in json.loads(line[3:])
+
+
+MANY = """
+from nfq_failover.shell import logs
+import structlog
+logs.configure("info", True)
+log = structlog.get_logger()
+for conn in range(4000):
+    log.warning("connection unprotected", conn=conn, reason="no backup")
+"""
+
+
+def test_repeats_are_summed_up_and_a_bug_is_one_object() -> None:
+    done = subprocess.run([sys.executable, "-c", MANY + CRASH], capture_output=True, text=True, timeout=60)
+    first, bug, last = map(json.loads, done.stderr.splitlines())
+    assert (first["conn"], last["conn"], last["more"]) == (0, 3999, 3999)
+    assert (bug["level"], bug["error"]) == ("critical", "RuntimeError('bug')")
+    assert "Traceback" in bug["exception"]
+
+
+def test_last_words_have_the_form_of_the_log() -> None:
+    say = "import os\nfrom nfq_failover.shell.logs import last_words\nos.write(2, last_words({}, 'no memory'))"
+    assert Journal(say.format(False)).lines[0].startswith("<3>[error")
+    assert json.loads(Journal(say.format(True)).lines[0][3:])["level"] == "error"
+    assert json.loads(Journal(say.format(True), other=True).lines[0])["event"] == "no memory"
+    assert Journal(say.format(False), other=True).lines == ["nfq-failover: no memory"]
 
 
 def test_lines_for_programs() -> None:

@@ -110,6 +110,7 @@ def test_released_fin_acknowledges_no_more_than_the_backup_has() -> None:
         t >> Copy(client(0, 20, flags="F."))
         t >> server(100, ack=21, flags="F.", wnd=9995, ts=TS) << HELD << asked(100)
         t >> replica_end(100) << "client [F.] 100 ack 0 wnd 10000 ts 2000010/1010"
+        assert not t.gate.living
         assert t.gate.keeps_last_ack  # our TCP is gone when its FIN is acknowledged: the rest is on us
         t >> confirmed(21, 40000)
         t >> After(0.004) << "client [.] 101 ack 21 wnd 9995 ts 2000010/1010"

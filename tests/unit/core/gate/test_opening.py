@@ -74,7 +74,7 @@ def test_replica_that_is_not_ready_in_time_goes_unprotected_and_is_protected_whe
         t >> After(0.06) << Progress(1, client_seq(300), True)
         t >> confirmed(200, 70000)  # the client was told 300: the backup still lacks a part of it
         assert connection.state.name == "CATCHING_UP"
-        t >> confirmed(300, 70000) << "log info: connection protected" << Progress(1, client_seq(300), True)
+        t >> confirmed(300, 70000) << "log debug: connection protected" << Progress(1, client_seq(300), True)
         assert connection.state.name == "PROTECTED"
         t >> server(0, 0, ack=400) << "drop ack-held"
 
@@ -100,7 +100,7 @@ def test_connection_let_go_is_not_protected_while_the_client_may_count_on_select
         t >> server(0, 0, ack=300, sack=((400, 500),)) << "pass"
         t >> confirmed(300, 70000)
         assert t.side.flows[FLOW].state.name == "CATCHING_UP"
-        t >> confirmed(500, 70000) << "log info: connection protected" << Progress(1, client_seq(300), True)
+        t >> confirmed(500, 70000) << "log debug: connection protected" << Progress(1, client_seq(300), True)
 
 
 def test_busy_client_is_told_no_more_while_the_backup_catches_up() -> None:
@@ -116,7 +116,7 @@ def test_busy_client_is_told_no_more_while_the_backup_catches_up() -> None:
         t >> confirmed(2500, 70000)
         assert connection.state.name == "CATCHING_UP"
         t >> confirmed(4000, 70000)
-        t << "client [.] 10 ack 4000 wnd 1250 ts 2000000/1000" << "log info: connection protected"
+        t << "client [.] 10 ack 4000 wnd 1250 ts 2000000/1000" << "log debug: connection protected"
         t << Progress(1, client_seq(5000), True)
         assert connection.state.name == "PROTECTED"
 

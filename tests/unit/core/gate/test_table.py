@@ -62,6 +62,7 @@ def test_connection_that_our_tcp_has_forgotten_is_closed() -> None:
     with Gated() as t:
         t >> FlowsGone([FLOW])
         assert FLOW in t.side.flows  # too young: it may have been opened after the kernel was asked
+        t >> After(0.25) << "query"  # so it is asked again, soon
         t.now += 2.0
         t >> FlowsGone([FLOW]) << Close(1, "closed")
         t >> Closed(1)

@@ -31,7 +31,7 @@ PASSED = "pass [.] 0:1000 ack 0 wnd 500 ts 1001/7000000"
 
 def dead(t: Shadowing, reason: str = TWO_VERSIONS, at: int = 0) -> None:
     """The connection is given up, loudly."""
-    t << "log error: connection lost its replica" << f"kernel [R.] {at} ack 0 wnd 500 ts 1001/7000000"
+    t << "log warning: connection lost its replica" << f"kernel [R.] {at} ack 0 wnd 500 ts 1001/7000000"
     t << "drop contradiction" << Unprotected(1, reason)
     assert t.shadow.state is Shadow.DEAD
 
@@ -67,7 +67,7 @@ def test_bytes_of_the_primary_that_contradict_the_log_end_the_protection() -> No
         t >> from_client(1000, 500) << "pass [.] 1000:1500 ack 0 wnd 500 ts 1001/7000000"
         t << confirmed(0, EDGE, (1000, 1500))
         t >> After(0.003) << Missing(1, client_seq(0), client_seq(1000))
-        t >> Data(1, client_seq(950), OTHER) << "log error: connection lost its replica"
+        t >> Data(1, client_seq(950), OTHER) << "log warning: connection lost its replica"
         t << "kernel [R.] 0 ack 0 wnd 500 ts 1001/7000000" << Unprotected(1, TWO_VERSIONS)
 
 
@@ -174,7 +174,7 @@ def test_reset_of_the_replica_alone_is_told() -> None:
         t.now += 3
         t >> FlowsGone([FLOW])
         t.now += RESET_PATIENCE_S
-        t >> FlowsGone([FLOW]) << "log error: connection lost its replica"
+        t >> FlowsGone([FLOW]) << "log warning: connection lost its replica"
         t << "kernel [R.] 0 ack 0 wnd 500 ts 1001/7000000" << Unprotected(1, "the replica has closed the connection")
 
 

@@ -81,10 +81,16 @@ def test_reset_that_waits_is_void_when_the_client_goes_on() -> None:
         assert not t.shadow.inward.reset_by_client
 
 
+def test_replica_that_answers_late_to_a_connection_that_the_client_has_reset_has_not_failed() -> None:
+    with Shadowing() as t:
+        t >> from_client(0, 0, flags="R", ack=None, ts=None) << "pass [R] 0 wnd 500"
+        t >> replica(0, flags="R.") << "drop replica-reset"
+
+
 def test_replica_that_resets_loses_the_protection_and_says_so_until_heard() -> None:
     reason = "the replica reset the connection"
     with Shadowing() as t:
-        t >> replica(0, flags="R.") << "drop replica-reset" << "log error: connection lost its replica"
+        t >> replica(0, flags="R.") << "drop replica-reset" << "log warning: connection lost its replica"
         t << "kernel [R.] 0 ack 0 wnd 500 ts 1001/7000000" << Unprotected(1, reason)
         t >> from_client(0, 10) << "drop connection-dead"
         t >> Progress(1, client_seq(10), True) << Unprotected(1, reason)
@@ -210,7 +216,7 @@ def test_connection_that_ended_by_itself_is_not_reset_by_the_close() -> None:
 def test_replica_whose_socket_is_gone_loses_the_protection() -> None:
     with Shadowing() as t:
         t.now += 3
-        t >> FlowsGone([FLOW]) << "log error: connection lost its replica"
+        t >> FlowsGone([FLOW]) << "log warning: connection lost its replica"
         t << "kernel [R.] 0 ack 0 wnd 500 ts 1001/7000000"
         t << Unprotected(1, "the replica has closed the connection")
         t >> UnprotectedSeen(1)

@@ -88,7 +88,7 @@ def test_reset_after_the_servers_own_end_is_an_end_and_no_loss() -> None:
 
 def test_reset_that_crosses_the_question_is_an_end_too() -> None:
     with Shadowing() as t:
-        t >> replica(0, flags="R.") << "drop replica-reset" << "log error: connection lost its replica"
+        t >> replica(0, flags="R.") << "drop replica-reset" << "log warning: connection lost its replica"
         t << RESET_INWARD << Unprotected(1, "the replica reset the connection")
         t >> asked(0, EndKind.RST) << replica_end(0, EndKind.RST)
 

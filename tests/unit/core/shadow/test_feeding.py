@@ -19,7 +19,7 @@ def fed(**changes: object) -> Comparing:
     noise = bytes(1200)
     t >> replica(0, 1200, payload=noise) << SILENT
     t.differ(0, bytes(range(1, 201)) * 6)
-    t << "log warning: output differs"
+    t << "log debug: output differs"
     lost(t, "diverged")
     return t >> FedSeen(1)
 
@@ -80,7 +80,7 @@ def test_primary_is_told_until_it_knows() -> None:
     t = Comparing()
     t >> replica(0, 1200, payload=bytes(1200)) << SILENT
     t.differ(0, bytes(range(1, 201)) * 6)
-    t << "log warning: output differs"
+    t << "log debug: output differs"
     lost(t, "diverged")
     assert any(each.startswith("Fed(") for each in after(t, 0.1))
     t >> FedSeen(1)

@@ -60,7 +60,7 @@ def test_replica_that_grants_other_options_cannot_continue(grant: dict[str, Any]
     with ShadowTranscript() as t:
         t >> opening() << "kernel [S] -1 wnd 64240"
         t >> answer(**grant) << SILENT
-        t << "log error: connection lost its replica" << Unprotected(1, reason)
+        t << "log warning: connection lost its replica" << Unprotected(1, reason)
         t >> opening() << Opened(1, False, 0, reason)
         t >> UnprotectedSeen(1)
 

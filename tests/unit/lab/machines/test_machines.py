@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from dataclasses import replace
 from itertools import islice
@@ -196,3 +197,5 @@ def test_the_last_takeover_of_a_log_counts_and_what_it_lacks_is_unknown() -> Non
     assert timeline.parse(lines) == timeline.Timeline(7118, None, None)
     assert timeline.parse([*LOG.splitlines(), LEAVES]) == timeline.Timeline()
     assert timeline.parse(["nothing of the daemon's"]) == timeline.Timeline()
+    in_the_journal = [re.sub(r"Z(?= \[)", "+0000 b nfq-failover[88]:", line) for line in LOG.splitlines()]
+    assert timeline.parse(in_the_journal) == timeline.parse(LOG.splitlines())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
 import time
 from pathlib import Path
@@ -180,6 +181,7 @@ def test_a_secret_at_the_cut_of_a_long_answer_is_hidden(tmp_path: Path) -> None:
 def test_a_pause_between_attempts_can_be_closed(tmp_path: Path) -> None:
     agent = Agent(tmp_path, *["fail"] * 200)
     fencing = agent.fencing()
+    gc.collect()  # what earlier tests have left would go at any moment, with its descriptors
     before = len(list(Path("/proc/self/fd").iterdir()))
     fencing.fences.start(Fence("b", 20_000))
     give_up = time.monotonic() + 10
