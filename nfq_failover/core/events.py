@@ -326,6 +326,14 @@ class OwnAddress:
 
 
 @dataclass(slots=True)
+class TellClients:
+    """Have these clients, or the routers before them, learn that the service address is at this host now, also those
+    that ignore announcements. Addresses, each once; what is sent to the clients themselves comes first."""
+
+    clients: tuple[bytes, ...]
+
+
+@dataclass(slots=True)
 class QueryFlows:
     """Find out which of these connections the kernel no longer knows. Answered by `FlowsGone`."""
 
@@ -358,6 +366,7 @@ Effect = (
     | SaveCheckpoint
     | ApplyRules
     | OwnAddress
+    | TellClients
     | QueryFlows
     | ListFlows
     | Log

@@ -41,6 +41,7 @@ from nfq_failover.core.events import (
     SaveCheckpoint,
     StoreEpoch,
     StrangerHeard,
+    TellClients,
     TimerFired,
     Undelivered,
     WitnessAnswered,
@@ -163,6 +164,11 @@ class Node:
     def wants_copies(self) -> bool:
         """Whether copies of inbound packets (`FrameCopied`) should be read at once; otherwise they can wait."""
         return self.gate.copies.wanted
+
+    @property
+    def shadowed_clients(self) -> tuple[bytes, ...]:
+        """The addresses of the clients whose connections this host shadows, or has taken over; each once."""
+        return tuple({flow[0]: None for flow in self.shadow.flows})
 
     # ------------------------------------------------------------------------------------ packets
 
@@ -440,6 +446,7 @@ class Node:
         self.out.effects.append(OwnAddress(True, self.settings.announce_count))
         going, reset = self.shadow.take_over(now)
         self.gate.explain("taken over: no backup")
+        self.out.effects.append(TellClients(self.shadowed_clients))
         self.out.log("warning", "takeover", epoch=members.epoch, connections=going, reset=reset)
         if self.checkpoint is not None:
             self.checkpoint.begin([c for c in self.shadow.flows.values() if c.state in HEARD])

@@ -37,18 +37,22 @@ from nfq_failover.core.events import (
     SaveCheckpoint,
     SendDatagram,
     StoreEpoch,
+    TellClients,
     TimerFired,
     Verdict,
 )
 from nfq_failover.core.node import Node
+from nfq_failover.core.pair.roles import State
 from nfq_failover.core.shadow.checkpoint import CheckpointWriter
 from nfq_failover.core.status import standing
 from nfq_failover.errors import InternalError
 from nfq_failover.shell.fencing.second_opinion import SecondOpinion
 from nfq_failover.shell.firewall.keeper import RulesKeeper
 from nfq_failover.shell.host.address import ServiceAddress
+from nfq_failover.shell.host.arp_settings import ArpSettings
 from nfq_failover.shell.host.connections import FlowList, FlowQueries
 from nfq_failover.shell.host.health import HealthChecks
+from nfq_failover.shell.host.rtnetlink import Changes
 from nfq_failover.shell.loop import Loop
 from nfq_failover.shell.packets.copies import InboundCopies
 from nfq_failover.shell.packets.inject import Injector
@@ -59,7 +63,9 @@ from nfq_failover.shell.peer.reader import SyncReader
 from nfq_failover.shell.peer.socket import open_sync
 from nfq_failover.shell.privileged.client import RemoteFences, RemoteRules
 from nfq_failover.shell.privileged.rights import describe
+from nfq_failover.shell.selfcheck.address import AddressCheck
 from nfq_failover.shell.selfcheck.checks import Check, SelfChecks
+from nfq_failover.shell.selfcheck.conflict import ConflictCheck
 from nfq_failover.shell.start import Prepared, PreparedService
 from nfq_failover.shell.state.epoch import EpochStore
 from nfq_failover.shell.trouble import Alarms, helper_gone, out_of_memory
@@ -105,8 +111,10 @@ class Service:
             config.tap,
             config.tap_mac,
             own.file("host.json"),
+            ArpSettings(own.arp_record, config.instance, config.interface),
             helper.change_address,
             config.announce_refresh_ms / 1000,
+            tuple((peer.address, config.peer_macs.get(peer.address)) for peer in settings.peers),
         )
         earlier = own.store.load(self._address.lived)
         # A host that served alone and still has the address goes on: the rules are in force, its packets wait for us.
@@ -120,9 +128,11 @@ class Service:
         undo.add(lambda: self._rules.close(self._stay))
         if not resuming:
             self._rules.silence()  # before the address exists
+            self._address.refuse_if_taken()
+        undo.add(self._remove_address)
         if config.manage_address:
-            undo.add(self._remove_address)
             self._address.add_address()
+        self._changes = undo.closing(Changes())
         sockets = undo.closing(own.sync or open_sync(config.listen, config.limits.sync_buffer_bytes))
         peers = [(peer.address, peer.port) for peer in settings.peers]
         self._delivery = undo.closing(Delivery(sockets.records, config.listen, peers))
@@ -141,6 +151,7 @@ class Service:
             loop.watch(fd)  # read in their turn, below
         loop.watch(self._epochs.fileno(), self._epochs_stored)
         loop.watch(helper.fileno(), self._hear_helper)
+        loop.watch(self._changes.fileno(), self._host_changed)
         self._stay = False
 
     @classmethod
@@ -170,7 +181,19 @@ class Service:
 
     def _checks(self) -> list[Check]:
         """What is looked at, again and again, on this host."""
-        return []
+        return [AddressCheck(self._address), ConflictCheck(self._address.neighbourhood, self._config.service)]
+
+    def _host_changed(self) -> None:
+        """Mend at once what can be mended, if somebody has changed an address or an interface of this host."""
+        before = self._address.reopened
+        try:
+            if self._changes.read():
+                self._address.repair(time.monotonic())
+            if self._address.reopened != before and self._copies is not None:
+                self._close_copies()
+                self._follow_profile(Profile.PRIMARY)
+        except OSError as error:  # the self-check looks again
+            log.error("can't follow a change of this host's addresses", error=str(error))
 
     # ------------------------------------------------------------------------------------ life
 
@@ -285,6 +308,8 @@ class Service:
             self._feed(CopiesLost(lost), now)
         if now >= self._next_overrun:
             self._next_overrun = now + OVERRUN_EVERY_S
+            if self.node.members.state is State.SHADOWING:
+                self._address.neighbourhood.prepare(self.node.shadowed_clients)
             if (datagrams := self._sync.lost()) is not None:
                 self._feed(datagrams, now)
             for queue in self._queues.values():
@@ -382,6 +407,8 @@ class Service:
             self._epochs.store(effect.epoch, effect.role)
         elif isinstance(effect, OwnAddress):
             self._address.own_address(effect.own, effect.announce, time.monotonic())
+        elif isinstance(effect, TellClients):
+            self._address.neighbourhood.tell(effect.clients, time.monotonic())
         elif isinstance(effect, ApplyRules):
             self._follow_profile(effect.profile)
             self._rules.apply(effect)
@@ -419,8 +446,10 @@ class Service:
         return f"{members.role.name.lower()}, {state}, epoch {members.epoch}"
 
     def claim(self) -> dict[str, Any]:
-        """Believe the operator that the peer is off. Returns the states before and after."""
+        """Believe the operator that the peer is off, unless somebody answers. Returns the states before and after."""
         before = self.state
+        if self.node.members.claimable and (why := self._address.refuse_claim()):
+            return {"error": why}
         self.answer(OperatorCommand("claim"))
         return {"before": before, "state": self.state}
 
@@ -435,6 +464,6 @@ class Service:
             "internal_errors": self._alarms.count,
             "rules": self._rules.describe(),
             "privileges": describe(),
-            "announcements": self._address.announcer.describe(),
+            "announcements": self._address.announcer.describe() | self._address.neighbourhood.describe(),
         }
         return status

@@ -17,6 +17,8 @@ from pathlib import Path
 from nfq_failover.config import Config
 from nfq_failover.errors import CommandError
 from nfq_failover.shell.firewall.script import find_script
+from nfq_failover.shell.host.arp_settings import open_record
+from nfq_failover.shell.host.presence import refuse_elsewhere
 from nfq_failover.shell.notify import ServiceManager
 from nfq_failover.shell.packets.nfqueue import open_counters
 from nfq_failover.shell.peer.socket import SyncSockets, open_sync
@@ -44,6 +46,7 @@ class PreparedService:
     store: CheckpointStore
     sync: SyncSockets | None
     helper: HelperClient
+    arp_record: int  # a descriptor of the record of all services (host/arp_settings.py); whoever takes it closes it
 
     def file(self, name: str) -> Path:
         """The path of a file in the service's state directory."""
@@ -113,6 +116,7 @@ def _prepare(configs: Sequence[Config], undo: Undo) -> Prepared:
 
 def _prepare_service(config: Config, who: Account | None, undo: Undo) -> PreparedService:
     find_script(config.rules_script)
+    refuse_elsewhere(config.service, config.interface)
     _take_locks(config.state_dir, config.instance, undo)
     if len(os.fsencode(config.state_dir / CONTROL)) > _UNIX_PATH:
         raise CommandError(f"{config.state_dir / CONTROL} is too long: set a 'state_dir' with a shorter path")
@@ -129,7 +133,19 @@ def _prepare_service(config: Config, who: Account | None, undo: Undo) -> Prepare
     except OSError as error:
         if who is not None:  # root does not need it
             raise CommandError(f"can't hand {config.state_dir} over to the daemon's user: {error}") from None
-    return PreparedService(config, directory, store, sync, helper)
+    return PreparedService(config, directory, store, sync, helper, _arp_record(config.state_dir))
+
+
+def _arp_record(directory: Path) -> int:
+    """The record that all services of this host share; one for this service alone where there is no /run."""
+    try:
+        return open_record()
+    except OSError:
+        pass
+    try:
+        return os.open(directory / "arp.json", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    except OSError as error:
+        raise CommandError(f"can't write to {directory} ({error}): check 'state_dir'") from None
 
 
 def _take_locks(directory: Path, instance: str, undo: Undo) -> None:

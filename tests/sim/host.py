@@ -38,6 +38,7 @@ from nfq_failover.core.events import (
     SaveCheckpoint,
     SendDatagram,
     StoreEpoch,
+    TellClients,
     TimerFired,
     Verdict,
     WitnessAnswered,
@@ -377,6 +378,9 @@ class SimHost:
                     self.world.checks.excuse_all("two hosts talk to the client, as the configuration has it")
                 self.world.checks.owns(self)
                 self.later(0.0003, self.world.announce, self, self.run)
+        elif isinstance(effect, TellClients):
+            taken_over = {flow[0] for flow in self.node.shadow.flows}
+            assert self.owns and set(effect.clients) == taken_over, "clients are told by the host that serves them"
         elif isinstance(effect, QueryFlows):
             self.tell(0.0, FlowsGone([flow for flow in effect.flows if not self.kernel.knows(flow)]))
         elif isinstance(effect, SaveCheckpoint):

@@ -17,7 +17,7 @@ LINK = re.compile(r"\]\((?!https?:)([^)#\s]*)(?:#([^)\s]*))?\)")
 NAMED = re.compile(r"`([\w*][\w*./-]*\.(?:py|md|sh|json|toml|service|conf|rules|nft))(?::\d+)?`")
 FOLDERS = ("docs", "iptables", "nfq_failover", "script", "tests", "vagrant")
 NAMED_IN = re.compile(rf"`((?:{'|'.join(FOLDERS)})/[\w*./-]*)`")
-ELSEWHERE = {"epoch.json", "host.json", "vagrant/.lab"}
+ELSEWHERE = {"arp.json", "epoch.json", "host.json", "vagrant/.lab"}
 """What is made at work: a daemon's state, the lab of virtual machines."""
 CODE = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 

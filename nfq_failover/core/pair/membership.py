@@ -495,9 +495,14 @@ class Membership:
         if self.state is State.ARMING:
             self.rules_ready = True
 
+    @property
+    def claimable(self) -> bool:
+        """Whether an operator's claim would have this host serve."""
+        return self.state in _CLAIMABLE
+
     def claim(self) -> str:
         """Serve because the operator says that the peer is off. Returns what came of it."""
-        if self.state not in _CLAIMABLE:
+        if not self.claimable:
             return f"nothing to claim: this host is {self.role.name.lower()} ({self.state.label})"
         self.invalid = True
         self._go(Input.CLAIMED, "claimed by the operator")

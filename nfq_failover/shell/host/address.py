@@ -1,55 +1,50 @@
 """What a host needs so that the service address is there, and is heard only by the one that serves.
 
-The address is a /32 on lo. With the clone tap, whoever serves answers ARP for it (arp_ignore=0) and announces it by
-gratuitous ARP; the other host ignores it (arp_ignore=1). With the multicast tap nobody answers: the client or router
-has a static entry with a multicast MAC, and both hosts join it. Everything is put back by `restore`; what has to be put
-back is on record in a file, so that the daemon's next life can do it too.
+The address is a /32 on lo, and the kernel's settings (arp_settings.py) let nobody be answered for it. With the clone
+tap, whoever serves has it on the service's interface as well (presence.py), so it is answered for there and nowhere
+else, and announces it by gratuitous ARP and by asking its clients' neighbours (next_hops.py). With the multicast tap
+nobody answers: the client or router has a static entry with a multicast MAC, and both hosts join it. Everything is put
+back by `restore`; what has to be put back is on record in a file, so that the daemon's next life can do it too.
+
+`repair` mends what others have done to it, and is to be called whenever something may have changed.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
+import errno
 import json
 import socket
 import struct
-from collections.abc import Callable
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import structlog
 
 from nfq_failover.errors import CommandError
+from nfq_failover.shell.host import rtnetlink
 from nfq_failover.shell.host.announcer import Announcer
+from nfq_failover.shell.host.arp_settings import CONF, ArpSettings
+from nfq_failover.shell.host.conflicts import mac_text
 from nfq_failover.shell.host.loopback import change_address, has_address
+from nfq_failover.shell.host.neighbourhood import Neighbourhood
+from nfq_failover.shell.host.presence import Presence, find, heard_address
 
-_SYSCTL = Path("/proc/sys/net/ipv4/conf")
-_CHANGED = ("arp_announce", "arp_ignore")
+_OLD_SETTINGS = ("arp_announce", "arp_ignore")
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _NETNS = Path("/proc/thread-self/ns/net")
-_ETH_P_ARP = 0x0806
-_BROADCAST = b"\xff" * 6
-_ARP = struct.Struct("!HHBBH6s4s6s4s")
-_SIOCGIFHWADDR = 0x8927  # linux/sockios.h
 _SOL_PACKET, _PACKET_ADD_MEMBERSHIP, _PACKET_MR_MULTICAST = 263, 1, 0
+RECENT_S = 60.0  # so long it is remembered that the address was taken away
+_BURST, _REPAIR_EVERY_S = 5, 1.0  # repairs at once, and then one in a while: whoever removes it may do so each time
+_PROBES, _PROBE_WAIT_S = 2, 0.03
 
 log = structlog.get_logger()
 
 
-def _hardware_address(interface: str) -> bytes:
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
-        return fcntl.ioctl(s, _SIOCGIFHWADDR, struct.pack("256s", interface[:15].encode()))[18:24]
-
-
-def gratuitous_arp(mac: bytes, address: bytes) -> tuple[bytes, bytes]:
-    """Returns the announcement as request and as reply: some hosts take only the one, some the other (RFC 5227, 3)."""
-    head = _BROADCAST + mac + struct.pack("!H", _ETH_P_ARP)
-    request = head + _ARP.pack(1, 0x0800, 6, 4, 1, mac, address, b"\0" * 6, address)
-    reply = head + _ARP.pack(1, 0x0800, 6, 4, 2, mac, address, _BROADCAST, address)
-    return request, reply
-
-
 class ServiceAddress:
-    """The service address, and how the interface answers ARP for it."""
+    """The service address, and how this host is heard for it."""
 
     def __init__(
         self,
@@ -58,26 +53,39 @@ class ServiceAddress:
         tap: str,
         tap_mac: str | None,
         record: Path,
+        settings: ArpSettings,
         change: Callable[[bool], str] | None = None,
         announce_refresh_s: float = 30.0,
+        peers: Iterable[tuple[str, str | None]] = (),
     ) -> None:
         """`record`: the file that remembers what is ours to put back, for as long as this host is up.
 
         `change` adds the address (True) or removes it, and returns '' or the reason why not; this process does it by
-        default.
+        default. `peers`: their own addresses, and their hardware addresses where the configuration has them.
         """
         self.service = service
+        self._packed = socket.inet_aton(service)
         self._change = change or (lambda add: change_address(service, add))
         self.interface = interface
         self.tap = tap
+        self.settings = settings
         self._record = record
         self._life = [_BOOT_ID.read_text().strip(), str(_NETNS.readlink())]
-        self._saved: dict[str, str] = {}
+        self._earlier: dict[str, str] = {}  # settings that an older version has changed
         self._owns_address = False
+        self._wanted = False  # the address is ours to keep on lo
+        self.serves = False
         self.announcer = Announcer(announce_refresh_s)
+        self.neighbourhood = Neighbourhood(self._packed, interface, peers, announces=tap == "clone")
         self._membership: socket.socket | None = None
-        self._raw: socket.socket | None = None
+        self._index = 0
+        self.reopened = 0  # how often the interface has become another one
+        self._links: frozenset[int] = frozenset()
+        self.links_seen = 0  # how often other interfaces than before were there
         self.lived = False  # an earlier daemon has left traces on this boot
+        self.repairs: deque[float] = deque(maxlen=64)
+        self._may_repair, self._credited_at = float(_BURST), 0.0
+        self.problem = ""  # why the last repair has failed
         self._tap_mac = bytes.fromhex(tap_mac.replace(":", "")) if tap_mac else None
         self._read_record()
 
@@ -90,16 +98,16 @@ class ServiceAddress:
             if record["life"] == self._life:
                 self.lived = True
                 # Whoever can write the record must not have us write elsewhere, nor anything else.
-                ours = {str(_SYSCTL / self.interface / name) for name in _CHANGED}
+                ours = {str(CONF / self.interface / name) for name in _OLD_SETTINGS}
                 found = {str(path): str(int(value)) for path, value in record["sysctls"].items()}
-                self._saved = {path: value for path, value in found.items() if path in ours}
+                self._earlier = {path: value for path, value in found.items() if path in ours}
                 self._owns_address = bool(record["address"])
 
     def _write_record(self) -> None:
-        if not self._saved and not self._owns_address:
+        if not self._earlier and not self._owns_address:
             self._record.unlink(missing_ok=True)
             return
-        record = {"life": self._life, "sysctls": self._saved, "address": self._owns_address}
+        record = {"life": self._life, "sysctls": self._earlier, "address": self._owns_address}
         temporary = self._record.with_suffix(".new")
         temporary.write_text(json.dumps(record), encoding="utf-8")
         temporary.replace(self._record)
@@ -107,41 +115,77 @@ class ServiceAddress:
     # ------------------------------------------------------------------------------------ start
 
     def prepare(self, silent: bool = True) -> None:
-        """Set the sysctls and join the tap's group; silent until `own_address`, or as it was. Raises `CommandError`."""
-        if not (_SYSCTL / self.interface).is_dir():
-            raise CommandError(f"there is no interface '{self.interface}': set 'interface' to one of 'ip -br link'")
-        # The kernel takes the greater of the values of "all" and of the interface.
-        if self.tap == "clone" and int((_SYSCTL / "all" / "arp_ignore").read_text()) > 0:
+        """Set how ARP is answered and join the tap's group; silent until `own_address`, or heard as it was.
+
+        Raises `CommandError`.
+        """
+        try:
+            self._index = socket.if_nametoindex(self.interface)
+        except OSError:
             raise CommandError(
-                "net.ipv4.conf.all.arp_ignore is not 0, so this host could never answer ARP for the service address: "
-                "set it to 0, and to the old value for the interfaces that need it"
-            )
-        self._set("arp_announce", 2)
-        if silent:
-            self._set("arp_ignore", 1)
-        self._raw = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
-        self._raw.bind((self.interface, 0))
+                f"there is no interface '{self.interface}': set 'interface' to one of 'ip -br link'"
+            ) from None
+        self.serves = not silent and self.tap == "clone"
+        self._be_heard(self.serves)
+        self.settings.acquire()
+        for path, value in self._earlier.items():
+            with contextlib.suppress(OSError):
+                Path(path).write_text(f"{value}\n")
+        self._earlier.clear()
+        self._open()
+
+    def _open(self) -> None:
+        """Open what belongs to the interface of this moment. Raises OSError."""
+        self.neighbourhood.open(self._index)
         if self.tap == "multicast" and self._tap_mac:
-            index = socket.if_nametoindex(self.interface)
-            request = struct.pack("iHH8s", index, _PACKET_MR_MULTICAST, 6, self._tap_mac + b"\0\0")
+            request = struct.pack("iHH8s", self._index, _PACKET_MR_MULTICAST, 6, self._tap_mac + b"\0\0")
             self._membership = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
             self._membership.setsockopt(_SOL_PACKET, _PACKET_ADD_MEMBERSHIP, request)
 
-    def _set(self, name: str, value: int) -> None:
-        path = _SYSCTL / self.interface / name
-        old = path.read_text().strip()
-        if old != str(value):
-            if str(path) not in self._saved:
-                self._saved[str(path)] = old
-                self._write_record()
-            path.write_text(f"{value}\n")
+    def _close(self) -> None:
+        self.neighbourhood.close()
+        if self._membership is not None:
+            self._membership.close()
+            self._membership = None
+
+    def refuse_if_taken(self) -> None:
+        """Raises `CommandError` if another machine, and not a peer, has the address (RFC 5227 section 2.1).
+
+        The waits of the RFC are for a thousand hosts that boot at once; here one host asks, on one segment.
+        """
+        found, peers = self._ask_who_has_it()
+        strangers = ", ".join(map(mac_text, sorted(found - peers)))
+        if strangers and peers:
+            raise CommandError(
+                f"{self.service} belongs to another machine already: {strangers} on {self.interface} answers for it, "
+                "and is not the peer. Find it (by this MAC address, in the switch's table), give it another address, "
+                "then start again"
+            )
+        if strangers:
+            log.warning("somebody has the service address: the peer, or else a stranger", mac=strangers)
+
+    def refuse_claim(self) -> str:
+        """Returns why no operator may say that this host is alone with the address: somebody answers; '' if nobody."""
+        found, peers = self._ask_who_has_it()
+        if not found:
+            return ""
+        macs = ", ".join(mac_text(mac) + (" (the peer)" if mac in peers else "") for mac in sorted(found))
+        return f"{macs} still answers for {self.service}: turn that machine off first"
+
+    def _ask_who_has_it(self) -> tuple[frozenset[bytes], frozenset[bytes]]:
+        """The other machines that answer for the address, and the peers that are known. Waits for the answers."""
+        for _ in range(_PROBES):
+            self.neighbourhood.probe()
+            time.sleep(_PROBE_WAIT_S)
+        return self.neighbourhood.who_has_it()
 
     def has_address(self) -> bool:
         """Returns whether the service address is configured on this host."""
         return has_address(self.service)
 
     def add_address(self) -> None:
-        """Configure the service address, unless it is there. Raises `CommandError`."""
+        """Configure the service address, unless it is there, and keep it there. Raises `CommandError`."""
+        self._wanted = True
         if self.has_address():
             if not self._owns_address:
                 log.warning("the service address was there already and will stay", address=self.service)
@@ -156,12 +200,31 @@ class ServiceAddress:
     def own_address(self, own: bool, announce: int, now: float) -> None:
         """Answer ARP for the service address and announce it, at least `announce` times; or do neither."""
         self.announcer.stop()
+        self.neighbourhood.serve(own, now)
         if self.tap != "clone":
             return
-        self._set("arp_ignore", 0 if own else 1)
+        self.serves = own
+        self._be_heard(own)
         if own:
             self.announcer.start(announce, now)
-            self.tick(now)
+            self._announce_if_due(now)
+
+    def _be_heard(self, heard: bool) -> None:
+        """Have the service's interface answer for the address, or not. What fails now, `repair` tries again."""
+        if not self._index:
+            return
+        link = rtnetlink.Link(self._index, self.interface, 0)
+        try:
+            rtnetlink.change_address(heard, heard_address(link, self._packed))
+        except OSError as error:
+            if error.errno == errno.ENODEV and not heard:
+                return  # the address has gone with the interface
+            log.error(
+                "can't change who is answered for the service address",
+                interface=self.interface,
+                answer=heard,
+                error=error.strerror,
+            )
 
     def heard(self, now: float) -> None:
         """Note that a client's packet for the service has come in while this host serves."""
@@ -169,21 +232,92 @@ class ServiceAddress:
             log.info("clients reach this host", **self.announcer.describe())
 
     def tick(self, now: float) -> None:
-        """Send the announcement that is due."""
-        if self.announcer.due(now):
-            self._announce()
+        """Send the announcement that is due, and listen to what others say of the address."""
+        self._announce_if_due(now)
+        self.neighbourhood.tick(now)
 
-    def _announce(self) -> None:
-        with contextlib.suppress(OSError):  # link down, or interface gone: a later one may get through
-            mac = _hardware_address(self.interface)
-            for frame in gratuitous_arp(mac, socket.inet_aton(self.service)):
-                if self._raw is not None:
-                    self._raw.send(frame)
+    def _announce_if_due(self, now: float) -> None:
+        if self.announcer.due(now):
+            self.neighbourhood.announce()
+
+    # ------------------------------------------------------------------------------------ repair
+
+    def look(self) -> Presence:
+        """Returns where the address is at this moment. Raises OSError."""
+        links = rtnetlink.links()
+        if links.keys() != self._links:
+            self._links = frozenset(links)
+            self.links_seen += 1
+        return find(self._packed, self.interface, rtnetlink.addresses(), links)
+
+    def repair(self, now: float) -> Presence:
+        """Put back what somebody has taken away, as far as it is ours to keep, and not too often.
+
+        Returns where the address is then. Raises OSError.
+        """
+        found = self.look()
+        if found.interface is not None and found.interface.index != self._index:
+            self._follow(found.interface.index)
+        missing = []
+        if self._wanted and not (found.on_lo and found.lo_up):
+            missing.append("lo")
+        if found.interface is not None and self.serves != found.heard:
+            missing.append(self.interface)
+        if not missing or not self._allowed(now):
+            return found
+        problems = [self._mend(place, now) for place in missing]
+        self.problem = "; ".join(filter(None, problems))
+        return self.look()
+
+    def _mend(self, place: str, now: float) -> str:
+        """Returns why not, '' if it is as it should be again."""
+        try:
+            if place == "lo":
+                problem = change_address(self.service, True)  # not by the helper: nothing waits here
+            else:
+                problem = ""
+                rtnetlink.change_address(
+                    self.serves, heard_address(rtnetlink.Link(self._index, place, 0), self._packed)
+                )
+        except OSError as error:
+            problem = error.strerror or str(error)
+        self.repairs.append(now)
+        if problem:
+            log.error("the service address can't be put in order", address=self.service, place=place, error=problem)
+        elif place == "lo" or self.serves:
+            log.error("the service address had been taken away; it is back", address=self.service, place=place)
+        else:
+            log.error("the service address was to be heard on a host that does not serve; it is not", place=place)
+        return problem
+
+    def _allowed(self, now: float) -> bool:
+        gained = max(now - self._credited_at, 0.0) / _REPAIR_EVERY_S
+        self._may_repair, self._credited_at = min(self._may_repair + gained, float(_BURST)), now
+        if self._may_repair < 1:
+            return False
+        self._may_repair -= 1
+        return True
+
+    def _follow(self, index: int) -> None:
+        """The interface has been made anew: what was bound to the old one hears and says nothing any more."""
+        log.warning("the interface is another one now", interface=self.interface, index=index)
+        self._close()
+        self._index = index
+        self.reopened += 1
+        try:
+            self._open()
+        except OSError as error:
+            self._index = 0  # it has gone again: tried anew at the next look
+            log.error("the interface can't be used", interface=self.interface, error=error.strerror)
+            return
+        self._be_heard(self.serves)
 
     # ------------------------------------------------------------------------------------ end
 
     def remove_address(self) -> None:
-        """Remove the service address, if it was added here. Can be repeated."""
+        """Be heard no more, and remove the service address if it was added here. Can be repeated."""
+        self._wanted = self.serves = False
+        self._be_heard(False)
         if not self._owns_address:
             return
         problem = self._change(False)
@@ -194,15 +328,12 @@ class ServiceAddress:
         self._write_record()
 
     def restore(self, stay: bool = False) -> None:
-        """Put the sysctls back, unless the host goes on serving (`stay`), and leave the group. Can be repeated."""
+        """Put the settings back, unless the host goes on serving (`stay`), and leave the group. Can be repeated."""
         self.announcer.stop()
-        if not stay:
-            for path, value in self._saved.items():
-                with contextlib.suppress(OSError):  # the interface is gone, and its settings with it
-                    Path(path).write_text(f"{value}\n")
-            self._saved.clear()
+        if stay:
+            self.settings.close()
+        else:
+            self._be_heard(False)
+            self.settings.release()
             self._write_record()
-        for held in (self._membership, self._raw):
-            if held is not None:
-                held.close()
-        self._membership = self._raw = None
+        self._close()

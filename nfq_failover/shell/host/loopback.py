@@ -1,23 +1,31 @@
 """The service address as a /32 on lo: whether it is there, and how it comes and goes.
 
-This is all of `host/` that the privileged helper loads.
+This and rtnetlink.py is all of `host/` that the privileged helper loads.
 """
 
 from __future__ import annotations
 
-import subprocess
+import socket
+
+from nfq_failover.shell.host import rtnetlink
 
 
 def has_address(service: str) -> bool:
     """Whether the service address is configured on this host."""
-    out = subprocess.run(["ip", "-o", "addr", "show", "to", service], capture_output=True, check=False)
-    return bool(out.stdout.strip())
+    wanted = socket.inet_aton(service)
+    try:
+        return any(address.local == wanted for address in rtnetlink.addresses())
+    except OSError:
+        return False
 
 
 def change_address(service: str, add: bool) -> str:
     """Add the address to lo, or remove it. Returns '' on success, otherwise the reason. Needs CAP_NET_ADMIN."""
-    if add:
-        subprocess.run(["ip", "link", "set", "lo", "up"], capture_output=True, check=False)
-    command = ["ip", "addr", "add" if add else "del", f"{service}/32", "dev", "lo"]
-    out = subprocess.run(command, capture_output=True, text=True, check=False)
-    return (out.stderr.strip() or f"exit code {out.returncode}") if out.returncode else ""
+    try:
+        index = socket.if_nametoindex("lo")
+        if add:
+            rtnetlink.set_up(index)
+        rtnetlink.change_address(add, rtnetlink.Address(index, socket.inet_aton(service), 32))
+    except OSError as error:
+        return error.strerror or str(error)
+    return ""

@@ -14,6 +14,7 @@ import pytest
 
 from nfq_failover.errors import CommandError
 from nfq_failover.shell.host.address import ServiceAddress
+from nfq_failover.shell.host.arp_settings import ArpSettings
 from nfq_failover.shell.host.link import link_up
 from tests.support.namespaces import CLIENT, SERVICE, Namespace, pair
 
@@ -28,10 +29,10 @@ _ETH_P_ARP, _ETH_P_ALL = 0x0806, 0x0003
 class Ears:
     """ARP as the client's interface hears it."""
 
-    def __init__(self, client: Namespace) -> None:
+    def __init__(self, client: Namespace, interface: str = "eth0") -> None:
         with client.entered():
             self.socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(_ETH_P_ARP))
-            self.socket.bind(("eth0", _ETH_P_ARP))
+            self.socket.bind((interface, _ETH_P_ARP))
         self.mac = self.socket.getsockname()[4]
 
     def ask(self, address: str) -> None:
@@ -89,8 +90,15 @@ def snapshot(server: Namespace) -> dict[str, str]:
     }
 
 
+def service_address(record: Path, tap: str = "clone", interface: str = "eth0", user: str = "one") -> ServiceAddress:
+    shared = os.open(record.with_name("arp.json"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC)
+    settings = ArpSettings(shared, user, interface)
+    return ServiceAddress(SERVICE, interface, tap, TAP_MAC if tap == "multicast" else None, record, settings)
+
+
 def make(server: Namespace, record: Path, tap: str = "clone") -> ServiceAddress:
-    host = ServiceAddress(SERVICE, "eth0", tap, TAP_MAC if tap == "multicast" else None, record)
+    del server
+    host = service_address(record, tap)
     host.prepare()
     host.add_address()
     return host
@@ -226,8 +234,8 @@ def test_the_next_life_puts_back_what_a_killed_one_left(
     with server.entered():
         killed = make(server, record)
         killed.own_address(True, 0, time.monotonic())  # it was serving, and dies without a word
-        assert killed._raw is not None
-        killed._raw.close()
+        killed._close()
+        killed.settings.close()
         assert snapshot(server) != before
         host = make(server, record)
         assert not ears.answers(SERVICE)
@@ -253,9 +261,9 @@ def test_a_record_of_an_earlier_boot_counts_for_nothing(
 
 def test_a_host_that_could_never_answer_is_refused(world: tuple[Namespace, Namespace, Ears], tmp_path: Path) -> None:
     _, server, _ = world
-    server.run("sh", "-c", "echo 1 >/proc/sys/net/ipv4/conf/all/arp_ignore")
+    server.run("sh", "-c", "echo 8 >/proc/sys/net/ipv4/conf/all/arp_ignore")
     with server.entered():
-        host = ServiceAddress(SERVICE, "eth0", "clone", None, tmp_path / "host.json")
+        host = service_address(tmp_path / "host.json")
         with pytest.raises(CommandError, match=r"all\.arp_ignore"):
             host.prepare()
         host.restore()
@@ -264,7 +272,7 @@ def test_a_host_that_could_never_answer_is_refused(world: tuple[Namespace, Names
 def test_an_unknown_interface_is_refused_with_advice(world: tuple[Namespace, Namespace, Ears], tmp_path: Path) -> None:
     _, server, _ = world
     with server.entered(), pytest.raises(CommandError, match="no interface 'eth7'"):
-        ServiceAddress(SERVICE, "eth7", "clone", None, tmp_path / "host.json").prepare()
+        service_address(tmp_path / "host.json", interface="eth7").prepare()
 
 
 def test_the_interface_may_vanish_while_we_own_the_address(

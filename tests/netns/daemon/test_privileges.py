@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from nfq_failover.shell.host.address import ServiceAddress
+from nfq_failover.shell.host.arp_settings import ArpSettings
 from nfq_failover.shell.privileged.rights import DAEMON, HELPER, NUMBERS
 from tests.netns.daemon.test_daemon import DaemonWorld, daemon_world, pings, refused, wait_until
 from tests.support.namespaces import SERVICE, run
@@ -258,9 +259,9 @@ def test_what_the_user_left_in_the_state_directory_does_not_mislead_the_next_sta
     process.wait()
     victim = world.disk / "victim"
     victim.write_text("untouched")
-    record = (world.state / "host.json").read_text()
-    assert "arp_ignore" in record
-    (world.state / "host.json").write_text(record.replace("/proc/sys/net/ipv4/conf/eth0/arp_ignore", str(victim)))
+    record = json.loads((world.state / "host.json").read_text())
+    record["sysctls"] = {str(victim): "0"}
+    (world.state / "host.json").write_text(json.dumps(record))
     for name in ("epoch.json", "epoch.new", "host.new"):
         (world.state / name).symlink_to(victim)
     process, log = world.start(world.config())
@@ -279,7 +280,12 @@ def test_the_record_of_what_to_put_back_names_our_settings_and_nothing_else(tmp_
     """Also while the daemon is root: at its start, or with drop = false."""
     victim, record = tmp_path / "victim", tmp_path / "host.json"
     victim.write_text("untouched")
-    life = ServiceAddress(SERVICE, "lo", "clone", None, record)._life
+
+    def service_address() -> ServiceAddress:
+        shared = os.open(tmp_path / "arp.json", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC)
+        return ServiceAddress(SERVICE, "lo", "clone", None, record, ArpSettings(shared, "one", "lo"))
+
+    life = service_address()._life
     ours = "/proc/sys/net/ipv4/conf/lo/arp_ignore"
     for sysctls, kept in (
         ({str(victim): "0", ours: "0"}, {ours: "0"}),
@@ -287,10 +293,9 @@ def test_the_record_of_what_to_put_back_names_our_settings_and_nothing_else(tmp_
         ({ours: "0\nmore"}, {}),
     ):
         record.write_text(json.dumps({"life": life, "sysctls": sysctls, "address": False}))
-        host = ServiceAddress(SERVICE, "lo", "clone", None, record)
+        host = service_address()
         assert host.lived
-        assert host._saved == kept
-        host._saved.pop(ours, None)  # this is the real host's
+        assert host._earlier == kept
         host.restore()
         assert victim.read_text() == "untouched"
 

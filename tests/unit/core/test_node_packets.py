@@ -19,6 +19,7 @@ from nfq_failover.core.events import (
     QueryFlows,
     Queue,
     RulesApplied,
+    TellClients,
     TimerFired,
     Verdict,
 )
@@ -166,6 +167,21 @@ def shadowing() -> tuple[LoneNode, dict[str, Any]]:
     assert host.packet(server(-1, ack=0, flags="S.", options=granted(3, OWN_TS), **own)) == "drop"
     assert host.packet(client(0, ack=0, ts=(1001, SEEN_TS))) == "pass"
     return host, own
+
+
+def test_at_a_takeover_clients_are_told_where_the_address_is_after_what_is_resent_to_them() -> None:
+    host, own = shadowing()
+    assert host.packet(server(0, 100, ts=(OWN_TS + 1, 1001), **own)) == "drop"
+    host.node.members.state = State.UNPROTECTED
+    host.node.members.actions.append(Do.TAKE_OVER)
+    host.node.members.may_continue = lambda now: True  # type: ignore[method-assign]
+    host.node.handle(TimerFired(), host.now)
+    effects = host.effects()
+    (told,) = [effect for effect in effects if isinstance(effect, TellClients)]
+    assert told.clients == (CLIENT[0],)
+    kinds = [type(effect) for effect in effects]
+    assert kinds.index(OwnAddress) < kinds.index(Inject) < kinds.index(TellClients) < kinds.index(ApplyRules)
+    assert len(kinds) - 1 - kinds[::-1].index(Inject) < kinds.index(TellClients)
 
 
 def test_connections_taken_over_earlier_are_silent_in_doubt_too() -> None:

@@ -1,0 +1,239 @@
+"""Addresses, interfaces, routes and neighbours, asked of the kernel or changed there (rtnetlink(7)).
+
+Each call is one exchange with the kernel, which answers at once: some ten microseconds, and no process is started.
+`Changes` is the other direction: the kernel says that an address or an interface has changed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import socket
+from collections.abc import Iterator
+from dataclasses import dataclass
+from struct import Struct, error
+from typing import Final
+
+_NETLINK_ROUTE: Final = 0
+_REQUEST, _ACK, _CREATE, _REPLACE, _EXCL, _DUMP = 0x1, 0x4, 0x400, 0x100, 0x200, 0x300  # linux/netlink.h
+_ERROR, _DONE = 2, 3
+_NEW_LINK, _GET_LINK, _NEW_ADDR, _DEL_ADDR, _GET_ADDR = 16, 18, 20, 21, 22  # linux/rtnetlink.h
+_GET_ROUTE, _NEW_NEIGH, _GET_NEIGH = 26, 28, 30
+_GROUP_LINK, _GROUP_IPV4_ADDR = 0x1, 0x10
+_IFA_ADDRESS, _IFA_LOCAL, _IFA_LABEL = 1, 2, 3
+_IFLA_ADDRESS, _IFLA_IFNAME = 1, 3
+_RTA_DST, _RTA_SRC, _RTA_OIF, _RTA_GATEWAY = 1, 2, 4, 5
+_NDA_DST, _NDA_LLADDR = 1, 2
+_NTF_USE: Final = 0x1
+_NUD_USABLE: Final = 0x02 | 0x04 | 0x08 | 0x10 | 0x80  # reachable, stale, delay, probe, permanent
+
+IFF_UP: Final = 0x1
+IFF_LOOPBACK: Final = 0x8
+IFF_NOARP: Final = 0x80
+SCOPE_UNIVERSE: Final = 0
+SCOPE_HOST: Final = 254
+
+_HEADER = Struct("=IHHII")
+_ATTRIBUTE = Struct("=HH")
+_CODE = Struct("=i")
+_U32 = Struct("=I")
+_ADDR = Struct("=BBBBI")  # family, prefix length, flags, scope, index
+_LINK = Struct("=BxHiII")  # family, type, index, flags, change
+_ROUTE = Struct("=BBBBBBBBI")
+_NEIGH = Struct("=BxxxiHBB")  # family, index, state, flags, type
+_RECEIVE_BYTES: Final = 1 << 17
+_TIMEOUT_S: Final = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """An address of this host. `local`: packed; `index`: of its interface."""
+
+    index: int
+    local: bytes
+    prefix_bits: int
+    scope: int = SCOPE_UNIVERSE
+    label: str = ""
+
+    def __str__(self) -> str:
+        return f"{socket.inet_ntop(_family(self.local), self.local)}/{self.prefix_bits}"
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """An interface. `hardware`: its hardware address, b"" if it has none."""
+
+    index: int
+    name: str
+    flags: int
+    hardware: bytes = b""
+
+    @property
+    def answers_arp(self) -> bool:
+        """Whether neighbours can ask for an address here."""
+        return not self.flags & (IFF_LOOPBACK | IFF_NOARP)
+
+
+def _family(address: bytes) -> socket.AddressFamily:
+    return socket.AF_INET if len(address) == 4 else socket.AF_INET6
+
+
+def _attribute(kind: int, value: bytes) -> bytes:
+    return _ATTRIBUTE.pack(4 + len(value), kind) + value + bytes(-len(value) % 4)
+
+
+def _attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
+    at = 0
+    while at + 4 <= len(data):  # Ends: `at` grows by 4 or more.
+        length, kind = _ATTRIBUTE.unpack_from(data, at)
+        if length < 4:
+            return
+        yield kind & 0x3FFF, data[at + 4 : at + length]
+        at += (length + 3) & ~3
+
+
+def _messages(data: bytes) -> Iterator[tuple[int, bytes]]:
+    at = 0
+    while at + _HEADER.size <= len(data):  # Ends: `at` grows by 16 or more.
+        length, kind, *_ = _HEADER.unpack_from(data, at)
+        if length < _HEADER.size:
+            return
+        yield kind, data[at + _HEADER.size : at + length]
+        at += (length + 3) & ~3
+
+
+def _exchange(kind: int, flags: int, body: bytes) -> list[bytes]:
+    """One request, and the bodies of what the kernel answers. Raises OSError."""
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_ROUTE) as asking:
+        asking.settimeout(_TIMEOUT_S)
+        asking.send(_HEADER.pack(_HEADER.size + len(body), kind, _REQUEST | flags, 1, 0) + body)
+        found: list[bytes] = []
+        # Ends: the kernel closes a dump and answers a request; one that says nothing for a second is an error.
+        while True:
+            for answer, content in _messages(asking.recv(_RECEIVE_BYTES)):
+                if answer == _DONE:
+                    return found
+                if answer == _ERROR:
+                    (code,) = _CODE.unpack_from(content)
+                    if code:
+                        raise OSError(-code, os.strerror(-code))
+                    return found
+                found.append(content)
+            if not flags & (_DUMP | _ACK):
+                return found
+
+
+def addresses(family: int = socket.AF_INET) -> list[Address]:
+    """All addresses of this host. Raises OSError."""
+    found = []
+    for body in _exchange(_GET_ADDR, _DUMP, _ADDR.pack(family, 0, 0, 0, 0)):
+        with contextlib.suppress(error):
+            _, prefix_bits, _, scope, index = _ADDR.unpack_from(body)
+            values = dict(_attributes(body[_ADDR.size :]))
+            local = values.get(_IFA_LOCAL, values.get(_IFA_ADDRESS, b""))
+            label = values.get(_IFA_LABEL, b"").rstrip(b"\0").decode(errors="replace")
+            found.append(Address(index, local, prefix_bits, scope, label))
+    return found
+
+
+def links() -> dict[int, Link]:
+    """All interfaces, by their index. Raises OSError."""
+    found = {}
+    for body in _exchange(_GET_LINK, _DUMP, _LINK.pack(0, 0, 0, 0, 0)):
+        with contextlib.suppress(error):
+            _, _, index, flags, _ = _LINK.unpack_from(body)
+            values = dict(_attributes(body[_LINK.size :]))
+            name = values.get(_IFLA_IFNAME, b"").rstrip(b"\0").decode(errors="replace")
+            found[index] = Link(index, name, flags, values.get(_IFLA_ADDRESS, b""))
+    return found
+
+
+def change_address(add: bool, address: Address) -> None:
+    """Add an address, or remove it; no error if there is nothing to do. Needs CAP_NET_ADMIN. Raises OSError."""
+    family = _family(address.local)
+    body = _ADDR.pack(family, address.prefix_bits, 0, address.scope, address.index)
+    body += _attribute(_IFA_LOCAL, address.local) + _attribute(_IFA_ADDRESS, address.local)
+    if address.label and family == socket.AF_INET:
+        body += _attribute(_IFA_LABEL, address.label.encode() + b"\0")
+    try:
+        if add:
+            _exchange(_NEW_ADDR, _ACK | _CREATE | _EXCL, body)
+        else:
+            _exchange(_DEL_ADDR, _ACK, body)
+    except OSError as problem:
+        if problem.errno != (errno.EEXIST if add else errno.EADDRNOTAVAIL):
+            raise
+
+
+def set_up(index: int) -> None:
+    """Bring an interface up. Needs CAP_NET_ADMIN. Raises OSError."""
+    _exchange(_NEW_LINK, _ACK, _LINK.pack(0, 0, index, IFF_UP, IFF_UP))
+
+
+def next_hop(destination: bytes, source: bytes) -> tuple[int, bytes] | None:
+    """By which interface, and to which neighbour, a packet goes: (index, packed address); None if nowhere."""
+    family = _family(destination)
+    bits = 8 * len(destination)
+    body = _ROUTE.pack(family, bits, bits, 0, 0, 0, 0, 0, 0)
+    body += _attribute(_RTA_DST, destination) + _attribute(_RTA_SRC, source)
+    try:
+        (answer,) = _exchange(_GET_ROUTE, 0, body)
+    except (OSError, ValueError):
+        return None
+    values = dict(_attributes(answer[_ROUTE.size :]))
+    if _RTA_OIF not in values:
+        return None
+    return _U32.unpack(values[_RTA_OIF])[0], values.get(_RTA_GATEWAY, destination)
+
+
+def neighbours(index: int, family: int = socket.AF_INET) -> dict[bytes, bytes]:
+    """The hardware addresses that the kernel knows of its neighbours at an interface. Raises OSError."""
+    found = {}
+    for body in _exchange(_GET_NEIGH, _DUMP, _NEIGH.pack(family, 0, 0, 0, 0)):
+        with contextlib.suppress(error):
+            _, at, state, _, _ = _NEIGH.unpack_from(body)
+            values = dict(_attributes(body[_NEIGH.size :]))
+            if at == index and state & _NUD_USABLE and values.get(_NDA_LLADDR):
+                found[values[_NDA_DST]] = values[_NDA_LLADDR]
+    return found
+
+
+def resolve(index: int, address: bytes) -> None:
+    """Have the kernel find a neighbour's hardware address as if it had a packet for it. Needs CAP_NET_ADMIN.
+
+    Raises OSError.
+    """
+    body = _NEIGH.pack(_family(address), index, 0, _NTF_USE, 0) + _attribute(_NDA_DST, address)
+    _exchange(_NEW_NEIGH, _ACK | _CREATE, body)
+
+
+class Changes:
+    """The kernel's word that an address or an interface of this host has changed."""
+
+    def __init__(self) -> None:
+        """Raises OSError."""
+        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK, _NETLINK_ROUTE)
+        self._socket.bind((0, _GROUP_LINK | _GROUP_IPV4_ADDR))
+
+    def fileno(self) -> int:
+        """The descriptor, readable when something has changed."""
+        return self._socket.fileno()
+
+    def read(self) -> bool:
+        """Returns whether something has changed since the last call; what, the kernel's tables say."""
+        changed = False
+        for _ in range(256):
+            try:
+                self._socket.recv(_RECEIVE_BYTES)
+            except BlockingIOError:
+                break
+            except OSError as problem:
+                if problem.errno not in (errno.ENOBUFS, errno.EINTR):  # told once: some have been lost
+                    raise
+            changed = True
+        return changed
+
+    def close(self) -> None:
+        """Close the socket. Can be repeated."""
+        self._socket.close()
