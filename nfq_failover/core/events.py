@@ -119,6 +119,14 @@ class LinkChecked:
 
 
 @dataclass(slots=True)
+class ReachChecked:
+    """What is needed here to talk to the peer (address, route, link, sends that succeed) is there, or `concern` says
+    what is not. Told at every change, without being asked."""
+
+    concern: Concern | None
+
+
+@dataclass(slots=True)
 class FenceFinished:
     """This answers `Fence`: `ok` only if the peer is known to be off."""
 
@@ -212,6 +220,7 @@ Event = (
     | Undelivered
     | TimerFired
     | LinkChecked
+    | ReachChecked
     | FenceFinished
     | WitnessAnswered
     | EpochStored
@@ -270,7 +279,7 @@ class PublishHeartbeat:
 
 @dataclass(slots=True)
 class CheckLink:
-    """Find out whether our own link is up. Answered by `LinkChecked`."""
+    """Find out whether it is this host that is cut off. Answered by `LinkChecked`."""
 
 
 @dataclass(slots=True)

@@ -36,6 +36,7 @@ from nfq_failover.core.events import (
     Profile,
     Queue,
     QueueOverrun,
+    ReachChecked,
     RulesApplied,
     RulesLost,
     SaveCheckpoint,
@@ -311,6 +312,10 @@ class Node:
         members = self.members
         if isinstance(event, LinkChecked):
             members.link_checked(event.ok, event.detail)
+        elif isinstance(event, ReachChecked):
+            wrong = event.concern
+            members.reached(wrong is None, "" if wrong is None else wrong.what, now)
+            self.out.concerns.replace("reach", () if wrong is None else (wrong,), now)
         elif isinstance(event, FenceFinished):
             members.fenced(event.ok, event.detail)
         elif isinstance(event, WitnessAnswered):

@@ -59,6 +59,7 @@ from nfq_failover.shell.packets.inject import Injector
 from nfq_failover.shell.packets.nfqueue import PacketQueue
 from nfq_failover.shell.peer.delivery import Delivery
 from nfq_failover.shell.peer.heartbeat_process import HeartbeatProcess
+from nfq_failover.shell.peer.reach import ReachWatch
 from nfq_failover.shell.peer.reader import SyncReader
 from nfq_failover.shell.peer.socket import open_sync
 from nfq_failover.shell.privileged.client import RemoteFences, RemoteRules
@@ -140,7 +141,8 @@ class Service:
             HeartbeatProcess(settings.heartbeat_interval_ms, sockets.records, helper.start_sender)
         )
         self._fences = undo.closing(RemoteFences(helper, settings.peers, loop, self))
-        self._second_opinion = undo.closing(SecondOpinion(config, loop, self))
+        self._reach = undo.closing(ReachWatch(config, self._heartbeats, self._delivery))
+        self._second_opinion = undo.closing(SecondOpinion(config, loop, self, self._reach.trouble))
         self._health = undo.closing(HealthChecks(config.health, config.service, loop, self))
         checkpoint = CheckpointWriter(own.store.life)
         self.node = Node(settings, os.urandom, epoch, served, time.monotonic(), checkpoint, earlier)
@@ -288,6 +290,8 @@ class Service:
     def _periodic(self, now: float) -> None:
         self._address.tick(now)
         self._fences.tick(now)
+        if (reached := self._reach.tick(now, not self.node.members.peer.lost(now))) is not None:
+            self._feed(reached, now)
         if (checked := self._second_opinion.tick(now)) is not None:
             self._feed(checked, now)
         self._health.tick(now)

@@ -44,6 +44,15 @@ class Pause:
     hung: bool = False
 
 
+@dataclass(frozen=True)
+class Stranded:
+    """`host` can neither send nor hear in [begin, end); its shell notices both a little later."""
+
+    host: str
+    begin: float
+    end: float
+
+
 @dataclass
 class PairedHost:
     """One host."""
@@ -76,6 +85,7 @@ class MembershipPair:
         boot = changes.pop("boot", {"a": 50.0, "b": 50.0})
         self.quick = changes.pop("quick", False)  # fence and disk answer at once
         self.delay = changes.pop("delay", 0.002)
+        self.stranded: list[Stranded] = changes.pop("stranded", [])
         self.sides: dict[str, PairedHost] = {}
         for name, other in (("a", "b"), ("b", "a")):
             values: dict[str, Any] = {
@@ -92,6 +102,9 @@ class MembershipPair:
             self._publish(self.sides[name])
             self._at(boot[name] + self.random.random() * INTERVAL_S, "beat", self.sides[name])
             self._at(boot[name] + self.random.random() * TICK_S, "tick", self.sides[name])
+        for each in self.stranded:
+            for when, soon in ((each.begin, each.end - each.begin), (each.end, INTERVAL_S)):
+                self._at(when + self.random.uniform(0, min(INTERVAL_S, soon)), "look", self.sides[each.host])
 
     def local(self, side: PairedHost) -> float:
         """What the host's clock shows."""
@@ -107,6 +120,9 @@ class MembershipPair:
             if pause.host == side.name and pause.begin <= self.now < pause.end and not (heartbeat and pause.hung):
                 return pause.end
         return 0.0
+
+    def _cut_off(self, side: PairedHost) -> bool:
+        return any(each.host == side.name and each.begin <= self.now < each.end for each in self.stranded)
 
     def run(self, until: float) -> None:
         """Let the pair live."""
@@ -158,7 +174,7 @@ class MembershipPair:
     def _beat(self, side: PairedHost, _: Any) -> None:
         self._at(self.now + INTERVAL_S, "beat", side)
         lost = any(cut.sender == side.name and cut.begin <= self.now < cut.end for cut in self.cuts)
-        if lost:
+        if lost or self._cut_off(side):
             return
         fields = dict(side.template)
         epoch = fields.pop("epoch")
@@ -170,7 +186,7 @@ class MembershipPair:
 
     def _arrive(self, side: PairedHost, more: tuple[HeartbeatBody, int, int]) -> None:
         body, epoch, shadows = more
-        if body.sent_ms <= side.last_sent_ms:
+        if body.sent_ms <= side.last_sent_ms or self._cut_off(side):
             return
         side.last_sent_ms = body.sent_ms
         now = self.local(side)
@@ -187,6 +203,10 @@ class MembershipPair:
         self._at(self.now + TICK_S * self.random.uniform(0.9, 1.2), "tick", side)
         side.members.tick(self.local(side))
 
+    def _look(self, side: PairedHost, _: Any) -> None:
+        cut_off = self._cut_off(side)
+        side.members.reached(not cut_off, "cut off" if cut_off else "", self.local(side))
+
     def _answer(self, side: PairedHost, more: tuple[str, Any]) -> None:
         name, value = more
         getattr(side.members, name)(*value)
@@ -198,8 +218,12 @@ class MembershipPair:
         while members.actions:
             action = members.actions.popleft()
             if action is Do.CHECK_LINK:
-                self._at(self.now + 0.001, "answer", side, ("link_checked", (True, "")))
+                self._at(self.now + 0.001, "answer", side, ("link_checked", (not self._cut_off(side), "")))
             elif action is Do.FENCE:
+                known = [each for each in self.stranded if each.begin + INTERVAL_S <= self.now]
+                ended = [each.end for each in known if each.host == side.name]
+                able_s = self.now - max(ended, default=0.0)
+                assert able_s >= side.members.settings.detection_ms / 1000, f"{side.name} was cut off {able_s} s ago"
                 other = self.sides["b" if side.name == "a" else "a"]
                 takes = 0.001 if self.quick else self.random.uniform(0, members.settings.fence_deadline_ms / 1000)
                 works = self.random.random() < self.fence_works
@@ -264,6 +288,31 @@ def test_what_was_released_is_never_continued(
     pair.run(52.0)
     assert pair.sides["a"].members.state is State.PROTECTED
     pair.run(62.0)
+
+
+outages = st.lists(st.builds(lambda h, b, n: Stranded(h, b, b + n), hosts, moments, lengths), max_size=3)
+
+
+@settings(max_examples=150, deadline=None)
+@given(seeds, outages, cuts, pauses, st.sampled_from([0.0, 1.0]), st.sampled_from([0, 200]))
+def test_host_that_is_cut_off_holds_it_against_nobody(
+    seed: int, stranded: list[Stranded], cuts: list[Cut], pauses: list[Pause], fence_works: float, fence_delay_ms: int
+) -> None:
+    more = {"fence_works": fence_works, "fence_delay_ms": fence_delay_ms}
+    pair = MembershipPair(seed, cuts, pauses, stranded=stranded, **more)
+    pair.run(62.0)
+
+
+@settings(max_examples=100, deadline=None)
+@given(seeds, st.builds(lambda b, n: Stranded("b", b, b + n), moments, st.integers(10, 700).map(lambda ms: ms / 1000)))
+def test_outage_of_the_backup_costs_nothing(seed: int, outage: Stranded) -> None:
+    """It is shorter than the time to act: the same shadows protect the same connections afterwards."""
+    pair = MembershipPair(seed, [], [], stranded=[outage])
+    pair.run(outage.begin)
+    shadows = pair.sides["b"].shadows
+    pair.run(outage.end + 1.0)
+    assert pair.sides["a"].members.state is State.PROTECTED and pair.sides["b"].members.state is State.SHADOWING
+    assert pair.sides["b"].shadows == shadows and not pair.off
 
 
 STALL_S = 0.3

@@ -21,7 +21,7 @@ from nfq_failover.wire.tcp_options import SynOptions
 
 from . import bounds
 from .apps import Client
-from .host import SimHost
+from .host import LOOK_S, SimHost
 from .scenario import PROBE_PORT
 
 if TYPE_CHECKING:
@@ -289,7 +289,7 @@ class Checks:
 
     def _able(self, primary: SimHost, backup: SimHost) -> bool:
         """Whether `backup` can take over when `primary` is silent from now on."""
-        able = backup.running and backup.node.members.state is not State.REFUSED and not backup.unplugged
+        able = backup.running and backup.node.members.state is not State.REFUSED and not backup.speechless
         return able and self._may_act(primary, backup)
 
     @staticmethod
@@ -312,6 +312,15 @@ class Checks:
         last = world.witness.last
         granted = last is not None and last.holder == backup.name and last.number >= backup.node.members.pact.high
         return (granted or not asked) and world.witness.reaches(backup)
+
+    def fences(self, host: SimHost) -> None:
+        """`host` acts against another one. It has been able to hear that one, and to be heard, for a detection time;
+        unless the witness has let it act, so that the other one is silent."""
+        if not self.world.scenario.witness and self.world.clock.now > host.cut_off_at + LOOK_S:
+            able_s = (self.world.clock.now - host.cut_off_until) * host.plan.rate + host.jumped
+            assert able_s >= host.settings.detection_ms / 1000, (
+                f"{host.name} fences another host, but was cut off itself until {able_s:.3f} s ago"
+            )
 
     def witness_cut(self) -> None:
         """A path was cut: who needs the witness, and has not served yet, may not be able to ask it."""
@@ -354,7 +363,7 @@ class Checks:
     def _follows(other: SimHost) -> bool:
         """Whether a backup is there, and well, to take the service at once."""
         follows = other.running and other.node.members.state is State.SHADOWING and not other.node.members.invalid
-        return follows and other.application.well and not other.unplugged
+        return follows and other.application.well and not other.speechless
 
     @staticmethod
     def _shadows(other: SimHost, gate: GatedConnection) -> bool:

@@ -12,6 +12,7 @@ from random import Random
 from typing import TYPE_CHECKING
 
 from nfq_failover.constants import ACK, DEFAULT_SYNC_PORT, FIN, RST, SYN
+from nfq_failover.core.concerns import Concern, Weight
 from nfq_failover.core.events import (
     ApplyRules,
     AskWitness,
@@ -34,6 +35,7 @@ from nfq_failover.core.events import (
     PublishHeartbeat,
     QueryFlows,
     Queue,
+    ReachChecked,
     RulesApplied,
     SaveCheckpoint,
     SendDatagram,
@@ -62,6 +64,7 @@ if TYPE_CHECKING:
     from .world import SimWorld
 
 CARD_PACKETS = 100
+LOOK_S = 0.05  # between two looks at what is needed to talk to others
 BUSY_S, BUSY_TIMERS = 0.01, 500
 OVERDUE = 4  # times in a row that a deadline may still have passed when the timers have been fired
 STEP_S = 0.00002  # from the stack to the queue
@@ -101,6 +104,7 @@ class SimHost:
         self._fired_since = 0.0
         self.awake = self.heard = 0.0  # when the daemon last did anything, and last heard another one
         self.paused_until = self.hung_until = self.unplugged_until = 0.0
+        self.stranded_until = self.mute_until = self.cut_off_at = self.cut_off_until = 0.0
         self.apps: dict[FlowKey, list[Server]] = {}
         self.application = Application(self)
         self.logs: list[tuple[float, Log]] = []
@@ -149,6 +153,8 @@ class SimHost:
         self._progress = self.ticks.now
         self._timer_at = self._rules_at = 0.0
         self.feed(TimerFired())
+        if self.speechless:
+            self._look(self.life)
         self._beat(self.run)
         if self.settings.health_checked:
             self.application.watch(self.run)
@@ -210,6 +216,30 @@ class SimHost:
     def unplugged(self) -> bool:
         """Whether the network card has no link."""
         return self.clock.now < self.unplugged_until
+
+    @property
+    def deaf(self) -> bool:
+        """Whether no datagram reaches the daemon: there is no link, or the host's own address is gone."""
+        return self.unplugged or self.clock.now < self.stranded_until
+
+    @property
+    def speechless(self) -> bool:
+        """Whether no datagram leaves the host, which its daemon can see."""
+        return self.deaf or self.clock.now < self.mute_until
+
+    def cut_off(self) -> None:
+        """Something that the daemon needs to talk to others is gone for a while; it notices both the loss and the
+        return at one of its next looks."""
+        now = self.cut_off_at = self.clock.now
+        self.cut_off_until = max(self.unplugged_until, self.stranded_until, self.mute_until)
+        soon = min(LOOK_S, self.cut_off_until - now)  # a datagram that could not be sent is remembered until the look
+        self.clock.at(now + self.random.uniform(0, soon), self._look, self.life)
+        self.clock.at(self.cut_off_until + self.random.uniform(1e-6, LOOK_S), self._look, self.life)
+
+    def _look(self, life: int) -> None:
+        if life == self.life and self.up and self.running:
+            wrong = Concern("own-address-missing", Weight.UNPROTECTED, "cut off") if self.speechless else None
+            self.tell(0.0, ReachChecked(wrong))
 
     def _hears(self) -> bool:
         """Whether the network card takes a packet: while the host is paused, only as many as it has room for."""
@@ -360,7 +390,7 @@ class SimHost:
     def _carry_rare(self, effect: Effect) -> None:
         random = self.random
         if isinstance(effect, CheckLink):
-            self.tell(0.0002, LinkChecked(not self.unplugged, "down" if self.unplugged else "up"))
+            self.tell(0.0002, LinkChecked(not self.speechless, "cut off" if self.speechless else ""))
         elif isinstance(effect, Fence):
             self.world.fence(self, effect)
         elif isinstance(effect, AskWitness):
@@ -434,19 +464,19 @@ class SimHost:
     # ------------------------------------------------------------------------------------ the sync channel
 
     def _send(self, address: str, data: bytes) -> None:
-        if not self.unplugged:
+        if not self.speechless:
             self.world.sync(self, address, data)
 
     def datagram(self, came: tuple[str, bytes]) -> None:
         """A datagram has come in, from an address."""
-        if self._hears() and self.running:
+        if self._hears() and not self.deaf and self.running:
             source, data = came
             self.tell(0.0, DatagramReceived((source, DEFAULT_SYNC_PORT), data))
 
     def answered(self, came: tuple[int, WitnessAnswered]) -> None:
         """The witness has answered what a life of the daemon has asked."""
         run, event = came
-        if self.up and not self.unplugged and run == self.run:
+        if self.up and not self.deaf and run == self.run:
             self.tell(0.0, event)
 
     def _publish(self, address: str, template: HeartbeatTemplate) -> None:

@@ -96,7 +96,19 @@ class Incidents:
         self.host(incident.target).hung_until = self.clock.now + incident.seconds
 
     def _unplug(self, incident: Incident) -> None:
-        self.host(incident.target).unplugged_until = self.clock.now + incident.seconds
+        host = self.host(incident.target)
+        host.unplugged_until = self.clock.now + incident.seconds
+        host.cut_off()
+
+    def _strand(self, incident: Incident) -> None:
+        host = self.host(incident.target)
+        host.stranded_until = self.clock.now + incident.seconds
+        host.cut_off()
+
+    def _mute(self, incident: Incident) -> None:
+        host = self.host(incident.target)
+        host.mute_until = self.clock.now + incident.seconds
+        host.cut_off()
 
     def _jump(self, incident: Incident) -> None:
         host = self.host(incident.target)

@@ -65,7 +65,7 @@ class Witness:
 
     def ask(self, host: SimHost, question: AskWitness) -> None:
         """A host asks, once."""
-        if not host.unplugged:
+        if not host.speechless:
             self._questions[host.name].send((host.run, question))
 
     def _asked(self, name: str, came: tuple[int, AskWitness]) -> None:

@@ -191,6 +191,7 @@ class SimWorld:
 
     def fence(self, host: SimHost, effect: Fence) -> None:
         """The fence agent: takes its time, and works or not."""
+        self.checks.fences(host)
         strikes, takes, ok = self.fences.attempt(host)
         if strikes is not None:
             self.clock.after(strikes, self.power_off, self.host(effect.peer))

@@ -115,6 +115,11 @@ class Member:
         self.members.link_checked(ok, "")
         return self.done()
 
+    def reach(self, ok: bool) -> list[Do]:
+        """The shell sees that we are cut off, or that we no longer are."""
+        self.members.reached(ok, "" if ok else "our address is gone", self.now)
+        return self.done()
+
     def fence(self, ok: bool) -> list[Do]:
         """The fence answers."""
         self.members.fenced(ok, "" if ok else "timeout")

@@ -11,6 +11,7 @@ from math import inf
 from nfq_failover.core.pair.health import Health
 from nfq_failover.core.pair.pact import Pact
 from nfq_failover.core.pair.peer import PeerView
+from nfq_failover.core.pair.reach import Reach
 from nfq_failover.core.pair.retries import Retries
 from nfq_failover.core.pair.roles import UNHEALTHY, Candidate, Change, Do, Input, Role, State, next_state
 from nfq_failover.core.settings import Settings
@@ -20,6 +21,7 @@ ALONE_RETRY_FACTOR = 10  # the next attempt of a host that nobody answers comes 
 TIME_IS_OVER = "the backup is silent, and its time to take over has passed"
 BACKUP_UNHEALTHY = "the backup's application has failed"
 TARGET_RETRY_S = 1.0  # between two checks of our own link before a release
+CUT_OFF_RETRY_S = 0.1  # between two checks of our own link that was down, before a takeover
 _NOT_SERVING = (Role.JOINING, Role.LEAVING)
 BOTH_ASK_S = 0.2  # how long a backup still asks after the primary has come back: a few questions and answers
 _PROTECTING = (State.PROTECTED, State.BACKUP_LOST, State.DOUBT)
@@ -31,7 +33,7 @@ class Membership:
 
     `generation` numbers the times that a primary began to protect: the backup drops what it has from an earlier one and
     says the number back before anything is protected. `invalid`: the shadows of this generation can't be continued.
-    `peer` is the other host as its heartbeats show it.
+    `peer` is the other host as its heartbeats show it, `reach` what we know of our own way to it.
     """
 
     def __init__(self, settings: Settings, peer: PeerView, epoch: int, served: bool, now: float) -> None:
@@ -49,6 +51,7 @@ class Membership:
         self.invalid = True
         self.health = Health(settings)
         self.pact = Pact(settings)
+        self.reach = Reach(settings)
         self._boot = now
         self._detection_s = settings.detection_ms / 1000
         self._interval_s = settings.heartbeat_interval_ms / 1000
@@ -110,6 +113,8 @@ class Membership:
         self.changes.append(Change(before, after, given, reason))
         self._act_at = self._wait_until = self._both_until = None
         self._checking = False
+        if given in (Input.PEER_BACK, Input.PEER_SERVES):
+            self.reach.heard()
         if after is State.REFUSED:
             # Not where the witness may have let the primary act alone.
             undecided = not self.pact.held or self.pact.granted
@@ -126,6 +131,7 @@ class Membership:
     def _enter(self, before: State, after: State) -> None:
         act = self.actions.append
         if after in (State.CHECKING, State.RETRYING):
+            self.reach.again()
             act(Do.CHECK_LINK)
         elif after is State.ASKING:
             self.pact.outlast(self.peer.heard_at)
@@ -305,12 +311,12 @@ class Membership:
         elif state in (State.CHECKING, State.RETRYING):
             if not self.peer.lost(now):
                 self._go(Input.PEER_BACK, "")
-            elif self._act_at is not None and now >= self._act_at:
-                self._act_alone()
+            else:
+                self._silent(now)
         elif state is State.ASKING:
             self._asking(now)
         elif state is State.REFUSED:
-            if self._retries.due(now) and self.peer.lost(now):
+            if self._retries.due(now) and self.peer.lost(now) and now >= self.reach.watched_from:
                 self._go(Input.RETRY, "the primary is still silent")
         elif state is State.ARMING:
             if not self.peer.answers(now):
@@ -348,11 +354,38 @@ class Membership:
     def _wait_alone(self, now: float) -> None:
         if now < self._next_alone or not self.peer.lost(now):
             return
-        self._next_alone = now + ALONE_RETRY_FACTOR * self.settings.boot_wait_ms / 1000
         if self.settings.boot_alone == "fence" and self.settings.has_fence:
-            self._go(Input.ALONE, "nobody answers: fencing the peer")
+            self._next_alone = now + TARGET_RETRY_S
+            self._checking = True
+            self.actions.append(Do.CHECK_LINK)
         else:
+            self._next_alone = now + ALONE_RETRY_FACTOR * self.settings.boot_wait_ms / 1000
             self.reason = "the peer does not answer; this host will not serve alone unless told so (claim)"
+
+    def _fence_alone(self, ok: bool, detail: str) -> None:
+        """Fence a peer that nobody has heard since this host began to wait, unless it is we who can't be heard."""
+        self._checking = False
+        if not ok or self._last < self.reach.watched_from:
+            self.reason = f"the peer does not answer, and this host is cut off: {detail or self.reach.detail}"
+        elif self.peer.lost(self._last):
+            self._next_alone = self._last + ALONE_RETRY_FACTOR * self.settings.boot_wait_ms / 1000
+            self._go(Input.ALONE, "nobody answers: fencing the peer")
+
+    def _silent(self, now: float) -> None:
+        """The primary is silent. That says something of it only if we could have heard it, and it us."""
+        reach = self.reach
+        if reach.detail:
+            again = self.state is State.RETRYING  # what the last attempt has found is no answer to this one
+            if (not reach.waiting or reach.watched_from == inf) if again else now > self._valid_until:
+                self._go(Input.LINK_DOWN, f"this host is cut off: {reach.detail}")
+                return
+            self.reason = f"nothing is done to the primary while this host is cut off: {reach.detail}"
+        if reach.passed:
+            if self._act_at is not None and now >= max(self._act_at, reach.counts_from):
+                self._act_alone()
+        elif reach.watched_from < inf and not reach.waiting and now >= self._next_check:
+            reach.again()
+            self.actions.append(Do.CHECK_LINK)
 
     def _asking(self, now: float) -> None:
         pact = self.pact
@@ -365,7 +398,7 @@ class Membership:
         heard = now - self.peer.heard_at <= self._detection_s  # a new session alone says nothing yet
         if not pact.granted and heard and not self.peer.lost(now) and not self._both_ask(now):
             self._go(Input.PEER_BACK, "the primary is back, and the witness may have been asked")
-        elif pact.ask(now):
+        elif not self.reach.detail and pact.ask(now):
             self.actions.append(Do.ASK)
         elif not self.settings.has_fence and pact.outlasted(now):
             self._go(Input.OUTLASTED, "granted by the witness; the primary's lease has ended")
@@ -421,25 +454,32 @@ class Membership:
     # ------------------------------------------------------------------------------------ answers
 
     def link_checked(self, ok: bool, detail: str) -> None:
-        """Take the answer to `Do.CHECK_LINK`: our own link is up, or it is not."""
+        """Take the answer to `Do.CHECK_LINK`: we could talk to a peer that lives, or we could not."""
         if self.state in (State.BACKUP_LOST, State.DOUBT):
             if self._checking and ok:
                 self._go(Input.BACKUP_HARMLESS, TIME_IS_OVER)
             elif self._checking:
                 self.reason = f"nothing is released: {detail}"
             return
+        if self.state is State.WAITING and self._checking:
+            self._fence_alone(ok, detail)
         if self.state not in (State.CHECKING, State.RETRYING):
             return
-        if not ok:
-            self._go(Input.LINK_DOWN, f"our own link is down: {detail}")
-            return
-        self._act_at = self._last + self.settings.fence_delay_ms / 1000
-        if self.pact.held and not self.settings.has_fence:
-            self._act_at = max(self._act_at, self.pact.ask_from(self.peer.heard_at))
-        if self._act_at <= self._last:
-            self._act_alone()
-        else:
-            self.reason = f"nothing is done to the primary for another {self._act_at - self._last:.2f} s"
+        now = self._last
+        self.reach.asked(ok, detail, now)
+        self._next_check = now + CUT_OFF_RETRY_S
+        if ok:
+            self._act_at = now + self.settings.fence_delay_ms / 1000
+            if self.pact.held and not self.settings.has_fence:
+                self._act_at = max(self._act_at, self.pact.ask_from(self.peer.heard_at))
+            wait_s = max(self._act_at, self.reach.counts_from) - now
+            if 0 < wait_s < inf:
+                self.reason = f"nothing is done to the primary for another {wait_s:.2f} s"
+        self._silent(now)
+
+    def reached(self, ok: bool, detail: str, now: float) -> None:
+        """Note that we can talk to the peer, as far as we alone can know, or why not."""
+        self.reach.told(ok, detail, now)
 
     def _act_alone(self) -> None:
         if self.pact.held:

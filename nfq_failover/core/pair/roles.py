@@ -16,11 +16,12 @@ one with `prefer_primary`, then the lesser name. The winner stores the next epoc
 backup is armed).
 
 On the backup, silence of the primary leads through CHECKING (our own link), FENCING and STORING (the new epoch) to
-serving; anything that fails on the way leads to REFUSED, which is logged as an error and where the shadows end. A host
-in REFUSED tries again now and then (RETRYING) as long as the primary is silent, and serves without the old connections
-if that succeeds. Where there is a witness, ASKING comes after CHECKING (see core/pair/pact.py); without a fence the
-backup also outlasts the primary's lease. It asks about a primary that has yielded, too, if that one may have let go
-what we lack, but not for longer than a lease.
+serving. A host that is cut off itself stays in CHECKING, with its shadows, until it could have been heard for a
+detection time, or until it is too late to continue anything (LINK_DOWN); anything else that fails on the way leads to
+REFUSED, which is logged as an error and where the shadows end. A host in REFUSED tries again now and then (RETRYING) as
+long as the primary is silent, and serves without the old connections if that succeeds. Where there is a witness, ASKING
+comes after CHECKING (see core/pair/pact.py); without a fence the backup also outlasts the primary's lease. It asks
+about a primary that has yielded, too, if that one may have let go what we lack, but not for longer than a lease.
 
 On the primary, silence of the backup leads to BACKUP_LOST: nothing unconfirmed is acknowledged until the backup's time
 to act has passed, and then the primary is UNPROTECTED. A primary that was paused for longer than the detection time is
@@ -102,8 +103,8 @@ class Input(Enum):
     PEER_YIELDED = "the primary has restarted or leaves: it does not serve any more"
     UNSURE = "the primary does not serve any more, and the witness knows whether it has let go what we lack"
     PEER_BACK = "heartbeats are there again"
-    LINK_UP = "our own link is up"
-    LINK_DOWN = "our own link is down"
+    LINK_UP = "we could hear the peer, and it us"
+    LINK_DOWN = "we are cut off ourselves, and have been for too long"
     NO_FENCE = "there is no fence, and a split brain is not accepted"
     ACCEPTED = "there is no fence, and a split brain is accepted"
     FENCED = "the peer is known to be off"
@@ -239,7 +240,7 @@ class Candidate:
 class Do(Enum):
     """What a node must do after a change of its host's state."""
 
-    CHECK_LINK = "check our own link"
+    CHECK_LINK = "check whether it is we who are cut off"
     FENCE = "fence the peer"
     ASK = "ask the witness whether we may act alone"
     LEAVE_ADDRESS = "let others answer for the service address"

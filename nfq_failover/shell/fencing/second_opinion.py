@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 import structlog
 
@@ -21,9 +22,10 @@ log = structlog.get_logger()
 class SecondOpinion:
     """Seeks what the node wants to know. The link's state is returned, a witness's answer goes to `answers`."""
 
-    def __init__(self, config: Config, loop: Loop, answers: Answers) -> None:
+    def __init__(self, config: Config, loop: Loop, answers: Answers, trouble: Callable[[], str]) -> None:
+        """`trouble` looks at our own way to the peer, and says what is wrong with it."""
         self._answers = answers
-        self._link = LinkChecker(config.interface, config.listen[0], config.check_targets, config.check_deadline_ms)
+        self._link = LinkChecker(trouble, config.listen[0], config.check_targets, config.check_deadline_ms)
         self._witness = WitnessClient(config.witness, config.settings.name) if config.witness else None
         self._unanswered_at: float | None = None
         if self._witness is not None:

@@ -1,9 +1,9 @@
 """Before a host acts against its peer: is it the host itself that is cut off?
 
-Its own link must be up. With `check_targets` one of them must answer as well: a gateway, say, to an ICMP echo or by
-accepting a TCP connection. That proves that our frames reach another machine and its frames reach us. It does not prove
-that clients reach us, nor anything about the peer: both hosts of a broken pair can have a target's answer at the same
-time.
+Its way to the peer must be whole (way.py), as far as it can see that alone. With `check_targets` one of them must
+answer as well: a gateway, say, to an ICMP echo or by accepting a TCP connection. That proves that our frames reach
+another machine and its frames reach us. It does not prove that clients reach us, nor anything about the peer: both
+hosts of a broken pair can have a target's answer at the same time.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import socket
 import struct
 import time
 from array import array
+from collections.abc import Callable
 
 from nfq_failover.core.events import LinkChecked
 from nfq_failover.wire.checksum import ipv4_header_checksum
@@ -29,7 +30,7 @@ _REPEAT_S = 0.1  # a lost echo must not decide
 _READ_AT_ONCE = 64
 
 
-def _carrier(interface: str) -> bool | None:
+def _carrier(interface: str, ioctl: socket.socket) -> bool | None:
     """Returns whether the driver sees a carrier at this moment; None if it can't tell.
 
     The interface's IFF_RUNNING flag lags: the kernel brings it up to date at most once a second.
@@ -37,24 +38,23 @@ def _carrier(interface: str) -> bool | None:
     value = array("I", [_ETHTOOL_GLINK, 0])
     request = struct.pack("16sP", interface[:15].encode(), value.buffer_info()[0])
     try:
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
-            fcntl.ioctl(s, _SIOCETHTOOL, request.ljust(256, b"\0"))
+        fcntl.ioctl(ioctl, _SIOCETHTOOL, request.ljust(256, b"\0"))
     except OSError:
         return None
     return bool(value[1])
 
 
-def link_up(interface: str) -> tuple[bool, str]:
-    """Returns whether our own link is up, administratively and with a carrier, and otherwise why not."""
+def link_up(interface: str, ioctl: socket.socket) -> tuple[bool, str]:
+    """Returns whether our own link is up, administratively and with a carrier, and otherwise why not. `ioctl`: any
+    socket."""
     try:
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
-            answer = fcntl.ioctl(s, _SIOCGIFFLAGS, struct.pack("256s", interface[:15].encode()))
+        answer = fcntl.ioctl(ioctl, _SIOCGIFFLAGS, struct.pack("256s", interface[:15].encode()))
     except OSError as error:
         return False, f"{interface}: {error.strerror}"
     (flags,) = struct.unpack_from("H", answer, 16)
     if not flags & _IFF_UP:
         return False, f"{interface} is down"
-    carrier = _carrier(interface)
+    carrier = _carrier(interface, ioctl)
     if carrier is False or (carrier is None and not flags & _IFF_RUNNING):
         return False, f"{interface} has no carrier"
     return True, ""
@@ -123,17 +123,18 @@ class Probe:
 class LinkChecker:
     """Runs checks for the event loop: each `start` has one `LinkChecked`, unless a newer check replaces it.
 
+    `trouble()` looks at our way to the peer, and says what is wrong with it.
     The outcome is returned: by `start` if it is known at once, else by a later `tick`.
     """
 
     def __init__(
         self,
-        interface: str,
+        trouble: Callable[[], str],
         source: str,
         targets: tuple[tuple[str, int], ...],
         deadline_ms: int,
     ) -> None:
-        self._interface = interface
+        self._trouble = trouble
         self._source = source
         self._targets = targets
         self._deadline_s = deadline_ms / 1000
@@ -143,9 +144,9 @@ class LinkChecker:
     def start(self) -> LinkChecked | None:
         """Begin a check."""
         self.close()
-        up, detail = link_up(self._interface)
-        if not up or not self._targets:
-            return LinkChecked(up, detail)
+        detail = self._trouble()
+        if detail or not self._targets:
+            return LinkChecked(not detail, detail)
         now = time.monotonic()
         self._give_up, self._repeat_at = now + self._deadline_s, now + _REPEAT_S
         for target in self._targets:

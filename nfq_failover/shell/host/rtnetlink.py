@@ -33,6 +33,8 @@ IFF_LOOPBACK: Final = 0x8
 IFF_NOARP: Final = 0x80
 SCOPE_UNIVERSE: Final = 0
 SCOPE_HOST: Final = 254
+RTN_UNICAST, RTN_LOCAL = 1, 2
+NUD_INCOMPLETE, NUD_FAILED = 0x01, 0x20
 
 _HEADER = Struct("=IHHII")
 _ATTRIBUTE = Struct("=HH")
@@ -42,6 +44,7 @@ _ADDR = Struct("=BBBBI")  # family, prefix length, flags, scope, index
 _LINK = Struct("=BxHiII")  # family, type, index, flags, change
 _ROUTE = Struct("=BBBBBBBBI")
 _NEIGH = Struct("=BxxxiHBB")  # family, index, state, flags, type
+_QUESTION_S: Final = 0.2  # the kernel has answered when send() returns; this is for a socket that is broken
 _RECEIVE_BYTES: Final = 1 << 17
 _TIMEOUT_S: Final = 1.0
 
@@ -73,6 +76,15 @@ class Link:
     def answers_arp(self) -> bool:
         """Whether neighbours can ask for an address here."""
         return not self.flags & (IFF_LOOPBACK | IFF_NOARP)
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """Where packets go: `kind` is an RTN_*, `index` of the interface, `gateway` packed, b"" for a neighbour."""
+
+    kind: int
+    index: int
+    gateway: bytes = b""
 
 
 def _family(address: bytes) -> socket.AddressFamily:
@@ -206,6 +218,62 @@ def resolve(index: int, address: bytes) -> None:
     """
     body = _NEIGH.pack(_family(address), index, 0, _NTF_USE, 0) + _attribute(_NDA_DST, address)
     _exchange(_NEW_NEIGH, _ACK | _CREATE, body)
+
+
+class Questions:
+    """A socket that is opened once: what is asked while a host is in trouble must not need another descriptor.
+
+    Addresses are packed. All of it raises OSError, with the kernel's reason.
+    """
+
+    def __init__(self) -> None:
+        self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_ROUTE)
+        self._socket.settimeout(_QUESTION_S)
+        self._number = 0
+
+    def route(self, destination: bytes, source: bytes = b"") -> Route:
+        """Where packets for `destination` would go, sent from `source`."""
+        bits = 8 * len(destination)
+        body = _ROUTE.pack(_family(destination), bits, bits if source else 0, 0, 0, 0, 0, 0, 0)
+        body += _attribute(_RTA_DST, destination)
+        if source:
+            body += _attribute(_RTA_SRC, source)
+        answer = self._ask(_GET_ROUTE, body)
+        values = dict(_attributes(answer[_ROUTE.size :]))
+        kind = _ROUTE.unpack_from(answer)[7]
+        return Route(kind, _U32.unpack(values.get(_RTA_OIF, bytes(4)))[0], values.get(_RTA_GATEWAY, b""))
+
+    def neighbour(self, index: int, address: bytes) -> int:
+        """The state (NUD_*) of a neighbour's entry; 0 if there is none. Before Linux 5.0 the kernel can't be asked."""
+        body = _NEIGH.pack(_family(address), index, 0, 0, 0) + _attribute(_NDA_DST, address)
+        try:
+            answer = self._ask(_GET_NEIGH, body)
+        except OSError as problem:
+            if problem.errno in (errno.ENOENT, errno.EOPNOTSUPP, errno.EINVAL):
+                return 0
+            raise
+        return int(_NEIGH.unpack_from(answer)[2])
+
+    def _ask(self, kind: int, body: bytes) -> bytes:
+        self._number = (self._number + 1) & 0xFFFFFFFF
+        self._socket.send(_HEADER.pack(_HEADER.size + len(body), kind, _REQUEST, self._number, 0) + body)
+        # Ends: each turn takes an answer out of the socket, of which the kernel has put in one for each question.
+        while True:
+            data = self._socket.recv(_RECEIVE_BYTES)
+            try:
+                _, answer, _, number, _ = _HEADER.unpack_from(data)
+                if number != self._number:
+                    continue  # to a question whose answer nobody has waited for
+                if answer == _ERROR:
+                    (code,) = _CODE.unpack_from(data, _HEADER.size)
+                    raise OSError(-code, os.strerror(-code))
+            except error:
+                raise OSError(errno.EBADMSG, "the kernel's answer makes no sense") from None
+            return data[_HEADER.size :]
+
+    def close(self) -> None:
+        """Ask no more."""
+        self._socket.close()
 
 
 class Changes:

@@ -40,14 +40,25 @@ class Delivery:
         self._peers = frozenset(peers)
         self._found: dict[tuple[str, int], Undelivered] = {}
         self._icmp = _icmp_socket()
+        self._error = self._news = 0
 
     def send(self, data: bytes, destination: tuple[str, int]) -> None:
         """Send a datagram. One that can't be sent is lost, as on the way: what matters is repeated."""
         try:
             self._udp.sendto(data, destination)
+        except BlockingIOError:
+            pass  # the kernel asks in vain where a dead peer is, and keeps what was sent: that is no error of ours
         except OSError as error:
+            self._error = self._news = error.errno or 0
             if error.errno not in _PASSING:
                 self._found[destination] = Undelivered(destination, error.strerror or str(error), local=True)
+        else:
+            self._error = 0
+
+    def failing(self) -> int:
+        """Returns the number of the error that the latest datagram met, or any since the last call; 0 if all left."""
+        number, self._news = self._error or self._news, 0
+        return number
 
     def tick(self) -> list[Undelivered]:
         """Returns what did not get to the peers since the last look, one for each peer."""

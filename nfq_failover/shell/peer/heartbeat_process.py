@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 
-from nfq_failover.shell.peer.heartbeat_sender import PROGRESS, encode_order
+from nfq_failover.shell.peer.heartbeat_sender import MAX_DESTINATIONS, MEMORY_BYTES, PROGRESS, Account, encode_order
 
 MIN_LIFE_S = 1.0  # a sender that dies younger is not replaced at once, so that a broken one is not started in a loop
 
@@ -28,8 +28,11 @@ class HeartbeatProcess:
         self._launch = launch or self._launch_child
         self._process: subprocess.Popen[bytes] | None = None
         self._memory = os.memfd_create("nfqf-progress")
-        os.ftruncate(self._memory, mmap.PAGESIZE)
+        os.ftruncate(self._memory, MEMORY_BYTES)
         self._progress = mmap.mmap(self._memory, mmap.PAGESIZE)
+        self._account = Account(self._memory, write=False)
+        self._slots: dict[tuple[str, int], int] = {}
+        self._seen: dict[tuple[str, int], int] = {}  # when the latest failure was that has been told
         self.progress()
         self._start()
 
@@ -51,8 +54,23 @@ class HeartbeatProcess:
 
     def publish(self, destination: tuple[str, int], template: bytes) -> None:
         """Change what the heartbeats say."""
+        slot = self._slots.setdefault(destination, len(self._slots) % MAX_DESTINATIONS)
         with contextlib.suppress(OSError):  # a full pipe means a stuck sender: the peer will notice
-            self._orders.send(encode_order(destination, template))
+            self._orders.send(encode_order(slot, destination, template))
+
+    def failing(self, destination: tuple[str, int]) -> int:
+        """Returns the number of the error with which heartbeats to a peer fail now, or have failed since the last call;
+        0 if all of them leave."""
+        if destination not in self._slots:
+            return 0
+        sent, failed, number = self._account.of(self._slots[destination])
+        news = failed > self._seen.get(destination, 0)
+        self._seen[destination] = failed
+        return number if failed > sent or news else 0
+
+    def silent_s(self) -> float:
+        """How long the sender's loop has not run."""
+        return max(time.monotonic_ns() - self._account.beat_at, 0) / 1e9 if self._account.beat_at else 0.0
 
     def drain(self) -> None:
         """Give the sender a moment to send the last news."""
@@ -86,4 +104,5 @@ class HeartbeatProcess:
                 self._process.kill()
                 self._process.wait()
         self._progress.close()
+        self._account.close()
         os.close(self._memory)

@@ -1,10 +1,11 @@
 """The heartbeat sender: a process of its own, so that a busy packet loop does not delay a heartbeat.
 
 It says what the daemon last told it to say (a template over a socketpair), and how long ago the packet loop made
-progress (a shared counter), so a hung loop is not a punctual liar. It ends when the daemon's end of the socketpair is
+progress (a shared counter), so a hung loop is not a punctual liar. It tells the daemon by the same memory whether its
+heartbeats leave this host (`Account`). It ends when the daemon's end of the socketpair is
 closed, and not before: signals to the whole group (Ctrl-C, a service manager) must not cut off the daemon's last word.
 
-    python -m nfq_failover.shell.peer.heartbeat_sender INTERVAL_MS UDP_FD TEMPLATE_FD PROGRESS_FD [UID GID]
+    python -m nfq_failover.shell.peer.heartbeat_sender INTERVAL_MS UDP_FD TEMPLATE_FD MEMORY_FD [UID GID]
 
 With UID and GID it becomes that user, without any capability, as soon as its scheduling is set.
 """
@@ -28,34 +29,83 @@ from nfq_failover.shell.privileged import rights
 from nfq_failover.wire.heartbeat import HeartbeatTemplate
 
 PROGRESS = struct.Struct("=Q")
-DESTINATION = struct.Struct("!B")
+MEMORY_BYTES = 2 * mmap.PAGESIZE  # the daemon's progress, and the sender's account
+DESTINATION = struct.Struct("!BB")  # slot in the account, length of the address
+MAX_DESTINATIONS = 64
 MIN_SPACING_S = 0.002  # between heartbeats sent because the template has changed
 REALTIME_PRIORITY = 2  # above ordinary processes, below the kernel's own threads
 NICE = -10
 _MCL_CURRENT, _MCL_FUTURE = 1, 2  # asm-generic/mman.h
 
 
-def encode_order(destination: tuple[str, int], template: bytes) -> bytes:
-    """Returns an order as one message for the sender."""
+def encode_order(slot: int, destination: tuple[str, int], template: bytes) -> bytes:
+    """Returns an order as one message for the sender. `slot`: the destination's own, below `MAX_DESTINATIONS`."""
     address = f"{destination[0]} {destination[1]}".encode()
-    return DESTINATION.pack(len(address)) + address + template
+    return DESTINATION.pack(slot, len(address)) + address + template
 
 
-def decode_order(order: bytes) -> tuple[tuple[str, int], HeartbeatTemplate]:
+def decode_order(order: bytes) -> tuple[int, tuple[str, int], HeartbeatTemplate]:
     """Returns the order in a message of `encode_order`."""
-    stop = 1 + order[0]
-    host, port = order[1:stop].decode().split()
-    return (host, int(port)), HeartbeatTemplate.decode(order[stop:])
+    slot, length = DESTINATION.unpack_from(order)
+    stop = DESTINATION.size + length
+    host, port = order[DESTINATION.size : stop].decode().split()
+    return slot, (host, int(port)), HeartbeatTemplate.decode(order[stop:])
+
+
+class Account:
+    """What the sender says of itself, in shared memory: 8-byte words, each written and read in one go.
+
+    Of each slot: when a heartbeat last left, when one last could not be sent (monotonic nanoseconds), and the number of
+    that error.
+    """
+
+    def __init__(self, memory: int, write: bool) -> None:
+        """`memory`: the descriptor. Raises OSError."""
+        prot = mmap.PROT_READ | mmap.PROT_WRITE if write else mmap.PROT_READ
+        self._map = mmap.mmap(memory, mmap.PAGESIZE, prot=prot, offset=mmap.PAGESIZE)
+        self._words = memoryview(self._map).cast("Q")
+
+    def beats(self, now_ns: int) -> None:
+        """The sender's loop runs."""
+        self._words[0] = now_ns
+
+    def sent(self, slot: int, now_ns: int) -> None:
+        """A heartbeat has left."""
+        self._words[1 + 3 * slot] = now_ns
+
+    def failed(self, slot: int, now_ns: int, number: int) -> None:
+        """A heartbeat could not be sent."""
+        self._words[3 + 3 * slot] = number
+        self._words[2 + 3 * slot] = now_ns
+
+    @property
+    def beat_at(self) -> int:
+        """When the sender's loop last ran."""
+        return self._words[0]
+
+    def of(self, slot: int) -> tuple[int, int, int]:
+        """Returns (sent, failed, the error's number)."""
+        at = 1 + 3 * slot
+        return self._words[at], self._words[at + 1], self._words[at + 2]
+
+    def close(self) -> None:
+        """Let the memory go."""
+        self._words.release()
+        self._map.close()
 
 
 class Sender:
     """Sends punctual heartbeats to every destination that has a template."""
 
-    def __init__(self, interval_s: float, udp: socket.socket, orders: socket.socket, progress: mmap.mmap) -> None:
+    def __init__(
+        self, interval_s: float, udp: socket.socket, orders: socket.socket, progress: mmap.mmap, account: Account
+    ) -> None:
         self.interval_s = interval_s
         self.udp = udp
         self.orders = orders
         self.progress = progress
+        self.account = account
+        self.slots: dict[tuple[str, int], int] = {}
         self.templates: dict[tuple[str, int], HeartbeatTemplate] = {}
         self._counter = 0
 
@@ -67,8 +117,14 @@ class Sender:
         (progress,) = PROGRESS.unpack_from(self.progress)
         age_ms = max(now - progress, 0) // 1_000_000
         datagram = self.templates[destination].datagram(self._counter, now // 1_000_000, age_ms)
-        with contextlib.suppress(OSError):  # no route, no buffer: the next one may get through
+        try:
             self.udp.sendto(datagram, socket.MSG_DONTWAIT, destination)
+        except BlockingIOError:
+            pass  # the kernel asks in vain where a dead peer is, and keeps what was sent: that is no error of ours
+        except OSError as error:  # no route, no address, a rule: the next one may get through
+            self.account.failed(self.slots[destination], now, error.errno or 0)
+        else:
+            self.account.sent(self.slots[destination], now)
 
     def take_orders(self) -> list[tuple[str, int]] | None:
         """Read new templates. Returns the destinations for which there is news, which goes out now; None at the end.
@@ -87,9 +143,10 @@ class Sender:
             if not order:
                 return None
             try:
-                destination, template = decode_order(order)
-            except (MalformedDatagram, ValueError, IndexError):
+                slot, destination, template = decode_order(order)
+            except (MalformedDatagram, ValueError, struct.error):
                 continue
+            self.slots[destination] = slot
             old = self.templates.get(destination)
             self.templates[destination] = template
             if old is None or _news(old) != _news(template):
@@ -111,6 +168,7 @@ class Sender:
                     return
                 news.update(dict.fromkeys(changed))
             now = time.monotonic()
+            self.account.beats(time.monotonic_ns())
             if now >= due:
                 for destination in self.templates:
                     self.beat(destination)
@@ -151,7 +209,7 @@ def be_punctual() -> None:
 
 def main(arguments: list[str]) -> None:
     """Entry point of the process."""
-    interval_ms, udp, orders, progress, *user = (int(word) for word in arguments)
+    interval_ms, udp, orders, memory, *user = (int(word) for word in arguments)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     be_punctual()
@@ -161,7 +219,8 @@ def main(arguments: list[str]) -> None:
         interval_ms / 1000,
         socket.socket(fileno=udp),
         socket.socket(fileno=orders),
-        mmap.mmap(progress, mmap.PAGESIZE, prot=mmap.PROT_READ),
+        mmap.mmap(memory, mmap.PAGESIZE, prot=mmap.PROT_READ),
+        Account(memory, write=True),
     ).run()
 
 

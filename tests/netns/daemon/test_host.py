@@ -291,11 +291,11 @@ def test_the_interface_may_vanish_while_we_own_the_address(
 
 def test_own_link(world: tuple[Namespace, Namespace, Ears]) -> None:
     client, server, _ = world
-    with server.entered():
-        assert link_up("eth0") == (True, "")
+    with server.entered(), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
+        assert link_up("eth0", s) == (True, "")
         client.run("ip", "link", "set", "eth0", "down")
-        assert link_up("eth0") == (False, "eth0 has no carrier")
+        assert link_up("eth0", s) == (False, "eth0 has no carrier")
         server.run("ip", "link", "set", "eth0", "down")
-        assert link_up("eth0") == (False, "eth0 is down")
-        ok, why = link_up("eth7")
+        assert link_up("eth0", s) == (False, "eth0 is down")
+        ok, why = link_up("eth7", s)
         assert (ok, os.strerror(19) in why) == (False, True)

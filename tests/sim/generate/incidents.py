@@ -48,6 +48,8 @@ def draw(random: Random, kind: str, length: float, detection_s: float) -> tuple[
     if kind == "unplug":
         unplug = Incident(at, "unplug", random.choice(("primary", "backup")), random.choice((0.1, 0.5, 2.0)))
         return (unplug, *_maybe_crash(random, at))
+    if kind == "strand":
+        return _strand(random, at, detection_s)
     if kind == "clock":
         # Forward by less than half the detection time, or by enough to be noticed: what lies between is not
         # tolerated on a primary (docs/design/pair.md). Not beyond what a takeover adds to the timestamps.
@@ -62,6 +64,22 @@ def draw(random: Random, kind: str, length: float, detection_s: float) -> tuple[
             return (jumps, cut)
         return (jumps, *((Incident(at + random.uniform(0, 0.5), "crash", "primary"),) if then == "crash" else ()))
     return ()
+
+
+def _strand(random: Random, at: float, detection_s: float) -> tuple[Incident, ...]:
+    """A host that can't talk to the other for a while, sometimes more than once, and knows it."""
+    what, target = random.choice(("strand", "strand", "mute")), random.choice(("backup", "backup", "primary"))
+    stranded = [Incident(at, what, target, random.choice((0.5 * detection_s, 1.5 * detection_s, 0.5, 1.0, 3.0)))]
+    if random.random() < 0.3:
+        again = at + stranded[0].seconds + random.choice((0.3, 0.9, 1.5)) * detection_s
+        stranded.append(Incident(again, what, target, random.choice((0.5, 1.5)) * detection_s))
+    then = random.choice(("crash", "kill", "nothing"))
+    if then == "crash":
+        stranded.append(Incident(at + random.uniform(0, 2), "crash", "primary"))
+    elif then == "kill":  # what its next life says is not heard by a host that can't answer
+        dies = at + random.uniform(0, 1)
+        stranded += [Incident(dies, "kill", "primary"), Incident(dies + random.choice((0.02, 0.3)), "restart", "all")]
+    return tuple(stranded)
 
 
 def boot(random: Random, at: float) -> tuple[Incident, ...]:

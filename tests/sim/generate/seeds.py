@@ -30,6 +30,7 @@ KINDS = (
     "flapping",
     "unplug",
     "clock",
+    "strand",
     *application.KINDS,
     *witness.KINDS,
 )

@@ -7,10 +7,11 @@ from nfq_failover.core.pair import witness
 from nfq_failover.core.pair.membership import Membership
 from nfq_failover.core.pair.pact import Pact
 from nfq_failover.core.pair.peer import PeerView
+from nfq_failover.core.pair.reach import Reach
 from nfq_failover.core.pair.roles import Do, Input, State
 from nfq_failover.core.shadow.checkpoint import Checkpoint
 
-from .mutant import Mutant, Patch
+from .mutant import Mutant, Patch, nothing
 
 CUTS = ("cut", "partition", "flapping")
 APP = ("app-primary", "app-crash")
@@ -75,7 +76,30 @@ def _retry_unfenced(self: Membership) -> None:
 _act_alone = Membership._act_alone
 
 
+def _asked(self: Reach, ok: bool, detail: str, now: float) -> None:
+    """Does not hear that it is cut off."""
+    del ok, detail
+    _answered(self, True, "", now)
+
+
+_answered = Reach.asked
+
+
 PAIR = (
+    Mutant(
+        "hold our own silence against the peer",
+        "but was cut off itself",
+        (Patch(Reach, "asked", _asked), Patch(Reach, "told", nothing)),
+        ("strand",),
+        (1, "strand"),
+    ),
+    Mutant(
+        "act as soon as we are no longer cut off",
+        "but was cut off itself",
+        (Patch(Reach, "_proof_s", property(lambda self: 0.0, lambda self, value: None)),),
+        ("strand",),
+        (1, "strand"),
+    ),
     Mutant(
         "never continue a connection",
         "resets a living, promised connection",

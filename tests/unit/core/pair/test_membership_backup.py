@@ -10,6 +10,7 @@ from tests.support.member import DETECTION_S, Member, Scenario, collector
 S = State
 SCENARIOS: list[Scenario] = []
 scenario = collector(SCENARIOS)
+TIME_TO_ACT_S = Member().settings.release_after_ms / 1000 - DETECTION_S
 
 
 @scenario
@@ -54,10 +55,11 @@ def tries_the_fence_again_while_the_primary_is_silent_but_continues_nothing() ->
 def tries_again_when_its_own_link_was_down() -> Member:
     h = Member().check()
     h.link(False)
+    assert set(h.silence(TIME_TO_ACT_S)) == {Do.CHECK_LINK, Do.INVALIDATE} and h.at(S.REFUSED)
     h.silence(5.1)
     assert h.link(False) == [] and h.at(S.REFUSED)
     h.silence(10.1)
-    assert h.link(True) == [Do.FENCE]
+    assert h.link(True) == [] and h.silence(DETECTION_S + 0.05) == [Do.FENCE]
     return h
 
 
@@ -66,9 +68,79 @@ def tries_again_although_only_a_split_brain_is_accepted() -> Member:
     h = Member(has_fence=False, split_brain_accepted=True).check()
     h.link(False)
     h.silence(5.1)
-    assert h.link(True) == [Do.STORE]
+    assert h.link(True) == [] and h.silence(DETECTION_S + 0.05) == [Do.STORE]
     h.stored()
     assert not h.members.may_continue(h.now)
+    return h
+
+
+@scenario
+def waits_while_it_is_cut_off_itself_and_until_the_primary_had_time_to_be_heard() -> Member:
+    h = Member().check()
+    assert h.link(False) == [] and h.at(S.CHECKING) and "cut off" in h.members.reason
+    assert set(h.silence(0.6)) == {Do.CHECK_LINK}
+    assert h.link(True) == [] and h.at(S.CHECKING), "it might not have been heard yet"
+    assert h.silence(DETECTION_S - 0.03) == []
+    assert h.silence(0.06) == [Do.FENCE]
+    h.fence(True), h.stored()
+    assert h.members.may_continue(h.now)
+    return h
+
+
+@scenario
+def primary_that_is_heard_when_the_backup_is_no_longer_cut_off_is_followed() -> Member:
+    h = Member().shadow()
+    h.reach(False)
+    assert h.silence(1.0) == [Do.CHECK_LINK]
+    assert h.link(False) == []
+    assert h.silence(0.5) == [], "it will be told"
+    h.reach(True)
+    assert h.silence(0.05) == [Do.CHECK_LINK] and h.link(True) == []
+    h.hear(S.BACKUP_LOST, 7, 3)
+    h.tick()
+    assert h.at(S.SHADOWING) and not h.members.invalid, "nothing is lost"
+    assert h.silence(DETECTION_S + 0.05) == [Do.CHECK_LINK]
+    assert h.link(True) == [Do.FENCE], "long forgotten"
+    return h
+
+
+@scenario
+def outage_that_ends_before_the_silence_is_noticed_counts_too() -> Member:
+    h = Member().shadow()
+    h.reach(False)
+    h.silence(DETECTION_S - 0.05)
+    h.reach(True)
+    assert h.silence(0.08) == [Do.CHECK_LINK]
+    assert h.link(True) == []
+    assert h.silence(DETECTION_S - 0.1) == []
+    assert h.silence(0.1) == [Do.FENCE]
+    return h
+
+
+@scenario
+def backup_that_is_cut_off_while_it_waits_begins_to_wait_again() -> Member:
+    h = Member(fence_delay_ms=500).check()
+    h.link(True)
+    h.silence(0.4)
+    h.reach(False)
+    assert h.silence(0.5) == []
+    h.reach(True)
+    assert h.silence(0.05) == [Do.CHECK_LINK]
+    assert h.link(True) == [] and h.silence(0.4) == []
+    assert h.silence(0.2) == [Do.FENCE]
+    return h
+
+
+@scenario
+def retry_of_a_host_that_is_cut_off_waits() -> Member:
+    h = Member().refused()
+    h.reach(False)
+    assert h.silence(30) == [] and h.at(S.REFUSED)
+    h.reach(True)
+    assert h.silence(DETECTION_S - 0.03) == []
+    assert h.silence(0.06) == [Do.CHECK_LINK]
+    h.reach(False)
+    assert h.silence(0.05) == [] and h.at(S.REFUSED)
     return h
 
 
@@ -141,10 +213,15 @@ def refuses_without_a_fence() -> Member:
 
 
 @scenario
-def refuses_when_its_own_link_is_down() -> Member:
-    h = Member(split_brain_accepted=True).check()
-    assert h.link(False) == [Do.INVALIDATE]
+def refuses_when_it_is_cut_off_until_it_is_too_late() -> Member:
+    h = Member().check()
+    assert h.link(False) == []
+    h.reach(False)
+    assert h.silence(TIME_TO_ACT_S - 0.3) == []
+    assert h.silence(0.4) == [Do.INVALIDATE]
     assert h.at(S.REFUSED)
+    h = Member(split_brain_accepted=True).check()
+    assert h.link(False) == [Do.INVALIDATE], "the primary waits for nobody"
     return h
 
 
@@ -304,7 +381,7 @@ def stops_from_wherever_it_is() -> Member:
         last = h
     for h in (Member(), Member(boot_alone="fence"), Member()):
         if h.settings.boot_alone == "fence":
-            h.silence(3.1)
+            h.silence(3.1), h.link(True)
         h.members.stop()
         h.members.stop()
         h.done()

@@ -72,14 +72,33 @@ def waits_alone_for_ever() -> Member:
 def fences_when_alone_if_told_so() -> Member:
     h = Member(boot_alone="fence")
     assert h.silence(2.9) == []
-    assert h.silence(0.2) == [Do.FENCE]
+    assert h.silence(0.2) == [Do.CHECK_LINK]
+    assert h.link(True) == [Do.FENCE]
     assert h.at(S.BOOT_FENCING)
     assert h.fence(False) == []
     assert h.at(S.WAITING)
     assert h.silence(29.0) == []
-    assert h.silence(1.5) == [Do.FENCE]
+    assert h.silence(1.5) == [Do.CHECK_LINK]
+    assert h.link(True) == [Do.FENCE]
     assert h.fence(True) == [Do.STORE]
     assert h.stored() == [Do.SERVE]
+    return h
+
+
+@scenario
+def does_not_fence_when_alone_because_it_is_cut_off() -> Member:
+    h = Member(boot_alone="fence")
+    h.silence(3.1)
+    assert h.link(False) == [] and h.at(S.WAITING) and "cut off" in h.members.reason
+    assert h.silence(1.1) == [Do.CHECK_LINK], "it looks again soon"
+    h.reach(False)
+    assert h.link(True) == []
+    assert h.silence(1.1) == [Do.CHECK_LINK]
+    h.reach(True)
+    assert h.link(True) == [], "the peer had no time to be heard"
+    assert h.silence(1.1) == [Do.CHECK_LINK]
+    h.hear(S.WAITING, stored=5)
+    assert h.link(True) == [] and h.at(S.WAITING), "it is there after all"
     return h
 
 
@@ -94,6 +113,7 @@ def does_not_fence_when_alone_without_a_fence() -> Member:
 def peer_serves_after_all_while_it_is_being_fenced() -> Member:
     h = Member(boot_alone="fence")
     h.silence(3.1)
+    h.link(True)
     h.hear(S.UNPROTECTED, 5)
     assert h.at(S.SHADOWING)
     assert h.fence(True) == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import socket
@@ -91,8 +92,8 @@ def slow_wire() -> Iterator[Wire]:
 
 
 def test_an_order_survives_the_way() -> None:
-    destination, decoded = decode_order(encode_order(("10.77.0.3", 7766), template()))
-    assert destination == ("10.77.0.3", 7766)
+    slot, destination, decoded = decode_order(encode_order(3, ("10.77.0.3", 7766), template()))
+    assert (slot, destination) == (3, ("10.77.0.3", 7766))
     assert decoded.encode() == template()
 
 
@@ -107,6 +108,22 @@ def test_heartbeats_keep_coming_and_their_counter_grows(wire: Wire) -> None:
     # The sender's own clock says when each was sent, so a slow reader does not matter.
     assert clocks[-1] - clocks[1] >= 9 * INTERVAL_MS
     assert elapsed < 5
+
+
+def test_the_sender_tells_what_it_can_not_send_and_that_it_runs(wire: Wire) -> None:
+    nowhere = ("255.255.255.255", 9)  # to all, which nobody may without asking for it
+    here = wire.ears.getsockname()
+    assert wire.process.failing(here) == 0, "not known yet"
+    wire.publish(template())
+    wire.process.publish(nowhere, template())
+    wire.hear(), wire.hear()
+    assert wire.process.failing(here) == 0
+    assert wire.process.failing(nowhere) == errno.EACCES == wire.process.failing(nowhere), "it goes on failing"
+    assert wire.process.silent_s() < 1
+    os.kill(wire.pid, signal.SIGSTOP)
+    time.sleep(0.3)
+    assert 0.2 < wire.process.silent_s() < 5
+    os.kill(wire.pid, signal.SIGCONT)
 
 
 def test_the_age_of_the_loop_is_told(wire: Wire) -> None:
