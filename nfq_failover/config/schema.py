@@ -233,6 +233,12 @@ _CONNECTIONS: Final = (
         "How long a connection that was taken over may lack bytes of its client before it is reset."
     ),
 )
+_PACE: Final = (
+    _ms("replica_patience_ms", 2000, 0, 600_000, core=True).says(
+        "How long a client waits for a replica that stands still or can't keep up; then its connection goes on "
+        "unprotected, until the replica has caught up. 0: as long as it takes."
+    ),
+)
 _LIMITS: Final = (
     _number("max_connections", 20_000, 1, 1_000_000, core=True).says("The connections that a host keeps track of."),
     _bytes("max_log_bytes", 16 << 20, 1 << 16, 1 << 30, core=True, live=True).says(
@@ -335,6 +341,7 @@ SECTIONS: Final = (
     Section("Detection", _DETECTION),
     Section("Fence", _FENCING),
     Section("Opening and taking over", _CONNECTIONS),
+    Section("Keeping pace", _PACE),
     Section("Limits", _LIMITS),
     Section("The peer", _PEER, "peer", many=True),
     Section("The fence as a table", _FENCE, "fence", "Instead of `fence = [...]`, for fence agents.", optional=True),

@@ -427,7 +427,7 @@ class Node:
         elif action is Do.PROTECT:
             self.gate.start_protecting()
         elif action is Do.RELEASE:
-            self.gate.stop_protecting(members.reason)
+            self.gate.stop_protecting(members.reason, now)
             self.rules.apply(Profile.ALONE, members.role)
         elif action is Do.SHADOW:
             self.gate.opening.adopt_unknown(False)
@@ -440,7 +440,7 @@ class Node:
             self.out.injected.forget()
             self.rules.apply(Profile.BACKUP, members.role)
             self.gate.opening.adopt_unknown(False)
-            self.gate.clear()
+            self.gate.clear(now)
             self.shadow.clear("this host does not serve any more")
 
     def _take_over(self, now: float) -> None:

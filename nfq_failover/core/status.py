@@ -17,6 +17,7 @@ from nfq_failover.core.pair.pact import PactStatus
 from nfq_failover.core.pair.roles import State
 from nfq_failover.core.shadow.connection import Shadow
 from nfq_failover.core.shadow.table import ShadowTable
+from nfq_failover.core.shadow.takeover import LATE
 from nfq_failover.wire.segment import FlowKey
 
 FED = " (its replica goes on getting what the client sends)"
@@ -191,9 +192,11 @@ def _shadowed(shadow: ShadowTable) -> Iterable[ConnectionStatus]:
             reason = "opening"
         elif connection.state is Shadow.FED:
             reason += FED
+        elif connection.state is Shadow.SHADOW and connection.late:
+            reason = LATE
         yield ConnectionStatus(
             *end_names(connection.flow),
-            connection.state is Shadow.SHADOW,
+            connection.state is Shadow.SHADOW and not connection.late,
             reason,
             inward.inbound.size,
             inward.held,

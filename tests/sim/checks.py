@@ -298,6 +298,8 @@ class Checks:
         shadow = backup.node.shadow.flows.get(gate.flow)
         well = backup.application.well and gate.flow not in backup.application.broken
         both = gate.state is Gate.PROTECTED and shadow is not None and gate.conn == shadow.conn
+        if both and shadow is not None and shadow.state is Shadow.SHADOW:
+            assert not shadow.turn & 1, f"{gate.flow} is called protected, {backup.name} will not continue it"
         return well and both and shadow is not None and shadow.state is Shadow.SHADOW and not shadow.inward.late
 
     def _may_act(self, primary: SimHost, backup: SimHost) -> bool:

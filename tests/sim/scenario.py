@@ -81,11 +81,12 @@ class HostPlan:
 
 @dataclass(frozen=True)
 class Limits:
-    """Limits of the tables and stores; 0: as configured by default."""
+    """Limits of the tables and stores, and of the patience with a replica; 0: as configured by default."""
 
     max_connections: int = 0
     max_log_bytes: int = 0
     max_unacked_bytes: int = 0
+    replica_patience_ms: int = 0
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from .kernel import Kernel
 from .network import Path, Quality
 from .opinions import Fences, Witness
 from .scenario import DOWNLOAD, ECHO, PROBE_PORT, UPLOAD, Connection, HostPlan, Scenario
+from .stalls import Stalls
 from .tcp import Personality
 
 CLIENT = bytes((10, 77, 0, 1))
@@ -259,6 +260,7 @@ class SimWorld:
             clock.at(start + incident.at, self.incidents.strike, incident)
         ends = [c.at for c in scenario.connections] + [i.at + i.seconds for i in scenario.incidents]
         quiet = start + max(ends, default=0.0)
+        Stalls(self).start()
         clock.run(quiet + 0.3)
         self._heal()
         if scenario.fence == "timeout" or any(incident.what.startswith("app_") for incident in scenario.incidents):

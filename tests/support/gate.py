@@ -31,8 +31,8 @@ SEED = hash_seed(settings().key)
 class Gated(GateTranscript):
     """A protected connection after its handshake: scale 2, both right edges at 40000, timers quiet."""
 
-    def __init__(self, options: bytes | None = None, edge: int = 40000, wscale: int | None = 2) -> None:
-        super().__init__()
+    def __init__(self, options: bytes | None = None, edge: int = 40000, wscale: int | None = 2, **changes: Any) -> None:
+        super().__init__(**changes)
         self >> syn() << "pass"
         tsval = 2_000_000 if options is None else None
         self >> syn_ack(options=options) << "drop syn-ack-held"

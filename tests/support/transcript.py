@@ -29,6 +29,7 @@ from nfq_failover.wire.records import (
     EndAsked,
     EndKind,
     Open,
+    PaceAsked,
     Record,
     Towards,
 )
@@ -287,7 +288,16 @@ class Transcript:
 
 
 class GateTranscript(Transcript):
-    """A `GateTable` with a backup (unless `protecting` is False). Takes all records that are for a gate."""
+    """A `GateTable` with a backup (unless `protecting` is False). Takes all records that are for a gate.
+
+    Questions about the pace of the replica come by the clock: only tests of the pace (`paced`) get them."""
+
+    paced = False
+
+    def drain(self) -> None:
+        super().drain()
+        if not self.paced:
+            self.effects = deque(effect for effect in self.effects if not isinstance(effect, PaceAsked))
 
     def __init__(self, protecting: bool = True, **changes: object) -> None:
         super().__init__()

@@ -251,9 +251,12 @@ class AckGate:
     @property
     def waiting(self) -> bool:
         """Whether something is held back until the backup says more."""
+        return bool(self.held_acks) or self._own.rcv_nxt > self.confirmed or self.starving
+
+    @property
+    def starving(self) -> bool:
+        """Whether the client may send less than a segment, though our own TCP would let it."""
         own = self._own
-        if self.held_acks or own.rcv_nxt > self.confirmed:
-            return True
         starving = self.backup_edge - self.told_ack < own.mss < own.rcv_edge - self.told_ack
         return starving and not self._inbound.client_ended
 

@@ -12,6 +12,7 @@ from typing import Final
 
 from nfq_failover.constants import ACK, FIN, RST
 from nfq_failover.core.gate.ack_gate import AckGate
+from nfq_failover.core.gate.distance import Distance
 from nfq_failover.core.gate.end_gate import EndGate
 from nfq_failover.core.gate.own_tcp import OwnTcp
 from nfq_failover.core.gate.retained import Retained
@@ -27,6 +28,11 @@ CATCH_UP_MAX_S = 60.0
 FED_HOLD_S = 2.0  # how long acknowledgements wait for a replica that is only fed, and takes nothing
 
 NOT_READY = "replica not ready"
+STANDS_STILL = "the replica does not take what the client sends"
+BEHIND = "the replica is too far behind"
+NOBODY_GOES_ON = "the backup's application stands still"
+AWAITED: Final = frozenset((NOT_READY, STANDS_STILL, BEHIND, NOBODY_GOES_ON))
+"""Reasons that may pass: the backup goes on with the replica, and the connection is protected once it has caught up."""
 
 
 class Gate(Enum):
@@ -45,9 +51,9 @@ _OVER = "RST, our TCP has forgotten it, or a new connection has taken its place"
 
 GATE_MOVES: Final = {
     (Gate.SYN_HELD, Gate.PROTECTED): "the replica is ready",
-    (Gate.SYN_HELD, Gate.UNPROTECTED): "deadline, options differ, TCP-MD5 or TCP-AO, no backup",
+    (Gate.SYN_HELD, Gate.UNPROTECTED): "deadline, no replica goes on, options differ, TCP-MD5 or TCP-AO, no backup",
     (Gate.SYN_HELD, Gate.CLOSED): "RST, or a new connection has taken its place",
-    (Gate.UNPROTECTED, Gate.CATCHING_UP): "the replica was late, and lacks what the client was told",
+    (Gate.UNPROTECTED, Gate.CATCHING_UP): "the replica was late or behind, and may lack what the client was told",
     (Gate.UNPROTECTED, Gate.PROTECTED): "the replica was late, and lacks nothing",
     (Gate.UNPROTECTED, Gate.CLOSED): _OVER,
     (Gate.CATCHING_UP, Gate.PROTECTED): "the replica has caught up",
@@ -58,7 +64,7 @@ GATE_MOVES: Final = {
     (Gate.UNPROTECTED, Gate.FED): "the replica was late, and its output differs",
     (Gate.FED, Gate.UNPROTECTED): "backup gone for good, replica lost, bytes lost",
     (Gate.FED, Gate.CLOSED): _OVER,
-    (Gate.PROTECTED, Gate.UNPROTECTED): "backup gone for good, replica lost, bytes lost",
+    (Gate.PROTECTED, Gate.UNPROTECTED): "backup gone for good, replica lost or too far behind, bytes lost",
     (Gate.PROTECTED, Gate.HANDED): "its server has failed, and it alone moves",
     (Gate.PROTECTED, Gate.CLOSED): _OVER,
     (Gate.HANDED, Gate.UNPROTECTED): "the backup never had it: given back",
@@ -74,6 +80,7 @@ GATE_STARTS: Final = {
 class GatedConnection:
     """Holds the state of one connection. `reason`: why it is not protected. `gated`: acknowledgements are held back,
     since the replica may go on with the connection. `fed`: its replica can't, but is to get what the client sends.
+    `distance`: how far the replica is behind.
 
     `shadowed`: the backup has an entry of it, though it can't continue it. `retry_s`: how long to wait for the backup's
     next answer. `syn_ack` is the packet that is held; `end` is there once either server has ended its stream.
@@ -85,6 +92,7 @@ class GatedConnection:
         "catch_up_at",
         "catch_up_s",
         "conn",
+        "distance",
         "end",
         "fed",
         "flow",
@@ -119,6 +127,7 @@ class GatedConnection:
         self.own = OwnTcp(opening, rcv_edge, now)
         self.retained = Retained(self.own)
         self.acks = AckGate(self.own, self.retained)
+        self.distance = Distance(self.own, self.acks)
         self.end: EndGate | None = None
         self.shadowed = False
         self.backup_established = False
@@ -140,6 +149,11 @@ class GatedConnection:
             self.acks.shut(lenient=state is not Gate.PROTECTED)
         else:
             self.acks.open()
+
+    @property
+    def awaited(self) -> bool:
+        """Whether the connection is not protected now, and may be as soon as the replica has caught up."""
+        return self.reason in AWAITED
 
     def explain(self, reason: str) -> None:
         """The connection stays unprotected, for another reason than before."""
@@ -167,6 +181,11 @@ class GatedConnection:
         """Learn from a segment that is not sent (its FIN is held): what it acknowledges is owed."""
         self.own.learn(seg, now)
         self.acks.owe(now)
+
+    @property
+    def holds_end(self) -> bool:
+        """Whether our server has ended and the client does not know."""
+        return self.end is not None and self.end.held
 
     def begin_end(self, now: float) -> EndGate:
         """One of the two servers has ended its stream."""
@@ -199,9 +218,13 @@ class GatedConnection:
 
     # ------------------------------------------------------------------------------------ what the backup says
 
+    def accept_edge(self, record: Opened) -> None:
+        """The replica's TCP has a window."""
+        self.acks.accept_edge(self.own.client.offset(record.rcv_edge))
+
     def opened(self, record: Opened, out: Outbox) -> None:
         """The replica can continue the connection: let the SYN-ACK go."""
-        self.acks.accept_edge(self.own.client.offset(record.rcv_edge))
+        self.accept_edge(record)
         self.retry_s = 0.0
         if self.state is Gate.SYN_HELD:
             self.enter(Gate.PROTECTED, "")
@@ -268,18 +291,28 @@ class GatedConnection:
         """Whether the replica has still to get what our TCP has taken."""
         return self.fed and self.acks.confirmed < self.own.rcv_nxt
 
+    def let_go(self, reason: str, out: Outbox, now: float) -> None:
+        """The client does not wait for the replica any more, which goes on all the same."""
+        self.unprotect(reason, out)
+        self.distance.turn_to(waits=False)
+        self._try_later(now)
+
     def protect_late(self, now: float) -> bool:
         """The replica can continue a connection that was let go unprotected. True if it is protected now.
 
-        A busy client would always be told more than the backup has: while the backup catches up it is told no more.
+        A busy client would always be told more than the backup has: while the backup catches up it is told no more. A
+        backup that was told not to continue the connection must have heard of its change of mind.
         """
         if self.state not in (Gate.UNPROTECTED, Gate.CATCHING_UP):
             return False
-        if self.acks.caught_up:
+        distance = self.distance
+        if self.acks.caught_up and distance.agreed:
             self.enter(Gate.PROTECTED, "")
             return True
-        if self.state is Gate.UNPROTECTED and now >= self.catch_up_at:
+        near = not distance.turn or distance.near
+        if self.state is Gate.UNPROTECTED and now >= self.catch_up_at and near:
             self.enter(Gate.CATCHING_UP, self.reason)
+            distance.turn_to(waits=True)
             self.catch_up_at = now + CATCH_UP_S
         return False
 
@@ -287,10 +320,16 @@ class GatedConnection:
         """Let go again, if the backup could not catch up in time. The next time comes later, and later."""
         if self.state is not Gate.CATCHING_UP or now < self.catch_up_at:
             return False
-        self.unprotect(NOT_READY, out)
+        if self.distance.turn:
+            self.let_go(self.reason, out, now)
+        else:
+            self.unprotect(self.reason, out)
+            self._try_later(now)
+        return True
+
+    def _try_later(self, now: float) -> None:
         self.catch_up_at = now + self.catch_up_s
         self.catch_up_s = min(self.catch_up_s * 2, CATCH_UP_MAX_S)
-        return True
 
     def hand_over(self, reason: str) -> None:
         """Be silent about the connection: what was held is discarded."""

@@ -12,7 +12,7 @@ from typing import Final
 
 from nfq_failover.constants import ACK, FIN, RST, URG
 from nfq_failover.core.events import FrameCopied
-from nfq_failover.core.gate.connection import NOT_READY, Gate, GatedConnection
+from nfq_failover.core.gate.connection import Gate, GatedConnection
 from nfq_failover.core.outbox import Outbox
 from nfq_failover.core.tcp.claims import TWO_VERSIONS, URGENT, outdated
 from nfq_failover.errors import MalformedSegment
@@ -20,10 +20,11 @@ from nfq_failover.wire.records import Data, Missing
 from nfq_failover.wire.segment import FlowKey, Segment
 from nfq_failover.wire.seqnum import diff
 
-MAX_LATE_BYTES: Final = 256 << 20  # of all connections, for replicas that are not ready
+MAX_LATE_BYTES: Final = 256 << 20  # of all connections, for replicas that are late
 DATA_BYTES: Final = 1300
 DATA_PER_REQUEST: Final = 32
 UNSERVED_S: Final = 1.0
+NO_ROOM: Final = "the replica had not caught up before there was no more room for what it lacks"
 UNREAD_BYTES: Final = 1 << 26
 """More than our TCP can have sent since we last looked: an ACK number further ahead than this is of nothing sent."""
 UNREAD_WINDOW: Final = 1 << 20  # how much further the window may be than we have seen it
@@ -113,16 +114,18 @@ class Copies:
         elif protecting and (connection.gated or connection.fed or self._keeps_ungated(connection, seg, now)):
             if (connection.gated or connection.fed) and (wrong := copy_contradiction(connection, seg, now)):
                 self._unprotect(connection, wrong, now)
-            connection.retained.keep(seg, connection.acks.confirmed, self.out, now)
+            kept = connection.retained.keep(seg, connection.acks.confirmed, self.out, now)
+            if not kept and connection.awaited and not connection.gated:
+                self._unprotect(connection, NO_ROOM, now)
 
     def _keeps_ungated(self, connection: GatedConnection, seg: Segment, now: float) -> bool:
         """Whether the backup may still have to get the client's bytes from us, though nothing is held back."""
         if connection.state is Gate.SYN_HELD:
             return True
-        if connection.reason != NOT_READY:
+        if not connection.awaited:
             return False
         if self.late_bytes + seg.payload_len > MAX_LATE_BYTES:
-            self._unprotect(connection, "the replica was not ready before there was no more room", now)
+            self._unprotect(connection, NO_ROOM, now)
             self.out.counters["late-full"] += 1
             return False
         self.late_bytes += seg.payload_len

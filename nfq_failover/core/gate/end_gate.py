@@ -6,7 +6,7 @@ end:
 
 - the replica has ended at the same byte: the end goes out, newly built;
 - it has sent more, or has not ended although it has everything and is alive: our application has failed;
-- it has sent less, or taken less: it is slow, and given more time;
+- it has sent less, or taken less: it is slow, and given more time, as long as it moves (core/gate/pace.py);
 - it has ended earlier: the replica has failed.
 
 Two resets confirm each other wherever they are: what a reset throws away depends on the moment. The other way round, a
@@ -94,9 +94,16 @@ class EndGate:
             self.ended_at = now
         self.replica = record
 
-    def judge(self, next_seq: int, taken_seq: int, deadline_s: float, alive: bool = True) -> Judgement:
+    def stands_still(self, seconds: float) -> bool:
+        """Whether an end is held for a replica that has not moved for so long, nor ended."""
+        return self.held and self.still_s >= seconds and (self.replica is None or self.replica.kind is EndKind.OPEN)
+
+    def judge(
+        self, next_seq: int, taken_seq: int, deadline_s: float, alive: bool = True, hangs: bool = False
+    ) -> Judgement:
         """Compare the two ends. `next_seq`: what our server sends next; `taken_seq`: the client's byte that our TCP
-        takes next; `alive`: our application has shown that it is, since the replica has ended."""
+        takes next; `alive`: our application has shown that it is, since the replica has ended; `hangs`: no replica of
+        this service seems to go on."""
         replica = self.replica
         if replica is None or self.passed:
             return Judgement.WAIT
@@ -118,5 +125,5 @@ class EndGate:
             slow = max(self.still_s, self.waited_s / 2) >= SLOW_FACTOR * deadline_s
             return Judgement.REPLICA_FAILED if slow else Judgement.WAIT
         # The kernel of a replica that hangs takes everything, too: the replica must have shown that it is alive.
-        failed = self.still_s >= deadline_s and replica.well
+        failed = self.still_s >= deadline_s and replica.well and not hangs
         return Judgement.APPLICATION_FAILED if failed else Judgement.WAIT

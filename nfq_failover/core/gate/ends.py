@@ -81,8 +81,8 @@ class GateEnds:
     """Judges the ends of all connections. `numbers` is the gate's table by connection number.
 
     `part(connection, reason, now)` gives a connection up, and lets its replica be fed on; `close(connection, reason,
-    now)` forgets it after an RST. What was found of our application is put into `findings`, again with each answer of
-    the backup, as long as nothing has come of it.
+    now)` forgets it after an RST; `replicas_hang()` says whether no replica seems to go on. What was found of our
+    application is put into `findings`, again with each answer of the backup, as long as nothing has come of it.
     """
 
     def __init__(
@@ -92,6 +92,8 @@ class GateEnds:
         numbers: dict[int, GatedConnection],
         part: Callable[[GatedConnection, str, float], None],
         close: Callable[[GatedConnection, str, float], None],
+        *,
+        replicas_hang: Callable[[], bool],
     ) -> None:
         self.out = out
         self.numbers = numbers
@@ -106,6 +108,7 @@ class GateEnds:
         self._well_at: float | None = None
         self._part = part
         self._close = close
+        self._replicas_hang = replicas_hang
         self.questions = EndQuestions(out, self._question)
 
     def note_well(self, began_at: float) -> None:
@@ -184,7 +187,8 @@ class GateEnds:
         first = end.replica is None
         end.answered(record, now)
         alive = self._alive(end)
-        judgement = end.judge(connection.own.snd_nxt_seq, self._taken(connection), self._deadline_s, alive)
+        seqs = connection.own.snd_nxt_seq, self._taken(connection)
+        judgement = end.judge(*seqs, self._deadline_s, alive, self._replicas_hang())
         if judgement is Judgement.SAME:
             self.questions.stop(connection.conn)
             self._release(connection, end, now)

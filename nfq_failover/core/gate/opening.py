@@ -13,7 +13,8 @@ from typing import Final
 
 from nfq_failover.constants import ACK, FIN, RST
 from nfq_failover.core.events import PacketQueued
-from nfq_failover.core.gate.connection import NOT_READY, Gate, GatedConnection
+from nfq_failover.core.gate.connection import NOBODY_GOES_ON, NOT_READY, Gate, GatedConnection
+from nfq_failover.core.gate.pace import Pacing
 from nfq_failover.core.outbox import Outbox
 from nfq_failover.core.settings import Settings
 from nfq_failover.core.tcp.syn import strip
@@ -28,14 +29,16 @@ MAX_DIALLED: Final = 8192
 POLL_MAX_S: Final = 0.05
 OPEN_RETRY_FIRST_S: Final = 0.005
 FULL_LOG_EVERY_S: Final = 1.0
+HURRIED_S: Final = 0.05  # how long a SYN-ACK waits for the replica while no replica goes on
 
 
 class Opening:
     """Opens connections, and remembers what comes before they are in the table.
 
     `flows`, `numbers` and `timers` are the gate's. `unprotect(connection, reason, now)` lets a connection go
-    unprotected without telling the backup. `adopts_unknown`: connections may be there that clients know by our TCP's
-    own numbers, though nobody saw them open: from before the daemon's start. That is not so on a host that has been a
+    unprotected without telling the backup; `let_go(connection, reason, now)` makes it wait for its replica no longer,
+    as `pace` has it. `adopts_unknown`: connections may be there that clients know by our TCP's own numbers, though
+    nobody saw them open: from before the daemon's start. That is not so on a host that has been a
     backup or has stepped down: what its TCP has from then is a replica's, or of a service period that another host has
     taken over, and is kept from the clients.
     """
@@ -49,6 +52,9 @@ class Opening:
         timers: TimerQueue[int],
         unprotect: Callable[[GatedConnection, str, float], object],
         adopts_unknown: bool,
+        *,
+        let_go: Callable[[GatedConnection, str, float], None],
+        pace: Pacing,
     ) -> None:
         self.out = out
         self.adopts_unknown = adopts_unknown
@@ -58,6 +64,8 @@ class Opening:
         self._numbers = numbers
         self._timers = timers
         self._unprotect = unprotect
+        self._let_go = let_go
+        self._pace = pace
         self._probed: frozenset[FlowKey] = frozenset()
         self._syns: OrderedDict[tuple[FlowKey, int], tuple[int, bytes, bool]] = OrderedDict()  # by flow and ISN
         self._dialled: OrderedDict[FlowKey, None] = OrderedDict()  # left alone: opened by the server, or no room
@@ -168,13 +176,19 @@ class Opening:
             if connection.state is Gate.SYN_HELD and record.reason:
                 self._unprotect(connection, record.reason, now)
             return
+        held = connection.state is Gate.SYN_HELD
+        if held and self._pace.stands_still:
+            connection.accept_edge(record)
+            self._let_go(connection, NOBODY_GOES_ON, now)
+            return
         connection.opened(record, self.out)
         if connection.gated:
             self._timers.cancel(record.conn)
 
     def repeat(self, connection: GatedConnection, now: float) -> None:
         """The backup has not answered in time: ask again, until the deadline."""
-        if now - connection.opened_at > self._deadline_s:
+        deadline_s = min(self._deadline_s, HURRIED_S) if self._pace.stands_still else self._deadline_s
+        if now - connection.opened_at > deadline_s:
             self._unprotect(connection, NOT_READY, now)
             self._timers.set(connection.conn, now + POLL_MAX_S)
             return

@@ -23,19 +23,22 @@ class Retained:
         self.fin_in: int | None = None
         self.unserved: tuple[int, float] | None = None
 
-    def keep(self, seg: Segment, confirmed: int, out: Outbox, now: float) -> None:
-        """Keep the client's bytes until the backup has them, and for as long as another version of them may matter."""
+    def keep(self, seg: Segment, confirmed: int, out: Outbox, now: float) -> bool:
+        """Keep the client's bytes until the backup has them, and for as long as another version of them may matter.
+        False: there was no room."""
         own = self._own
         offset = own.client.offset(seg.seq)
         stop = offset + seg.payload_len + bool(seg.flags & FIN)
         # A merged packet may end beyond what the backup has confirmed, though it begins before. What lies beyond our
         # window is not of this connection, or our TCP will not take it.
         if seg.flags & SYN or stop < min(confirmed, own.settled(now)) or offset > own.rcv_edge:
-            return
-        if seg.payload_len and not self.inbound.insert(offset, seg.payload()):
+            return True
+        kept = not seg.payload_len or self.inbound.insert(offset, seg.payload())
+        if not kept:
             out.counters["retained-full"] += 1
         if seg.flags & FIN:
             self.fin_in = offset + seg.payload_len
+        return kept
 
     def read(self, start: int, count: int) -> tuple[bytes, bool]:
         """Returns bytes from `start` that our TCP has taken (only those count), and whether the FIN follows them."""

@@ -1,8 +1,9 @@
 """The connections that this host serves, and another protects: one table, by flow and by number.
 
 It routes packets, copies, the backup's records and time to the parts: how connections open (opening.py), what is copied
-of them (copies.py), what their server has sent (digests.py), how they end (ends.py) or move (handover.py); and it tells
-the backup about those that are protected no more. The backup's records name a connection by its number.
+of them (copies.py), what their server has sent (digests.py), how far their replicas are (pace.py), how they end
+(ends.py) or move (handover.py); and it tells the backup about those that are protected no more. The backup's records
+name a connection by its number.
 """
 
 from __future__ import annotations
@@ -12,12 +13,13 @@ from typing import Any, Final
 
 from nfq_failover.constants import ACK, FIN, RST, SYN
 from nfq_failover.core.events import FrameCopied, PacketQueued, QueryFlows
-from nfq_failover.core.gate.connection import NOT_READY, Gate, GatedConnection
+from nfq_failover.core.gate.connection import AWAITED, Gate, GatedConnection
 from nfq_failover.core.gate.copies import Copies
 from nfq_failover.core.gate.digests import GateDigests
 from nfq_failover.core.gate.ends import GateEnds
 from nfq_failover.core.gate.handover import Handovers
 from nfq_failover.core.gate.opening import POLL_MAX_S, Opening
+from nfq_failover.core.gate.pace import Pacing
 from nfq_failover.core.outbox import Outbox
 from nfq_failover.core.settings import Settings
 from nfq_failover.core.timers import TimerQueue
@@ -29,11 +31,13 @@ from nfq_failover.wire.records import (
     Confirm,
     DigestSeen,
     End,
+    EndKind,
     Fed,
     FedSeen,
     HandedOver,
     Missing,
     Opened,
+    PaceTold,
     Progress,
     Record,
     SentAsked,
@@ -42,6 +46,7 @@ from nfq_failover.wire.records import (
     UnprotectedSeen,
 )
 from nfq_failover.wire.segment import FlowKey, Segment
+from nfq_failover.wire.seqnum import MASK
 
 MAX_TELLING: Final = 8192
 POLL_FIRST_S: Final = 0.003
@@ -77,10 +82,15 @@ class GateTable:
         self._telling: dict[int, tuple[News, float]] = {}
         self._next_query = 0.0
         flows, numbers = self.flows, self.numbers
-        self.opening = Opening(settings, out, flows, numbers, self.timers, self._unprotect_quietly, adopts_unknown)
+        self.pace = Pacing(settings, out, self._wait_no_more)
+        self.opening = Opening(
+            *(settings, out, flows, numbers, self.timers, self._unprotect_quietly, adopts_unknown),
+            let_go=self._wait_no_more,
+            pace=self.pace,
+        )
         self.copies = Copies(out, flows, numbers, self._unprotect, self._look_soon)
         self.digests = GateDigests(settings, out, self._part)
-        self.ends = GateEnds(settings, out, numbers, self._part, self._close)
+        self.ends = GateEnds(settings, out, numbers, self._part, self._close, replicas_hang=self.pace.replicas_hang)
         self.handovers = Handovers(settings, out, flows, numbers, self.digests, self._unprotect, self._give_back)
         self.findings = self.ends.findings
         self.takes: dict[type[Record], Handler] = {
@@ -89,9 +99,10 @@ class GateTable:
             Missing: self.copies.on_missing,
             AckAsked: self._on_ack_asked,
             SentAsked: self._on_sent_asked,
-            DigestSeen: self.digests.on_seen,
+            DigestSeen: self._on_seen,
+            PaceTold: self._on_pace,
             BytesAsked: self.digests.on_asked,
-            End: self.ends.on_end,
+            End: self._on_end,
             HandedOver: self.handovers.on_handed,
             Unprotected: self._on_unprotected,
             UnprotectedSeen: self._on_told,
@@ -146,6 +157,8 @@ class GateTable:
             connection.acks.waiting or connection.acks.owed_since is not None or not connection.backup_established
         ):
             self.timers.set_earlier(connection.conn, now + max(connection.retry_s, POLL_FIRST_S))
+        if connection.gated and not connection.distance.watched:
+            self.pace.watch(connection, now)
         if seg.flags & RST and connection.lacks:
             self._look_soon(now)
         elif seg.flags & RST and not held:
@@ -197,6 +210,7 @@ class GateTable:
         repeated."""
         handler = self.takes.get(type(record))
         if handler is not None:
+            self.pace.note_heard()
             handler(record, now)
 
     def _on_confirm(self, record: Confirm, now: float) -> None:
@@ -204,12 +218,50 @@ class GateTable:
         if connection is None:
             return
         connection.confirm(record, self.out, now)
-        if self.protecting and connection.reason == NOT_READY:
-            if connection.protect_late(now):
+        if connection.awaited:
+            self._protect_late(connection, now)
+
+    def _on_pace(self, record: PaceTold, now: float) -> None:
+        """The backup has told where a replica is."""
+        connection = self.numbers.get(record.conn)
+        if connection is None:
+            return
+        self.pace.on_told(connection, record, now)
+        if connection.awaited:
+            self._protect_late(connection, now)
+
+    def _on_seen(self, record: DigestSeen, now: float) -> None:
+        """The replica has sent what was compared."""
+        connection = self.numbers.get(record.conn)
+        if connection is not None and connection.distance.sent(record.compared):
+            self.pace.progressed(now)
+        self.digests.on_seen(record, now)
+
+    def _on_end(self, record: End, now: float) -> None:
+        """The backup has told where its replica's stream is."""
+        connection = self.numbers.get(record.conn)
+        if connection is not None:
+            fin = record.kind is EndKind.FIN
+            if connection.distance.sent((record.seq + fin) & MASK):
+                self.pace.progressed(now)
+        self.ends.on_end(record, now)
+
+    def _protect_late(self, connection: GatedConnection, now: float) -> None:
+        """A replica that was late may have caught up."""
+        if not self.protecting or (self.pace.stands_still and connection.distance.turn):
+            return
+        before = connection.state
+        if connection.protect_late(now):
+            self.pace.back(connection, now)
+            if connection.distance.turn:
+                self.out.log("info", "connection protected again", conn=connection.conn)
+            else:
                 self.out.log("debug", "connection protected", conn=connection.conn)
-                self._poll(connection)  # the backup, too, is to know
-            elif connection.gated:
-                self.timers.set_earlier(connection.conn, now + POLL_MAX_S)
+            self._poll(connection)  # the backup, too, is to know
+        elif connection.gated:
+            if connection.state is not before and connection.distance.turn:
+                self.pace.ask(connection, now)
+            self.timers.set_earlier(connection.conn, now + POLL_MAX_S)
 
     def _on_ack_asked(self, record: AckAsked, _: float) -> None:
         """The backup's tap may have lost the client's last word."""
@@ -254,13 +306,14 @@ class GateTable:
 
     def _close(self, connection: GatedConnection, reason: str, now: float) -> None:
         """Forget a connection, and make the backup forget it."""
-        known = connection.state in (Gate.PROTECTED, Gate.FED, Gate.SYN_HELD) or connection.reason == NOT_READY
+        known = connection.state in (Gate.PROTECTED, Gate.FED, Gate.SYN_HELD) or connection.awaited
         known = known or connection.shadowed
         connection.enter(Gate.CLOSED, reason)
         if self.flows.get(connection.flow) is connection:
             del self.flows[connection.flow]
         self.numbers.pop(connection.conn, None)
         self.digests.forget(connection.conn)
+        self.pace.back(connection, now)
         if self.protecting and known:
             self._tell(Close(connection.conn, reason), POLL_FIRST_S, now)
 
@@ -278,36 +331,49 @@ class GateTable:
 
     def _feed_quietly(self, connection: GatedConnection, reason: str, now: float) -> bool:
         """Let a connection go on whose replica is only fed. False if it already was, or can't be."""
-        if not connection.gated and (connection.state is not Gate.UNPROTECTED or connection.reason != NOT_READY):
+        if not connection.gated and (connection.state is not Gate.UNPROTECTED or not connection.awaited):
             return False
         connection.feed(reason, self.out)
-        self._let_go(connection, reason)
+        self._let_go(connection, reason, now)
         self.timers.set_earlier(connection.conn, now + POLL_FIRST_S)
         return True
 
     def _unprotect_quietly(self, connection: GatedConnection, reason: str, now: float) -> bool:
         """Let a connection go on without a backup, which knows. False if it already did."""
         if connection.state in (Gate.UNPROTECTED, Gate.CLOSED, Gate.HANDED):
-            if connection.reason != NOT_READY:
+            if not connection.awaited:
                 return False
             connection.explain(reason)  # it will never be ready: stop asking
             connection.retained.forget()
+            self.pace.back(connection, now)
+            self.out.log("warning", "connection unprotected", conn=connection.conn, reason=reason)
             return True
         connection.unprotect(reason, self.out)
-        self._let_go(connection, reason)
+        self._let_go(connection, reason, now)
         return True
+
+    def _wait_no_more(self, connection: GatedConnection, reason: str, now: float) -> None:
+        """Let a client go on without its replica, which goes on as well, and may come back."""
+        connection.let_go(reason, self.out, now)
+        self._let_go(connection, reason, now)
+        self.pace.gone(connection, now)
+        self.pace.ask(connection, now)
+        self._look_soon(now)  # if the client has reset it meanwhile, it says nothing of the replica any more
+        self.timers.set(connection.conn, now + POLL_MAX_S)
 
     def _give_back(self, connection: GatedConnection, reason: str, now: float) -> None:
         """The backup has refused a connection that was handed over: it goes on here, without a backup."""
         connection.give_back(reason, self.out)
-        self._let_go(connection, reason)
+        self._let_go(connection, reason, now)
         self._tell(Unprotected(connection.conn, reason), POLL_FIRST_S, now)
 
-    def _let_go(self, connection: GatedConnection, reason: str) -> None:
+    def _let_go(self, connection: GatedConnection, reason: str, now: float) -> None:
         connection.note_shadowed()
         self.digests.let_go(connection.conn)
-        if reason != NOT_READY and not connection.fed:
-            connection.retained.forget()
+        if reason not in AWAITED:
+            self.pace.back(connection, now)
+            if not connection.fed:
+                connection.retained.forget()
         more = {"fed": True} if connection.fed else {}
         self.out.log("warning", "connection unprotected", conn=connection.conn, reason=reason, **more)
 
@@ -334,6 +400,7 @@ class GateTable:
 
     def hand_over(self, connection: GatedConnection, reason: str, now: float) -> None:
         """Give a connection whose server has failed to the backup, which goes on with it."""
+        self.pace.back(connection, now)
         self.handovers.start(connection, reason, now)
         self.ends.questions.stop(connection.conn)
 
@@ -347,16 +414,17 @@ class GateTable:
             if connection.state is Gate.UNPROTECTED:
                 connection.forget_backup("opened before the backup joined")
 
-    def stop_protecting(self, reason: str) -> None:
+    def stop_protecting(self, reason: str, now: float) -> None:
         """The backup is gone for good: let everything go."""
         self.protecting = False
         self.digests.let_all_go()
         self.reason = reason
         self._telling.clear()
+        self.pace.clear(now)
         for connection in list(self.flows.values()):
             if connection.gated or connection.fed or connection.state is Gate.SYN_HELD:
                 connection.unprotect(reason, self.out)
-            elif connection.reason == NOT_READY:
+            elif connection.awaited:
                 connection.explain(reason)  # what its replica has got by now is not kept
             connection.retained.forget()
 
@@ -375,6 +443,7 @@ class GateTable:
                 self._ask_again(connection, now)
         self.ends.questions.on_timer(now)
         self.digests.on_timer(now)
+        self.pace.on_timer(now)
         self.handovers.on_timer(self.protecting, now)
         if self.flows and now >= self._next_query:
             self._next_query = now + QUERY_EVERY_S
@@ -400,11 +469,14 @@ class GateTable:
             if acks.waiting or connection.lacks or acks.owed_since is not None:
                 self._poll(connection)
                 self.timers.set(conn, now + connection.back_off(POLL_FIRST_S, FED_POLL_MAX_S))
-        elif self.protecting and connection.reason == NOT_READY:
+        elif self.protecting and connection.awaited:
             if connection.gated and not connection.give_up_catching_up(self.out, now):
                 acks.release(self.out, now)
-            wait_s = connection.back_off(POLL_FIRST_S, POLL_MAX_S if connection.gated else LATE_POLL_MAX_S)
+            first_s = POLL_MAX_S if connection.distance.let_go else POLL_FIRST_S
+            wait_s = connection.back_off(first_s, POLL_MAX_S if connection.gated else LATE_POLL_MAX_S)
             self._poll(connection)
+            if connection.distance.turn:
+                self.pace.ask(connection, now)
             self.timers.set(conn, now + wait_s)
 
     def _poll(self, connection: GatedConnection) -> None:
@@ -413,7 +485,7 @@ class GateTable:
 
     def poll_timeout(self) -> float | None:
         """Returns the earliest deadline."""
-        parts = (self.ends.questions, self.digests, self.handovers)
+        parts = (self.ends.questions, self.digests, self.handovers, self.pace)
         deadlines = [d for d in (self.timers.next(), *(part.poll_timeout() for part in parts)) if d is not None]
         if self.flows:
             deadlines.append(self._next_query)
@@ -429,7 +501,7 @@ class GateTable:
             "late_bytes": self.copies.late_bytes,
         }
 
-    def clear(self) -> None:
+    def clear(self, now: float) -> None:
         """Forget everything: this host does not serve any more."""
         self.protecting = False
         self.reason = "no backup"
@@ -440,4 +512,5 @@ class GateTable:
         self.ends.clear()
         self.handovers.clear()
         self.digests.clear()
+        self.pace.clear(now)
         self.opening.clear()

@@ -91,6 +91,7 @@ class ShadowConnection:
 
     `conn` is its number, the primary's or, if it alone was handed over, one of our own; `handed` is the primary's then
     (core/shadow/handover.py). `seen` is the server's stream as the client numbers it. `heard`: its client hears us.
+    `turn`: whether the client waits for us (even), as the primary last said (wire/records/pace.py).
     """
 
     __slots__ = (
@@ -116,6 +117,7 @@ class ShadowConnection:
         "seen",
         "state",
         "syn_retry_s",
+        "turn",
     )
 
     def __init__(
@@ -136,6 +138,7 @@ class ShadowConnection:
         self.map: Translation | None = None
         self.heard = False
         self.handed = 0
+        self.turn = 0
         self._asked_at = 0.0
         self._compares_since: float | None = None
         self.header = ClientHeader(opening, now)
@@ -245,6 +248,15 @@ class ShadowConnection:
         client that repeats its FIN (RFC 9293 section 3.10.7.4, eighth)."""
         gone_s = self.closing.gone_for(now)
         return math.inf if self.state is Shadow.DEAD else gone_s
+
+    @property
+    def late(self) -> bool:
+        """The client does not wait for us, and may have been told more than we have."""
+        return self.inward.late or bool(self.turn & 1)
+
+    def note_turn(self, turn: int) -> None:
+        """The primary has told whether the client waits for us; perhaps by an old record."""
+        self.turn = max(self.turn, turn)
 
     def syn_again(self) -> float:
         """The client's SYN is delivered again. Returns how long to wait before the next time."""

@@ -85,6 +85,11 @@ class Inward:
         self.confirmed_edge = self.rcv_edge
         return self.client.seq(self.rcv_edge)
 
+    @property
+    def room_end(self) -> int:
+        """Returns the end of what the log has room for."""
+        return self.inbound.start + self.inbound.limit
+
     def store(self, offset: int, data: bytes, fin: bool, out: Outbox) -> None:
         """Log bytes of the client's stream."""
         if self.rst_in is not None:

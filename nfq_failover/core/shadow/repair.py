@@ -124,7 +124,7 @@ class Repair:
         gap, inward, pace = connection.gap, connection.inward, self.pace
         most = HOLE_MAX_S if gap.primary_rcv_nxt > inward.held else HOLE_IDLE_MAX_S
         gap.asks_in(max(min(gap.hole_retry_s * 2, most), pace.timeout_s))
-        room = min(pace.room(now), REQUEST_BYTES)
+        room = min(pace.room(now), REQUEST_BYTES, max(inward.room_end - inward.held, 0))
         seq = inward.client.seq
         at, asked, asked_to = inward.held, 0, 0
         tail = gap.primary_rcv_nxt

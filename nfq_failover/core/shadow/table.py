@@ -37,6 +37,8 @@ from nfq_failover.wire.records import (
     FedSeen,
     HandOver,
     Open,
+    PaceAsked,
+    PaceTold,
     Progress,
     Record,
     SentUpTo,
@@ -113,6 +115,7 @@ class ShadowTable:
             BytesSent: self.divergence.on_bytes,
             HandOver: self.handovers.on_hand_over,
             SentUpTo: self._on_sent,
+            PaceAsked: self._on_pace_asked,
         }
 
     # ------------------------------------------------------------------------------------ the primary's records
@@ -143,6 +146,20 @@ class ShadowTable:
             inward.caught_up()  # the primary learns it by our answer, and protects the connection
         self._unconfirmed[connection.conn] = connection
         self.repair.primary_is_at(connection, now)
+
+    def _on_pace_asked(self, record: PaceAsked, now: float) -> None:
+        """The primary wants to know where our replica is, and tells whether its client waits for it."""
+        del now
+        connection = self.numbers.get(record.conn)
+        if connection is None or connection.state is Shadow.DEAD:
+            reason = connection.reason if connection is not None else "unknown to the backup"
+            self.out.record(Unprotected(record.conn, reason))
+            return
+        connection.note_turn(record.turn)
+        if connection.map is not None:
+            inward, taken = connection.inward, connection.inward.client.seq(connection.inward.rcv_nxt)
+            sent = connection.seen.seq(connection.output.snd_nxt)
+            self.out.record(PaceTold(record.conn, connection.turn, taken, inward.client.seq(inward.rcv_edge), sent))
 
     def _on_data(self, record: Data, now: float) -> None:
         """Bytes have come that our tap had lost."""

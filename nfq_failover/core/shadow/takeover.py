@@ -14,7 +14,7 @@ from nfq_failover.core.shadow.repair import Repair
 from nfq_failover.core.tcp.translation import Translation
 from nfq_failover.wire.segment import FlowKey, Segment
 
-LATE = "the replica was late, and had not caught up"
+LATE = "the replica was late or behind, and had not caught up"
 
 
 class Takeover:
@@ -59,8 +59,8 @@ class Takeover:
                 continue
             over = connection.closing.closed_at is not None or connection.inward.reset_by_client
             if connection.state is Shadow.SHADOW and not over and not connection.ended:
-                late = connection.inward.late
-                if reason := LATE if late else self._divergence.at_takeover(connection, now):
+                reason = LATE if connection.late else self._divergence.at_takeover(connection, now)
+                if reason:
                     self._give_up(connection, reason)
             if over and not connection.ended:
                 if not self._feeding.drains(connection):

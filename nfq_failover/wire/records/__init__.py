@@ -9,4 +9,5 @@ from nfq_failover.wire.records.digests import *
 from nfq_failover.wire.records.handover import *
 from nfq_failover.wire.records.host import *
 from nfq_failover.wire.records.opening import *
+from nfq_failover.wire.records.pace import *
 from nfq_failover.wire.records.stream import *

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from random import Random
 
-from tests.sim.generate import application, incidents, witness
+from tests.sim.generate import application, incidents, pace, witness
 from tests.sim.generate.times import most_rate
 from tests.sim.network import Quality
 from tests.sim.scenario import DOWNLOAD, ECHO, UPLOAD, Connection, HostPlan, Limits, Scenario
@@ -33,6 +33,7 @@ KINDS = (
     "strand",
     *application.KINDS,
     *witness.KINDS,
+    *pace.KINDS,
 )
 
 
@@ -74,6 +75,8 @@ def from_seed(seed: int, kind: str = "") -> Scenario:
     scenario = _with_marks_lost(scenario)
     if kind in application.KINDS:
         return application.extend(scenario, length)
+    if kind in pace.KINDS:
+        return pace.extend(scenario, length)
     return witness.extend(scenario, length, detection_s) if kind in witness.KINDS else scenario
 
 

@@ -7,9 +7,11 @@ from typing import Any
 from nfq_failover.core.events import PacketQueued, Verdict
 from nfq_failover.core.gate import own_tcp
 from nfq_failover.core.gate.ack_gate import AckGate
+from nfq_failover.core.gate.distance import Distance
 from nfq_failover.core.gate.end_gate import EndGate, Judgement
 from nfq_failover.core.gate.ends import GateEnds
 from nfq_failover.core.gate.opening import Opening
+from nfq_failover.core.gate.pace import Pacing
 from nfq_failover.core.outbox import Outbox
 from nfq_failover.core.tcp.seqspace import SeqSpace
 from nfq_failover.wire.segment import Segment
@@ -17,6 +19,7 @@ from nfq_failover.wire.segment import Segment
 from .mutant import Mutant, Patch, nothing
 
 APP = ("app-primary", "app-crash")
+HANGS = ("replica-hangs", "replica-hangs-crash")
 
 
 def _ungated(self: AckGate, event: PacketQueued, seg: Segment, ack: int, out: Outbox, *_: object) -> None:
@@ -112,5 +115,19 @@ GATE = (
         (Patch(GateEnds, "_alive", lambda *_: True),),
         APP,
         (7, "app-crash"),
+    ),
+    Mutant(
+        "wait for a replica for ever",
+        "has stood still",
+        (Patch(Pacing, "_let_go_worst", nothing),),
+        ("replica-hangs",),
+        (3, "replica-hangs"),
+    ),
+    Mutant(
+        "protect again before the backup knows",
+        "will not continue it",
+        (Patch(Distance, "agreed", property(lambda self: True)),),
+        HANGS,
+        (12, "replica-hangs-crash"),
     ),
 )

@@ -201,7 +201,8 @@ def test_backup_is_told_that_a_late_replica_will_never_be_ready() -> None:
         missing = Missing(1, client_seq(0), client_seq(1000))
         t >> missing
         t.now += 1.1
-        t >> missing << Unprotected(1, "bytes that the backup misses were not retained")
+        t >> missing << "log warning: connection unprotected"
+        t << Unprotected(1, "bytes that the backup misses were not retained")
 
 
 # ------------------------------------------------------------------------------------ comparison and takeover

@@ -233,7 +233,7 @@ def test_going_unprotected_says_everything_that_was_held() -> None:
     with Gated() as t:
         t >> ack(1000) << HELD
         t >> ack(2000) << HELD
-        t.side.stop_protecting("the backup is silent, and its time to take over has passed")
+        t.side.stop_protecting("the backup is silent, and its time to take over has passed", t.now)
         t.drain()
         t << "client [.] 0 ack 2000 wnd 9500 ts 2000010/1010"
         assert (t.gate.state, t.gate.reason[:22]) == (Gate.UNPROTECTED, "the backup is silent, ")
@@ -245,7 +245,7 @@ def test_going_unprotected_with_nothing_held_says_nothing() -> None:
     with Gated() as t:
         t >> confirmed(1000, 40000)
         t >> ack(1000) << "pass"
-        t.side.stop_protecting("the backup has restarted")
+        t.side.stop_protecting("the backup has restarted", t.now)
         t.drain()
 
 

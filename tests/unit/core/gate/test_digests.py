@@ -100,7 +100,7 @@ def test_what_is_kept_is_bounded() -> None:
         assert t.side.digests._streams[1].outbound_bytes <= KEEP_BYTES
         assert len(t.side.digests._streams[1].unseen) <= 32
         assert t.side.digests._kept_total == t.side.digests._streams[1].outbound_bytes
-        t.side.stop_protecting("no backup")
+        t.side.stop_protecting("no backup", t.now)
         t.drain()
         t.effects.clear()
         assert not t.side.digests._streams and t.side.digests._kept_total == 0

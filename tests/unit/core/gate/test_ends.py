@@ -30,10 +30,11 @@ GONE = "client [F.] 100 ack 0 wnd 10000 ts 2000010/1010"
 
 
 class Ending(Gated):
-    """A protected connection whose server has sent 100 bytes. `failures`: what was reported; `moves`: the answer."""
+    """A protected connection whose server has sent 100 bytes. `failures`: what was reported; `moves`: the answer. How
+    long a client waits for a replica that stands still is test_pace.py's business: here it is for ever."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__(replica_patience_ms=0)
         self.failures: list[str] = []
         self.moves = False
         self >> server(0, 100, wnd=10000, ts=TS) << "pass"
@@ -42,7 +43,7 @@ class Ending(Gated):
         assert not found.alone
         self.failures.append(found.reason)
         if self.moves:
-            self.side.clear()
+            self.side.clear(self.now)
 
     def ends(self, kind: EndKind = EndKind.FIN) -> None:
         """The server ends after its 100 bytes."""
@@ -255,7 +256,7 @@ def test_server_that_is_slower_than_its_replica_has_longer() -> None:
 def test_end_of_the_protection_lets_the_end_go() -> None:
     with Ending() as t:
         t.ends()
-        t.side.stop_protecting("the backup is gone")
+        t.side.stop_protecting("the backup is gone", t.now)
         t.drain()
         t << GONE
         t >> replica_end(101, EndKind.OPEN)

@@ -132,7 +132,7 @@ def test_backup_gone_for_good_lets_everything_go() -> None:
     with fed() as t:
         written(t, 0, 100)
         t.effects.clear()
-        t.side.stop_protecting("backup gone")
+        t.side.stop_protecting("backup gone", t.now)
         assert t.gate.state is Gate.UNPROTECTED and isinstance(t.side.out, Outbox)
         t.drain()
         assert any(str(effect).startswith("client [.] 0 ack 100") for effect in t.effects)

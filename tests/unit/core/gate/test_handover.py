@@ -191,7 +191,7 @@ def test_silence_of_the_backup_is_a_loss_only_when_the_protection_has_ended() ->
     with Failing() as t:
         t.handed()
         t.quiet(20.0)
-        t.side.stop_protecting("the backup is gone")
+        t.side.stop_protecting("the backup is gone", t.now)
         t.quiet(LOST_AFTER_S - 0.1)
         t >> ACTIVE  # it is there after all
         t.quiet(LOST_AFTER_S - 0.2)
@@ -206,7 +206,7 @@ def test_silence_of_the_backup_is_a_loss_only_when_the_protection_has_ended() ->
 def test_next_protection_finds_it_as_it_was() -> None:
     with Failing() as t:
         t.handed()
-        t.side.stop_protecting("the backup's application has failed")
+        t.side.stop_protecting("the backup's application has failed", t.now)
         t.quiet(1.0)
         t.side.start_protecting()
         t.quiet(20.0)
@@ -216,7 +216,7 @@ def test_next_protection_finds_it_as_it_was() -> None:
 def test_host_that_does_not_serve_any_more_forgets_it() -> None:
     with Failing() as t:
         t.fails()
-        t.side.clear()
+        t.side.clear(t.now)
         t >> After(1.0)
         assert not t.side.handovers.flows
 

@@ -10,7 +10,7 @@ import pytest
 from nfq_failover.core.gate.connection import GATE_MOVES, GATE_STARTS, NOT_READY, Gate, GatedConnection
 from nfq_failover.core.gate.ends import ApplicationFailed
 from nfq_failover.errors import InternalError
-from nfq_failover.wire.records import EndKind, Fed, Handed, HandedOver, Opened, Unprotected
+from nfq_failover.wire.records import EndKind, Fed, Handed, HandedOver, Opened, PaceTold, Unprotected
 from tests.support.gate import TS
 from tests.support.transcript import (
     FLOW,
@@ -21,6 +21,7 @@ from tests.support.transcript import (
     opening,
     replica_end,
     server,
+    server_seq,
     syn,
     syn_ack,
 )
@@ -105,6 +106,15 @@ def server_resets_while_the_replica_catches_up() -> None:
 @scenario
 def server_resets_what_is_not_protected() -> None:
     late() >> server(0, flags="R.", ack=3000, wnd=0, ts=TS)
+
+
+@scenario
+def replica_stands_still_and_comes_back() -> None:
+    t = protected()
+    for _ in range(30):
+        t >> After(0.1) >> confirmed(0, 40000)
+    t >> PaceTold(1, 1, client_seq(0), client_seq(40000), server_seq(100))
+    t >> PaceTold(1, 2, client_seq(0), client_seq(40000), server_seq(100))
 
 
 @scenario

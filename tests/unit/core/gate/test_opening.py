@@ -84,7 +84,7 @@ def test_replica_that_is_ready_when_the_protection_has_ended_is_too_late() -> No
         t >> syn() << "pass"
         t >> syn_ack() << HELD << opening()
         t >> After(1.1) << "client [S.] -1 ack 0 wnd 8000" << "log warning: connection unprotected" << "query"
-        t.side.stop_protecting("the backup is silent, and its time to take over has passed")
+        t.side.stop_protecting("the backup is silent, and its time to take over has passed", t.now)
         t.drain()
         t >> confirmed(300, 70000)
         t.side.start_protecting()  # with nothing: the backup has begun a new generation
@@ -163,7 +163,8 @@ def test_refusal_that_comes_late_gives_the_true_reason_and_ends_the_asking() -> 
         t >> syn() << "pass"
         t >> syn_ack() << HELD << opening()
         t >> After(1.1) << "client [S.] -1 ack 0 wnd 8000" << "log warning: connection unprotected" << "query"
-        t >> Unprotected(1, "the hosts grant different TCP options") << UnprotectedSeen(1)
+        t >> Unprotected(1, "the hosts grant different TCP options")
+        t << "log warning: connection unprotected" << UnprotectedSeen(1)
         assert t.side.flows[FLOW].reason == "the hosts grant different TCP options"
         t >> After(1.0)
 
@@ -309,5 +310,5 @@ def test_connection_that_the_server_opens_is_no_stranger() -> None:
         t >> server(0, 100, ack=5, wnd=1) << "pass"
         t >> server(100, ack=5, flags="F.", wnd=1) << "pass"
         assert not t.side.flows
-        t.side.clear()
+        t.side.clear(t.now)
         t >> server(0, 100, ack=5, wnd=1) << "drop stranger" << "kernel [R] 5 wnd 0"

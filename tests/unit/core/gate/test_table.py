@@ -140,7 +140,7 @@ def test_client_is_made_to_repeat_its_acknowledgement() -> None:
         t >> AckAsked(1, server_seq(0)) << "client [.] -1 ack 0 wnd 10000 ts 2000010/1010"
         t >> AckAsked(1, server_seq(101))  # never sent
         t >> AckAsked(2, server_seq(100))  # of no connection
-        t.side.stop_protecting("no backup")
+        t.side.stop_protecting("no backup", t.now)
         t.drain()
         t.effects.clear()
         t >> AckAsked(1, server_seq(100))

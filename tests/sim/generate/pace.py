@@ -1,0 +1,37 @@
+"""Kinds of incident in which the replicas can't keep up: their application stands still for a while. They draw from a
+generator of their own."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from random import Random
+
+from tests.sim.scenario import Incident, Scenario
+
+KINDS = (
+    "replica-hangs",
+    "replica-hangs-crash",  # and the primary dies meanwhile, or soon after
+)
+PATIENCE_MS = (100, 300, 1000)
+
+
+def extend(scenario: Scenario, length: float) -> Scenario:
+    """A scenario of one of these kinds, made from one without incidents."""
+    random = Random(f"{scenario.seed}/{scenario.kind}")
+    at = random.uniform(0, length)
+    crash = scenario.kind == "replica-hangs-crash"
+    seconds = random.choice((0.2, 1.0, 3.0)) if crash else random.choice((1.0, 6.0))
+    incidents = [Incident(at, "app_hang", "backup", seconds)]
+    if crash:
+        incidents.append(Incident(at + random.choice((0.5, 1.0, 2.0)) * seconds, "crash", "primary"))
+    # Buffers that a replica which does not read has soon filled.
+    hosts = {
+        name: replace(plan, buffer=random.choice((4_000, 12_000)), app_delay=0.001)
+        for name, plan in scenario.hosts.items()
+    }
+    return replace(
+        scenario,
+        hosts=hosts,
+        limits=replace(scenario.limits, replica_patience_ms=random.choice(PATIENCE_MS)),
+        incidents=tuple(incidents),
+    )
