@@ -171,9 +171,13 @@ class RulesLost:
 
 @dataclass(slots=True)
 class FlowsGone:
-    """Of the connections asked for by `QueryFlows`, the kernel no longer has a socket for these."""
+    """Of the connections asked for by `QueryFlows`, the kernel no longer has a socket for these.
+
+    `ended`: of these it has one only for the client's sake (TIME-WAIT, LAST-ACK, CLOSING): both ends have sent a FIN.
+    """
 
     flows: list[tuple[bytes, int, bytes, int]]
+    ended: list[tuple[bytes, int, bytes, int]] = field(default_factory=list)
 
 
 @dataclass(slots=True)

@@ -326,6 +326,7 @@ class Node:
             self._rules_applied(event)
         elif isinstance(event, FlowsGone):
             self.gate.flows_gone(event.flows, now)
+            self.gate.flows_ended(event.ended)
             self.shadow.flows_gone(event.flows, now)
         elif isinstance(event, FlowsListed):
             if self.sweep.listed(event.flows) and members.role is Role.PRIMARY:

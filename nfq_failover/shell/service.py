@@ -300,8 +300,9 @@ class Service:
         for event in self._rules.tick(now):
             self._feed(event, now)
         try:
-            if gone := self._flow_queries.step():
-                self._feed(FlowsGone(gone), now)
+            gone, ended = self._flow_queries.step()
+            if gone or ended:
+                self._feed(FlowsGone(gone, ended), now)
             if (flows := self._flow_list.step()) is not None:
                 self._feed(FlowsListed(flows), now)
         except OSError as error:  # no memory at this moment: the node asks again

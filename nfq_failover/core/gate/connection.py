@@ -89,6 +89,7 @@ class GatedConnection:
     __slots__ = (
         "acks",
         "backup_established",
+        "both_ended",
         "catch_up_at",
         "catch_up_s",
         "conn",
@@ -130,7 +131,7 @@ class GatedConnection:
         self.distance = Distance(self.own, self.acks)
         self.end: EndGate | None = None
         self.shadowed = False
-        self.backup_established = False
+        self.backup_established = self.both_ended = False
         self.syn_ack: bytearray | None = None
         self.opened_at = now
         self.retry_s = 0.0
@@ -347,8 +348,13 @@ class GatedConnection:
     @property
     def living(self) -> bool:
         """Whether anything is still to come of it; if not, it is only remembered."""
-        both = self.own.fin_sent and self.retained.client_ended
-        return not both and self.gone_at is None
+        both = self.own.fin_sent and (self.both_ended or self.retained.client_ended)
+        reset = self.end is not None and self.end.passed and self.end.kind is EndKind.RST
+        return not both and not reset and self.gone_at is None
+
+    def note_ended(self) -> None:
+        """Our TCP says that both ends have sent their FIN."""
+        self.both_ended = True
 
     # A client that got our FIN without the acknowledgement of its own repeats its FIN until that comes. But our TCP has
     # said it with its FIN, is gone when that is acknowledged, and answers a client that it does not know with a reset.

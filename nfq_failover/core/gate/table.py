@@ -53,6 +53,8 @@ POLL_FIRST_S: Final = 0.003
 FED_POLL_MAX_S: Final = 0.2
 TELL_MAX_S: Final = 10.0
 QUERY_EVERY_S: Final = 5.0
+QUERY_FEW_S: Final = 1.0
+FEW: Final = 256  # connections, about which the kernel is asked in some milliseconds
 QUERY_CLOSING_S: Final = 0.2
 QUERY_FULL_S: Final = 0.5
 LATE_POLL_MAX_S: Final = 1.0
@@ -198,6 +200,12 @@ class GateTable:
     def _lacks_still(connection: GatedConnection, now: float) -> bool:
         """Whether a replica that is fed is still to get the last bytes from us."""
         return connection.lacks and connection.gone_for(now) < FEED_LINGER_S
+
+    def flows_ended(self, flows: list[FlowKey]) -> None:
+        """Our TCP keeps these connections only for the client's sake."""
+        for flow in flows:
+            if (connection := self.flows.get(flow)) is not None and connection.own.fin_sent:
+                connection.note_ended()
 
     def _look_soon(self, now: float) -> None:
         """Our TCP may soon have forgotten a connection."""
@@ -446,7 +454,9 @@ class GateTable:
         self.pace.on_timer(now)
         self.handovers.on_timer(self.protecting, now)
         if self.flows and now >= self._next_query:
-            self._next_query = now + QUERY_EVERY_S
+            # Unprotected, nothing is copied that would show that a client has ended.
+            soon = not self.protecting and len(self.flows) <= FEW
+            self._next_query = now + (QUERY_FEW_S if soon else QUERY_EVERY_S)
             self.copies.forget_settled(now)
             self.out.effects.append(QueryFlows(list(self.flows)))
 

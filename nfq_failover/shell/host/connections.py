@@ -29,11 +29,15 @@ _NLM_F_REQUEST: Final = 0x001
 _NLM_F_DUMP: Final = 0x300
 _TCP_ESTABLISHED: Final = 1  # include/net/tcp_states.h
 _TCP_SYN_RECV: Final = 3
+_TCP_TIME_WAIT: Final = 6
 _TCP_CLOSE_WAIT: Final = 8
+_TCP_LAST_ACK: Final = 9
 _TCP_LISTEN: Final = 10
+_TCP_CLOSING: Final = 11
 _TCP_NEW_SYN_RECV: Final = 12
 _ALL_STATES: Final = 0xFFFFFFFF
 _OPEN_STATES: Final = 1 << 1 | 1 << 4 | 1 << 5 | 1 << 8 | 1 << 9 | 1 << 11  # ESTABLISHED to CLOSING, RFC 9293
+_ENDED_STATES: Final = frozenset((_TCP_TIME_WAIT, _TCP_LAST_ACK, _TCP_CLOSING))  # both ends have sent their FIN
 _NO_COOKIE: Final = 0xFFFFFFFF
 # nlmsghdr; inet_diag_req_v2: family, protocol, extensions, padding, states; inet_diag_sockid: our port, their port,
 # our address, their address (16 bytes each), interface, cookie.
@@ -51,19 +55,26 @@ _ANSWER_BYTES: Final = 4096
 _DUMP_BYTES: Final = 1 << 16
 
 
-def gone(flows: list[FlowKey]) -> list[FlowKey]:
-    """Returns those of `flows` that the kernel has no socket for (TIME_WAIT and half-open ones count as sockets).
+def look_up(flows: list[FlowKey]) -> tuple[list[FlowKey], list[FlowKey]]:
+    """Returns those of `flows` that the kernel has no socket for (TIME_WAIT and half-open ones count as sockets), and
+    those whose socket is there only because of what the other end may not know: both have ended.
 
     Raises OSError if the kernel can't be asked (no module tcp_diag).
     """
     missing: list[FlowKey] = []
+    ended: list[FlowKey] = []
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_SOCK_DIAG) as diag:
         for start in range(0, len(flows), _BATCH):
             batch = flows[start : start + _BATCH]
             diag.send(b"".join(_request(flow, number) for number, flow in enumerate(batch)))
             # Every request has had its answer when send returns; the answers come in their order.
-            missing += [flow for number, flow in enumerate(batch) if not _exists(diag, number)]
-    return missing
+            for number, flow in enumerate(batch):
+                state = _state(diag.recv(_ANSWER_BYTES, socket.MSG_DONTWAIT), number)
+                if state is None:
+                    missing.append(flow)
+                elif state in _ENDED_STATES:
+                    ended.append(flow)
+    return missing, ended
 
 
 class Peered(Enum):
@@ -80,9 +91,9 @@ def peered(flow: FlowKey) -> Peered:
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_SOCK_DIAG) as diag:
         diag.send(_request(flow, 0))
         answer = diag.recv(_ANSWER_BYTES, socket.MSG_DONTWAIT)
-    if not _is_there(answer, 0):
+    state = _state(answer, 0)
+    if state is None:
         return Peered.NONE
-    state = answer[_HEADER.size + 1]
     if state in (_TCP_SYN_RECV, _TCP_NEW_SYN_RECV):
         return Peered.OPENING
     (inode,) = _INODE.unpack_from(answer, _HEADER.size + _INODE_AT)
@@ -100,11 +111,8 @@ def _request(flow: FlowKey, number: int) -> bytes:
     )
 
 
-def _exists(diag: socket.socket, number: int) -> bool:
-    return _is_there(diag.recv(_ANSWER_BYTES, socket.MSG_DONTWAIT), number)
-
-
-def _is_there(answer: bytes, number: int) -> bool:
+def _state(answer: bytes, number: int) -> int | None:
+    """The state of the connection that was asked for; None if there is none."""
     _, kind, _, sequence, _ = _HEADER.unpack_from(answer)
     if sequence != number:
         raise OSError(errno.EPROTO, "an answer to another question")
@@ -112,10 +120,10 @@ def _is_there(answer: bytes, number: int) -> bool:
         (code,) = _ERROR.unpack_from(answer, _HEADER.size)
         if code != -errno.ENOENT:
             raise OSError(-code, os.strerror(-code))
-        return False
+        return None
     # Without a connection the kernel shows the listener.
     state: int = answer[_HEADER.size + 1]
-    return state != _TCP_LISTEN
+    return None if state == _TCP_LISTEN else state
 
 
 class FlowQueries:
@@ -127,7 +135,7 @@ class FlowQueries:
     def check(self) -> None:
         """Check that the kernel answers at all. Raises `CommandError`."""
         try:
-            gone([(b"\x7f\0\0\1", 1, b"\x7f\0\0\1", 1)])
+            look_up([(b"\x7f\0\0\1", 1, b"\x7f\0\0\1", 1)])
         except OSError as error:
             raise CommandError(
                 f"the kernel can't be asked for its connections ({error}): load the module tcp_diag"
@@ -137,14 +145,14 @@ class FlowQueries:
         """Put these in the queue; one that still waits for its turn keeps its place."""
         self._asked.update(dict.fromkeys(flows))
 
-    def step(self) -> list[FlowKey]:
-        """Look up the next few. Returns those that are gone. Raises OSError as `gone` does."""
+    def step(self) -> tuple[list[FlowKey], list[FlowKey]]:
+        """Look up the next few. Returns and raises what `look_up` does."""
         if not self._asked:
-            return []
+            return [], []
         batch = list(islice(self._asked, _BATCH))
         for flow in batch:
             del self._asked[flow]
-        return gone(batch)
+        return look_up(batch)
 
 
 class FlowList:

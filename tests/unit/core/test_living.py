@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from nfq_failover.core.events import FlowsGone
 from nfq_failover.core.pair.roles import State
-from tests.support.transcript import OWN_TS, SEEN_TS, client, server
+from nfq_failover.wire.records import EndKind
+from tests.support.transcript import FLOW, OWN_TS, SEEN_TS, client, server, server_seq
 from tests.unit.core.test_node_packets import LoneNode, Protected, shadowing
 from tests.unit.core.test_status import shown
 
@@ -67,3 +69,23 @@ def test_our_tcp_has_forgotten_one_whose_last_word_is_on_us() -> None:
     connection.lingers(host.now)
     assert not shown(host)
     assert host.node.status(host.now).protected_connections == 0
+
+
+def test_our_tcp_keeps_it_for_the_clients_sake_alone() -> None:
+    host = Protected()
+    (connection,) = host.node.gate.flows.values()
+    host.node.handle(FlowsGone([], [FLOW]), host.now)
+    assert len(shown(host)) == 1  # our FIN has not left: the client knows nothing of it
+    connection.own.send_fin(server_seq(100))
+    host.node.handle(FlowsGone([], [FLOW]), host.now)
+    assert not shown(host)
+    assert host.node.gate.flows
+
+
+def test_held_reset_that_is_let_go_ends_it() -> None:
+    host = Protected()
+    (connection,) = host.node.gate.flows.values()
+    connection.begin_end(host.now).hold(EndKind.RST, server_seq(0), host.now)
+    assert len(shown(host)) == 1
+    connection.unprotect("the replica reset the connection", host.node.gate.out)
+    assert not shown(host)

@@ -11,7 +11,7 @@ import pytest
 
 from nfq_failover.errors import CommandError
 from nfq_failover.shell.host import connections as flows
-from nfq_failover.shell.host.connections import FlowList, FlowQueries, Peered, gone, peered
+from nfq_failover.shell.host.connections import FlowList, FlowQueries, Peered, look_up, peered
 from nfq_failover.wire.segment import FlowKey
 
 LOOPBACK = bytes([127, 0, 0, 1])
@@ -51,9 +51,13 @@ def reset(end: socket.socket) -> None:
     end.close()
 
 
+def gone_of(flows: list[FlowKey]) -> list[FlowKey]:
+    return look_up(flows)[0]
+
+
 def test_open_connections_are_there(service: Service) -> None:
     opened = [service.connect()[2] for _ in range(150)]
-    assert gone(opened) == []
+    assert gone_of(opened) == []
 
 
 def test_those_that_were_reset_are_gone_and_the_others_are_not(service: Service) -> None:
@@ -61,30 +65,30 @@ def test_those_that_were_reset_are_gone_and_the_others_are_not(service: Service)
     for client, server, _ in pairs[::3]:
         reset(server)
         client.close()
-    assert gone([flow for _, _, flow in pairs]) == [flow for _, _, flow in pairs[::3]]
+    assert gone_of([flow for _, _, flow in pairs]) == [flow for _, _, flow in pairs[::3]]
 
 
 def test_a_listener_is_no_connection(service: Service) -> None:
-    assert gone([service.flow(1)]) == [service.flow(1)]
+    assert gone_of([service.flow(1)]) == [service.flow(1)]
 
 
 def test_half_closed_and_time_wait_count_as_there(service: Service) -> None:
     client, server, flow = service.connect()
     server.shutdown(socket.SHUT_WR)
-    assert gone([flow]) == []  # FIN_WAIT
+    assert look_up([flow]) == ([], [])  # FIN_WAIT
     client.close()
     server.close()
-    assert gone([flow]) == []  # TIME_WAIT, on the server's side since it closed first
+    assert look_up([flow]) == ([], [flow])  # TIME_WAIT, on the server's side since it closed first
 
 
 def test_a_connection_waiting_to_be_accepted_is_there(service: Service) -> None:
     client = service.stack.enter_context(socket.create_connection(("127.0.0.1", service.port)))
-    assert gone([service.flow(client.getsockname()[1])]) == []
+    assert gone_of([service.flow(client.getsockname()[1])]) == []
 
 
 def test_nothing_asked_nothing_answered() -> None:
-    assert gone([]) == []
-    assert FlowQueries().step() == []
+    assert gone_of([]) == []
+    assert FlowQueries().step() == ([], [])
 
 
 def test_many_are_answered_a_few_at_a_time_each_once(service: Service) -> None:
@@ -92,14 +96,14 @@ def test_many_are_answered_a_few_at_a_time_each_once(service: Service) -> None:
     dead = [service.flow(port) for port in range(1, 500)]
     queries = FlowQueries()
     queries.ask(dead[:250] + alive)
-    first = queries.step()
+    first, _ = queries.step()
     assert 0 < len(first) <= 64
     queries.ask(dead)  # asked again, also those that still wait
     answers = list(first)
     for _ in range(20):
-        answers += queries.step()
+        answers += queries.step()[0]
     assert sorted(answers) == sorted(first + dead)
-    assert queries.step() == []
+    assert queries.step() == ([], [])
 
 
 def test_a_kernel_that_cannot_be_asked_is_a_refusal_with_advice(monkeypatch: pytest.MonkeyPatch) -> None:
