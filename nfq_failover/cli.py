@@ -129,7 +129,7 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-LAB_COMMANDS = ("lab", "bench", "campaign", "demo", "faults")
+LAB_COMMANDS = ("lab", "bench", "campaign", "demo", "faults", "programs")
 PROBE_COMMANDS = ("probe", "probe-fetch")
 
 
@@ -143,9 +143,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from nfq_failover.lab.campaign import bench
         from nfq_failover.lab.campaign.crashes import run as crashes
         from nfq_failover.lab.campaign.faults import run as faults
+        from nfq_failover.lab.campaign.programs import run as programs
         from nfq_failover.lab.demo import command as demo
 
-        for program in (lab, demo, crashes, faults, bench):
+        for program in (lab, demo, crashes, faults, bench, programs):
             program.add_parser(subparsers)
     if not argv or argv[0] in (*PROBE_COMMANDS, "-h", "--help"):
         from nfq_failover.operator.probe import command as probe

@@ -7,6 +7,7 @@ campaign can be ended at any time, and a second call does only what is not in th
 from __future__ import annotations
 
 import json
+import subprocess
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
@@ -145,3 +146,12 @@ def progress(done: int, total: int) -> str:
     """`[####......]  40/100`."""
     full = 20 * done // total
     return f"[{'#' * full}{'.' * (20 - full)}] {done:>{len(str(total))}}/{total}"
+
+
+def commit_of(directory: Path) -> str:
+    """The checkout's commit, with a `+` if it has changes; empty outside a checkout."""
+    try:
+        command = ["git", "-C", str(directory), "describe", "--always", "--dirty=+", "--exclude=*"]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return ""

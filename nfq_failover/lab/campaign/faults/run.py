@@ -13,7 +13,6 @@ import contextlib
 import json
 import os
 import signal
-import subprocess
 import tempfile
 import threading
 import time
@@ -28,7 +27,7 @@ from nfq_failover.lab import power
 from nfq_failover.lab.campaign.faults.judge import Evidence, judge
 from nfq_failover.lab.campaign.faults.plan import ALL_PORTS, BY_NAME, SPENT_PORT, WORKLOAD_S, Record, Task, plan
 from nfq_failover.lab.campaign.faults.report import describe, write_report, write_summary
-from nfq_failover.lab.campaign.journal import Campaign, Journal, Settings
+from nfq_failover.lab.campaign.journal import Campaign, Journal, Settings, commit_of
 from nfq_failover.lab.driver import ReusedLab
 from nfq_failover.lab.netns import LabError
 from nfq_failover.lab.state import Cut, Options
@@ -326,7 +325,7 @@ def run(arguments: argparse.Namespace) -> int:
         if not tasks:
             raise CommandError(f"The plan of {arguments.count} takeovers has no run {arguments.only_number}.")
         output = output / f"again-{int(time.time())}"
-    commit = _commit(Path(__file__).parent)
+    commit = commit_of(Path(__file__).parent)
     settings = Settings(
         arguments.name, output, arguments.heartbeat_ms, arguments.rate, stall_timeout_s=STALL_TIMEOUT_S, commit=commit
     )
@@ -340,12 +339,3 @@ def run(arguments: argparse.Namespace) -> int:
         write_summary(records, arguments.docs, arguments.seed, arguments.count)
     complete = len(records) == len(tasks)
     return code or (0 if complete and not any(record.violations for record in records.values()) else 1)
-
-
-def _commit(directory: Path) -> str:
-    """The checkout's commit, with a `+` if it has changes; empty outside a checkout."""
-    try:
-        command = ["git", "-C", str(directory), "describe", "--always", "--dirty=+", "--exclude=*"]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        return ""
