@@ -3,13 +3,24 @@
 
 liberal_switch=/proc/sys/net/netfilter/nf_conntrack_tcp_be_liberal
 
-# Something on the host does not go with the choice: a warning, or with --strict the end.
-object() {
-    [ -z "$strict" ] || misuse "$1"
-    warn "$1"
+# finding CODE WEIGHT WHAT RULE CURE: something on this host does not go with the rules. `install` warns, or with --strict
+# it ends; `host` lists it in one line. WEIGHT is the daemon's word: warning, degraded, unprotected.
+finding() {
+    if [ "$command" = host ]; then
+        printf '%s\t%s\t%s: %s\t%s' "$1" "$2" "$3" "$4" "$5" | tr -s '\n ' ' '
+        echo
+        return
+    fi
+    text="$3:
+      $4
+  $5"
+    case ${strict}:$1 in
+        :* | *:clones-dropped | *:mangle-accept | *:mark-erased | *:mark-routed) warn "$text" ;; # it can work like that
+        *) misuse "$text" ;;
+    esac
 }
 
-# All filter and nat rules that can be seen without loading anything: the chosen iptables, and the other kind if in use.
+# All rules of a table that can be seen without loading anything: the chosen iptables, and the other kind if in use.
 host_rules() { # host_rules TABLE
     ! is_table "$1" "$variant" || "$save" -t "$1" 2>/dev/null
     if [ "$variant" = legacy ]; then
@@ -73,24 +84,16 @@ stateful_rule() {
     done
 }
 
-# The first rule that gives service packets another address or port: NAT needs connection tracking.
+# The first rule that gives service packets another address or port, or leads others here: NAT needs connection tracking.
 nat_rule() {
     IFS=$nl
     for line in $(host_rules nat); do
         case $line in
-            "-A "*" -j DNAT"* | "-A "*" -j REDIRECT"* | "-A "*" -j NETMAP"*) ;;
+            "-A "*" -j DNAT"*" --to-destination $service" | "-A "*" -j DNAT"*" --to-destination $service:"*) ;;
+            "-A "*" -j DNAT"* | "-A "*" -j REDIRECT"* | "-A "*" -j NETMAP"*)
+                ! spares "$line " -i -d --dport || continue
+                ;;
             *) continue ;;
-        esac
-        case $line in
-            *" ! -d "* | *" ! --dport"*) ;;
-            *" -d $service/32 "* | *" --to-destination $service:"*) ;;
-            *" -d "*) continue ;;
-        esac
-        case $line in *" -p tcp "* | *" -p 6 "*) ;; *" -p "*) continue ;; esac
-        case $line in
-            *" ! --dport"*) ;;
-            *" --dport "*) serves_any "${line#* --dport }" || continue ;;
-            *" --dports "*) serves_any "${line#* --dports }" || continue ;;
         esac
         printf '%s\n' "$line"
         return
@@ -111,31 +114,109 @@ serves_any() { # serves_any PORTS...: does one of them belong to the service?
     return $serves
 }
 
-check_host() {
-    if [ "$conntrack" = liberal ]; then
-        [ -e $liberal_switch ] || misuse "--conntrack liberal: connection tracking is not loaded, so there is nothing to
-  make liberal and no rule that needs it. Use --conntrack notrack, or 'modprobe nf_conntrack' (and at each boot)."
-    else
+check_host() { # check_host MANGLE: what does not go with the rules, apart from what ends an installation
+    if [ "$conntrack" = notrack ]; then
         found=$(stateful_rule)
-        [ -z "$found" ] || object "--conntrack notrack takes the service out of connection tracking, but this host filters
-  by connection state and may block it:
-      $found
-  Use --conntrack liberal, or accept $service ports $ports before that rule."
+        [ -z "$found" ] || finding filter-by-state warning "--conntrack notrack takes the service out of connection \
+tracking, but this host filters
+  by connection state and may block it" "$found" "Use --conntrack liberal, or accept $service ports $ports before that rule."
         found=$(nat_rule)
-        [ -z "$found" ] || object "--conntrack notrack takes the service out of connection tracking, so this rule can't work:
-      $found
-  Use --conntrack liberal, or take the rule out."
+        [ -z "$found" ] || finding nat-untracked warning "--conntrack notrack takes the service out of connection \
+tracking, so this rule can't work" "$found" "Use --conntrack liberal, or take the rule out."
     fi
     if [ "$tap" = clone ] && [ "$role" != backup ]; then
         case $(host_rules filter) in
-            *":OUTPUT DROP"*) warn "the filter table drops OUTPUT by default: clones for the backup leave through OUTPUT. Accept
-  them there: -d $service -p tcp." ;;
+            *":OUTPUT DROP"*) finding clones-dropped warning "the filter table drops OUTPUT by default, and clones for \
+the backup leave through OUTPUT" ":OUTPUT DROP" "Accept them there: -d $service -p tcp." ;;
         esac
     fi
-    case $1 in
-        *"-A PREROUTING "*"-j ACCEPT"* | *"-A OUTPUT "*"-j ACCEPT"*)
-            warn "table mangle has ACCEPT rules of its own; service packets that they match never reach our rules." ;;
+    IFS=$nl
+    for line in $1; do
+        case $line in
+            "-A PREROUTING "*"-j ACCEPT"* | "-A OUTPUT "*"-j ACCEPT"*)
+                finding mangle-accept warning "table mangle has ACCEPT rules of its own; service packets that they match \
+never reach our rules" "$line" "Let them RETURN, or match other packets."
+                break
+                ;;
+        esac
+    done
+    check_marks
+    unset IFS
+}
+
+# What others do with the packet marks of what the service says.
+check_marks() {
+    others=$(printf '0x%x' $((~mark & 0xffffffff)))
+    found=$(iptables_marks && nft_marks "$(nft_rules)")
+    IFS=$nl
+    for word in 'before erases' 'before sets' 'after erases' 'after sets' 'maybe erases' 'maybe sets'; do
+        case $nl$found in *"$nl$word "*) ;; *) continue ;; esac
+        rule=${found#*"$word "} rule=${rule%%"$nl"*}
+        case $rule in
+            "nft: "*) cure="meta mark set meta mark & $mark | VALUE" ;;
+            *) cure="--set-xmark VALUE/$others" ;;
+        esac
+        cure="Let the rule leave our bit alone: $cure."
+        case $word in
+            'before erases')
+                finding mark-erased warning "this rule overwrites the mark of the daemon's packets \
+($(describe_own))" "$rule" "$cure"
+                ;;
+            *' erases')
+                weight=unprotected
+                [ "$word" = 'after erases' ] || weight=degraded
+                [ "$guard" != none ] || weight=warning
+                finding mark-erased-late $weight "this rule overwrites the mark of all that the service says, and the \
+silence guard drops what has no mark" "$rule" "$cure"
+                ;;
+            *)
+                weight=degraded
+                [ "$own_kind" != mark ] || [ "$word" = 'after sets' ] || weight=unprotected
+                finding mark-set $weight "this rule gives our mark to what the service says: $(describe_hole)" \
+                    "$rule" "$cure"
+                ;;
+        esac
+    done
+    for line in $(mark_routes); do
+        finding mark-routed warning "this routing rule compares all bits of the mark; what the daemon lets out has one more, \
+$mark, and does not match it" "$line" "Give it a mask: fwmark VALUE/$others."
+        break
+    done
+}
+
+describe_own() {
+    case $own_kind in
+        owner) echo 'our rules put it back' ;;
+        *) echo 'they come back to it then: it knows them, but that costs time' ;;
     esac
+}
+
+describe_hole() {
+    case $own_kind:$word in
+        mark:before* | mark:maybe*) echo 'it passes by the daemon, and by the silence guard' ;;
+        *) echo 'the silence guard would let a replica be heard' ;;
+    esac
+}
+
+# Ends an installation that would protect nothing, or nothing that can work.
+refuse_host() {
+    found=$(forwarded_rule)
+    [ -z "$found" ] || misuse "$(forwarded_text):
+      $found
+  $(forwarded_cure)"
+    [ "$conntrack" != liberal ] || [ -e $liberal_switch ] || misuse "--conntrack liberal: connection tracking is not loaded, \
+so there is nothing to
+  make liberal and no rule that needs it. Use --conntrack notrack, or 'modprobe nf_conntrack' (and at each boot)."
+}
+
+forwarded_text() {
+    echo "this rule leads the service's packets away from the programs of this host (a published port of a container?), \
+and past the daemon"
+}
+
+forwarded_cure() {
+    echo "Let the container use the host's network (docker run --network host; Compose: network_mode: host), run the \
+program on the host, or give it another port. No --conntrack helps."
 }
 
 # Make connection tracking liberal, or put it back as it was; liberal_before is the value to restore ('' for none).

@@ -21,6 +21,7 @@ parse_options() {
     command='' role='' service='' ports='' interface='' tap=clone conntrack=notrack guard=auto inherited=''
     flows='' buckets=''
     instance=default peers='' peer_macs='' queue_in=7760 queue_out=7761 mark=0x10000000 state_root=''
+    own=auto own_kind=owner owner=1313231174 # the daemon makes its socket with that group: OWNER in packets/inject.py
     daemon_root=/var/lib/nfq-failover/rules # of the daemon, unless its configuration says otherwise
     iptables=${IPTABLES:-} dry_run='' force='' strict='' check=''
     while [ $# -gt 0 ]; do
@@ -32,8 +33,8 @@ parse_options() {
                 ;;
         esac
         case $1 in
-            install | remove | show | check)
-                [ -z "$command" ] || misuse "'$command' or '$1'? Give one of install, remove, show, check."
+            install | remove | show | check | host)
+                [ -z "$command" ] || misuse "'$command' or '$1'? Give one of install, remove, show, check, host."
                 command=$1
                 ;;
             -h | --help) command=help ;;
@@ -50,7 +51,7 @@ parse_options() {
         esac
         shift
     done
-    [ -n "$command" ] || misuse "say what to do: install, remove, show or check; '$program --help' explains."
+    [ -n "$command" ] || misuse "say what to do: install, remove, show, check or host; '$program --help' explains."
     [ "$command" != show ] || [ -z "$check" ] || command=check
 }
 
@@ -70,6 +71,7 @@ take_option() {
         --queue-in) queue_in=$2 ;;
         --queue-out) queue_out=$2 ;;
         --mark) mark=$2 ;;
+        --own) own=$2 ;;
         --iptables) iptables=$2 ;;
         --state-dir) state_root=$2 ;;
         *) misuse "unknown option $1; see '$program --help'." ;;
@@ -238,6 +240,7 @@ check_install() {
     is_number "$queue_out" 0 65535 || misuse "--queue-out: a number from 0 to 65535, not '$queue_out'."
     [ "$queue_in" != "$queue_out" ] || misuse "--queue-in and --queue-out must differ."
     case $conntrack in notrack | liberal) ;; *) misuse "--conntrack: notrack or liberal, not '$conntrack'." ;; esac
+    case $own in auto | mark) ;; *) misuse "--own: auto or mark, not '$own'." ;; esac
     case $guard in auto | tc | nft | none) ;; *) misuse "--guard: auto, tc, nft or none, not '$guard'." ;; esac
     case $tap in
         clone) check_peers ;;

@@ -29,7 +29,7 @@ replace() {
 # render FILE WORD: the template's lines with the placeholders filled in; WORD is one more condition that holds.
 # Runs in a subshell (it changes IFS).
 render() {
-    conditions=" $tap $conntrack $2 "
+    conditions=" $tap $conntrack by-$own_kind $2 "
     text=$(cat "$parts/$1") || fail "the template $parts/$1 is missing: the installation is incomplete."
     IFS=$nl
     for line in $text; do
@@ -51,6 +51,7 @@ fill() {
     replace SERVICE_HEX "$service_hex"
     replace INTERFACE "$interface"
     replace MARK "$mark"
+    replace OWNER "$owner"
     replace QUEUE_IN "$queue_in"
     replace QUEUE_OUT "$queue_out"
     replace TABLE "$guard_table"

@@ -244,7 +244,7 @@ Event = (
 class Verdict:
     """Give the final word on a queued packet. `packet`: the rewritten packet, whole, or None to leave it as it is.
 
-    An accepted packet leaves with our mark set, so the silence guard lets it pass.
+    An accepted packet of our TCP leaves with our mark set, so the silence guard lets it pass.
     """
 
     queue: Queue
@@ -257,7 +257,7 @@ class Verdict:
 class Inject:
     """Send a whole IP packet, sealed, past our own rules: outward to the client, or inward into the local TCP.
 
-    Which of the two follows from the destination address; `inward` says it for readers and tests.
+    Which of the two follows from the destination address, too; outward it carries our mark.
     """
 
     packet: bytes | bytearray

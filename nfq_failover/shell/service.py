@@ -55,7 +55,6 @@ from nfq_failover.shell.host.health import HealthChecks
 from nfq_failover.shell.host.rtnetlink import Changes
 from nfq_failover.shell.loop import Loop
 from nfq_failover.shell.packets.copies import InboundCopies
-from nfq_failover.shell.packets.inject import Injector
 from nfq_failover.shell.packets.nfqueue import PacketQueue
 from nfq_failover.shell.peer.delivery import Delivery
 from nfq_failover.shell.peer.heartbeat_process import HeartbeatProcess
@@ -67,6 +66,7 @@ from nfq_failover.shell.privileged.rights import describe
 from nfq_failover.shell.selfcheck.address import AddressCheck
 from nfq_failover.shell.selfcheck.checks import Check, SelfChecks
 from nfq_failover.shell.selfcheck.conflict import ConflictCheck
+from nfq_failover.shell.selfcheck.foreign_rules import ForeignRules, TakenMark
 from nfq_failover.shell.start import Prepared, PreparedService
 from nfq_failover.shell.state.epoch import EpochStore
 from nfq_failover.shell.trouble import Alarms, helper_gone, out_of_memory
@@ -105,7 +105,7 @@ class Service:
         self._copies: InboundCopies | None = None
         self._copies_due = False
         undo.add(self._close_copies)
-        self._injector = undo.closing(Injector(config.mark))
+        self._injector = own.injector
         self._address = ServiceAddress(
             config.service,
             config.interface,
@@ -177,13 +177,20 @@ class Service:
                     max_len=limits.queue_max_packets,
                     rcvbuf=limits.queue_buffer_bytes,
                     counters=counters,
+                    mark=config.mark if queue is Queue.OUT else 0,
                 )
             )
         return bound
 
     def _checks(self) -> list[Check]:
         """What is looked at, again and again, on this host."""
-        return [AddressCheck(self._address), ConflictCheck(self._address.neighbourhood, self._config.service)]
+        out = self._queues[Queue.OUT]
+        return [
+            AddressCheck(self._address),
+            ConflictCheck(self._address.neighbourhood, self._config.service),
+            ForeignRules(RemoteRules(self._helper).start_look),
+            TakenMark(self._config.mark, lambda: out.marked),
+        ]
 
     def _host_changed(self) -> None:
         """Mend at once what can be mended, if somebody has changed an address or an interface of this host."""
@@ -374,12 +381,13 @@ class Service:
 
     def _drain(self) -> None:
         poll, queues = self.node.poll_effect, self._queues
-        mark, inject = self._config.mark, self._injector.send
+        inject = self._injector.send
+        marks = {Queue.IN: None, Queue.OUT: self._config.mark}  # what our TCP is told needs none, and must not keep one
         # Ends: what is done adds no effect, but for a link check that is known already: one each.
         while (effect := poll()) is not None:
             if isinstance(effect, Verdict):
                 try:
-                    queues[effect.queue].verdict(effect.packet_id, effect.accept, effect.packet, mark)
+                    queues[effect.queue].verdict(effect.packet_id, effect.accept, effect.packet, marks[effect.queue])
                 except InternalError:
                     queues[effect.queue].verdict(effect.packet_id, False)
                     raise
@@ -387,7 +395,7 @@ class Service:
                 # What was decided before must be in effect first: an overtaken window or ACK would be taken back.
                 for queue in queues.values():
                     queue.flush()
-                inject(effect.packet)
+                inject(effect.packet, effect.inward)
             elif isinstance(effect, SendDatagram):
                 self._delivery.send(effect.data, effect.destination)
             else:

@@ -20,6 +20,7 @@ from nfq_failover.shell.firewall.script import find_script
 from nfq_failover.shell.host.arp_settings import open_record
 from nfq_failover.shell.host.presence import refuse_elsewhere
 from nfq_failover.shell.notify import ServiceManager
+from nfq_failover.shell.packets.inject import Injector
 from nfq_failover.shell.packets.nfqueue import open_counters
 from nfq_failover.shell.peer.socket import SyncSockets, open_sync
 from nfq_failover.shell.privileged import files, rights
@@ -36,7 +37,8 @@ _RESERVED_PORTS = 1024
 
 @dataclass(frozen=True, slots=True)
 class PreparedService:
-    """What only root can open for one service: its state directory and checkpoint, and the helper that acts for it.
+    """What only root can open for one service: its state directory and checkpoint, the sockets by which packets are
+    injected, and the helper that acts for it.
 
     `sync` is None if the daemon itself can bind the port.
     """
@@ -47,6 +49,7 @@ class PreparedService:
     sync: SyncSockets | None
     helper: HelperClient
     arp_record: int  # a descriptor of the record of all services (host/arp_settings.py); whoever takes it closes it
+    injector: Injector
 
     def file(self, name: str) -> Path:
         """The path of a file in the service's state directory."""
@@ -121,7 +124,11 @@ def _prepare_service(config: Config, who: Account | None, undo: Undo) -> Prepare
     if len(os.fsencode(config.state_dir / CONTROL)) > _UNIX_PATH:
         raise CommandError(f"{config.state_dir / CONTROL} is too long: set a 'state_dir' with a shorter path")
     files.roots_own(config.state_dir / "rules")
-    helper = undo.closing(HelperClient(helper_settings(config, who)))
+    try:
+        injector = undo.closing(Injector(config.mark))
+    except OSError as error:
+        raise CommandError(f"no raw socket can be made ({error}): CAP_NET_RAW and CAP_NET_ADMIN are needed") from None
+    helper = undo.closing(HelperClient(helper_settings(config, who, injector.owned)))
     directory = os.open(config.state_dir, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     undo.add(lambda: os.close(directory))
     store = undo.closing(CheckpointStore(config.run_dir, config.instance))
@@ -133,7 +140,7 @@ def _prepare_service(config: Config, who: Account | None, undo: Undo) -> Prepare
     except OSError as error:
         if who is not None:  # root does not need it
             raise CommandError(f"can't hand {config.state_dir} over to the daemon's user: {error}") from None
-    return PreparedService(config, directory, store, sync, helper, _arp_record(config.state_dir))
+    return PreparedService(config, directory, store, sync, helper, _arp_record(config.state_dir), injector)
 
 
 def _arp_record(directory: Path) -> int:

@@ -7,17 +7,23 @@ from pathlib import Path
 
 SCRIPT = Path(__file__).resolve().parents[2] / "iptables" / "nfq-failover-rules"
 REQUIRED = ("--service", "10.77.0.100", "--ports", "80,7000:7099", "--interface", "lo")
+FAKE = "iptables-fake"
 PEER = ("--peer", "10.77.0.3", "--peer-mac", "02:00:00:00:00:03")
 
 
-def make_fake(directory: Path) -> Path:
-    """The fake's path; `-save` prints nothing and `-restore` writes its input to `restored` beside it."""
-    fake = directory / "iptables-fake"
+def make_fake(directory: Path, refuses: str = "") -> Path:
+    """The fake's path; `-save` prints nothing and `-restore` writes its input to `restored` beside it, unless there is
+    the word in it that it `refuses`."""
+    fake = directory / FAKE
     programs = {
         "": "echo 'iptables v1.8.9 (nf_tables)'",
         "-save": ":",
         "-restore": f"cat >>{directory}/restored",
     }
+    if refuses:
+        programs["-restore"] = f"""input=$(cat)
+case $1$2$3$input in *{refuses}*) exit 1 ;; *--test*) exit 0 ;; esac
+printf '%s\\n' "$input" >>{directory}/restored"""
     for suffix, body in programs.items():
         program = fake.with_name(fake.name + suffix)
         program.write_text(f"#!/bin/sh\n{body}\n")
@@ -25,9 +31,9 @@ def make_fake(directory: Path) -> Path:
     return fake
 
 
-def script(directory: Path, *arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
-    """Run the script with the fake and a state directory of its own."""
-    fake = make_fake(directory)
+def script(directory: Path, *arguments: str, stdin: str = "", keep: bool = False) -> subprocess.CompletedProcess[str]:
+    """Run the script with the fake and a state directory of its own. `keep`: with the fake that is there."""
+    fake = directory / FAKE if keep else make_fake(directory)
     return subprocess.run(
         ["sh", str(SCRIPT), *arguments, "--iptables", str(fake), "--state-dir", str(directory / "state")],
         input=stdin,

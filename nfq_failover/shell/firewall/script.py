@@ -48,7 +48,10 @@ class PeerHost:
 
 @dataclass(frozen=True, slots=True)
 class RulesOptions:
-    """What the script is told besides the role. `ports` are inclusive ranges; None stands for the script's default."""
+    """What the script is told besides the role. `ports` are inclusive ranges; None stands for the script's default.
+
+    `owned`: the daemon's packets are known by the group of their socket.
+    """
 
     service: str
     ports: tuple[tuple[int, int], ...]
@@ -61,6 +64,7 @@ class RulesOptions:
     queue_in: int = DEFAULT_QUEUE_IN
     queue_out: int = DEFAULT_QUEUE_OUT
     mark: int = DEFAULT_MARK
+    owned: bool = True
     strict: bool = False
     iptables: str | None = None
     state_dir: Path | None = None
@@ -148,11 +152,8 @@ class RulesRunner:
     def arguments(self, profile: Profile, inherited: bool = False) -> list[str]:
         """Returns the argument vector of an installation; the inherited connections are passed on standard input."""
         options = self.options
-        ports = ",".join(f"{low}:{high}" if low != high else str(low) for low, high in options.ports)
-        argv = [*self._command("install"), "--role", profile.value, "--service", options.service, "--ports", ports]
-        argv += ["--interface", options.interface, "--tap", options.tap, "--conntrack", options.conntrack]
-        argv += ["--queue-in", str(options.queue_in), "--queue-out", str(options.queue_out)]
-        argv += ["--mark", f"{options.mark:#x}", "--guard", options.guard]
+        argv = [*self._command("install"), "--role", profile.value, *self._choices()]
+        argv += ["--queue-in", str(options.queue_in), "--queue-out", str(options.queue_out), "--guard", options.guard]
         if options.strict:
             argv.append("--strict")
         if inherited:
@@ -179,6 +180,11 @@ class RulesRunner:
         """Begin to compare the rules with what was installed; call `finish_check` on the answer."""
         return self._start(self._command("check"))
 
+    def start_look(self) -> RunningScript:
+        """Begin to see what of the host's own rules does not go with ours; call `finish_check` on the answer, whose
+        lines are code, weight, what it is and the cure, with tabs between them."""
+        return self._start([*self._command("host"), *self._choices()])
+
     def check(self) -> str | None:
         """Returns None if all rules are as installed, else what is missing or changed."""
         return self.start_check().finish_check()
@@ -191,6 +197,14 @@ class RulesRunner:
     def remove(self, force: bool = False) -> str:
         """Take everything out again, and wait for it. Raises RulesError."""
         return self.start_remove(force).finish()
+
+    def _choices(self) -> list[str]:
+        """What the service is, and how its packets are treated."""
+        options = self.options
+        ports = ",".join(f"{low}:{high}" if low != high else str(low) for low, high in options.ports)
+        argv = ["--service", options.service, "--ports", ports, "--interface", options.interface]
+        argv += ["--tap", options.tap, "--conntrack", options.conntrack, "--mark", f"{options.mark:#x}"]
+        return argv if options.owned else [*argv, "--own", "mark"]
 
     def _command(self, verb: str) -> list[str]:
         argv = ["sh", str(self._script), verb, "--instance", self.options.instance]

@@ -1,11 +1,14 @@
 """Raw injection of whole IPv4 packets, past our own rules.
 
-A packet for an address of this host (the service address) goes over lo into the local TCP; any other leaves by the
-routing table. The mark keeps both out of our queues.
+A packet for an address of this host (the service address) goes over lo into the local TCP, and what comes from lo is
+not queued. Any other leaves by the routing table, with our mark, for the silence guard to let it out. Our rules know
+it by the group of its socket, which nothing else has, and which no other rule can change; where that is impossible,
+they go by the mark.
 """
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import socket
 from typing import Final
@@ -13,31 +16,40 @@ from typing import Final
 _SO_SNDBUFFORCE: Final = 32  # asm-generic/socket.h; not in Python's socket
 _SNDBUF: Final = 16 << 20
 _MAX_ADDRESSES: Final = 4096
+OWNER: Final = 0x4E465146
+"""The group of the socket, "NFQF": the rules script has the same number (iptables/lib/options.sh)."""
+_ANY_GROUP: Final = -1  # changes nothing, setfsgid(2)
+
+_libc = ctypes.CDLL(None)
 
 
 class Injector:
-    """A raw socket (IPPROTO_RAW, header included) whose packets carry `mark`.
+    """Two raw sockets (IPPROTO_RAW, header included): outward, whose packets carry `mark`, and inward.
 
-    A failure never raises: the packet counts as lost on the wire, which TCP repairs. `sent` and `failed` (by errno
-    name) are counters for the status.
+    Inward there is no mark: a connection of ours could inherit it (sysctl tcp_fwmark_accept), and its segments would
+    pass for the daemon's. A failure never raises: the packet counts as lost on the wire, which TCP repairs. `owned`:
+    what is sent outward has the group `OWNER`. `sent` and `failed` (by errno name) are counters for the status.
     """
 
     def __init__(self, mark: int) -> None:
-        """Raises OSError without CAP_NET_RAW and CAP_NET_ADMIN."""
+        """Raises OSError without CAP_NET_RAW and CAP_NET_ADMIN. Without CAP_SETGID it is not `owned`."""
         self.sent = 0
         self.failed: dict[str, int] = {}
         self._destinations: dict[bytes, tuple[str, int]] = {}
-        self._socket = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW)
+        before = _libc.setfsgid(OWNER)  # of this thread; a socket keeps the group of the moment when it is made
         try:
-            self._socket.setblocking(False)
-            self._socket.setsockopt(socket.IPPROTO_IP, socket.IP_HDRINCL, 1)
-            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, mark)
-            self._socket.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, _SNDBUF)
+            self.owned: bool = _libc.setfsgid(_ANY_GROUP) == OWNER
+            self._outward = _raw_socket()
+        finally:
+            _libc.setfsgid(before)
+        try:
+            self._outward.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, mark)
+            self._inward = _raw_socket()
         except OSError:
-            self._socket.close()
+            self._outward.close()
             raise
 
-    def send(self, packet: bytes | bytearray) -> bool:
+    def send(self, packet: bytes | bytearray, inward: bool = False) -> bool:
         """Send an IPv4 packet with its TCP checksum in place; the kernel writes the IP checksum, and the ID if it is 0.
 
         The packet must fit the MTU: the kernel does not fragment what comes with a header. Returns False if it was not
@@ -52,7 +64,7 @@ class Injector:
                 self._destinations.clear()
             destination = self._destinations[address] = (socket.inet_ntoa(address), 0)
         try:
-            self._socket.sendto(packet, destination)
+            (self._inward if inward else self._outward).sendto(packet, destination)
         except OSError as problem:
             return self._count(errno.errorcode.get(problem.errno or 0, str(problem.errno)))
         self.sent += 1
@@ -63,5 +75,18 @@ class Injector:
         return False
 
     def close(self) -> None:
-        """Close the socket. Can be repeated."""
-        self._socket.close()
+        """Close the sockets. Can be repeated."""
+        self._outward.close()
+        self._inward.close()
+
+
+def _raw_socket() -> socket.socket:
+    made = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW)
+    try:
+        made.setblocking(False)
+        made.setsockopt(socket.IPPROTO_IP, socket.IP_HDRINCL, 1)
+        made.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, _SNDBUF)
+    except OSError:
+        made.close()
+        raise
+    return made

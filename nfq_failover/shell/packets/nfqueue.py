@@ -129,8 +129,10 @@ class PacketQueue:
         max_len: int = DEFAULT_QUEUE_PACKETS,
         rcvbuf: int = DEFAULT_QUEUE_BUFFER,
         counters: int | None = None,
+        mark: int = 0,
     ) -> None:
-        """Bind. `counters`: the file of `open_counters`. Raises `QueueUnavailable`."""
+        """Bind. `counters`: the file of `open_counters`. `mark`: the one given with verdicts, so that nothing in the
+        queue should have it; what has is counted in `marked`. Raises `QueueUnavailable`."""
         self._counters = counters
         self.number = number
         self.queue = queue
@@ -138,6 +140,8 @@ class PacketQueue:
         self.refused = 0
         self.unreadable = 0
         self.send_retries = 0
+        self.marked = 0
+        self._mark = mark
         self.shortened = 0
         self._whole_at = 0.0  # from then on super-segments come uncut again; 0: they do
         self._marks: dict[int, int] = {}  # of packets that have one
@@ -228,6 +232,8 @@ class PacketQueue:
             packet_id, mark, info, start, stop, whole = fields
             if mark:
                 self._marks[packet_id] = mark
+                if mark & self._mark:
+                    self.marked += 1
             packet = bytearray(view[start:stop])
             gso = bool(info & nl.SKB_GSO)
             if stop - start != whole:

@@ -32,6 +32,7 @@ from nfq_failover.shell.privileged.requests import (
     FencePeer,
     HelperSettings,
     InstallRules,
+    LookAtHost,
     RemoveRules,
     Reply,
     Request,
@@ -50,8 +51,8 @@ _GONE = -1
 _SNDBUF = 1 << 20
 
 
-def helper_settings(config: Config, user: Account | None) -> HelperSettings:
-    """Returns what the helper gets to know."""
+def helper_settings(config: Config, user: Account | None, owned: bool = True) -> HelperSettings:
+    """Returns what the helper gets to know. `owned`: as of the `Injector`."""
     settings, wanted = config.settings, config.privileges
     return HelperSettings(
         service=settings.service,
@@ -66,6 +67,7 @@ def helper_settings(config: Config, user: Account | None) -> HelperSettings:
             queue_in=config.queue_in,
             queue_out=config.queue_out,
             mark=config.mark,
+            owned=owned,
             state_dir=config.state_dir / "rules",
             script=config.rules_script,
         ),
@@ -221,6 +223,15 @@ class RemoteScript:
         reply = self._pending.wait()
         return reply.status, reply.said
 
+    @property
+    def done(self) -> bool:
+        """Whether the script has ended."""
+        return self._pending.reply is not None
+
+    def close(self) -> None:
+        """Wait for the script no more. Can be repeated."""
+        self._pending.close()
+
     def finish(self) -> str:
         """Returns the warnings ('' for none) of a run that succeeded. Raises RulesError for one that did not."""
         status, said = self.wait()
@@ -262,6 +273,10 @@ class RemoteRules:
     def start_check(self) -> RemoteScript:
         """Begin to compare the rules with what was installed."""
         return RemoteScript(self._helper.ask(CheckRules()))
+
+    def start_look(self) -> RemoteScript:
+        """Begin to see what of the host's own rules does not go with ours."""
+        return RemoteScript(self._helper.ask(LookAtHost()))
 
     def remove(self, force: bool = False) -> str:
         """Take everything out again, and wait for it. Raises RulesError."""

@@ -1,8 +1,9 @@
 """The privileged helper: a small process that does, as root, the few things for which the daemon is not trusted.
 
-It installs, checks and removes the rules, runs the fence command, configures the service address and starts the
-heartbeat sender. The daemon asks over a socketpair, in typed requests (requests.py); every command that is
-run comes from the helper's own copy of the configuration, which it got before the daemon had seen a packet.
+It installs, checks and removes the rules, looks at the host's own, runs the fence command, configures the service
+address and starts the heartbeat sender. The daemon asks over a socketpair, in typed requests (requests.py); every
+command that is run comes from the helper's own copy of the configuration, which it got before the daemon had seen a
+packet.
 
 It ends when the daemon's end of the socket is closed. A rules script that runs then may finish (what it does is one
 step of the host's rules, which the next daemon relies on); a fence is killed, since nobody is there any more to act on
@@ -39,6 +40,7 @@ from nfq_failover.shell.privileged.requests import (
     FencePeer,
     HelperSettings,
     InstallRules,
+    LookAtHost,
     Refused,
     RemoveRules,
     Reply,
@@ -70,6 +72,7 @@ class Helper:
         self._fences = FenceKeeper(settings.fence, settings.peers, self._loop, self)
         self._fence_numbers: dict[str, int] = {}
         self._script: tuple[int, RunningScript] | None = None
+        self._look: tuple[int, RunningScript] | None = None  # beside the other: it changes nothing
         self._senders: dict[int, subprocess.Popen[bytes]] = {}
         self._said_at = 0.0
         self.refused = 0
@@ -88,6 +91,8 @@ class Helper:
         self._fences.close()
         if self._script is not None:
             self._script[1].wait()
+        if self._look is not None:
+            self._look[1].wait()
         give_up = time.monotonic() + SENDER_WAIT_S
         for sender in self._senders.values():  # they end by themselves, as we do
             try:
@@ -143,6 +148,8 @@ class Helper:
     def _carry_out(self, number: int, request: Request, fds: list[int]) -> None:
         if isinstance(request, InstallRules | CheckRules | RemoveRules):
             self._start_script(number, request, fds)
+        elif isinstance(request, LookAtHost):
+            self._start_look(number)
         elif isinstance(request, FencePeer):
             self._fence(number, request)
         elif isinstance(request, ChangeAddress):
@@ -179,6 +186,25 @@ class Helper:
         (number, script), self._script = self._script, None
         self._loop.unwatch(script.pidfd())
         self._reply(number, *script.wait())
+
+    def _start_look(self, number: int) -> None:
+        if self._look is not None:
+            raise Refused("it is being looked at already")
+        try:
+            script = self._rules.start_look()
+        except RulesError as error:
+            self._reply(number, -1, str(error))
+            return
+        self._look = (number, script)
+        self._loop.watch(script.pidfd(), self._look_ended)
+
+    def _look_ended(self) -> None:
+        if self._look is None:
+            return
+        (number, script), self._look = self._look, None
+        self._loop.unwatch(script.pidfd())
+        status, said = script.wait()
+        self._reply(number, status, said)
 
     # ------------------------------------------------------------------------------------ fence
 

@@ -51,6 +51,11 @@ class CheckRules:
 
 
 @dataclass(frozen=True, slots=True)
+class LookAtHost:
+    """See what of the host's own rules does not go with ours."""
+
+
+@dataclass(frozen=True, slots=True)
 class RemoveRules:
     """Take the rules out; `force`: although the service address is still there."""
 
@@ -77,10 +82,11 @@ class StartSender:
     """Start the heartbeat sender on three descriptors: UDP socket, orders, progress."""
 
 
-Request = InstallRules | CheckRules | RemoveRules | FencePeer | ChangeAddress | StartSender
+Request = InstallRules | CheckRules | LookAtHost | RemoveRules | FencePeer | ChangeAddress | StartSender
 _KINDS: Final[dict[str, type[Any]]] = {
     "install-rules": InstallRules,
     "check-rules": CheckRules,
+    "look-at-host": LookAtHost,
     "remove-rules": RemoveRules,
     "fence": FencePeer,
     "address": ChangeAddress,
@@ -90,6 +96,7 @@ _WORDS: Final = {kind: word for word, kind in _KINDS.items()}
 _FIELDS: Final[dict[str, dict[str, type]]] = {
     "install-rules": {"profile": str, "flows": bool},
     "check-rules": {},
+    "look-at-host": {},
     "remove-rules": {"force": bool},
     "fence": {"peer": str, "deadline_ms": int},
     "address": {"add": bool},

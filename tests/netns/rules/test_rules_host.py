@@ -27,8 +27,7 @@ CONTRADICTIONS = [
     ("filter", "-A OUTPUT -m state --state NEW,ESTABLISHED -j ACCEPT"),
     ("filter", "-A INPUT -m conntrack ! --ctstate ESTABLISHED -j DROP"),
     ("filter", "-N ours; -A INPUT -j ours; -A ours -m conntrack --ctstate NEW -j ACCEPT"),
-    ("nat", "-A PREROUTING -p tcp --dport 80 -j REDIRECT --to-ports 8080"),
-    ("nat", f"-A PREROUTING -d {SERVICE} -p tcp -m multiport --dports 22,7050 -j DNAT --to-destination 192.0.2.1"),
+    ("nat", f"-A PREROUTING -d 192.0.2.9 -p tcp --dport 80 -j DNAT --to-destination {SERVICE}:80"),
     ("nat", "-N docker; -A OUTPUT -j docker; -A docker -p tcp --dport 7000:7001 -j DNAT --to-destination 192.0.2.1:80"),
 ]
 HARMLESS = [
@@ -40,6 +39,8 @@ HARMLESS = [
     ("nat", "-A PREROUTING -p tcp --dport 8080 -j REDIRECT --to-ports 80"),
     ("nat", "-A PREROUTING -d 192.0.2.7 -p tcp --dport 80 -j DNAT --to-destination 192.0.2.1"),
     ("nat", "-A PREROUTING -p udp --dport 80 -j REDIRECT --to-ports 8080"),
+    ("nat", "-A PREROUTING -i docker0 -p tcp --dport 80 -j REDIRECT --to-ports 8080"),
+    ("nat", f"-A PREROUTING ! -d {SERVICE} -p tcp --dport 80 -j REDIRECT --to-ports 8080"),
     ("nat", "-A POSTROUTING -s 192.0.2.0/24 -j MASQUERADE"),
 ]
 

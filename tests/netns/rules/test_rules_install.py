@@ -176,7 +176,7 @@ def test_a_lost_rule_is_noticed_and_installing_repairs(net: RulesWorld) -> None:
     tc = ("tc", "qdisc", "del", "dev", "eth0", "clsact")
     losses: list[tuple[tuple[str, ...], str]] = [
         ((*mangle, "-D", "OUTPUT", "-j", "NFQF-default-OUT"), "missing: OUTPUT -j NFQF-default-OUT"),
-        ((*mangle, "-F", "NFQF-default-PRE"), "missing: NFQF-default-PRE -m mark"),
+        ((*mangle, "-F", "NFQF-default-PRE"), "missing: NFQF-default-PRE -i lo"),
         ((*mangle, "-F"), "missing: PREROUTING"),
         (("-t", "raw", "-F"), "missing: NFQF-default-ROUT"),
         ((*mangle, "-I", "NFQF-default-OUT", "-j", "ACCEPT"), "not ours, or old: NFQF-default-OUT -j ACCEPT"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import time
 from collections.abc import Iterator
@@ -10,6 +11,8 @@ from pathlib import Path
 import pytest
 
 from nfq_failover.constants import ACK, PSH, SYN
+from nfq_failover.shell.packets.inject import Injector
+from nfq_failover.wire.build import build_segment
 from tests.support.namespaces import CLIENT, SERVICE
 from tests.support.rules_world import MARK, MULTICAST_MAC, VARIANTS, RulesWorld, Sniffer, segment, world
 
@@ -51,8 +54,39 @@ def test_a_backup_without_rules_is_kept_silent_by_the_guard(net: RulesWorld, gua
             assert heard.from_service() != [], "without rules and guard the host must be audible, or this test is deaf"
 
 
+@pytest.mark.parametrize("role", ["backup", "primary", "alone"])
+def test_the_daemons_packets_pass_whatever_their_mark_and_nobody_elses_do(net: RulesWorld, role: str) -> None:
+    """Here another program marks all that the service says: with its own mark, or with ours."""
+    net.b.install(role, peer=net.a if role == "primary" else None)
+    net.b.serve()
+    for value in ("1", f"{MARK:#x}", "0xffffffff"):
+        net.b.iptables("-t", "mangle", "-I", "OUTPUT", "-p", "tcp", "-j", "MARK", "--set-mark", value)
+        with Sniffer(net.client) as heard:
+            with net.b.namespace.entered(), contextlib.closing(Injector(0)) as daemon:
+                daemon.send(bytearray(segment_of_the_daemon()))
+            assert len(heard.from_service()) == 1, value
+            with net.b.namespace.entered(), contextlib.closing(foreign_socket()) as other:
+                other.sendto(segment_of_the_daemon(), (CLIENT, 0))  # as the server would
+            assert len(heard.from_service()) == int(role == "alone"), value
+        net.b.iptables("-t", "mangle", "-D", "OUTPUT", "1")
+
+
+def segment_of_the_daemon() -> bytes:
+    """A packet of the service to the client, with its IP header."""
+    ends = (socket.inet_aton(SERVICE), 80), (socket.inet_aton(CLIENT), 30000)
+    return bytes(build_segment(*ends, 1, 1, ACK, 100))
+
+
+def foreign_socket() -> socket.socket:
+    """A raw socket of another program, which sets our mark itself."""
+    made = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW)
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, MARK)
+    return made
+
+
 def test_the_guard_lets_marked_packets_and_arp_out(net: RulesWorld) -> None:
     net.b.install("backup")
+    net.b.iptables("-t", "mangle", "-F")
     net.b.serve()
     with Sniffer(net.client) as heard, net.b.namespace.entered():
         for mark, count in ((0, 0), (MARK, 1), (MARK | 5, 1)):

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from nfq_failover.shell.packets.inject import OWNER
 from tests.support.fake_iptables import PEER, REQUIRED, SCRIPT, make_fake, plan, rules, script
 
 PARTS = sorted((SCRIPT.parent / "lib").glob("*.sh"))
@@ -16,7 +17,7 @@ PARTS = sorted((SCRIPT.parent / "lib").glob("*.sh"))
 
 def test_shellcheck_finds_nothing() -> None:
     done = subprocess.run(["shellcheck", SCRIPT, *PARTS], capture_output=True, text=True, timeout=60)
-    assert len(PARTS) == 4
+    assert len(PARTS) == 5
     assert done.returncode == 0, done.stdout
 
 
@@ -55,7 +56,7 @@ def test_a_daemons_record_is_found(tmp_path: Path, boot: str, role: str) -> None
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ((), "install, remove, show or check"),
+        ((), "install, remove, show, check or host"),
         (("install", "remove"), "Give one of"),
         (("install", "--rolle", "backup"), "unknown option --rolle"),
         (("install", "more"), "unexpected 'more'"),
@@ -132,11 +133,28 @@ def test_queues_of_the_backup_have_no_bypass_and_nothing_else_leaves(tmp_path: P
     assert "TEE" not in text
 
 
-def test_marked_packets_return_first_in_every_role(tmp_path: Path) -> None:
-    for role in ("backup", "primary", "alone"):
-        text = plan(tmp_path, role, *PEER)
-        for chain in ("NFQF-default-PRE", "NFQF-default-OUT"):
-            assert rules(text, chain)[0] == "-m mark --mark 0x10000000/0x10000000 -j RETURN"
+@pytest.mark.parametrize("role", ["backup", "primary", "alone"])
+def test_the_daemons_own_packets_pass_first_and_no_mark_is_believed(tmp_path: Path, role: str) -> None:
+    text = plan(tmp_path, role, *PEER)
+    assert rules(text, "NFQF-default-PRE")[0] == "-i lo -j RETURN"
+    assert rules(text, "NFQF-default-OUT")[:2] == [
+        "-o lo -j RETURN",
+        f"-m owner --gid-owner {OWNER} -g NFQF-default-OWN",
+    ]
+    assert rules(text, "NFQF-default-OWN") == ["-j MARK --set-xmark 0x10000000/0x10000000"]
+    assert "-m mark" not in text
+
+
+def test_a_kernel_without_the_owner_match_goes_by_the_mark(tmp_path: Path) -> None:
+    without = plan(tmp_path, "backup", "--own", "mark")
+    assert "owner" not in without
+    assert rules(without, "NFQF-default-OUT")[1] == "-m mark --mark 0x10000000/0x10000000 -j RETURN"
+    make_fake(tmp_path, refuses="owner")
+    for role in ("backup", "alone"):
+        done = script(tmp_path, "install", "--role", role, *REQUIRED, "--guard", "none", keep=True)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert "owner" not in (tmp_path / "restored").read_text()
+    assert "the owner match is missing" in script(tmp_path, "show", keep=True).stdout
 
 
 def test_primary_queues_syns_in_and_everything_out_without_bypass(tmp_path: Path) -> None:

@@ -45,7 +45,7 @@ def test_apply_passes_everything(tmp_path: Path) -> None:
     for part in (
         f"install --instance default --state-dir {tmp_path}/state --role primary --service 10.77.0.100",
         "--ports 80,7000:7099 --interface eth0 --tap clone --conntrack liberal",
-        "--queue-in 7760 --queue-out 7761 --mark 0x10000000 --guard auto --strict",
+        "--conntrack liberal --mark 0x10000000 --queue-in 7760 --queue-out 7761 --guard auto --strict",
         "--peer 10.77.0.3 --peer-mac 02:00:00:00:00:03 --peer 10.77.0.4 --peer-mac 02:00:00:00:00:04",
     ):
         assert part in words
@@ -74,6 +74,15 @@ def test_warnings_are_given_and_failures_raised(tmp_path: Path) -> None:
     assert isinstance(caught.value, NfqFailoverError)
     with pytest.raises(RulesError, match="exit code 7"):
         runner(tmp_path, "exit 7").remove()
+
+
+def test_a_look_at_the_host_is_told_what_the_service_is(tmp_path: Path) -> None:
+    said = "x\twarning\twhat\tcure"
+    assert runner(tmp_path, f"printf '{said}' >&2; exit 3", owned=False).start_look().finish_check() == said
+    words = " ".join(arguments(tmp_path))
+    assert words.startswith("host --instance default")
+    assert words.endswith("--tap clone --conntrack notrack --mark 0x10000000 --own mark")
+    assert runner(tmp_path, "").start_look().finish_check() is None
 
 
 def test_check(tmp_path: Path) -> None:

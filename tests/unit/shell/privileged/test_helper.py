@@ -272,3 +272,17 @@ def test_a_signal_to_the_group_does_not_end_it_and_its_commands_do_not_inherit_t
         ignored = int(world.raw(encode_request(1, FencePeer("b", 5000))).said.split()[1], 16)
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             assert not ignored & 1 << (number - 1)
+
+
+def test_a_look_at_the_host_runs_beside_the_other_script_and_there_is_one(tmp_path: Path) -> None:
+    made = HelperWorld(tmp_path, f"case $1 in check) while [ ! -e {tmp_path}/go ]; do sleep 0.02; done ;; esac; exit 0")
+    try:
+        checking = made.rules.start_check()
+        look = made.rules.start_look()
+        assert look.finish_check() is None
+        assert not checking.done
+        (tmp_path / "go").touch()
+        assert checking.finish_check() is None
+        assert made.arguments().count("host") == 1
+    finally:
+        made.helper.close()

@@ -18,6 +18,7 @@ from nfq_failover.shell.privileged.requests import (
     CheckRules,
     FencePeer,
     InstallRules,
+    LookAtHost,
     Refused,
     RemoveRules,
     Reply,
@@ -38,6 +39,7 @@ FLOWS = ((b"\x0a\x4d\x00\x01", 40000, SERVICE, 80), (b"\xc0\x00\x02\x07", 1, SER
 REQUESTS: list[Request] = [
     *(InstallRules(profile, flows) for profile in Profile for flows in (False, True)),
     CheckRules(),
+    LookAtHost(),
     RemoveRules(),
     RemoveRules(True),
     FencePeer("beta", 5000),
@@ -53,7 +55,7 @@ def test_a_request_survives_the_way(request_: Request) -> None:
 
 
 def test_only_these_come_with_descriptors() -> None:
-    assert [descriptors(request) for request in REQUESTS] == [0, 1, 0, 1, 0, 1, 0, 0, 0, 0, 0, 0, 3]
+    assert [descriptors(request) for request in REQUESTS] == [0, 1, 0, 1, 0, 1, 0, 0, 0, 0, 0, 0, 0, 3]
 
 
 @pytest.mark.parametrize(
@@ -99,7 +101,10 @@ _ANYTHING = st.recursive(
     max_leaves=5,
 )
 _FIELDS = {
-    "do": st.sampled_from(["install-rules", "check-rules", "remove-rules", "fence", "address", "sender"]) | _ANYTHING,
+    "do": st.sampled_from(
+        ["install-rules", "check-rules", "look-at-host", "remove-rules", "fence", "address", "sender"]
+    )
+    | _ANYTHING,
     "number": st.integers(0, 9) | _ANYTHING,
 }
 _MORE = st.sampled_from(["profile", "flows", "force", "peer", "deadline_ms", "add"]) | st.text(max_size=8)
