@@ -9,19 +9,21 @@ import shlex
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from nfq_failover.core.tcp.journal import Journal
 from nfq_failover.errors import CommandError
 from nfq_failover.operator.probe import fetch as probe_fetch
-from nfq_failover.operator.probe.compare import describe, judge
+from nfq_failover.operator.probe import recording as probe_recording
 from nfq_failover.operator.probe.fetch import Answer
+from nfq_failover.operator.probe.protocol import encrypted
+from nfq_failover.operator.probe.recording import Recording
+from nfq_failover.operator.probe.verdict import Verdict, describe, judge
 
 LOCAL = "local"
 _ADDRESS = re.compile(r"(\d{1,3}(?:\.\d{1,3}){3})(?::(\d{1,5}))?")
 _START_S = 30.0
+PATIENCE = 4  # times the silence: a server that says more then was not asked for it
 EPILOG = """\
 HOST is one of
   ADDRESS[:PORT]   connect to this address, if the application listens there, too
@@ -35,8 +37,12 @@ The request is really carried out, on both hosts, as often as --times says. Both
   nfq-failover probe --service 10.0.0.100:6379 --host 10.0.0.2 --host 10.0.0.3 --request redis-commands
   tcpdump -i eth0 -w live.pcap host 10.0.0.100 and port 443     # then: --recorded live.pcap
 
-Exit code: 0 equal; 3 of equal length with differences that end (protected); 4 connections would not stay protected;
-1 or 2 when it could not be found out.
+A recorded conversation is repeated turn by turn, and the answers are compared with each other and with the recorded
+ones. Where the servers stop early, or answer otherwise, that is said, and is not a proof.
+
+Exit code: 0 equal; 3 of equal length with differences that end (protected); 4 connections would not stay protected (the
+answers differ, or are encrypted); 5 can't be told from this: only a part could be compared, or the server speaks at
+moments of its own; 1 or 2 when nothing could be compared.
 """
 
 
@@ -81,55 +87,23 @@ def http_request(path: str, service: tuple[str, int]) -> bytes:
     return f"GET {path} HTTP/1.1\r\nHost: {host}\r\nUser-Agent: nfq-failover-probe\r\nAccept: */*\r\n\r\n".encode()
 
 
-def recorded(path: Path, service: tuple[str, int]) -> list[bytes]:
-    """The client's turns in the first connection to the service that begins in a capture. Raises `CommandError`."""
-    from scapy.error import Scapy_Exception
-    from scapy.layers.inet import IP, TCP
-    from scapy.utils import PcapReader
-
-    client: tuple[str, int] | None = None
-    stream = Journal(64 << 20)
-    begins: list[int] = []
-    irs, answered = 0, True
-    try:
-        with PcapReader(str(path)) as packets:
-            for packet in packets:
-                if IP not in packet or TCP not in packet:
-                    continue
-                ip, tcp = packet[IP], packet[TCP]
-                source, target = (ip.src, tcp.sport), (ip.dst, tcp.dport)
-                payload = bytes(tcp.payload)[: ip.len - 4 * ip.ihl - 4 * tcp.dataofs]
-                if client is None and target == service and tcp.flags.S and not tcp.flags.A:
-                    client, irs = source, tcp.seq
-                elif (source, target) == (client, service) and payload:
-                    if answered:
-                        begins.append(stream.end)
-                        answered = False
-                    stream.insert((tcp.seq - irs - 1) & 0xFFFFFFFF, payload)
-                elif (source, target) == (service, client) and payload:
-                    answered = True
-    except (OSError, Scapy_Exception) as error:
-        raise CommandError(
-            f"--recorded: {path} can't be read ({error}): give a capture that tcpdump -w has made"
-        ) from None
-    if client is None:
-        raise CommandError(f"--recorded: no connection to {service[0]}:{service[1]} begins in {path}")
-    data = stream.read(0, stream.end)
-    cuts = [*sorted(set(begins)), len(data)]
-    turns = [data[a:b] for a, b in pairwise(cuts) if b > a]
-    if not turns:
-        raise CommandError(f"--recorded: the client of the first connection in {path} sends nothing")
-    return turns
-
-
-def ask(target: Target, turns: list[bytes], args: argparse.Namespace) -> list[Answer]:
-    """All answers of one application. Raises `CommandError`."""
+def ask(
+    target: Target,
+    turns: list[bytes],
+    args: argparse.Namespace,
+    recording: Recording | None = None,
+    idle_times: int = 1,
+) -> list[Answer]:
+    """All answers of one application; an answer is over after `idle_times` the silence that was asked for. Raises
+    `CommandError`."""
     how: dict[str, Any] = {
-        "idle_s": args.idle_ms / 1000,
+        "idle_s": idle_times * args.idle_ms / 1000,
         "timeout_s": args.timeout_s,
         "limit": args.limit,
         "close": args.close,
     }
+    if recording is not None:
+        how |= {"expected": list(recording.expected), "patience_s": min(2 * recording.pause_s, args.timeout_s)}
     if not target.via:
         return [probe_fetch.fetch(target.address, turns, **how) for _ in range(args.times)]
     job = probe_fetch.encode_job(target.address, turns, args.times, **how)
@@ -160,26 +134,54 @@ def run(args: argparse.Namespace) -> int:
     targets = [target_of(text, service) for text in args.host]
     if targets[0] == targets[1]:
         raise CommandError(f"--host: '{targets[0].name}' twice; to compare a host with itself, --times is enough")
+    recording = None
     if args.http is not None:
         turns = [http_request(args.http, service)]
     elif args.recorded is not None:
-        turns = recorded(args.recorded, service)
+        recording = probe_recording.read(args.recorded, service)
+        turns = list(recording.turns)
     else:
         try:
             turns = [args.request.read_bytes()]
         except OSError as error:
             raise CommandError(f"--request: {args.request}: {error.strerror}") from None
-    with ThreadPoolExecutor(2) as pool:
-        answers = list(pool.map(lambda target: ask(target, turns, args), targets))
-    names = tuple(target.name for target in targets)
-    for name, got in zip(names, answers, strict=True):
-        if len(got) != args.times:
-            raise CommandError(f"{name}: {len(got)} answers instead of {args.times}")
-        if not any(answer.data for answer in got):
-            raise CommandError(f"{name}: the application has answered nothing ({got[0].end}): is the request complete?")
-    verdict = judge((names[0], names[1]), answers[0], answers[1])
+    verdict = _compare(targets, turns, args, recording)
     print(json.dumps(verdict.as_json()) if args.json else describe(verdict))
+    if recording is not None and recording.others and not args.json:
+        print(f"The capture has {recording.others} more connections to the service: only the first was compared.")
     return verdict.exit_code
+
+
+def _compare(
+    targets: list[Target], turns: list[bytes], args: argparse.Namespace, recording: Recording | None
+) -> Verdict:
+    """Ask both, and compare; again with more patience, if one answer only goes on where the other has stopped."""
+
+    def both(idle_times: int) -> list[list[Answer]]:
+        with ThreadPoolExecutor(2) as pool:
+            return list(pool.map(lambda target: ask(target, turns, args, recording, idle_times), targets))
+
+    names = targets[0].name, targets[1].name
+    if recording is not None and (protocol := encrypted(turns, recording.answers)):
+        return Verdict(names, (), ((), ()), protocol)  # what was recorded means nothing to any other server
+    answers = both(1)
+    for target, got in zip(targets, answers, strict=True):
+        if len(got) != args.times:
+            raise CommandError(f"{target.name}: {len(got)} answers instead of {args.times}")
+        if not any(answer.data for answer in got):
+            raise CommandError(
+                f"{target.name}: the application has answered nothing ({got[0].end}): is the request complete?"
+            )
+    verdict = judge(names, answers[0], answers[1], turns, recording)
+    if not verdict.unasked and any(finding.one_is_further for finding in verdict.between):
+        later = both(PATIENCE)
+        grown = any(_most(new) > _most(old) for old, new in zip(answers, later, strict=True))
+        return judge(names, later[0], later[1], turns, recording, unasked=grown)
+    return verdict
+
+
+def _most(answers: list[Answer]) -> int:
+    return max(len(answer.data) for answer in answers)
 
 
 def _positive(text: str) -> int:

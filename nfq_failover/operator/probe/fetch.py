@@ -11,7 +11,7 @@ import json
 import socket
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TextIO
 
 from nfq_failover.errors import CommandError
@@ -21,18 +21,29 @@ CHUNK = 1 << 16
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What one connection has brought. `end`: closed, idle, reset, timeout or limit; empty `data` may be an answer."""
+    """What one connection has brought. `end`: closed, idle, reset, timeout or limit; empty `data` may be an answer.
+    `sent`: how many turns the client has come to send."""
 
     data: bytes
     end: str
+    sent: int = field(default=0, compare=False)
 
 
 def fetch(
-    address: tuple[str, int], turns: list[bytes], idle_s: float, timeout_s: float, limit: int, close: bool = False
+    address: tuple[str, int],
+    turns: list[bytes],
+    idle_s: float,
+    timeout_s: float,
+    limit: int,
+    close: bool = False,
+    expected: list[int] | None = None,
+    patience_s: float = 0.0,
 ) -> Answer:
     """One connection: send the turns, and read until the server closes or is silent for `idle_s`.
 
-    `close`: end our direction after the last turn. Raises `CommandError` if nobody listens.
+    `close`: end our direction after the last turn. `expected`: how many bytes each turn is answered with, as far as
+    that is known; until they are there, a silence may last for `patience_s`. An empty turn only waits for the server.
+    Raises `CommandError` if nobody listens.
     """
     got = bytearray()
     deadline = time.monotonic() + timeout_s
@@ -44,22 +55,33 @@ def fetch(
         ) from None
     with connection:
         for number, turn in enumerate(turns, 1):
+            wanted = None if expected is None else expected[number - 1]
             try:
                 connection.sendall(turn)
                 if close and number == len(turns):
                     connection.shutdown(socket.SHUT_WR)
             except OSError:
-                return Answer(bytes(got), "reset")
-            end = _rest(connection, got, idle_s, deadline, limit)
+                return Answer(bytes(got), "reset", number - 1)
+            end = _rest(connection, got, (idle_s, max(idle_s, patience_s)), deadline, limit, wanted)
             if end != "idle":
-                return Answer(bytes(got), end)
-        return Answer(bytes(got), "idle")
+                return Answer(bytes(got), end, number)
+        return Answer(bytes(got), "idle", len(turns))
 
 
-def _rest(connection: socket.socket, got: bytearray, idle_s: float, deadline: float, limit: int) -> str:
-    """Read until the answer has come to rest; says how."""
-    silent = False  # the first byte may take as long as the timeout allows
+def _rest(
+    connection: socket.socket,
+    got: bytearray,
+    silences_s: tuple[float, float],
+    deadline: float,
+    limit: int,
+    wanted: int | None,
+) -> str:
+    """Read until the answer has come to rest; says how. `silences_s`: how long a silence ends it, and how long it takes
+    as long as it has not `wanted` bytes."""
+    silent = wanted == 0  # otherwise the first byte may take as long as the timeout allows
+    begun = len(got)
     while len(got) < limit:
+        idle_s = silences_s[len(got) - begun < (wanted or 0)]
         left = deadline - time.monotonic()
         if left <= 0:
             return "timeout"
@@ -67,7 +89,7 @@ def _rest(connection: socket.socket, got: bytearray, idle_s: float, deadline: fl
         try:
             data = connection.recv(min(CHUNK, limit - len(got)))
         except TimeoutError:
-            return "idle" if silent else "timeout"
+            return "idle" if silent and time.monotonic() < deadline else "timeout"
         except OSError:
             return "reset"
         if not data:
@@ -95,13 +117,14 @@ def serve_job(source: TextIO, sink: TextIO) -> None:
         ) from None
     for _ in range(times):
         answer = fetch(address, turns, **job)
-        print(json.dumps({"data": base64.b64encode(answer.data).decode(), "end": answer.end}), file=sink, flush=True)
+        row = {"data": base64.b64encode(answer.data).decode(), "end": answer.end, "sent": answer.sent}
+        print(json.dumps(row), file=sink, flush=True)
 
 
 def read_answers(text: str) -> list[Answer]:
     """The answers of a job, from what it printed."""
     rows = [json.loads(line) for line in text.splitlines() if line.startswith("{")]
-    return [Answer(base64.b64decode(row["data"]), row["end"]) for row in rows]
+    return [Answer(base64.b64decode(row["data"]), row["end"], row.get("sent", 0)) for row in rows]
 
 
 def main() -> int:

@@ -22,10 +22,11 @@ from scapy.utils import wrpcap
 from nfq_failover.cli import main
 from nfq_failover.config import schema
 from nfq_failover.errors import CommandError
-from nfq_failover.operator.probe import command as probe
 from nfq_failover.operator.probe import compare as probe_compare
-from nfq_failover.operator.probe.compare import Relation, compare, judge
+from nfq_failover.operator.probe import recording
+from nfq_failover.operator.probe.compare import Relation, compare
 from nfq_failover.operator.probe.fetch import Answer, encode_job, fetch, read_answers
+from nfq_failover.operator.probe.verdict import describe, judge
 
 SERVICE = ("10.77.0.100", 80)
 
@@ -83,7 +84,7 @@ def test_verdict_is_the_worst_and_compares_each_with_itself() -> None:
     noise = [answer(os.urandom(100)) for _ in range(4)]
     verdict = judge(("a", "b"), noise[:2], noise[2:])
     assert verdict.exit_code == 4
-    assert "differs from itself" in probe_compare.describe(verdict)
+    assert "differs from itself" in describe(verdict)
     assert verdict.as_json()["protectable"] is False
 
 
@@ -216,7 +217,7 @@ def test_turns_of_a_recorded_client(tmp_path: Path) -> None:
             _segment(True, 8, b"next"),
         ],
     )
-    assert probe.recorded(path, SERVICE) == [b"GET / twice", b"next"]
+    assert recording.read(path, SERVICE).turns == (b"GET / twice", b"next")
 
 
 def test_what_a_person_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -242,7 +243,7 @@ def test_what_a_person_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str
     with pytest.raises(CommandError, match="begins in"):
         empty = tmp_path / "e.pcap"
         wrpcap(str(empty), [_segment(True, 7, b"x")])
-        probe.recorded(empty, SERVICE)
+        recording.read(empty, SERVICE)
 
 
 def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
