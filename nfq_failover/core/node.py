@@ -61,7 +61,7 @@ from nfq_failover.core.shadow import path_mtu
 from nfq_failover.core.shadow.checkpoint import Checkpoint, CheckpointWriter
 from nfq_failover.core.shadow.connection import HEARD
 from nfq_failover.core.shadow.table import ShadowTable
-from nfq_failover.core.status import Status, concerns_of, connections_of, link_status, standing
+from nfq_failover.core.status import Status, concerns_of, connections_of, link_status, mishaps_of, standing
 from nfq_failover.errors import MalformedSegment
 from nfq_failover.wire.icmp import is_icmp
 from nfq_failover.wire.records import Record, Towards
@@ -485,6 +485,7 @@ class Node:
             reason=reason,
             membership=members.state.label,
             concerns=concerns_of(self.out.concerns, now),
+            mishaps=mishaps_of(self.out.mishaps, now),
             epoch=members.epoch,
             generation=members.generation,
             witness=members.pact.status(),

@@ -13,6 +13,7 @@ from nfq_failover.constants import ACK, RST, SYN
 from nfq_failover.core.concerns import Concerns
 from nfq_failover.core.events import Effect, Inject, Log, Queue, Verdict
 from nfq_failover.core.injected import Injected
+from nfq_failover.core.mishaps import Mishaps
 from nfq_failover.wire.build import build_segment
 from nfq_failover.wire.records import Record
 from nfq_failover.wire.segment import Segment
@@ -21,7 +22,7 @@ Lane = list[Record]
 
 
 class Outbox:
-    """Effects in order, counters, what is of concern, what was sent to clients, and the lane that `record` fills."""
+    """Effects in order, counters, what is of concern, what went wrong, what was sent to clients, and the lane that `record` fills."""
 
     def __init__(self) -> None:
         self.effects: deque[Effect] = deque()
@@ -29,13 +30,14 @@ class Outbox:
         self.counters: Counter[str] = Counter()
         self.concerns = Concerns(self.log)
         self.injected = Injected(self.concerns)
+        self.mishaps = Mishaps()
         self._withheld = False
 
     def towards(self, lane: Lane) -> Outbox:
         """A view of this outbox that puts records into `lane`; everything else is the same."""
         view = Outbox()
         view.effects, view.counters, view.concerns = self.effects, self.counters, self.concerns
-        view.injected = self.injected
+        view.injected, view.mishaps = self.injected, self.mishaps
         view.records = lane
         return view
 

@@ -9,6 +9,7 @@ from ipaddress import ip_address
 from nfq_failover.core.concerns import Concerns, Weight
 from nfq_failover.core.gate.connection import Gate
 from nfq_failover.core.gate.table import GateTable
+from nfq_failover.core.mishaps import Mishaps
 from nfq_failover.core.pair.health import HealthStatus
 from nfq_failover.core.pair.link import Link
 from nfq_failover.core.pair.membership import Membership
@@ -67,6 +68,17 @@ class ConcernStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class MishapStatus:
+    """What went wrong lately, `count` times for this reason, and at last `ago_s` seconds ago with this client."""
+
+    what: str
+    reason: str
+    client: str
+    count: int
+    ago_s: float
+
+
+@dataclass(frozen=True, slots=True)
 class LinkStatus:
     """The sync channel to one peer. `session`: there is one; `lost`: no living heartbeat for the detection time."""
 
@@ -101,6 +113,7 @@ class Status:
     counters: dict[str, int]
     membership: str
     concerns: list[ConcernStatus]
+    mishaps: list[MishapStatus]
 
     def as_dict(self) -> dict[str, object]:
         """The JSON object."""
@@ -110,11 +123,12 @@ class Status:
             "connections": [connection.as_dict() for connection in self.connections],
             "application": _members(self.application),
             "concerns": [_members(each) for each in self.concerns],
+            "mishaps": [_members(each) for each in self.mishaps],
         }
 
 
 def _members(
-    value: Status | LinkStatus | HeartbeatStatistics | PactStatus | HealthStatus | ConcernStatus,
+    value: Status | LinkStatus | HeartbeatStatistics | PactStatus | HealthStatus | ConcernStatus | MishapStatus,
 ) -> dict[str, object]:
     return {field.name: getattr(value, field.name) for field in fields(value)}
 
@@ -145,6 +159,20 @@ def concerns_of(concerns: Concerns, now: float) -> list[ConcernStatus]:
             round(now - each.since, 1),
         )
         for each in concerns.standing()
+    ]
+
+
+def mishaps_of(mishaps: Mishaps, now: float) -> list[MishapStatus]:
+    """What went wrong lately, the latest first."""
+    return [
+        MishapStatus(
+            each.what,
+            each.reason,
+            "" if each.flow is None else end_names(each.flow)[0],
+            each.count,
+            round(now - each.at, 1),
+        )
+        for each in mishaps.latest()
     ]
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from nfq_failover.operator.daemon import add_config_option, ask_daemon
@@ -51,6 +52,7 @@ def lines(status: dict[str, Any], most: int) -> Iterator[str]:
     )
     for concern in status.get("concerns", ()):
         yield from _concern(concern)
+    yield from _mishaps(status.get("mishaps", ()))
     rows = status["connections"]
     yield f"{len(rows)} connections, {sum(bool(row['protected']) for row in rows)} protected"
     for row in rows[:most]:
@@ -64,6 +66,15 @@ def _concern(concern: dict[str, Any]) -> Iterator[str]:
     yield f"{concern['weight']}: {concern['what']}{where}, for {concern['for_s']:.0f} s"
     if concern["cure"]:
         yield f"    what to do: {concern['cure']}"
+
+
+def _mishaps(mishaps: Sequence[dict[str, Any]]) -> Iterator[str]:
+    """What went wrong lately, with the time of day."""
+    for each in mishaps:
+        at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(time.time() - each["ago_s"]))
+        whom = f" ({each['client']})" if each["client"] else ""
+        often = f", {each['count']} times, at last" if each["count"] > 1 else ""
+        yield f"went wrong{often} at {at}: {each['what']}{whom}: {each['reason']}"
 
 
 def _protection(row: dict[str, Any]) -> str:

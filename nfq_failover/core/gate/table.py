@@ -384,6 +384,7 @@ class GateTable:
                 connection.retained.forget()
         more = {"fed": True} if connection.fed else {}
         self.out.log("warning", "connection unprotected", conn=connection.conn, reason=reason, **more)
+        self.out.mishaps.note("connection unprotected", reason, connection.flow, now)
 
     def _tell(self, record: News, wait: float, now: float) -> None:
         """Tell the backup, again and again until it answers or there is no point in it."""

@@ -238,6 +238,7 @@ class ShadowTable:
         """Give a connection up for a reason of our own: the primary is told until it answers."""
         level = "error" if connection.heard else "warning"  # a client is cut off, or would be if the primary died
         self.out.log(level, "connection lost its replica", conn=connection.conn, reason=reason)
+        self.out.mishaps.note("connection lost its replica", reason, connection.flow, now)
         self._give_up(connection, reason)
         if not connection.heard:
             connection.closing.tell()
@@ -249,6 +250,7 @@ class ShadowTable:
             self._die(connection, reason, now)
             return
         self.out.log("warning", "connection lost its replica", conn=connection.conn, reason=reason, fed=True)
+        self.out.mishaps.note("connection lost its replica", reason, connection.flow, now)
         self.feeding.begin(connection, reason, now, tell=True)
 
     def _fed_enough(self, connection: ShadowConnection, now: float) -> None:

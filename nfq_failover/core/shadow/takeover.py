@@ -88,6 +88,7 @@ class Takeover:
     def cut(self, connection: ShadowConnection, now: float) -> None:
         """Tell the client of a connection that can't be continued that it is over."""
         connection.cut(self.out)
+        self.out.mishaps.note("connection reset at the takeover", connection.reason, connection.flow, now)
         if connection.state is Shadow.FED:
             self._feeding.drain(connection, now)
 

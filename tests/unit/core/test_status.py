@@ -6,13 +6,15 @@ import json
 
 from nfq_failover.core.concerns import Concern, Weight
 from nfq_failover.core.events import HostChecked
+from nfq_failover.core.mishaps import MOST, Mishaps
 from nfq_failover.core.node import Node
 from nfq_failover.core.pair.roles import State
+from nfq_failover.wire.records import Unprotected
 from tests.unit.core.test_node_packets import LoneNode, Protected, shadowing
 
 KEYS = [
     *("name", "alive", "role", "state", "reason", "epoch", "generation", "witness", "peer", "connections"),
-    *("protected_connections", "application", "bounds", "counters", "membership", "concerns"),
+    *("protected_connections", "application", "bounds", "counters", "membership", "concerns", "mishaps"),
 ]
 
 PRIMARY = (
@@ -24,7 +26,7 @@ PRIMARY = (
     '"protected":true,"reason":"","logged_bytes":0,"confirmed_bytes":0,"lag_bytes":1000,"differences":0}'
     '],"protected_connections":1,"application":{"checked":false,"well":true,"failed_checks":0,'
     '"detail":""},"counters":{"ack-held":1,"record-without-session":1,"syn-ack-held":1},'
-    '"membership":"protected","concerns":[]}'
+    '"membership":"protected","concerns":[],"mishaps":[]}'
 )
 """A primary with one protected connection, of which 1000 bytes are not confirmed; without `bounds`."""
 
@@ -107,3 +109,23 @@ def test_a_limit_degrades_and_a_warning_does_not() -> None:
     assert (found.state, found.reason, found.protected_connections) == ("degraded", "half is lost", 1)
     host.node.members.state = State.UNPROTECTED
     assert host.node.status(host.now).reason == host.node.members.reason, "there is no pair that could be degraded"
+
+
+def test_what_went_wrong_is_remembered_when_its_connection_is_gone() -> None:
+    host = Protected()
+    host.node.gate.take(Unprotected(1, "diverged"), host.now)
+    host.node.gate.clear()
+    (mishap,) = host.node.status(host.now + 2).mishaps
+    assert mishap.what == "connection unprotected"
+    assert (mishap.reason, mishap.client, mishap.count, mishap.ago_s) == ("diverged", "10.77.0.1:40000", 1, 2.0)
+
+
+def test_what_went_wrong_for_the_same_reason_is_counted_and_the_oldest_forgotten() -> None:
+    mishaps = Mishaps()
+    for number in range(MOST + 5):
+        mishaps.note("lost", f"reason {number}", None, number)
+        mishaps.note("lost", "always the same", None, number)
+    found = mishaps.latest()
+    assert len(found) == MOST
+    assert (found[0].reason, found[0].count, found[0].at) == ("always the same", MOST + 5, MOST + 4)
+    assert found[1].reason == f"reason {MOST + 4}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from nfq_failover.operator.status import is_protected, lines
@@ -60,3 +61,19 @@ def test_what_is_wrong_stands_above_the_connections_with_its_cure() -> None:
 def test_monitoring_is_content_with_a_protected_pair_only() -> None:
     states = ("protected", "shadowing", "degraded", "unprotected", "waiting", "backup lost")
     assert [is_protected(status(state=state)) for state in states] == [True, True, False, False, False, False]
+
+
+def test_what_went_wrong_stands_there_with_its_time() -> None:
+    once = {
+        "what": "connection lost its replica",
+        "reason": "diverged",
+        "client": "10.77.0.1:9",
+        "count": 1,
+        "ago_s": 5,
+    }
+    often = {"what": "takeover", "reason": "power", "client": "", "count": 3, "ago_s": 0}
+    first, second = list(lines(status(mishaps=[once, often]), 20))[2:-1]
+    assert re.fullmatch(
+        r"went wrong at \d{4}-\d\d-\d\d \d\d:\d\d:\d\d: connection lost its replica \(10\.77\.0\.1:9\): diverged", first
+    )
+    assert second.startswith("went wrong, 3 times, at last at ") and second.endswith(": takeover: power")
