@@ -29,6 +29,7 @@ examples:
   nfq-failover status                                who serves, what is protected, and why not
   nfq-failover probe --help                          do both applications answer the same?
   nfq-failover claim                                 "the other host is off": serve alone
+  nfq-failover replica-is-whole                      "its application has the server's state": protect again
   sudo nfq-failover lab up                           a whole pair on this one machine, to try it
 """
 

@@ -288,6 +288,10 @@ _WITNESS: Final = (
     ),
 )
 _APPLICATION: Final = (
+    _choice("state", ("shared", "none"), core="service_state").says(
+        "What clients send may matter to other connections, so a replica that has missed some is not relied on; or it "
+        "matters to none (static content)."
+    ),
     _choice("on_failure", ("service", "connection", "off"), core="on_app_failure", live=True).says(
         "What moves to the backup when the primary's application has failed: the whole service, that one connection, "
         "or nothing (it becomes unprotected, and its end goes out)."
@@ -346,7 +350,7 @@ SECTIONS: Final = (
     Section("The peer", _PEER, "peer", many=True),
     Section("The fence as a table", _FENCE, "fence", "Instead of `fence = [...]`, for fence agents.", optional=True),
     Section("The witness", _WITNESS, "witness", "A third machine that decides who may act alone.", optional=True),
-    Section("Failures of the application", _APPLICATION, "application"),
+    Section("The application", _APPLICATION, "application"),
     Section("Checks of the application", _HEALTH, "health", "Without this table nothing is checked.", optional=True),
     Section("The two servers' output", _DIVERGENCE, "divergence"),
     Section("The daemon's rights", _PRIVILEGES, "privileges"),

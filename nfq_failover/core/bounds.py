@@ -43,6 +43,7 @@ def limits(settings: Settings) -> dict[str, int]:
         "handed_over_ended": MAX_OVER,
         "forgotten": MAX_FORGOTTEN,
         "injected": MAX_INJECTED,
+        "served_alone": settings.max_connections,
         "session_window": WINDOW,
         "session_retired": MAX_RETIRED,
         "session_outgoing": MAX_OUTGOING,
@@ -63,6 +64,7 @@ COUNTERS: Final = {
     "telling": "tell-dropped",
     "late_bytes": "late-full",
     "handed_over": "hand-over-full",
+    "served_alone": "stray-not-kept",
     "session_window": "datagram-too-old",
 }
 """The counter that grows when the store is full. Those without one forget their oldest entry, which costs nothing."""
@@ -88,6 +90,7 @@ def gauges(
         "handed_over_ended": len(shadow.handovers.over),
         "forgotten": len(shadow.openings.forgotten),
         "injected": len(gate.out.injected),
+        "served_alone": len(shadow.strays.flows),
         **{name: max(tables[name] for tables in fullest) for name in fullest[0]},
     }
     return {

@@ -207,8 +207,16 @@ class HostChecked:
 
 
 @dataclass(slots=True)
+class ListenersSeen:
+    """The application's listening sockets, by inode; none: it does not listen. A new life of it has others."""
+
+    inodes: frozenset[int]
+
+
+@dataclass(slots=True)
 class OperatorCommand:
-    """An operator has said something: `claim` (the peer is off) or `shutdown` (stop cleanly)."""
+    """An operator has said something: `claim` (the peer is off), `replica-is-whole` (the replica's application is as
+    the server's) or `shutdown` (stop cleanly)."""
 
     name: str
 
@@ -234,6 +242,7 @@ Event = (
     | FlowsListed
     | HealthChecked
     | HostChecked
+    | ListenersSeen
     | OperatorCommand
 )
 

@@ -30,6 +30,7 @@ from nfq_failover.core.events import (
     HealthChecked,
     HostChecked,
     LinkChecked,
+    ListenersSeen,
     OperatorCommand,
     OwnAddress,
     PacketQueued,
@@ -199,12 +200,17 @@ class Node:
         connection = self.shadow.flows.get((seg.src, seg.sport, seg.dst, seg.dport))
         anew = seg.flags & (SYN | ACK | RST) == SYN
         if connection is not None and not (anew and self.shadow.gives_way(connection, seg)):
+            if connection.map is None:
+                self.shadow.strays.heard(connection.flow, seg)
             self.shadow.segments.inbound(event, seg, connection, now)
             if self.checkpoint is not None and connection.heard:
                 self.checkpoint.review(connection)
         elif self.members.state not in _SERVING:
             self.out.drop(event.queue, event.packet_id, "not-serving")
+            if self.shadow.strays.flows:
+                self.shadow.strays.heard((seg.src, seg.sport, seg.dst, seg.dport), seg)
         elif seg.flags & SYN and not seg.flags & RST:
+            self.shadow.resets.forget((seg.src, seg.sport, seg.dst, seg.dport))
             self.gate.inbound_syn(event, seg)  # from the port of one that was taken over, too
         else:
             self.out.accept(event.queue, event.packet_id)
@@ -303,6 +309,9 @@ class Node:
             self.shadow.out.withhold(True)
             self.shadow.on_timer(now)
             self.shadow.out.withhold(False)
+        self.shadow.wholeness.review(now)
+        if self.members.state is State.SHADOWING:
+            self.shadow.wholeness.on_timer(now)
         self.shadow.handovers.on_timer(self.members.state is State.SHADOWING and not self.shadowed.view.lost(now), now)
         self.sweep.on_timer(self.checkpoint is not None and self.members.state in _SERVING, now)
         self.rules.on_timer(self.members.role)
@@ -349,8 +358,10 @@ class Node:
             self.links.clue(event, now)
         elif isinstance(event, HostChecked):
             self.out.concerns.replace("host", event.concerns, now)
+        elif isinstance(event, ListenersSeen):
+            self.shadow.wholeness.sockets(event.inodes, now)
         elif isinstance(event, OperatorCommand):
-            self._operator(event)
+            self._operator(event, now)
 
     def _health_checked(self, event: HealthChecked, now: float) -> None:
         """Take the outcome of a check of our application. What follows from it comes with the next tick."""
@@ -368,12 +379,17 @@ class Node:
         else:
             self.out.log("error", "application failed", reason=health.reason)
 
-    def _operator(self, event: OperatorCommand) -> None:
+    def _operator(self, event: OperatorCommand, now: float) -> None:
         if event.name == "claim":
             self.out.log("warning", "operator", command="claim", result=self.members.claim())
+        elif event.name == "replica-is-whole":
+            self.out.log("warning", "operator", command=event.name)
+            self.shadow.wholeness.said(now)
+            if self.gate.protecting:
+                self.gate.missed.said(now)
         elif event.name == "shutdown" and self.members.state is not State.LEAVING:
             if self.members.role is not Role.PRIMARY:
-                self.shadow.handovers.cut("this host leaves")
+                self.shadow.handovers.cut("this host leaves", now)
             self.members.stop()
 
     def _rules_applied(self, event: RulesApplied) -> None:
@@ -426,7 +442,7 @@ class Node:
         elif action is Do.ARM:
             self.rules.apply(Profile.PRIMARY, members.role)
         elif action is Do.PROTECT:
-            self.gate.start_protecting()
+            self.gate.start_protecting(now)
         elif action is Do.RELEASE:
             self.gate.stop_protecting(members.reason, now)
             self.rules.apply(Profile.ALONE, members.role)

@@ -22,7 +22,8 @@ Lane = list[Record]
 
 
 class Outbox:
-    """Effects in order, counters, what is of concern, what went wrong, what was sent to clients, and the lane that `record` fills."""
+    """Effects in order, counters, what is of concern, what went wrong, what was sent to clients, and the lane that
+    `record` fills."""
 
     def __init__(self) -> None:
         self.effects: deque[Effect] = deque()

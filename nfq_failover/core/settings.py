@@ -48,6 +48,7 @@ class Settings:
     max_unacked_bytes: int  # per connection, replica output the client has not acknowledged
     hole_deadline_ms: int  # after a takeover
     end_deadline_ms: int  # how long an end of the server's stream waits for the replica's
+    service_state: str  # shared | none: what a connection's input may matter to
     on_app_failure: str  # service | connection | off: what moves
     divergence: str  # default | strict | off: how the two servers' output is compared
     divergence_run_bytes: int  # a difference of this length ends the protection

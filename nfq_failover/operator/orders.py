@@ -1,4 +1,4 @@
-"""`nfq-failover claim` and `leave`: what an operator tells a daemon to do."""
+"""`nfq-failover claim`, `replica-is-whole` and `leave`: what an operator tells a daemon to do."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from nfq_failover.operator.daemon import add_config_option, ask_daemon
 
 
 def add_parsers(subparsers: Any) -> None:
-    """Add the commands `leave` and `claim`."""
+    """Add the commands `leave`, `claim` and `replica-is-whole`."""
     for name, about, run in (
         ("leave", "end the daemon for good: hand the service over, or end it", leave),
         ("claim", "the other host is off, I say so: let this one serve", claim),
+        ("replica-is-whole", "the backup's application has the server's state, I say so: protect again", whole),
     ):
         parser = subparsers.add_parser(name, help=about, description=about)
         parser.set_defaults(run=run)
@@ -24,6 +25,12 @@ def claim(args: argparse.Namespace) -> int:
     answer = ask_daemon(args, "claim")
     print(f"{answer['before']} -> {answer['state']}")
     return 0 if answer["before"] != answer["state"] else 1
+
+
+def whole(args: argparse.Namespace) -> int:
+    """Say that the replica's application has the same state as the server's. Returns the exit code."""
+    print(f"{ask_daemon(args, 'replica-is-whole')['state']}: said; 'nfq-failover status' shows what comes of it")
+    return 0
 
 
 def leave(args: argparse.Namespace) -> int:

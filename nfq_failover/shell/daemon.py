@@ -128,10 +128,12 @@ class Daemon:
         if command == "leave":
             self._stopping = self._for_good = True
             return {"state": ", ".join(service.state for service in self.services)}
-        if command not in ("status", "claim"):
-            return {"error": f"unknown command '{command}': status, claim, leave or ping"}
+        if command not in ("status", "claim", "replica-is-whole"):
+            return {"error": f"unknown command '{command}': status, claim, replica-is-whole, leave or ping"}
         wanted = request.get("service")
         asked = [service for service in self.services if wanted in (None, service.name)]
         if len(asked) != 1:
             return {"error": f"name one 'service' of {', '.join(service.name for service in self.services)}"}
+        if command == "replica-is-whole":
+            return asked[0].replica_is_whole()
         return asked[0].status() if command == "status" else asked[0].claim()

@@ -52,6 +52,7 @@ from nfq_failover.shell.host.address import ServiceAddress
 from nfq_failover.shell.host.arp_settings import ArpSettings
 from nfq_failover.shell.host.connections import FlowList, FlowQueries
 from nfq_failover.shell.host.health import HealthChecks
+from nfq_failover.shell.host.listeners import Listening
 from nfq_failover.shell.host.rtnetlink import Changes
 from nfq_failover.shell.loop import Loop
 from nfq_failover.shell.packets.copies import InboundCopies
@@ -147,6 +148,7 @@ class Service:
         checkpoint = CheckpointWriter(own.store.life)
         self.node = Node(settings, os.urandom, epoch, served, time.monotonic(), checkpoint, earlier)
         self._self_checks = SelfChecks(self._checks())
+        self._listening = Listening(settings.service, settings.serves)
         self._sync = SyncReader(sockets, self.node, self._feed)
         self._queue_fds = tuple((queue.fileno(), queue) for queue in self._queues.values())
         for fd in (*(each.fileno() for each in sockets.both), *(fd for fd, _ in self._queue_fds)):
@@ -304,6 +306,8 @@ class Service:
         self._health.tick(now)
         if (host_checked := self._self_checks.tick(now)) is not None:
             self._feed(host_checked, now)
+        if (listening := self._listening.tick(now)) is not None:
+            self._feed(listening, now)
         for event in self._rules.tick(now):
             self._feed(event, now)
         try:
@@ -457,6 +461,11 @@ class Service:
         members = self.node.members
         state, _ = standing(members, self.node.out.concerns)
         return f"{members.role.name.lower()}, {state}, epoch {members.epoch}"
+
+    def replica_is_whole(self) -> dict[str, Any]:
+        """Believe the operator that the replica's application is as the server's. Returns the state."""
+        self.answer(OperatorCommand("replica-is-whole"))
+        return {"state": self.state}
 
     def claim(self) -> dict[str, Any]:
         """Believe the operator that the peer is off, unless somebody answers. Returns the states before and after."""

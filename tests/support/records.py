@@ -30,6 +30,7 @@ from nfq_failover.wire.records import (
     Handed,
     HandedOver,
     HandOver,
+    InputMissed,
     Missing,
     Open,
     Opened,
@@ -39,8 +40,11 @@ from nfq_failover.wire.records import (
     Record,
     SentAsked,
     SentUpTo,
+    Served,
     Unprotected,
     UnprotectedSeen,
+    Whole,
+    WholeSaid,
 )
 from tests.support.strategies import flows, text, u16, u32, u64
 
@@ -86,6 +90,10 @@ PINNED: list[tuple[Record, str]] = [
     (FedSeen(1), "0e 0004 00000001"),
     (PaceAsked(1, 2), "46 0008 00000001 00000002"),
     (PaceTold(1, 2, 3, 4, 5), "47 0014 00000001 00000002 00000003 00000004 00000005"),
+    (InputMissed(1, 2), "0f 0008 00000001 00000002"),
+    (Whole(1, 2, 3), "10 000c 00000001 00000002 00000003"),
+    (WholeSaid(1), "11 0004 00000001"),
+    (Served(1, FLOW, 2, 3, 7), "12 001a 00000001 00000002 00000003 07 04 0a4d0001 0a4d0064 9c40 0050"),
     (Facts(()), "3c 0000"),
     (Facts((("a", "b"), ("\u00e9", ""))), "3c 0008 01 61 01 62 02 c3a9 00"),
     (Concerned(()), "3d 0000"),
@@ -144,6 +152,10 @@ STRATEGIES: dict[type[Record], st.SearchStrategy[Record]] = {
     HandedOver: st.builds(HandedOver, u32, st.sampled_from(Handed), text),
     Fed: st.builds(Fed, u32, text),
     FedSeen: st.builds(FedSeen, u32),
+    InputMissed: st.builds(InputMissed, u32, u32),
+    Whole: st.builds(Whole, u32, u32, u32),
+    WholeSaid: st.builds(WholeSaid, u32),
+    Served: st.builds(Served, u32, flows(), u32, u32, st.integers(0, 14)),
     Facts: st.builds(Facts, facts),
     Concerned: st.builds(Concerned, concerns),
 }

@@ -31,6 +31,7 @@ from nfq_failover.wire.records import (
     Open,
     PaceAsked,
     Record,
+    Served,
     Towards,
 )
 from nfq_failover.wire.segment import Segment
@@ -207,6 +208,7 @@ class Transcript:
         self.now = 100.0
         self.out = RecordingOutbox()
         self.effects: deque[str | Record] = deque()
+        self.served: list[Served] = []  # told in turns, and no other test's business
         self._id = 0
         self._open_ids: set[tuple[Queue, int]] = set()
 
@@ -252,7 +254,8 @@ class Transcript:
             else:
                 raise AssertionError(f"a side of a connection must not ask for {effect}")
         out.effects.clear()
-        self.effects.extend(out.records)
+        self.served += [record for record in out.records if isinstance(record, Served)]
+        self.effects.extend(record for record in out.records if not isinstance(record, Served))
         out.records.clear()
 
     def _icmp(self, effect: Inject) -> str:
@@ -303,7 +306,7 @@ class GateTranscript(Transcript):
         super().__init__()
         self.side = GateTable(settings(**changes), self.out)
         if protecting:
-            self.side.start_protecting()
+            self.side.start_protecting(0.0)
 
     def feed(self, given: object) -> None:
         side, now = self.side, self.now

@@ -187,6 +187,12 @@ def test_status_for_programs(config: Path, capsys: pytest.CaptureFixture[str]) -
     assert json.loads(capsys.readouterr().out) == STATUS
 
 
+def test_word_of_an_operator_about_the_replica(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with daemon(config.parent, {"replica-is-whole": {"state": "protected"}}):
+        assert main(["replica-is-whole", "--config", str(config)]) == 0
+    assert capsys.readouterr().out.startswith("protected: said")
+
+
 @pytest.mark.parametrize(("after", "code"), [("claiming", 0), ("waiting", 1)])
 def test_claim_says_what_came_of_it(config: Path, after: str, code: int, capsys: pytest.CaptureFixture[str]) -> None:
     with daemon(config.parent, {"claim": {"before": "waiting", "state": after}}):

@@ -81,9 +81,13 @@ class GatedConnection:
     """Holds the state of one connection. `reason`: why it is not protected. `gated`: acknowledgements are held back,
     since the replica may go on with the connection. `fed`: its replica can't, but is to get what the client sends.
     `distance`: how far the replica is behind.
+    `missing_from`: from here on no replica will get what the client sends; None if that is no matter. `missed`: the
+    client has sent something there, which `counts`, or is only warned of. `written_to`: how far the client has sent
+    bytes then, for all that was copied.
 
-    `shadowed`: the backup has an entry of it, though it can't continue it. `retry_s`: how long to wait for the backup's
-    next answer. `syn_ack` is the packet that is held; `end` is there once either server has ended its stream.
+    `told_served`: the backup has heard that it has no replica. `shadowed`: the backup has an entry of it, though it
+    can't continue it. `retry_s`: how long to wait for the backup's next answer. `syn_ack` is the packet that is held;
+    `end` is there once either server has ended its stream.
     """
 
     __slots__ = (
@@ -93,12 +97,15 @@ class GatedConnection:
         "catch_up_at",
         "catch_up_s",
         "conn",
+        "counts",
         "distance",
         "end",
         "fed",
         "flow",
         "gated",
         "gone_at",
+        "missed",
+        "missing_from",
         "open",
         "opened_at",
         "own",
@@ -108,7 +115,9 @@ class GatedConnection:
         "shadowed",
         "state",
         "syn_ack",
+        "told_served",
         "waits_since",
+        "written_to",
     )
 
     def __init__(
@@ -138,6 +147,10 @@ class GatedConnection:
         self.catch_up_at = now
         self.catch_up_s = CATCH_UP_FIRST_S
         self.gone_at: float | None = None
+        self.missing_from: int | None = None
+        self.counts = self.missed = False
+        self.told_served = False
+        self.written_to = 0
 
     def enter(self, state: Gate, reason: str) -> None:
         """Change the state: nothing else does. Raises `InternalError` for a move that `GATE_MOVES` does not have."""
@@ -168,6 +181,10 @@ class GatedConnection:
     def note_shadowed(self) -> None:
         """The backup keeps its entry of a connection that it can't continue, until it is told that all is over."""
         self.shadowed = True
+
+    def note_told_served(self, told: bool = True) -> None:
+        """The backup hears that the connection has no replica, or is told no more of it."""
+        self.told_served = told
 
     # ------------------------------------------------------------------------------------ what our TCP sends
 
@@ -342,6 +359,25 @@ class GatedConnection:
         self.enter(Gate.UNPROTECTED, reason)
         self.acks.let_go(out)
         self.release_end(out)
+
+    # ------------------------------------------------------------------------------------ what no replica gets
+
+    def miss_from(self, offset: int | None, counts: bool = False) -> None:
+        """From `offset` on no replica will get what the client sends."""
+        self.missing_from, self.counts, self.missed = offset, counts, False
+        self.written_to = 0
+
+    def note_written(self, stop: int) -> None:
+        """The client has sent bytes before `stop`, which our TCP may take."""
+        self.written_to = max(self.written_to, stop)
+
+    def has_missed(self) -> bool:
+        """Whether our TCP has taken bytes of the client that no replica will get; told once. A FIN alone is none."""
+        start = self.missing_from
+        if start is None or self.missed or self.own.rcv_nxt <= start:
+            return False
+        self.missed = self.written_to > start or self.own.rcv_nxt - start > 1
+        return self.missed
 
     # ------------------------------------------------------------------------------------ when both have ended
 

@@ -13,6 +13,7 @@ from typing import Final
 from nfq_failover.constants import ACK, FIN, RST, URG
 from nfq_failover.core.events import FrameCopied
 from nfq_failover.core.gate.connection import Gate, GatedConnection
+from nfq_failover.core.gate.missed import MissedInput
 from nfq_failover.core.outbox import Outbox
 from nfq_failover.core.tcp.claims import TWO_VERSIONS, URGENT, outdated
 from nfq_failover.errors import MalformedSegment
@@ -73,8 +74,8 @@ class Copies:
     """Keeps what is copied, for the backup. `flows` and `numbers` are the gate's tables.
 
     `unprotect(connection, reason, now)` gives a connection up; `look_soon(now)` says that our TCP may have forgotten
-    some. `wanted`: the next copies are to be read at once. `late_bytes`: how much is kept for replicas that are not
-    ready; what they have got by now counts, for a while.
+    some; `missed` is told of what no replica gets. `wanted`: the next copies are to be read at once. `late_bytes`: how
+    much is kept for replicas that are not ready; what they have got by now counts, for a while.
     """
 
     def __init__(
@@ -82,9 +83,11 @@ class Copies:
         out: Outbox,
         flows: dict[FlowKey, GatedConnection],
         numbers: dict[int, GatedConnection],
+        missed: MissedInput,
         unprotect: Callable[[GatedConnection, str, float], None],
         look_soon: Callable[[float], None],
     ) -> None:
+        self._missed = missed
         self.out = out
         self.wanted = False
         self.late_bytes = 0
@@ -109,6 +112,11 @@ class Copies:
         if seg.flags & (RST | FIN):
             self._look_soon(now)
         self.wanted = False
+        if connection.missing_from is not None and seg.payload_len:
+            stop = connection.own.client.offset(seg.seq) + seg.payload_len
+            if stop <= connection.own.rcv_edge + UNREAD_WINDOW:
+                connection.note_written(stop)
+                self._missed.look(connection, now)
         if refused := copy_refused(connection, seg, now):
             self.out.counters[f"copy-{refused}"] += 1
         elif protecting and (connection.gated or connection.fed or self._keeps_ungated(connection, seg, now)):

@@ -30,6 +30,8 @@ POLL_MAX_S: Final = 0.05
 OPEN_RETRY_FIRST_S: Final = 0.005
 FULL_LOG_EVERY_S: Final = 1.0
 HURRIED_S: Final = 0.05  # how long a SYN-ACK waits for the replica while no replica goes on
+NO_ROOM: Final = "there was no room in the table when it was opened"
+DIALLED: Final = "opened by the server: no replica can open it"
 
 
 class Opening:
@@ -68,7 +70,7 @@ class Opening:
         self._pace = pace
         self._probed: frozenset[FlowKey] = frozenset()
         self._syns: OrderedDict[tuple[FlowKey, int], tuple[int, bytes, bool]] = OrderedDict()  # by flow and ISN
-        self._dialled: OrderedDict[FlowKey, None] = OrderedDict()  # left alone: opened by the server, or no room
+        self._dialled: OrderedDict[FlowKey, str] = OrderedDict()  # left alone, and why
         self._next_conn = 1
         self._next_full_log = 0.0
 
@@ -108,9 +110,9 @@ class Opening:
             self.out.accept(event.queue, event.packet_id)
         return True
 
-    def syn_ack(self, event: PacketQueued, seg: Segment, unprotected: str, now: float) -> None:
+    def syn_ack(self, event: PacketQueued, seg: Segment, unprotected: str, now: float) -> GatedConnection:
         """Put a new connection into the table, and ask the backup for a replica of it. `unprotected`: why it can't be
-        protected, empty if it may be."""
+        protected, empty if it may be. Returns the connection."""
         reason, opening = self._describe(seg, unprotected)
         connection = GatedConnection(opening, now, rcv_edge=seg.wnd)
         self._flows[opening.flow] = self._numbers[opening.conn] = connection
@@ -118,11 +120,12 @@ class Opening:
             connection.unprotect(reason, self.out)
             self.out.log("warning", "connection unprotected", conn=opening.conn, reason=reason)
             self.out.accept(event.queue, event.packet_id)
-            return
+            return connection
         connection.hold_syn_ack(seg.buf)
         self.out.drop(event.queue, event.packet_id, "syn-ack-held")
         self.out.record(opening)
         self._timers.set(opening.conn, now + connection.back_off(OPEN_RETRY_FIRST_S, POLL_MAX_S))
+        return connection
 
     def no_room(self, event: PacketQueued, seg: Segment, now: float) -> None:
         """Leave a new connection alone that can't even be listed as unprotected. It is counted, and logged at times."""
@@ -131,7 +134,7 @@ class Opening:
             self._next_full_log = now + FULL_LOG_EVERY_S
             count = self.out.counters["connection-not-tracked"]
             self.out.log("error", "connection table full: new connections are not protected", count=count)
-        self.dialled(event, seg)  # when the table has room again it must not be taken for an unknown one
+        self._leave_alone(event, seg, NO_ROOM)  # when there is room again it must not be taken for an unknown one
 
     def _describe(self, seg: Segment, unprotected: str) -> tuple[str, Open]:
         """Why the connection can't be protected (empty: it can), and its opening record."""
@@ -199,9 +202,12 @@ class Opening:
     # ------------------------------------------------------------------------------------ nobody saw it open
 
     def dialled(self, event: PacketQueued, seg: Segment) -> None:
-        """The server opens a connection: it is left alone, and known as its own."""
+        """The server opens a connection: it is left alone, and listed when it is open."""
+        self._leave_alone(event, seg, DIALLED)
+
+    def _leave_alone(self, event: PacketQueued, seg: Segment, why: str) -> None:
         flow: FlowKey = (seg.dst, seg.dport, seg.src, seg.sport)
-        self._dialled[flow] = None
+        self._dialled[flow] = why
         self._dialled.move_to_end(flow)
         if len(self._dialled) > MAX_DIALLED:
             self._dialled.popitem(last=False)
@@ -216,23 +222,27 @@ class Opening:
         """These connections were probed: a reset of theirs is the answer to us, not to the client."""
         self._probed = flows
 
-    def unknown(self, event: PacketQueued, seg: Segment, flow: FlowKey, now: float) -> None:
-        """Judge a segment that our TCP sends for a connection that is not in the table."""
+    def unknown(self, event: PacketQueued, seg: Segment, flow: FlowKey, now: float) -> GatedConnection | None:
+        """Judge a segment that our TCP sends for a connection that is not in the table. Returns it, if it is now."""
+        found = None
         if flow in self._dialled:
             self._dialled.move_to_end(flow)
+            if seg.flags & (RST | FIN | ACK) == ACK and self.has_room:
+                found = self._adopt(seg, flow, self._dialled.pop(flow), now)
         elif seg.flags & RST and flow in self._probed:
             self.out.drop(event.queue, event.packet_id, "stranger-gone")
-            return
+            return None
         elif not self.adopts_unknown and not seg.flags & RST and self.has_room:
             self.out.drop(event.queue, event.packet_id, "stranger")
             self.out.reset_unknown(seg)
-            return
+            return None
         elif seg.flags & (RST | FIN | ACK) == ACK and self.has_room:
-            self._adopt(seg, flow, now)
+            found = self._adopt(seg, flow, "opened while no daemon was there", now)
         self.out.accept(event.queue, event.packet_id)
+        return found
 
-    def _adopt(self, seg: Segment, flow: FlowKey, now: float) -> None:
-        """It was opened before the daemon's start, or while the daemon was away: it is listed, as unprotected."""
+    def _adopt(self, seg: Segment, flow: FlowKey, reason: str, now: float) -> GatedConnection:
+        """Nobody has described it to a backup, nor will: it is listed, as unprotected."""
         opening = Open(
             conn=self._take_number(),
             flow=flow,
@@ -245,9 +255,10 @@ class Opening:
             syn_wnd=0,
             syn_options=b"",
         )
-        connection = GatedConnection(opening, now, Gate.UNPROTECTED, "opened while no daemon was there")
+        connection = GatedConnection(opening, now, Gate.UNPROTECTED, reason)
         connection.own.note_established()
         self._flows[flow] = self._numbers[opening.conn] = connection
+        return connection
 
     def tables(self) -> dict[str, int]:
         """Returns how many entries the tables have."""

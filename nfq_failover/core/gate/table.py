@@ -18,8 +18,10 @@ from nfq_failover.core.gate.copies import Copies
 from nfq_failover.core.gate.digests import GateDigests
 from nfq_failover.core.gate.ends import GateEnds
 from nfq_failover.core.gate.handover import Handovers
-from nfq_failover.core.gate.opening import POLL_MAX_S, Opening
+from nfq_failover.core.gate.missed import MissedInput
+from nfq_failover.core.gate.opening import DIALLED, POLL_MAX_S, Opening
 from nfq_failover.core.gate.pace import Pacing
+from nfq_failover.core.gate.served import ServedAlone
 from nfq_failover.core.outbox import Outbox
 from nfq_failover.core.settings import Settings
 from nfq_failover.core.timers import TimerQueue
@@ -44,6 +46,7 @@ from nfq_failover.wire.records import (
     SentUpTo,
     Unprotected,
     UnprotectedSeen,
+    Whole,
 )
 from nfq_failover.wire.segment import FlowKey, Segment
 from nfq_failover.wire.seqnum import MASK
@@ -90,7 +93,9 @@ class GateTable:
             let_go=self._wait_no_more,
             pace=self.pace,
         )
-        self.copies = Copies(out, flows, numbers, self._unprotect, self._look_soon)
+        self.missed = MissedInput(out, flows, settings.service_state == "shared")
+        self.served = ServedAlone(out, flows, lambda: self.protecting)
+        self.copies = Copies(out, flows, numbers, self.missed, self._unprotect, self._look_soon)
         self.digests = GateDigests(settings, out, self._part)
         self.ends = GateEnds(settings, out, numbers, self._part, self._close, replicas_hang=self.pace.replicas_hang)
         self.handovers = Handovers(settings, out, flows, numbers, self.digests, self._unprotect, self._give_back)
@@ -111,6 +116,7 @@ class GateTable:
             Fed: self._on_fed,
             FedSeen: self._on_told,
             Closed: self._on_told,
+            Whole: self.missed.on_whole,
         }
 
     def knows(self, flow: FlowKey) -> bool:
@@ -139,7 +145,10 @@ class GateTable:
                 self.opening.dialled(event, seg)
             return
         if connection is None:
-            self.opening.unknown(event, seg, flow, now)
+            found = self.opening.unknown(event, seg, flow, now)
+            if found is not None and self.protecting:
+                self.served.begins(found, now)
+                self.missed.begins(found, now, counts=found.reason == DIALLED)
             return
         if seg.flags & RST:
             if connection.keeps_last_ack:
@@ -161,6 +170,8 @@ class GateTable:
             self.timers.set_earlier(connection.conn, now + max(connection.retry_s, POLL_FIRST_S))
         if connection.gated and not connection.distance.watched:
             self.pace.watch(connection, now)
+        if connection.missing_from is not None:
+            self.missed.look(connection, now)
         if seg.flags & RST and connection.lacks:
             self._look_soon(now)
         elif seg.flags & RST and not held:
@@ -174,10 +185,20 @@ class GateTable:
                 return
             self._close(have, "replaced by a new connection", now)
         if self.opening.has_room:
-            self.opening.syn_ack(event, seg, "" if self.protecting else self.reason, now)
+            connection = self.opening.syn_ack(event, seg, self._why_not, now)
+            if self.protecting and connection.state is Gate.UNPROTECTED:
+                self.missed.begins(connection, now)
+                self.served.begins(connection, now)
         else:
             self._next_query = min(self._next_query, now + QUERY_FULL_S)
             self.opening.no_room(event, seg, now)
+            if self.protecting:
+                self.missed.untracked("the connection table is full", (seg.dst, seg.dport, seg.src, seg.sport), now)
+
+    @property
+    def _why_not(self) -> str:
+        """Why a new connection can't be protected; empty if it can."""
+        return self.missed.reason if self.protecting else self.reason
 
     def copied(self, event: FrameCopied, now: float) -> None:
         """Look at the copy of an inbound segment that our TCP may take."""
@@ -315,7 +336,9 @@ class GateTable:
     def _close(self, connection: GatedConnection, reason: str, now: float) -> None:
         """Forget a connection, and make the backup forget it."""
         known = connection.state in (Gate.PROTECTED, Gate.FED, Gate.SYN_HELD) or connection.awaited
-        known = known or connection.shadowed
+        known = known or connection.shadowed or connection.told_served
+        if self.protecting and connection.awaited:
+            self.missed.begins(connection, now)
         connection.enter(Gate.CLOSED, reason)
         if self.flows.get(connection.flow) is connection:
             del self.flows[connection.flow]
@@ -341,6 +364,8 @@ class GateTable:
         """Let a connection go on whose replica is only fed. False if it already was, or can't be."""
         if not connection.gated and (connection.state is not Gate.UNPROTECTED or not connection.awaited):
             return False
+        if connection.awaited:
+            self.pace.back(connection, now)
         connection.feed(reason, self.out)
         self._let_go(connection, reason, now)
         self.timers.set_earlier(connection.conn, now + POLL_FIRST_S)
@@ -355,15 +380,25 @@ class GateTable:
             connection.retained.forget()
             self.pace.back(connection, now)
             self.out.log("warning", "connection unprotected", conn=connection.conn, reason=reason)
+            self.out.mishaps.note("connection unprotected", reason, connection.flow, now)
+            self.missed.begins(connection, now)
             return True
+        begins = connection.state is Gate.SYN_HELD
         connection.unprotect(reason, self.out)
         self._let_go(connection, reason, now)
+        if begins:  # else the backup has an entry of it
+            self.served.begins(connection, now)
+        if not connection.awaited:
+            self.missed.begins(connection, now)
         return True
 
     def _wait_no_more(self, connection: GatedConnection, reason: str, now: float) -> None:
         """Let a client go on without its replica, which goes on as well, and may come back."""
+        begins = connection.state is Gate.SYN_HELD
         connection.let_go(reason, self.out, now)
         self._let_go(connection, reason, now)
+        if begins:
+            self.served.begins(connection, now)
         self.pace.gone(connection, now)
         self.pace.ask(connection, now)
         self._look_soon(now)  # if the client has reset it meanwhile, it says nothing of the replica any more
@@ -373,6 +408,8 @@ class GateTable:
         """The backup has refused a connection that was handed over: it goes on here, without a backup."""
         connection.give_back(reason, self.out)
         self._let_go(connection, reason, now)
+        self.served.begins(connection, now)
+        self.missed.begins(connection, now)
         self._tell(Unprotected(connection.conn, reason), POLL_FIRST_S, now)
 
     def _let_go(self, connection: GatedConnection, reason: str, now: float) -> None:
@@ -415,18 +452,22 @@ class GateTable:
 
     # ------------------------------------------------------------------------------------ protection as a whole
 
-    def start_protecting(self) -> None:
+    def start_protecting(self, now: float) -> None:
         """A backup is there: connections opened from now on are protected, those that are open stay unprotected."""
         self.protecting = True
         self.reason = ""
         for connection in self.flows.values():
             if connection.state is Gate.UNPROTECTED:
                 connection.forget_backup("opened before the backup joined")
+        self.missed.start(now)
+        self.served.start(now)
 
     def stop_protecting(self, reason: str, now: float) -> None:
         """The backup is gone for good: let everything go."""
         self.protecting = False
         self.digests.let_all_go()
+        self.missed.stop()
+        self.served.stop()
         self.reason = reason
         self._telling.clear()
         self.pace.clear(now)
@@ -454,6 +495,9 @@ class GateTable:
         self.digests.on_timer(now)
         self.pace.on_timer(now)
         self.handovers.on_timer(self.protecting, now)
+        if self.protecting:
+            self.missed.on_timer(now)
+            self.served.on_timer(now)
         if self.flows and now >= self._next_query:
             # Unprotected, nothing is copied that would show that a client has ended.
             soon = not self.protecting and len(self.flows) <= FEW
@@ -496,7 +540,7 @@ class GateTable:
 
     def poll_timeout(self) -> float | None:
         """Returns the earliest deadline."""
-        parts = (self.ends.questions, self.digests, self.handovers, self.pace)
+        parts = (self.ends.questions, self.digests, self.handovers, self.pace, self.missed, self.served)
         deadlines = [d for d in (self.timers.next(), *(part.poll_timeout() for part in parts)) if d is not None]
         if self.flows:
             deadlines.append(self._next_query)
@@ -515,6 +559,8 @@ class GateTable:
     def clear(self, now: float) -> None:
         """Forget everything: this host does not serve any more."""
         self.protecting = False
+        self.missed.stop()
+        self.served.stop()
         self.reason = "no backup"
         self.flows.clear()
         self.numbers.clear()

@@ -32,11 +32,11 @@ from nfq_failover.core.shadow.inward import Inward
 from nfq_failover.core.shadow.output import Output
 from nfq_failover.core.shadow.replica_end import ReplicaEnd
 from nfq_failover.core.shadow.resending import Resending
+from nfq_failover.core.shadow.resets import places
 from nfq_failover.core.shadow.resync import Resync
 from nfq_failover.core.tcp.seqspace import SeqSpace
 from nfq_failover.core.tcp.translation import Translation
 from nfq_failover.errors import InternalError
-from nfq_failover.wire.build import build_segment
 from nfq_failover.wire.records import Open
 from nfq_failover.wire.segment import Segment
 
@@ -191,12 +191,13 @@ class ShadowConnection:
     def feed(self, reason: str) -> None:
         """It is not continued, but its replica goes on getting what the client sends: what it answers is of no use."""
         self.enter(Shadow.FED, reason)
+        if self.output.compare is not None:
+            self.acceptance.primary_has_sent(self.output.compare.sent)
         self.output.discard()
 
-    def cut(self, out: Outbox) -> None:
-        """Let the client know that the connection is over."""
+    def cut(self) -> None:
+        """The client is let know that the connection is over."""
         self.heard = True
-        self.answer_rst(out, None)
 
     def end_with_host(self) -> None:
         """It was taken over in an earlier life of the daemon, on a host that did not go on serving: it can't be
@@ -319,25 +320,20 @@ class ShadowConnection:
         """Reset our own TCP's connection."""
         self.inward.inject(self.mapping, out, self.inward.rcv_nxt, flags=RST | ACK)
 
-    def answer_rst(self, out: Outbox, seg: Segment | None) -> None:
-        """Tell the client that the connection is over, with the sequence number it expects (RFC 5961 section 3.2).
-        `seg`: what it has sent, None if it is told for another reason."""
-        if seg is not None and seg.flags & RST:
-            return
-        client, port, server, server_port = self.flow
-        inward, output, header = self.inward, self.output, self.header
-        seq = seg.ack if seg is not None else (self.open.iss + 1 + max(output.snd_una, 0)) & 0xFFFFFFFF
-        out.counters["reset-sent"] += 1
-        ends = (server, server_port), (client, port)
-        out.outward(build_segment(*ends, seq, inward.client.seq(inward.held), RST | ACK, 0))
-        if seg is not None or output.compare is None:
-            return
-        # The client may have more than it has acknowledged, to our knowledge. This one is in its window, though it may
-        # not be at the left edge: then the client tells us where that is (RFC 5961 section 3.2).
-        ahead = max(output.compare.sent - max(output.snd_una, 0), 0) or (header.wnd << header.wscale) - 1
-        if ahead > 0:
-            further = (seq + ahead) & 0xFFFFFFFF
-            out.outward(build_segment(*ends, further, inward.client.seq(inward.held), RST | ACK, 0))
+    def reset_places(self) -> list[int]:
+        """The sequence numbers that the client may expect next, the most probable one first."""
+        output, header = self.output, self.header
+        sent = self.acceptance.primary_sent if output.compare is None else output.compare.sent
+        una = max(output.snd_una, 0)
+        edge = una + (header.wnd << header.wscale)
+        if self.heard and not output.discarded:
+            sent = max(sent, min(output.snd_nxt, edge))
+        start = self.open.iss + 1
+        return places(*((start + at) & 0xFFFFFFFF for at in (una, sent, edge)))
+
+    def reset_ack(self) -> int:
+        """The client's next sequence number, as far as this host knows."""
+        return self.inward.client.seq(self.inward.held)
 
 
 GiveUp = Callable[[ShadowConnection, str], None]

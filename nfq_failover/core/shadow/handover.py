@@ -15,6 +15,7 @@ from nfq_failover.core.outbox import Outbox
 from nfq_failover.core.shadow.checkpoint import CheckpointWriter
 from nfq_failover.core.shadow.connection import HEARD, Forget, GiveUp, Shadow, ShadowConnection
 from nfq_failover.core.shadow.divergence import Divergence
+from nfq_failover.core.shadow.resets import Resets
 from nfq_failover.wire.records import Handed, HandedOver, HandOver
 from nfq_failover.wire.segment import FlowKey
 
@@ -36,6 +37,7 @@ class ShadowHandovers:
         divergence: Divergence,
         checkpoint: CheckpointWriter | None,
         *,
+        resets: Resets,
         be_heard: Callable[[ShadowConnection, float], None],
         give_up: GiveUp,
         forget: Forget,
@@ -48,6 +50,7 @@ class ShadowHandovers:
         self._numbers = numbers
         self._divergence = divergence
         self._checkpoint = checkpoint
+        self._resets = resets
         self._be_heard = be_heard
         self._give_up = give_up
         self._forget = forget
@@ -142,16 +145,17 @@ class ShadowHandovers:
         if found and self._checkpoint is not None:
             self._checkpoint.begin([c for c in self._flows.values() if c.state in HEARD])
 
-    def cut(self, reason: str) -> None:
+    def cut(self, reason: str, now: float) -> None:
         """End all of them: none can go on."""
         for connection in [c for c in self._flows.values() if c.handed and c.heard]:
-            self._end(connection, reason)
+            self._end(connection, reason, now)
             self._forget(connection)
 
-    def _end(self, connection: ShadowConnection, reason: str) -> None:
+    def _end(self, connection: ShadowConnection, reason: str, now: float) -> None:
         self.out.log("error", "a connection that was handed over to this host is lost", reason=reason)
         self._give_up(connection, reason)
-        connection.cut(self.out)
+        connection.cut()
+        self._resets.tell(connection, now)
 
     def on_timer(self, heard: bool, now: float) -> None:
         """Find those that the primary has lost. `heard`: it serves, and hears us, now."""
@@ -164,4 +168,4 @@ class ShadowHandovers:
         self._next_look = now + LOOK_S
         for connection in list(self._ours.values()):
             if connection.state is Shadow.ACTIVE and connection.unasked_for(self._heard_since, now) >= ORPHAN_S:
-                self._end(connection, "the primary does not ask for it any more: its daemon has restarted")
+                self._end(connection, "the primary does not ask for it any more: its daemon has restarted", now)

@@ -12,16 +12,21 @@ from nfq_failover.core.outbox import Outbox
 from nfq_failover.core.settings import Settings
 from nfq_failover.core.shadow.comparison import Comparison
 from nfq_failover.core.shadow.connection import Die, Shadow, ShadowConnection
+from nfq_failover.core.shadow.resets import Resets
 from nfq_failover.core.timers import TimerQueue
 
 BLOCKED_BYTES = 4096  # a client's window that has no more room than this may stop the two servers at different bytes
 
 
 class Lengths:
-    """The lengths of all connections' outputs. `numbers` are the connections by number; `die` gives one up."""
+    """The lengths of all connections' outputs. `numbers` are the connections by number; `die` gives one up; `resets`
+    tells its client."""
 
-    def __init__(self, settings: Settings, out: Outbox, numbers: dict[int, ShadowConnection], die: Die) -> None:
+    def __init__(
+        self, settings: Settings, out: Outbox, numbers: dict[int, ShadowConnection], resets: Resets, die: Die
+    ) -> None:
         self.out = out
+        self._resets = resets
         self._numbers = numbers
         self._die = die
         self._patience_s = settings.out_of_step_ms / 1000
@@ -103,7 +108,7 @@ class Lengths:
         self.out.counters["diverged"] += 1
         self._die(connection, reason, now)
         if connection.heard:
-            connection.answer_rst(self.out, None)
+            self._resets.tell(connection, now)
 
     def forget(self, conn: int) -> None:
         """No more deadline for this number."""

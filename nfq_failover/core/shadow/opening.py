@@ -9,6 +9,7 @@ from nfq_failover.core.outbox import Outbox
 from nfq_failover.core.settings import Settings
 from nfq_failover.core.shadow.connection import Die, Forget, Shadow, ShadowConnection
 from nfq_failover.core.shadow.repair import Repair
+from nfq_failover.core.shadow.strays import Strays
 from nfq_failover.core.tcp.syn import strip
 from nfq_failover.core.tcp.translation import Translation
 from nfq_failover.core.timers import TimerQueue
@@ -49,6 +50,7 @@ class Openings:
         numbers: dict[int, ShadowConnection],
         timers: TimerQueue[int],
         repair: Repair,
+        strays: Strays,
         *,
         unconfirmed: dict[int, ShadowConnection],
         die: Die,
@@ -62,6 +64,7 @@ class Openings:
         self._numbers = numbers
         self._timers = timers
         self._repair = repair
+        self._strays = strays
         self._unconfirmed = unconfirmed
         self._die = die
         self._forget = forget
@@ -156,6 +159,7 @@ class Openings:
         ts = None if opening.tsval is None or granted.tsval is None else (opening.tsval, granted.tsval)
         mapping = Translation(opening.iss, seg.seq, opening.wscale or 0, granted.wscale or 0, ts, now)
         connection.answered(mapping, seg.wnd)
+        self._strays.forget(connection.conn)
         inward, output = connection.inward, connection.output
         if output.snd_una >= 0 or inward.lagging:
             output.established()

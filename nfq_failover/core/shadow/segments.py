@@ -12,6 +12,7 @@ from nfq_failover.core.shadow.ends import ShadowEnds
 from nfq_failover.core.shadow.feeding import Feeding
 from nfq_failover.core.shadow.opening import Openings
 from nfq_failover.core.shadow.repair import Repair
+from nfq_failover.core.shadow.resets import Resets, send_reset
 from nfq_failover.core.shadow.takeover import Takeover
 from nfq_failover.core.tcp.translation import Translation
 from nfq_failover.core.timers import TimerQueue
@@ -34,6 +35,7 @@ class Segments:
         repair: Repair,
         divergence: Divergence,
         feeding: Feeding,
+        resets: Resets,
         ends: ShadowEnds,
         takeover: Takeover,
         *,
@@ -49,6 +51,7 @@ class Segments:
         self._repair = repair
         self._divergence = divergence
         self._feeding = feeding
+        self._resets = resets
         self._ends = ends
         self._takeover = takeover
         self._unconfirmed = unconfirmed
@@ -116,7 +119,7 @@ class Segments:
         """A client's segment of a connection that can't be continued."""
         self.out.drop(event.queue, event.packet_id, "connection-dead")
         if connection.heard:
-            connection.answer_rst(self.out, seg)
+            self._resets.heard(connection, seg, now)
         elif seg.flags & ACK:  # where the client is: for the RST at a takeover
             ack = connection.seen.offset(seg.ack)
             if connection.map is not None:
@@ -134,8 +137,8 @@ class Segments:
             connection.inward.refer(connection.mapping, event, seg, self.out)
             return
         self.out.drop(event.queue, event.packet_id, why)
-        if active and seg.flags & ACK and not connection.handed:
-            connection.answer_rst(self.out, seg)  # where all is ours; else the primary deals with a later one
+        if active and seg.flags & (ACK | RST) == ACK and not connection.handed:  # else the primary deals with it
+            send_reset(self.out, connection.flow, seg.ack, connection.reset_ack())
 
     def _log(self, connection: ShadowConnection, offset: int, seg: Segment, now: float) -> bool:
         """Put the segment's bytes into the log, and see what is missing before them. False: they contradict it."""
@@ -173,7 +176,7 @@ class Segments:
         if connection.resync.pending and not connection.resync.answered(mapping, inward, seg):
             out.drop(event.queue, event.packet_id, "replica-gone")
             self._die(connection, "our TCP lost the connection while the daemon was away", now)
-            connection.answer_rst(out, None)
+            self._resets.tell(connection, now)
             return True
         if seg.flags & RST and not active:
             out.drop(event.queue, event.packet_id, "replica-reset")

@@ -21,9 +21,12 @@ from nfq_failover.core.shadow.handover import ShadowHandovers
 from nfq_failover.core.shadow.lengths import Lengths
 from nfq_failover.core.shadow.opening import Openings
 from nfq_failover.core.shadow.repair import Repair
+from nfq_failover.core.shadow.resets import Resets
 from nfq_failover.core.shadow.segments import Segments
+from nfq_failover.core.shadow.strays import Strays
 from nfq_failover.core.shadow.takeover import Takeover
 from nfq_failover.core.shadow.vanished import LINGER_S, Vanished
+from nfq_failover.core.shadow.wholeness import Wholeness
 from nfq_failover.core.tcp.claims import TWO_VERSIONS
 from nfq_failover.core.timers import TimerQueue
 from nfq_failover.wire.records import (
@@ -36,14 +39,17 @@ from nfq_failover.wire.records import (
     Fed,
     FedSeen,
     HandOver,
+    InputMissed,
     Open,
     PaceAsked,
     PaceTold,
     Progress,
     Record,
     SentUpTo,
+    Served,
     Unprotected,
     UnprotectedSeen,
+    WholeSaid,
 )
 from nfq_failover.wire.segment import FlowKey, Segment
 
@@ -66,18 +72,21 @@ class ShadowTable:
         self._unconfirmed: dict[int, ShadowConnection] = {}
         flows, numbers = self.flows, self.numbers
         self.repair = Repair(out, self.timers)
+        self.wholeness = Wholeness(out, settings.service_state == "shared")
         self.feeding = Feeding(out, numbers, self._fed_enough)
-        self.lengths = Lengths(settings, out, numbers, self._part)
+        self.resets = Resets(out)
+        self.strays = Strays(out, settings.max_connections)
+        self.lengths = Lengths(settings, out, numbers, self.resets, self._part)
         self.divergence = Divergence(settings, out, numbers, self.lengths, self._part)
         self.ends = ShadowEnds(out, numbers, self.divergence, settings.health_checked)
         self.takeover = Takeover(
             *(settings, out, flows, numbers, self.repair, self.divergence, self.lengths, self.feeding),
-            give_up=self._give_up,
+            *(self.resets, self.strays, self.wholeness),
             die=self._die,
             forget=self.forget,
         )
         self.openings = Openings(
-            *(settings, out, flows, numbers, self.timers, self.repair),
+            *(settings, out, flows, numbers, self.timers, self.repair, self.strays),
             unconfirmed=self._unconfirmed,
             die=self._die,
             forget=self.forget,
@@ -85,13 +94,15 @@ class ShadowTable:
         self.vanished = Vanished(out, flows, self.timers, die=self._die, forget=self.forget)
         self.handovers = ShadowHandovers(
             *(out, flows, numbers, self.divergence, checkpoint),
+            resets=self.resets,
             be_heard=self.takeover.be_heard,
             give_up=self._give_up,
             forget=self.forget,
             release_number=self._release_number,
         )
         self.segments = Segments(
-            *(out, self.timers, self.openings, self.repair, self.divergence, self.feeding, self.ends, self.takeover),
+            *(out, self.timers, self.openings, self.repair, self.divergence, self.feeding, self.resets),
+            *(self.ends, self.takeover),
             unconfirmed=self._unconfirmed,
             give_up=self._give_up,
             die=self._die,
@@ -99,7 +110,8 @@ class ShadowTable:
         self._deadlines = (
             *(self.timers.next, self.ends.poll_timeout, self.divergence.poll_timeout),
             *(self.takeover.backoff.poll_timeout, self.takeover.recovery.poll_timeout),
-            *(self.vanished.poll_timeout, self.feeding.poll_timeout, self.lengths.poll_timeout),
+            *(self.vanished.poll_timeout, self.feeding.poll_timeout),
+            *(self.lengths.poll_timeout, self.resets.poll_timeout),
         )
         self.takes: dict[type[Record], Callable[[Any, float], None]] = {
             Progress: self._on_progress,
@@ -116,6 +128,9 @@ class ShadowTable:
             HandOver: self.handovers.on_hand_over,
             SentUpTo: self._on_sent,
             PaceAsked: self._on_pace_asked,
+            InputMissed: self.wholeness.on_missed,
+            WholeSaid: self.wholeness.on_said,
+            Served: self._on_served,
         }
 
     # ------------------------------------------------------------------------------------ the primary's records
@@ -176,7 +191,10 @@ class ShadowTable:
     def _on_close(self, record: Close, now: float) -> None:
         """The primary's TCP has forgotten the connection: ours may finish by itself, or is reset."""
         self.out.record(Closed(record.conn))
+        self.strays.forget(record.conn)
         connection = self.numbers.get(record.conn)
+        if connection is None:
+            self.openings.over(record.conn)
         if connection is None or connection.closing.closed_at is not None:
             return
         connection.closing.close(now)
@@ -190,6 +208,14 @@ class ShadowTable:
             self.feeding.drain(connection, now)
             return
         self.timers.set(connection.conn, now + (LINGER_S if ended else CLOSED_S))
+
+    def _on_served(self, record: Served, now: float) -> None:
+        """The primary serves a connection that has no replica here."""
+        del now
+        connection = self.numbers.get(record.conn)
+        opening = connection is None or connection.state is Shadow.OPENING
+        if opening and record.conn not in self.openings.forgotten:
+            self.strays.on_served(record)
 
     def _on_told(self, record: UnprotectedSeen, now: float) -> None:
         """The primary knows that we can't continue the connection."""
@@ -256,6 +282,8 @@ class ShadowTable:
     def _fed_enough(self, connection: ShadowConnection, now: float) -> None:
         """A connection is over, and its replica has got what it could be given."""
         lingers = connection.ended and not connection.heard
+        if connection.inward.unread:
+            self.wholeness.lacks(connection.conn, connection.flow, connection.reason)
         if not lingers:
             self._give_up(connection, connection.reason)
         self.timers.set(connection.conn, now + (LINGER_S if lingers else CLOSED_S))
@@ -264,6 +292,8 @@ class ShadowTable:
         """Give a connection up. Nobody is at the other end of our TCP any more, so it is reset, now and whenever it
         still sends something."""
         self.feeding.forget(connection.conn)
+        if connection.state is not Shadow.DEAD and connection.inward.unread and not connection.over:
+            self.wholeness.lacks(connection.conn, connection.flow, reason)
         connection.give_up(reason)
         if connection.closing.closed_at is None:
             self.timers.cancel(connection.conn)
@@ -283,7 +313,8 @@ class ShadowTable:
     def invalidate(self, reason: str) -> None:
         """The primary may have acknowledged what we lack: none of the connections can be continued."""
         for connection in self.flows.values():
-            if connection.state in LISTENS:
+            if connection.state in LISTENS:  # what they lack is of before the next backup's time
+                connection.give_up(reason)
                 self._give_up(connection, reason)
 
     def forget(self, connection: ShadowConnection) -> None:
@@ -315,6 +346,8 @@ class ShadowTable:
                 connection.reset_own(self.out)
             self.forget(connection)
         self.feeding.clear()
+        self.strays.clear()
+        self.resets.clear()
         self.ends.clear()
         self.divergence.clear()
         self.openings.clear()
@@ -359,7 +392,7 @@ class ShadowTable:
             if connection.resync.pending or dead:
                 self._ask_where(connection, now)  # one that is dead shows itself, and is reset
             if dead and connection.heard:
-                connection.answer_rst(self.out, None)
+                self.resets.tell(connection, now)
 
     def _ask_where(self, connection: ShadowConnection, now: float) -> None:
         """Ask our TCP where it is; again and again, until it answers."""
@@ -389,6 +422,7 @@ class ShadowTable:
         self.ends.on_timer(now)
         self.divergence.on_timer(now)
         self.lengths.on_timer(now)
+        self.resets.on_timer(now)
         self.feeding.on_timer(now)
         self.takeover.backoff.on_timer(now)
         self.takeover.recovery.on_timer(now)

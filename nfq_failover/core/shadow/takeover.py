@@ -5,15 +5,19 @@ from __future__ import annotations
 from nfq_failover.core.outbox import Outbox
 from nfq_failover.core.settings import Settings
 from nfq_failover.core.shadow.backoff import BackoffRevert
-from nfq_failover.core.shadow.connection import Die, Forget, GiveUp, Shadow, ShadowConnection
+from nfq_failover.core.shadow.connection import Die, Forget, Shadow, ShadowConnection
 from nfq_failover.core.shadow.divergence import Divergence
 from nfq_failover.core.shadow.feeding import Feeding
 from nfq_failover.core.shadow.lengths import Lengths
 from nfq_failover.core.shadow.recovery import Recovery
 from nfq_failover.core.shadow.repair import Repair
+from nfq_failover.core.shadow.resets import Resets
+from nfq_failover.core.shadow.strays import Strays
+from nfq_failover.core.shadow.wholeness import Wholeness
 from nfq_failover.core.tcp.translation import Translation
 from nfq_failover.wire.segment import FlowKey, Segment
 
+NEVER_READY = "the replica was never ready"
 LATE = "the replica was late or behind, and had not caught up"
 
 
@@ -30,12 +34,14 @@ class Takeover:
         divergence: Divergence,
         lengths: Lengths,
         feeding: Feeding,
+        resets: Resets,
+        strays: Strays,
+        wholeness: Wholeness,
         *,
-        give_up: GiveUp,
         die: Die,
         forget: Forget,
     ) -> None:
-        """`flows` and `numbers` are the table's; `give_up`, `die` and `forget` are its ways to end a connection."""
+        """`flows` and `numbers` are the table's; `die` and `forget` are its ways to end a connection."""
         self._settings = settings
         self.out = out
         self._flows = flows
@@ -43,7 +49,9 @@ class Takeover:
         self._divergence = divergence
         self._lengths = lengths
         self._feeding = feeding
-        self._give_up = give_up
+        self._resets = resets
+        self._strays = strays
+        self._wholeness = wholeness
         self._die = die
         self._forget = forget
         self.backoff = BackoffRevert(numbers, out)
@@ -61,7 +69,7 @@ class Takeover:
             if connection.state is Shadow.SHADOW and not over and not connection.ended:
                 reason = LATE if connection.late else self._divergence.at_takeover(connection, now)
                 if reason:
-                    self._give_up(connection, reason)
+                    self._feeding.begin(connection, reason, now, tell=False)
             if over and not connection.ended:
                 if not self._feeding.drains(connection):
                     self._forget(connection)  # the client has been told the end, or has told it
@@ -72,8 +80,14 @@ class Takeover:
             elif connection.state in (Shadow.DEAD, Shadow.FED):
                 self.cut(connection, now)
                 reset += 1
+            elif connection.inward.late_until >= 0 or connection.flow in self._strays.flows:
+                self._lacks(connection)
+                connection.give_up(NEVER_READY)  # its client has seen a SYN-ACK all the same
+                self.cut(connection, now)
+                reset += 1
             else:
                 self._forget(connection)  # no client has seen its SYN-ACK: the next SYN is native
+        reset += self._cut_strays(now)
         if self._settings.revert_backoff:
             self.backoff.begin(taken, now)
         return going, reset
@@ -87,10 +101,26 @@ class Takeover:
 
     def cut(self, connection: ShadowConnection, now: float) -> None:
         """Tell the client of a connection that can't be continued that it is over."""
-        connection.cut(self.out)
+        self._lacks(connection)
+        connection.cut()
+        self._resets.tell(self._strays.flows.get(connection.flow, connection), now)
         self.out.mishaps.note("connection reset at the takeover", connection.reason, connection.flow, now)
         if connection.state is Shadow.FED:
             self._feeding.drain(connection, now)
+
+    def _cut_strays(self, now: float) -> int:
+        """Tell the clients of connections that never had a replica. Returns how many there are."""
+        found = [stray for stray in self._strays.take() if stray.flow not in self._flows]
+        for stray in found:
+            self._resets.tell(stray, now)
+            self.out.mishaps.note("connection reset at the takeover", "it had no replica", stray.flow, now)
+        return len(found)
+
+    def _lacks(self, connection: ShadowConnection) -> None:
+        """Note if bytes are missing that the client has sent, and will not send again."""
+        hole = connection.inward.inbound.has_islands or connection.gap.primary_rcv_nxt > connection.inward.held
+        if hole and connection.state is not Shadow.DEAD:
+            self._wholeness.lacks(connection.conn, connection.flow, "bytes were lost at the takeover")
 
     def cut_dead(self, now: float) -> None:
         """This host serves: clients of connections that can't be continued may be told so."""
@@ -110,4 +140,4 @@ class Takeover:
             self._lengths.behind(connection, now)
         if seg.payload_len and resending.stuck(offset, now, self._settings.hole_deadline_ms / 1000):
             self._die(connection, "bytes were acknowledged that this host never had", now)
-            connection.answer_rst(self.out, None)  # not from `seg`: its ACK number is already the replica's
+            self._resets.tell(connection, now)  # not from `seg`: its ACK number is already the replica's

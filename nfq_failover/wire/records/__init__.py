@@ -10,4 +10,5 @@ from nfq_failover.wire.records.handover import *
 from nfq_failover.wire.records.host import *
 from nfq_failover.wire.records.opening import *
 from nfq_failover.wire.records.pace import *
+from nfq_failover.wire.records.state import *
 from nfq_failover.wire.records.stream import *

@@ -20,10 +20,11 @@ from nfq_failover.wire.records.base import (
 )
 from nfq_failover.wire.segment import FlowKey
 
-__all__ = ["Open", "Opened"]
+__all__ = ["Open", "Opened", "Served"]
 
 _OPEN = Struct("!IIIBIBHBHB")
 _OPENED = Struct("!IBI")
+_SERVED = Struct("!IIIBB")
 _NONE = 0xFF
 
 
@@ -111,3 +112,34 @@ class Opened(Record):
     def decode(cls, value: bytes) -> Self:
         conn, ready, rcv_edge = _OPENED.unpack_from(value)
         return cls(conn, bool(ready), rcv_edge, decode_text(value[_OPENED.size :]))
+
+
+@declare(18, Towards.SHADOW)
+@dataclass(frozen=True, slots=True)
+class Served(Record):
+    """Primary -> backup: I serve this connection without a replica, so its client has to hear of a takeover. Repeated
+    in turns.
+
+    `seq`: the server's next sequence number; `ack`: the client's, as far as my TCP has taken its bytes; `wscale`: the
+    client's window shift, 0 where it does not count.
+    """
+
+    conn: int
+    flow: FlowKey
+    seq: int
+    ack: int
+    wscale: int
+
+    def encode(self) -> bytes:
+        if not flow_fits(self.flow):
+            raise InternalError(f"a flow that has no encoding: {self}")
+        head = _SERVED.pack(self.conn, self.seq, self.ack, self.wscale, len(self.flow[0]))
+        return head + encode_flow(self.flow)
+
+    @classmethod
+    def decode(cls, value: bytes) -> Self:
+        conn, seq, ack, wscale, length = _SERVED.unpack_from(value)
+        flow, end = decode_flow(value, _SERVED.size, length, "bad-served")
+        if len(value) != end or wscale > MAX_WSCALE:
+            raise MalformedDatagram("bad-served")
+        return cls(conn, flow, seq, ack, wscale)

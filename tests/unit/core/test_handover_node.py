@@ -91,7 +91,8 @@ def test_backup_that_leaves_cuts_what_it_was_given(role: State) -> None:
     node.members.state = role
     cuts: list[str] = []
 
-    def cut(reason: str) -> None:
+    def cut(reason: str, now: float) -> None:
+        del now
         cuts.append(reason)
 
     node.shadow.handovers.cut = cut  # type: ignore[method-assign]

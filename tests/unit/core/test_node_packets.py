@@ -199,7 +199,7 @@ def test_new_connection_from_the_port_of_one_that_was_taken_over_is_protected() 
     host, own = shadowing()
     host.node.members.state = State.PROTECTED  # took over, and has a new backup
     host.node.shadow.take_over(host.now)
-    host.node.gate.start_protecting()
+    host.node.gate.start_protecting(0.0)
     host.effects()
     again: dict[str, Any] = {"irs": IRS + 70000, "iss": ISS_OWN + 90000}
     assert host.packet(syn(**again)) == "pass"

@@ -114,9 +114,9 @@ def test_a_limit_degrades_and_a_warning_does_not() -> None:
 def test_what_went_wrong_is_remembered_when_its_connection_is_gone() -> None:
     host = Protected()
     host.node.gate.take(Unprotected(1, "diverged"), host.now)
-    host.node.gate.clear()
-    (mishap,) = host.node.status(host.now + 2).mishaps
-    assert mishap.what == "connection unprotected"
+    host.node.gate.clear(host.now)
+    missed, mishap = host.node.status(host.now + 2).mishaps
+    assert (missed.what, mishap.what) == ("input missed by the replica", "connection unprotected")
     assert (mishap.reason, mishap.client, mishap.count, mishap.ago_s) == ("diverged", "10.77.0.1:40000", 1, 2.0)
 
 

@@ -235,7 +235,7 @@ def test_difference_behind_a_lost_digest_is_found_at_the_takeover() -> None:
         t >> replica(0, 200) << SILENT
         t >> digest(100, 100, bytes(100))
         t >> "takeover"
-        assert t.shadow.state is Shadow.DEAD
+        assert t.shadow.state is Shadow.FED
         assert not any(":" in str(e) for e in t.effects if str(e).startswith("client"))
         t.effects.clear()
 

@@ -208,7 +208,7 @@ def test_next_protection_finds_it_as_it_was() -> None:
         t.handed()
         t.side.stop_protecting("the backup's application has failed", t.now)
         t.quiet(1.0)
-        t.side.start_protecting()
+        t.side.start_protecting(0.0)
         t.quiet(20.0)
         assert FLOW in t.side.handovers.flows
 

@@ -21,6 +21,7 @@ from tests.support.transcript import (
     granted,
     opening,
     server,
+    server_seq,
     syn,
     syn_ack,
 )
@@ -87,7 +88,7 @@ def test_replica_that_is_ready_when_the_protection_has_ended_is_too_late() -> No
         t.side.stop_protecting("the backup is silent, and its time to take over has passed", t.now)
         t.drain()
         t >> confirmed(300, 70000)
-        t.side.start_protecting()  # with nothing: the backup has begun a new generation
+        t.side.start_protecting(0.0)  # with nothing: the backup has begun a new generation
         t >> confirmed(300, 70000)
         assert t.side.flows[FLOW].reason == "opened before the backup joined"
 
@@ -221,13 +222,20 @@ def test_connection_that_had_no_room_is_no_stranger_when_there_is_room_again() -
         t >> syn_ack() << "log error: connection table full: new connections are not protected" << "pass"
         t.side.opening._limit = 1
         t >> server(0, 10, ack=100) << "pass"
+        assert "no room" in t.side.flows[FLOW].reason
 
 
-def test_connection_that_the_server_opens_is_left_alone() -> None:
+def test_connection_that_the_server_opens_is_left_alone_and_listed() -> None:
     with GateTranscript() as t:
         t >> server(-1, ack=None, flags="S", options=OFFER) << "pass"
-        t >> server(0, 10, ack=100) << "pass"
         assert not t.side.flows
+        t >> server(0, 10, ack=100) << "pass"
+        assert "opened by the server" in t.side.flows[FLOW].reason
+        assert [(each.flow, each.seq, each.ack) for each in t.served] == [(FLOW, server_seq(0), client_seq(100))]
+        t >> server(10, 10, ack=200) << "pass"
+        t >> After(0.3) << "query"
+        assert [(each.seq, each.ack) for each in t.served[1:]] == [(server_seq(20), client_seq(200))]
+        t >> server(20, ack=200, flags="R.") << "pass" << Close(1, "reset by the server")
 
 
 def test_connection_whose_syn_was_not_seen_is_unprotected() -> None:
@@ -242,9 +250,9 @@ def test_without_a_backup_connections_pass_and_are_listed_with_the_reason() -> N
         t >> syn_ack() << "log warning: connection unprotected" << "pass"
         t >> server(0, 0, ack=100) << "pass"
         assert t.side.flows[FLOW].reason == "no backup"
-        t.side.start_protecting()
+        t.side.start_protecting(0.0)
         assert t.side.flows[FLOW].reason == "opened before the backup joined"
-        t >> server(0, 0, ack=200) << "pass"
+        t >> server(0, 0, ack=200) << "pass" << "log warning: concern: warning"
 
 
 def test_port_reuse_closes_the_old_connection_and_opens_the_new_one() -> None:
@@ -309,6 +317,6 @@ def test_connection_that_the_server_opens_is_no_stranger() -> None:
         t >> server(0, ack=0, wnd=1) << "pass"
         t >> server(0, 100, ack=5, wnd=1) << "pass"
         t >> server(100, ack=5, flags="F.", wnd=1) << "pass"
-        assert not t.side.flows
+        assert "opened by the server" in t.side.flows[FLOW].reason
         t.side.clear(t.now)
         t >> server(0, 100, ack=5, wnd=1) << "drop stranger" << "kernel [R] 5 wnd 0"

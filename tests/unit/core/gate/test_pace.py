@@ -341,7 +341,7 @@ def test_one_replica_that_stands_still_among_others_hinders_no_new_connection() 
 def test_when_those_that_stand_still_have_ended_a_new_connection_is_tried() -> None:
     with Paced() as t:
         behind(t)
-        quietly(t, server(0, flags="R.", ack=45000, wnd=0, ts=TS))
+        quietly(t, confirmed(45000, 45000), server(0, flags="R.", ack=45000, wnd=0, ts=TS))
         assert not t.side.pace.stands_still
         assert another(t, 40001, 2).state is Gate.PROTECTED
 

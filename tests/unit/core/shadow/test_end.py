@@ -128,6 +128,7 @@ def test_connection_that_lost_its_replica_long_ago_is_reset_at_the_takeover() ->
         t >> FlowsGone([FLOW])
         t >> "takeover"
         assert str(t.effects.popleft()).startswith("client [R.] 0 ")
+        t.effects.clear()
         t >> FlowsGone([FLOW])
         assert FLOW not in t.side.flows
 
@@ -156,6 +157,7 @@ def test_connection_whose_options_differ_is_reset_where_the_client_is() -> None:
         t >> from_client(0, 0, ack=5000) << "drop connection-dead"
         t >> "takeover"
         assert str(t.effects.popleft()).startswith("client [R.] 5000 ")
+        t.effects.clear()
 
 
 def test_socket_of_an_earlier_connection_is_reset_at_its_own_byte() -> None:

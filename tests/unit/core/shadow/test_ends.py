@@ -84,6 +84,7 @@ def test_reset_after_the_servers_own_end_is_an_end_and_no_loss() -> None:
         t >> Progress(1, client_seq(0), True) << Unprotected(1, "the server has reset the connection")
         t >> "takeover"
         assert "[R.] 0" in str(t.effects.popleft())
+        t.effects.clear()
 
 
 def test_reset_that_crosses_the_question_is_an_end_too() -> None:

@@ -108,7 +108,7 @@ def test_takeover_resets_the_client_and_gives_the_replica_the_rest_first() -> No
         assert any("client [R.] 700" in each for each in found), found
         assert not any("kernel [R" in each for each in found), found
         t >> from_client(100, 50, ack=700)
-        assert quiet(t) == ["drop connection-dead", "client [R.] 700 ack 100 wnd 0"]
+        assert quiet(t) == ["drop connection-dead", "client [R.] 700 ack 150 wnd 0"]
         assert any("kernel [P.] 0:100" in each for each in after(t, 0.08))
         t >> replica(1200, 10, ack=100) << SILENT << f"kernel [.] 100 ack 1210 wnd 65535 {TS_OWN}"
         assert any("kernel [R.] 100" in each for each in after(t, GRACE_S + 0.15))

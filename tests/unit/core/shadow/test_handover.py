@@ -163,15 +163,18 @@ def test_primary_that_does_not_ask_for_it_any_more_has_forgotten_it() -> None:
         t.drain()
         t << "log error: a connection that was handed over to this host is lost"
         t << "kernel [R.] 0 ack 0 wnd 500 ts 1001/7000000" << "client [R.] 0 ack 0 wnd 0"
+        t << "client [R.] 100 ack 0 wnd 0" << "client [R.] 63999 ack 0 wnd 0"
         t >> hand_over() << HandedOver(1, Handed.OVER, t.shadow.reason)
 
 
 def test_host_that_leaves_tells_the_client() -> None:
     with Taking() as t:
-        t.side.handovers.cut("this host leaves")
+        t.side.handovers.cut("this host leaves", t.now)
         t.drain()
         t << "log error: a connection that was handed over to this host is lost"
-        t << RESET_INWARD << "client [R.] 0 ack 0 wnd 0" << HandedOver(1, Handed.OVER, "this host leaves")
+        t << RESET_INWARD << "client [R.] 0 ack 0 wnd 0"
+        t << "client [R.] 100 ack 0 wnd 0" << "client [R.] 63999 ack 0 wnd 0"
+        t << HandedOver(1, Handed.OVER, "this host leaves")
         assert not t.side.flows
 
 
@@ -234,7 +237,7 @@ def test_what_was_refused_stays_the_primarys_and_is_forgotten(why: str) -> None:
         t >> hand_over()
         assert any(isinstance(e, HandedOver) and e.state is Handed.REFUSED for e in t.effects)
         t.effects.clear()
-        t.side.handovers.cut("this host leaves")
+        t.side.handovers.cut("this host leaves", t.now)
         t.drain()
         assert not t.effects
         t.now += 5.0

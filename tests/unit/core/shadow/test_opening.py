@@ -86,7 +86,8 @@ def test_replica_that_was_late_and_lacks_bytes_is_not_continued() -> None:
         t >> answer() << SILENT << Opened(1, True, client_seq(5000))
         assert t.side.numbers[1].inward.late
         t >> "takeover"
-        t << "kernel [R.] 0 ack 0 wnd 501 ts 1000/7000000" << "client [R.] 0 ack 0 wnd 0"
+        t << "kernel [.] 0 ack 0 wnd 65535 ts 1000/7000000"
+        t << "client [R.] 0 ack 0 wnd 0" << "client [R.] 64127 ack 0 wnd 0"
 
 
 def test_replica_that_was_late_is_continued_when_the_primary_has_no_more_either() -> None:

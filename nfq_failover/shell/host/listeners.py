@@ -1,0 +1,92 @@
+"""The application's listening sockets (linux/inet_diag.h): a new life of the application has others."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from collections.abc import Callable
+from struct import Struct
+from typing import Final
+
+from nfq_failover.core.events import ListenersSeen
+
+_NETLINK_SOCK_DIAG: Final = 4
+_SOCK_DIAG_BY_FAMILY: Final = 20
+_NLMSG_ERROR: Final = 2
+_NLMSG_DONE: Final = 3
+_FLAGS: Final = 0x001 | 0x300  # request, dump
+_LISTENING: Final = 1 << 10  # include/net/tcp_states.h
+# nlmsghdr; inet_diag_req_v2: family, protocol, extensions, padding, states; inet_diag_sockid without a connection.
+_DUMP = Struct("=IHHII BBBxI 48s")
+_HEADER = Struct("=IHHII")
+_SOCKET = Struct("!4xH2x16s")  # the beginning of inet_diag_msg: our port, their port, our address
+_INODE = Struct("=I")
+_INODE_AT: Final = 68  # in inet_diag_msg, which has 72 bytes
+_DUMP_BYTES: Final = 1 << 16
+_ANY: Final = bytes(16)
+_MAPPED: Final = bytes(10) + b"\xff\xff"  # RFC 4291 section 2.5.5.2
+
+
+LOOK_EVERY_S: Final = 1.0
+
+
+class Listening:
+    """Looks at them once a second."""
+
+    def __init__(self, service: bytes, serves: Callable[[int], bool]) -> None:
+        self._service = service
+        self._serves = serves
+        self._next = 0.0
+        self._seen: frozenset[int] | None = None
+
+    def tick(self, now: float) -> ListenersSeen | None:
+        """Returns what there is now, if that has changed. A kernel that can't be asked changes nothing."""
+        if now < self._next:
+            return None
+        self._next = now + LOOK_EVERY_S
+        try:
+            found = listeners(self._service, self._serves)
+        except OSError:
+            found = self._seen or frozenset()
+        if found == self._seen:
+            return None
+        self._seen = found
+        return ListenersSeen(found)
+
+
+def listeners(service: bytes, serves: Callable[[int], bool]) -> frozenset[int]:
+    """Returns the inodes of the sockets that listen at the service's address, or at any, and at its ports.
+
+    Raises OSError if the kernel can't be asked (no module tcp_diag).
+    """
+    found: set[int] = set()
+    for family in (socket.AF_INET, socket.AF_INET6):
+        with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_SOCK_DIAG) as diag:
+            head = (_DUMP.size, _SOCK_DIAG_BY_FAMILY, _FLAGS, 1, 0)
+            diag.send(_DUMP.pack(*head, family, socket.IPPROTO_TCP, 0, _LISTENING, b""))
+            over = False
+            while not over:  # Ends: each read takes a part of the dump, and raises if there is none.
+                over = _take(diag.recv(_DUMP_BYTES, socket.MSG_DONTWAIT), service, serves, found)
+    return frozenset(found)
+
+
+def _take(data: bytes, service: bytes, serves: Callable[[int], bool], found: set[int]) -> bool:
+    """Take a part of the dump. Returns True at its end."""
+    at = 0
+    while at + _HEADER.size <= len(data):  # Ends: `at` grows by a message, which has a header at least
+        length, kind, _, _, _ = _HEADER.unpack_from(data, at)
+        if kind == _NLMSG_DONE:
+            return True
+        if kind == _NLMSG_ERROR:
+            code = -int.from_bytes(data[at + 16 : at + 20], "little", signed=True)
+            raise OSError(code, os.strerror(code))
+        if length < _HEADER.size:
+            raise OSError(errno.EBADMSG, os.strerror(errno.EBADMSG))
+        port, address = _SOCKET.unpack_from(data, at + _HEADER.size)
+        (inode,) = _INODE.unpack_from(data, at + _HEADER.size + _INODE_AT)
+        here = (_ANY, service.ljust(16, b"\0"), _MAPPED + service)
+        if inode and serves(port) and address in here:
+            found.add(inode)
+        at += (length + 3) & ~3
+    return False

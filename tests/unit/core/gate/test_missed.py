@@ -1,0 +1,208 @@
+"""What clients send on connections that have no replica: counted, told to the backup, and nothing new is protected."""
+
+from __future__ import annotations
+
+import pytest
+
+from nfq_failover.core.gate.connection import Gate
+from nfq_failover.wire.records import InputMissed, Opened, Unprotected, Whole, WholeSaid
+from tests.support.gate import TS, Gated, ack
+from tests.support.transcript import (
+    FLOW,
+    IRS,
+    ISS,
+    After,
+    Copy,
+    GateTranscript,
+    client,
+    confirmed,
+    server,
+    syn,
+    syn_ack,
+)
+
+LOST = Unprotected(1, "the replica reset the connection")
+
+
+def quiet(t: GateTranscript) -> list[object]:
+    """All that has come out."""
+    found: list[object] = list(t.effects)
+    t.effects.clear()
+    return found
+
+
+def do(t: GateTranscript, *inputs: object) -> list[object]:
+    """Feed several inputs; all that has come out."""
+    found: list[object] = []
+    for each in inputs:
+        t >> each
+        found += quiet(t)
+    return found
+
+
+def told(t: GateTranscript, seconds: float = 0.1) -> list[InputMissed]:
+    """What the backup is told."""
+    t >> After(seconds)
+    return [each for each in quiet(t) if isinstance(each, InputMissed)]
+
+
+def another(t: GateTranscript, far: int = 70000) -> str:
+    """A new connection from the same port; why it is not protected."""
+    do(t, syn(irs=IRS + far))
+    do(t, syn_ack(irs=IRS + far, iss=(ISS + far) % 2**32))
+    quiet(t)
+    return t.side.flows[FLOW].reason if t.side.flows[FLOW].state is Gate.UNPROTECTED else ""
+
+
+def lost(**changes: object) -> Gated:
+    """A connection that has lost its replica."""
+    t = Gated()
+    t.side.missed._shared = changes.get("state") != "none"
+    do(t, Whole(7, 0, 0))
+    do(t, LOST)
+    quiet(t)
+    return t
+
+
+def test_client_that_sends_nothing_does_no_harm() -> None:
+    with lost() as t:
+        do(t, server(0, 1000, wnd=10000, ts=TS))
+        assert not told(t)
+        assert another(t) == ""
+
+
+def test_what_a_client_sends_is_missing_and_nothing_new_is_protected() -> None:
+    with lost() as t:
+        assert InputMissed(7, 1) in do(t, Copy(client(0, 1, ts=TS)), ack(1))
+        assert told(t) == [InputMissed(7, 1)]
+        do(t, Whole(7, 1, 1))
+        assert not told(t, 2.0)
+        assert another(t) == "the replica has missed input of 1 connections"
+
+
+def test_it_limits_the_harm_to_that_connection_if_told_so() -> None:
+    with lost(state="none") as t:
+        do(t, Copy(client(0, 100, ts=TS)), ack(100))
+        quiet(t)
+        assert another(t) == ""
+
+
+def test_copy_that_our_tcp_has_not_taken_is_no_input() -> None:
+    with lost() as t:
+        do(t, Copy(client(0, 100, ts=TS)))
+        assert not told(t)
+        assert any(isinstance(each, InputMissed) for each in do(t, ack(100)))
+
+
+def test_end_of_the_client_is_no_input() -> None:
+    with lost() as t:
+        do(t, ack(1), Copy(client(0, 0, flags="F.", ts=TS)))
+        assert not told(t)
+
+
+def test_bytes_whose_copies_were_lost_are_input() -> None:
+    with lost() as t:
+        assert any(isinstance(each, InputMissed) for each in do(t, ack(2)))
+
+
+def test_bytes_that_the_backup_had_are_not_missing() -> None:
+    with Gated() as t:
+        do(t, Whole(7, 0, 0))
+        do(t, Copy(client(0, 100, ts=TS)), ack(100), confirmed(100, 40000))
+        quiet(t)
+        do(t, LOST)
+        quiet(t)
+        assert not told(t)
+        assert any(isinstance(each, InputMissed) for each in do(t, Copy(client(100, 1, ts=TS)), ack(101)))
+
+
+def test_bytes_that_the_backup_has_not_confirmed_are_missing_at_once() -> None:
+    with Gated() as t:
+        do(t, Whole(7, 0, 0))
+        do(t, Copy(client(0, 100, ts=TS)), ack(100))
+        quiet(t)
+        assert InputMissed(7, 1) in do(t, LOST)
+
+
+def test_replica_that_was_never_opened_has_missed_what_was_sent() -> None:
+    with GateTranscript() as t:
+        do(t, Whole(7, 0, 0))
+        do(t, syn(), syn_ack(), Opened(1, False, 0, "the hosts grant different TCP options"))
+        quiet(t)
+        assert InputMissed(7, 1) in do(t, Copy(client(0, 100)), server(0, ack=100))
+
+
+def test_replica_that_is_late_has_missed_nothing_before_the_end() -> None:
+    with GateTranscript() as t:
+        do(t, Whole(7, 0, 0))
+        do(t, syn(), syn_ack())
+        for _ in range(30):
+            do(t, After(0.05))
+            quiet(t)
+        assert t.side.flows[FLOW].reason == "replica not ready"
+        do(t, Copy(client(0, 100)), server(0, ack=100))
+        assert not told(t)
+        assert InputMissed(7, 1) in do(t, server(0, ack=100, flags="R."))
+
+
+def test_another_life_of_the_replicas_application_has_missed_nothing() -> None:
+    with lost() as t:
+        do(t, Copy(client(0, 100, ts=TS)), ack(100))
+        quiet(t)
+        do(t, Whole(8, 0, 0))
+        assert not told(t)
+        do(t, Copy(client(100, 100, ts=TS)), ack(200))  # it is from before: an operator's matter
+        assert t.side.out.concerns.own and not told(t)
+        assert another(t) == ""
+
+
+def test_what_was_open_before_the_backup_joined_is_only_warned_of() -> None:
+    with GateTranscript(protecting=False) as t:
+        do(t, syn(), syn_ack(), server(0, ack=100))
+        t.side.start_protecting(t.now)
+        do(t, Whole(7, 0, 0))
+        do(t, Copy(client(100, 100)), server(0, ack=200))
+        assert t.side.out.concerns.own and not told(t)
+        assert another(t) == ""
+
+
+def test_what_the_backup_has_found_itself_counts() -> None:
+    with Gated() as t:
+        do(t, Whole(7, 0, 2))
+        assert another(t) == "the replica has missed input of 2 connections"
+        do(t, Whole(8, 0, 0))
+        assert another(t, 140_000) == ""
+
+
+def test_what_was_missed_before_the_backup_was_heard_is_told_then() -> None:
+    with Gated() as t:
+        do(t, LOST)
+        do(t, Copy(client(0, 100, ts=TS)), ack(100))
+        quiet(t)
+        assert another(t) == "the replica has missed input of 1 connections"
+        do(t, Whole(7, 0, 0))
+        assert told(t) == [InputMissed(7, 2 - 1)]
+
+
+def test_word_of_an_operator_is_passed_on_until_it_is_heard() -> None:
+    with lost() as t:
+        do(t, Copy(client(0, 100, ts=TS)), ack(100))
+        quiet(t)
+        t.side.missed.said(t.now)
+        t.drain()
+        assert WholeSaid(7) in quiet(t)
+        assert WholeSaid(7) in do(t, After(0.1))
+        found = do(t, Whole(9, 0, 0), After(2.0))
+        assert not any(isinstance(each, WholeSaid | InputMissed) for each in found)
+        assert another(t) == ""
+
+
+@pytest.mark.parametrize("told_first", [True, False])
+def test_connection_from_the_backups_absence_counts_for_nobody(told_first: bool) -> None:
+    with lost() as t:
+        if told_first:
+            do(t, Whole(7, 0, 0))
+        t.side.stop_protecting("backup gone", t.now)
+        do(t, Copy(client(0, 100, ts=TS)), ack(100))
+        quiet(t)
+        assert t.side.missed.reason == ""

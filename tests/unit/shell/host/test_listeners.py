@@ -1,0 +1,54 @@
+"""The application's listening sockets: real ones on loopback."""
+
+from __future__ import annotations
+
+import os
+import socket
+
+import pytest
+
+from nfq_failover.shell.host.listeners import listeners
+
+LOOPBACK = bytes([127, 0, 0, 1])
+
+
+def inode(listener: socket.socket) -> int:
+    return os.fstat(listener.fileno()).st_ino
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "", "::", "::ffff:127.0.0.1"])
+def test_listener_is_found_and_a_new_one_is_another(address: str) -> None:
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    port, before = 0, frozenset[int]()
+    for _ in range(2):
+        with socket.socket(family) as listener:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family is socket.AF_INET6:
+                listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+            listener.bind((address, port))
+            listener.listen()
+            port = listener.getsockname()[1]
+            found = listeners(LOOPBACK, lambda at, port=port: at == port)  # type: ignore[misc]
+            assert found == {inode(listener)}
+            assert not found & before
+            before = found
+            with socket.create_connection(("127.0.0.1", port)):
+                assert listeners(LOOPBACK, lambda at, port=port: at == port) == found  # type: ignore[misc]
+
+
+def test_other_addresses_and_ports_do_not_count() -> None:
+    with socket.create_server(("127.0.0.2", 0)) as other:
+        port = other.getsockname()[1]
+        assert inode(other) not in listeners(LOOPBACK, lambda at: at == port)
+        assert inode(other) not in listeners(bytes([127, 0, 0, 2]), lambda at: at != port)
+        assert inode(other) in listeners(bytes([127, 0, 0, 2]), lambda at: at == port)
+
+
+def test_all_listeners_of_many_are_found() -> None:
+    many = [socket.create_server(("127.0.0.1", 0)) for _ in range(300)]
+    ports = {each.getsockname()[1] for each in many}
+    try:
+        assert listeners(LOOPBACK, ports.__contains__) == {inode(each) for each in many}
+    finally:
+        for each in many:
+            each.close()
