@@ -7,9 +7,10 @@ in its buffer, and what the client sends after that is answered by RST (tcp_clos
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import count
 from typing import Protocol
 
-from nfq_failover.core.events import Event, HealthChecked
+from nfq_failover.core.events import Event, HealthChecked, ListenersSeen
 from nfq_failover.wire.segment import FlowKey
 
 from .clock import Clock, HostClock
@@ -18,6 +19,7 @@ from .scenario import DOWNLOAD, ECHO, UPLOAD
 from .tcp import Tcp
 
 CHECK_INTERVAL_S, CHECK_TIMEOUT_S = 0.2, 0.2
+SEEN_S = 0.1
 ORPHAN_S = 60.0  # tcp_fin_timeout
 
 
@@ -29,6 +31,7 @@ class Machine(Protocol):
     kernel: Kernel
     running: bool
     run: int
+    name: str
 
     def accepted(self, tcp: Tcp) -> None:
         """The application gets a connection."""
@@ -54,11 +57,14 @@ class Application:
         self.broken: set[FlowKey] = set()
         self.exit_at: int | None = None
         self.failed_at = 0.0
+        self._sockets = count(1)
+        self.sockets: frozenset[int] = frozenset()
 
     def boot(self) -> None:
         """The host has booted."""
         self.state, self.refuses, self.exit_at = "well", False, None
         self.broken = set()
+        self.sockets = frozenset()
 
     @property
     def well(self) -> bool:
@@ -68,8 +74,11 @@ class Application:
     def listen(self) -> None:
         """The application takes new connections, unless it is dead or refuses them."""
         if self.state != "dead" and not self.refuses:
+            if not self.host.kernel.listeners:
+                self.sockets = frozenset((next(self._sockets),))
             for port in (ECHO, DOWNLOAD, UPLOAD):
                 self.host.kernel.listeners[port] = self.host.accepted
+            self._seen()
 
     def start(self) -> None:
         """The application is started (again); one that hangs is killed first."""
@@ -79,6 +88,16 @@ class Application:
             self.die()
         self.state, self.refuses, self.exit_at = "well", False, None
         self.listen()
+
+    def _deaf(self) -> None:
+        self.host.kernel.listeners.clear()
+        self.sockets = frozenset()
+        self._seen()
+
+    def _seen(self) -> None:
+        """The daemon sees the listening sockets, a little later."""
+        if self.host.running:
+            self.host.later(SEEN_S, self.host.feed, ListenersSeen(self.sockets))
 
     # ------------------------------------------------------------------------------------ failures
 
@@ -93,7 +112,7 @@ class Application:
         kernel = self.host.kernel
         self._fail("die")
         self.state, self.exit_at = "dead", None
-        kernel.listeners.clear()
+        self._deaf()
         for tcp in list(kernel.flows.values()):
             self._close(tcp)
 
@@ -118,7 +137,7 @@ class Application:
         if self.well:
             self._fail("refuse")
             self.refuses = True
-            self.host.kernel.listeners.clear()
+            self._deaf()
 
     def exits(self, tcp: Tcp) -> None:
         """A connection has written as many bytes as `exit_at` says."""

@@ -27,6 +27,7 @@ from nfq_failover.core.events import (
     FrameCopied,
     Inject,
     LinkChecked,
+    ListenersSeen,
     ListFlows,
     Log,
     OwnAddress,
@@ -155,6 +156,7 @@ class SimHost:
         self.feed(TimerFired())
         if self.speechless:
             self._look(self.life)
+        self.feed(ListenersSeen(self.application.sockets))
         self._beat(self.run)
         if self.settings.health_checked:
             self.application.watch(self.run)

@@ -9,7 +9,7 @@ from hashlib import blake2s
 from random import Random
 from typing import Any
 
-from nfq_failover.core.events import Fence, FenceFinished
+from nfq_failover.core.events import Fence, FenceFinished, OperatorCommand
 from nfq_failover.core.pair.roles import State
 from nfq_failover.wire.segment import FlowKey
 from tests.support import configured
@@ -267,6 +267,7 @@ class SimWorld:
             clock.run(clock.now + SETTLE_S)
         clock.run(clock.now + END_S, self._protected)
         assert self._protected(), f"not protected again: {self._states()}"
+        self._declare_whole()
         self._probe()
         clock.run(clock.now + END_S, self._all_over)
         self.checks.final()
@@ -306,6 +307,12 @@ class SimWorld:
             host.kernel.drop = 0.0
             host.application.exit_at = None
             host.application.start()
+
+    def _declare_whole(self) -> None:
+        """An operator has seen to the replica's application, if it has missed input."""
+        for host in self.hosts:
+            if host.node.gate.missed.reason or host.node.shadow.wholeness.missed:
+                host.feed(OperatorCommand("replica-is-whole"))
 
     def _probe(self) -> None:
         """New connections: they must be protected from the start."""

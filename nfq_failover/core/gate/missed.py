@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from nfq_failover.core.concerns import Concern, Weight
-from nfq_failover.core.gate.connection import Gate, GatedConnection
+from nfq_failover.core.gate.connection import SYN_UNSEEN, Gate, GatedConnection
 from nfq_failover.core.outbox import Outbox
 from nfq_failover.core.timers import TimerQueue
 from nfq_failover.wire.records import InputMissed, Whole, WholeSaid
@@ -21,6 +21,7 @@ from nfq_failover.wire.segment import FlowKey
 TELL_FIRST_S = 0.01
 TELL_MAX_S = 1.0
 SAID_S = 10.0
+HALF_OPEN_S = 60.0  # for so long a TCP repeats its SYN-ACK
 CODE = "input-before"
 SOURCE = "missed"
 CURE = "end them, bring the replica's application to the same state, then: nfq-failover replica-is-whole"
@@ -39,6 +40,7 @@ class MissedInput:
         self._flows = flows
         self._shared = shared
         self._count = self._known = self._theirs = self._before = 0
+        self._on, self._since = False, 0.0  # there is a backup, since when
         self._wait_s = TELL_FIRST_S
         self._said_until: float | None = None
         self._timer: TimerQueue[int] = TimerQueue()
@@ -54,6 +56,10 @@ class MissedInput:
     def begins(self, connection: GatedConnection, now: float, counts: bool = True) -> None:
         """There is no replica of the connection, or none any more that could be given input: what the backup has not
         confirmed is missing. `counts`: it is not from before the backup's time."""
+        if not self._on:
+            return
+        if connection.reason == SYN_UNSEEN and now - self._since < HALF_OPEN_S:
+            counts = False  # it is from before: it was half open when the backup joined
         connection.miss_from(max(connection.acks.confirmed, 0), counts)
         self.look(connection, now)
 
@@ -71,6 +77,8 @@ class MissedInput:
 
     def untracked(self, reason: str, flow: FlowKey | None, now: float) -> None:
         """A client has sent what the replica will not get."""
+        if not self._on:
+            return
         self._count += 1
         self.out.counters["input-missed"] += 1
         self.out.mishaps.note("input missed by the replica", reason, flow, now)
@@ -99,7 +107,10 @@ class MissedInput:
             self._known = 0
         self._known = max(self._known, record.told)
         self._theirs = record.missed
-        if self._count > self._known:
+        self._soon(now)
+
+    def _soon(self, now: float) -> None:
+        if self._on and self._count > self._known:
             self._timer.set_earlier(0, now + TELL_FIRST_S)
 
     def said(self, now: float) -> None:
@@ -122,7 +133,9 @@ class MissedInput:
 
     def start(self, now: float) -> None:
         """A backup is there: what is open now was there before."""
+        self._on, self._since = True, now
         self._before = 0
+        self._soon(now)
         self.out.concerns.over(SOURCE, CODE, now)
         for connection in self._flows.values():
             if connection.state is Gate.UNPROTECTED:
@@ -130,6 +143,7 @@ class MissedInput:
 
     def stop(self) -> None:
         """There is no backup: nothing is missing anywhere. What its application has missed is remembered."""
+        self._on = False
         self._timer.clear()
         for connection in self._flows.values():
             connection.miss_from(None)

@@ -13,7 +13,7 @@ from typing import Final
 
 from nfq_failover.constants import ACK, FIN, RST
 from nfq_failover.core.events import PacketQueued
-from nfq_failover.core.gate.connection import NOBODY_GOES_ON, NOT_READY, Gate, GatedConnection
+from nfq_failover.core.gate.connection import NOBODY_GOES_ON, NOT_READY, SYN_UNSEEN, Gate, GatedConnection
 from nfq_failover.core.gate.pace import Pacing
 from nfq_failover.core.outbox import Outbox
 from nfq_failover.core.settings import Settings
@@ -145,7 +145,7 @@ class Opening:
         reason = unprotected
         wnd, options = 0, b""
         if syn is None:
-            reason = reason or "opened before the rules were there"
+            reason = reason or SYN_UNSEEN
         else:
             wnd, options, signed = syn
             if signed:

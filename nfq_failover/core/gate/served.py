@@ -33,6 +33,8 @@ class ServedAlone:
 
     def begins(self, connection: GatedConnection, now: float) -> None:
         """A connection has no replica from now on."""
+        if not self._protecting():
+            return
         if not connection.told_served:
             connection.note_told_served()
             self._turn.append(connection)
@@ -49,8 +51,6 @@ class ServedAlone:
         self._next = now
 
     def _tell(self, connection: GatedConnection) -> None:
-        if not self._protecting():
-            return
         own, opening = connection.own, connection.open
         offered = SynOptions.parse(opening.syn_options).wscale if opening.wscale is not None else None
         seq, ack = own.snd_nxt_seq, own.client.seq(max(own.rcv_nxt, 0))
