@@ -214,6 +214,15 @@ class ListenersSeen:
 
 
 @dataclass(slots=True)
+class LinkKnown:
+    """What this host knows of the service's segment has changed: the hardware address of its own interface, and its
+    clients' neighbours as (address, hardware address)."""
+
+    hardware: bytes
+    neighbours: tuple[tuple[bytes, bytes], ...]
+
+
+@dataclass(slots=True)
 class OperatorCommand:
     """An operator has said something: `claim` (the peer is off), `replica-is-whole` (the replica's application is as
     the server's) or `shutdown` (stop cleanly)."""
@@ -243,6 +252,7 @@ Event = (
     | HealthChecked
     | HostChecked
     | ListenersSeen
+    | LinkKnown
     | OperatorCommand
 )
 

@@ -31,6 +31,7 @@ from nfq_failover.core.events import (
     HostChecked,
     LinkChecked,
     ListenersSeen,
+    LinkKnown,
     OperatorCommand,
     OwnAddress,
     PacketQueued,
@@ -166,6 +167,11 @@ class Node:
     def wants_copies(self) -> bool:
         """Whether copies of inbound packets (`FrameCopied`) should be read at once; otherwise they can wait."""
         return self.gate.copies.wanted
+
+    @property
+    def clients(self) -> tuple[bytes, ...]:
+        """The addresses of all clients whose connections this host knows; each once."""
+        return tuple({flow[0]: None for table in (self.gate.flows, self.shadow.flows) for flow in table})
 
     @property
     def shadowed_clients(self) -> tuple[bytes, ...]:
@@ -360,6 +366,8 @@ class Node:
             self.out.concerns.replace("host", event.concerns, now)
         elif isinstance(event, ListenersSeen):
             self.shadow.wholeness.sockets(event.inodes, now)
+        elif isinstance(event, LinkKnown):
+            self.telling.on_link(event.hardware, event.neighbours)
         elif isinstance(event, OperatorCommand):
             self._operator(event, now)
 

@@ -42,7 +42,6 @@ from nfq_failover.core.events import (
     Verdict,
 )
 from nfq_failover.core.node import Node
-from nfq_failover.core.pair.roles import State
 from nfq_failover.core.shadow.checkpoint import CheckpointWriter
 from nfq_failover.core.status import standing
 from nfq_failover.errors import InternalError
@@ -324,8 +323,8 @@ class Service:
             self._feed(CopiesLost(lost), now)
         if now >= self._next_overrun:
             self._next_overrun = now + OVERRUN_EVERY_S
-            if self.node.members.state is State.SHADOWING:
-                self._address.neighbourhood.prepare(self.node.shadowed_clients)
+            if (known := self._address.neighbourhood.follow(self.node.clients, self.node.links.told)) is not None:
+                self._feed(known, now)
             if (datagrams := self._sync.lost()) is not None:
                 self._feed(datagrams, now)
             for queue in self._queues.values():

@@ -11,6 +11,7 @@ from nfq_failover.wire.records import (
     DIGEST_BLOCK,
     MAX_DATA,
     MAX_HASHES,
+    MAX_NEIGHBOURS,
     AckAsked,
     BytesAsked,
     BytesSent,
@@ -32,6 +33,7 @@ from nfq_failover.wire.records import (
     HandOver,
     InputMissed,
     Missing,
+    OnLink,
     Open,
     Opened,
     PaceAsked,
@@ -96,6 +98,11 @@ PINNED: list[tuple[Record, str]] = [
     (Served(1, FLOW, 2, 3, 7), "12 001a 00000001 00000002 00000003 07 04 0a4d0001 0a4d0064 9c40 0050"),
     (Facts(()), "3c 0000"),
     (Facts((("a", "b"), ("\u00e9", ""))), "3c 0008 01 61 01 62 02 c3a9 00"),
+    (OnLink(b"\2\0\0\0\0\1"), "3e 0007 06 020000000001"),
+    (
+        OnLink(b"", ((b"\x0a\0\0\1", b"\2\0\0\0\0\2"),)),
+        "3e 000d 00 04 0a000001 06 020000000002",
+    ),
     (Concerned(()), "3d 0000"),
     (Concerned(((3, "a", "b", ""),)), "3d 0006 03 01 61 01 62 00"),
 ]
@@ -126,6 +133,8 @@ digests = st.lists(u64, min_size=1, max_size=MAX_HASHES).flatmap(
 words = st.text(st.characters(codec="utf-8"), max_size=40)
 facts = st.lists(st.tuples(words, words), max_size=4).map(tuple)
 concerns = st.lists(st.tuples(st.integers(0, 255), words, words, words), max_size=2).map(tuple)
+packed = st.binary(min_size=4, max_size=4) | st.binary(min_size=16, max_size=16)
+on_link = st.lists(st.tuples(packed, st.binary(min_size=1, max_size=8)), max_size=MAX_NEIGHBOURS).map(tuple)
 STRATEGIES: dict[type[Record], st.SearchStrategy[Record]] = {
     Open: openings,
     Opened: st.builds(Opened, u32, st.booleans(), u32, text),
@@ -158,5 +167,6 @@ STRATEGIES: dict[type[Record], st.SearchStrategy[Record]] = {
     Served: st.builds(Served, u32, flows(), u32, u32, st.integers(0, 14)),
     Facts: st.builds(Facts, facts),
     Concerned: st.builds(Concerned, concerns),
+    OnLink: st.builds(OnLink, st.binary(max_size=8), on_link),
 }
 records: st.SearchStrategy[Record] = st.one_of(*STRATEGIES.values())

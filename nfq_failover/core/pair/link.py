@@ -171,6 +171,11 @@ class Links:
         self._out.counters[f"datagram-{refused}"] += 1
         return None
 
+    @property
+    def told(self) -> tuple[Told, ...]:
+        """What each peer has told of itself."""
+        return tuple(link.told for link in self.all)
+
     def clue(self, event: StrangerHeard | Undelivered, now: float) -> None:
         """Note what may tell why a peer is not heard."""
         for link in self.all:

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from nfq_failover.core.concerns import Concern, Concerns, Weight
-from nfq_failover.wire.records import Concerned, Facts, Record
+from nfq_failover.wire.records import MAX_NEIGHBOURS, Concerned, Facts, OnLink, Record
 
 TELL_EVERY_S = 1.0
+MAX_KNOWN = 1024  # neighbours that a peer has told
 STALE_S = 5.0  # a peer that has told nothing for as long says nothing any more
 
 Pairs = tuple[tuple[str, str], ...]
+Neighbours = tuple[tuple[bytes, bytes], ...]
 
 
 class Told:
     """What one peer has told of itself in the present session.
 
     `facts` are its settings and its kernel's by name, None before it has told them: an older version never does.
+    `hardware` is its interface's hardware address, empty before it has told it; `neighbours` are the hardware addresses
+    of its clients' neighbours, by their own.
     """
 
     def __init__(self, peer: str, concerns: Concerns) -> None:
@@ -22,16 +26,27 @@ class Told:
         self.facts: dict[str, str] | None = None
         self._peer = peer
         self._concerns = concerns
+        self.hardware = b""
+        self.neighbours: dict[bytes, bytes] = {}
         self._heard_at: float | None = None
 
     def session_started(self) -> None:
         """Forget how it was set up: its daemon has restarted, perhaps with other settings."""
         self.facts = None
+        self.hardware = b""
+        self.neighbours.clear()
 
     def take(self, record: Record, now: float) -> None:
         """Take a record that is for a host as a whole."""
         if isinstance(record, Facts):
             self.facts = dict(record.facts)
+        elif isinstance(record, OnLink):
+            self.hardware = record.hardware
+            for address, hardware in record.neighbours:
+                self.neighbours.pop(address, None)
+                self.neighbours[address] = hardware  # the last to be forgotten
+            for address in list(self.neighbours)[:-MAX_KNOWN]:
+                del self.neighbours[address]
         elif isinstance(record, Concerned):
             self._heard_at = now
             self._concerns.told(self._peer, (_concern(*each) for each in record.concerns), now)
@@ -55,6 +70,8 @@ class Telling:
     def __init__(self, concerns: Concerns, facts: Pairs) -> None:
         self.facts = facts
         self._concerns = concerns
+        self._hardware = b""
+        self._neighbours: Neighbours = ()
         self._version = -1
         self._next = 0.0
 
@@ -63,6 +80,10 @@ class Telling:
         if facts != self.facts:
             self.facts = facts
             self.soon()
+
+    def on_link(self, hardware: bytes, neighbours: Neighbours) -> None:
+        """This is what the service's segment is like."""
+        self._hardware, self._neighbours = hardware, neighbours
 
     def soon(self) -> None:
         """Tell them at the next opportunity."""
@@ -74,4 +95,9 @@ class Telling:
             return []
         self._next, self._version = now + TELL_EVERY_S, self._concerns.version
         concerns = tuple((int(each.weight), each.code, each.what, each.cure) for each in self._concerns.own)
-        return [Facts(self.facts), Concerned(concerns)]
+        told: list[Record] = [Facts(self.facts), Concerned(concerns)]
+        if self._hardware:
+            some, rest = self._neighbours[:MAX_NEIGHBOURS], self._neighbours[MAX_NEIGHBOURS:]
+            self._neighbours = rest + some  # each in its turn
+            told.append(OnLink(self._hardware, some))
+        return told

@@ -13,6 +13,8 @@ from typing import Final
 
 import structlog
 
+from nfq_failover.core.events import LinkKnown
+from nfq_failover.core.pair.told import Told
 from nfq_failover.shell.host import arp, rtnetlink
 from nfq_failover.shell.host.conflicts import PROBE_EVERY_S, Conflicts, mac_text
 from nfq_failover.shell.host.next_hops import NextHops
@@ -20,6 +22,7 @@ from nfq_failover.shell.host.next_hops import NextHops
 _LEARN_EVERY_S: Final = 1.0
 _PROBE_AGAIN_S: Final = 1.5  # whoever has been heard is asked again soon
 _MOST_MACS: Final = 16
+_MOST_TOLD: Final = 2048
 
 log = structlog.get_logger()
 
@@ -43,6 +46,8 @@ class Neighbourhood:
             self._peers.add(socket.inet_aton(address))
             if mac is not None:
                 self._peer_macs.add(bytes.fromhex(mac.replace(":", "")))
+        self._told: dict[bytes, bytes] = {}  # neighbours that we know from their own questions, or from the peer
+        self._known: LinkKnown | None = None
         self._own: frozenset[bytes] = frozenset()
         self._learn_at = self._probe_at = float("-inf")
         self._conflicts = Conflicts()
@@ -73,10 +78,26 @@ class Neighbourhood:
             for frame in arp.announcement(mac, self._service):
                 self._send(frame)
 
-    def prepare(self, clients: Iterable[bytes]) -> None:
-        """Know the neighbours of these clients, and no others: after a takeover they will have to be told."""
-        if self._announces:
-            self.next_hops.prepare(clients)
+    def follow(self, clients: Iterable[bytes], told: Iterable[Told]) -> LinkKnown | None:
+        """Know the neighbours of these clients, and no others: after a takeover they will have to be told.
+
+        `told`: what the peers have told of theirs. Returns what they have to be told, if that has changed.
+        """
+        self.next_hops.prepare(clients if self._announces else ())
+        for each in told:
+            if each.hardware:
+                self._note_peer(each.hardware)
+            for hop, hop_mac in each.neighbours.items():
+                self._remember(hop, hop_mac)
+        mac = self._mac
+        if mac is None:
+            return None
+        kernel = self._kernel_knows()
+        known = LinkKnown(mac, tuple((hop, kernel[hop]) for hop in self.next_hops.known if hop in kernel))
+        if known == self._known:
+            return None
+        self._known = known
+        return known
 
     def tell(self, clients: Iterable[bytes], now: float) -> None:
         """Begin to tell the neighbours of these clients where the service address is."""
@@ -132,8 +153,17 @@ class Neighbourhood:
             self._note_peer(frame.sender_mac)
         elif frame.sender == self._service:
             self._claimed(frame.sender_mac, now)
-        elif frame.operation == arp.REPLY and frame.target == self._service:
-            self.next_hops.heard(frame.sender)
+        elif frame.target == self._service and any(frame.sender):
+            self._remember(frame.sender, frame.sender_mac)
+            if frame.operation == arp.REPLY:
+                self.next_hops.heard(frame.sender)
+
+    def _remember(self, address: bytes, mac: bytes) -> None:
+        """Know a neighbour; the one that has not been heard of for longest is forgotten."""
+        self._told.pop(address, None)
+        self._told[address] = mac
+        if len(self._told) > _MOST_TOLD:
+            del self._told[next(iter(self._told))]
 
     def _claimed(self, mac: bytes, now: float) -> None:
         """Another machine, or so it seems, has said that it has the service address."""
@@ -177,10 +207,18 @@ class Neighbourhood:
         return found[1] if found is not None and found[0] == self._index else None
 
     def _neighbours(self) -> dict[bytes, bytes]:
+        """What the kernel knows, and else what has been heard."""
+        return self._told | self._kernel_knows()
+
+    def _kernel_knows(self) -> dict[bytes, bytes]:
         with contextlib.suppress(OSError):
             return rtnetlink.neighbours(self._index)
         return {}
 
     def _resolve(self, hop: bytes) -> None:
+        """Have the kernel know a neighbour: by asking it, or without, since some take no question by broadcast."""
         with contextlib.suppress(OSError):
+            mac = self._told.get(hop)
+            if mac is not None and hop not in self._kernel_knows():
+                rtnetlink.know(self._index, hop, mac)
             rtnetlink.resolve(self._index, hop)

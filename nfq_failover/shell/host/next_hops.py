@@ -54,12 +54,19 @@ class NextHops:
 
     def prepare(self, clients: Iterable[bytes]) -> None:
         """Know these clients, and no others: a takeover would have to tell them."""
+        if self._telling and (self._unknown or any(state.due is not None for state in self._hops.values())):
+            return  # first things first
         wanted = set(clients)
         self._by_client = {client: hop for client, hop in self._by_client.items() if client in wanted}
         hops = set(self._by_client.values())
         self._hops = {hop: state for hop, state in self._hops.items() if hop in hops}
         self._unknown = dict.fromkeys(wanted - self._by_client.keys())
         self._telling = False
+
+    @property
+    def known(self) -> list[bytes]:
+        """The neighbours of the clients that have been looked up so far."""
+        return list(self._hops)
 
     def tell(self, clients: Iterable[bytes], now: float) -> None:
         """Begin to tell these clients' neighbours."""

@@ -26,6 +26,7 @@ _IFLA_ADDRESS, _IFLA_IFNAME = 1, 3
 _RTA_DST, _RTA_SRC, _RTA_OIF, _RTA_GATEWAY = 1, 2, 4, 5
 _NDA_DST, _NDA_LLADDR = 1, 2
 _NTF_USE: Final = 0x1
+_NUD_STALE: Final = 0x04
 _NUD_USABLE: Final = 0x02 | 0x04 | 0x08 | 0x10 | 0x80  # reachable, stale, delay, probe, permanent
 
 IFF_UP: Final = 0x1
@@ -274,6 +275,16 @@ class Questions:
     def close(self) -> None:
         """Ask no more."""
         self._socket.close()
+
+
+def know(index: int, address: bytes, hardware: bytes) -> None:
+    """Have the kernel know a neighbour, unverified: it asks that neighbour itself once it has used the entry.
+
+    What it knows already stays. Needs CAP_NET_ADMIN. Raises OSError.
+    """
+    body = _NEIGH.pack(_family(address), index, _NUD_STALE, 0, 0)
+    body += _attribute(_NDA_DST, address) + _attribute(_NDA_LLADDR, hardware)
+    _exchange(_NEW_NEIGH, _ACK | _CREATE | _REPLACE, body)
 
 
 class Changes:

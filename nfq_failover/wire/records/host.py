@@ -9,11 +9,13 @@ from typing import Final, Self
 from nfq_failover.errors import InternalError, MalformedDatagram
 from nfq_failover.wire.records.base import MAX_DATA, Record, Towards, declare
 
-__all__ = ["MAX_FACT", "Concerned", "Facts"]
+__all__ = ["MAX_FACT", "MAX_NEIGHBOURS", "Concerned", "Facts", "OnLink"]
 
 MAX_FACT: Final = 255  # bytes of a name or of a value
+MAX_NEIGHBOURS: Final = 50  # of one record: IPv6 addresses would fit, too
 _LENGTH = Struct("!B")
 _WEIGHT = Struct("!B")
+_ADDRESS_BYTES: Final = (4, 16)
 
 
 def _text(text: str, most: int = MAX_FACT) -> bytes:
@@ -22,15 +24,21 @@ def _text(text: str, most: int = MAX_FACT) -> bytes:
     return _LENGTH.pack(len(data)) + data
 
 
-def _read(value: bytes, at: int) -> tuple[str, int]:
-    """The text at an offset, and the offset behind it. Raises `MalformedDatagram`."""
+def _read_bytes(value: bytes, at: int) -> tuple[bytes, int]:
+    """What stands with its length at an offset, and the offset behind it. Raises `MalformedDatagram`."""
     if at >= len(value):
         raise MalformedDatagram("bad-host-record")
     stop = at + 1 + value[at]
     if stop > len(value):
         raise MalformedDatagram("bad-host-record")
+    return value[at + 1 : stop], stop
+
+
+def _read(value: bytes, at: int) -> tuple[str, int]:
+    """The text at an offset, and the offset behind it. Raises `MalformedDatagram`."""
+    data, stop = _read_bytes(value, at)
     try:
-        return value[at + 1 : stop].decode(), stop
+        return data.decode(), stop
     except UnicodeDecodeError:
         raise MalformedDatagram("bad-text") from None
 
@@ -89,3 +97,32 @@ class Concerned(Record):
             cure, at = _read(value, at)
             concerns.append((weight, code, what, cure))
         return cls(tuple(concerns))
+
+
+@declare(62, Towards.HOST)
+@dataclass(frozen=True, slots=True)
+class OnLink(Record):
+    """Either way: what the sender knows of the service's segment. Repeated once a second.
+
+    `hardware`: the hardware address of its own interface. `neighbours`: those that packets to its clients go to, as
+    (address, hardware address); some of them, and others in the next record where there are many.
+    """
+
+    hardware: bytes
+    neighbours: tuple[tuple[bytes, bytes], ...] = ()
+
+    def encode(self) -> bytes:
+        parts = [self.hardware, *(part for pair in self.neighbours[:MAX_NEIGHBOURS] for part in pair)]
+        return b"".join(_LENGTH.pack(len(part)) + part for part in parts)
+
+    @classmethod
+    def decode(cls, value: bytes) -> Self:
+        hardware, at = _read_bytes(value, 0)
+        neighbours = []
+        while at < len(value):  # Ends: each neighbour takes two bytes at least.
+            address, at = _read_bytes(value, at)
+            other, at = _read_bytes(value, at)
+            if len(address) not in _ADDRESS_BYTES or not other:
+                raise MalformedDatagram("bad-host-record")
+            neighbours.append((address, other))
+        return cls(hardware, tuple(neighbours))

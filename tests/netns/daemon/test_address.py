@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from nfq_failover.core.concerns import Concerns
+from nfq_failover.core.pair.told import Told
 from nfq_failover.errors import CommandError
 from nfq_failover.shell.control import ask
 from nfq_failover.shell.host import rtnetlink
@@ -16,8 +18,9 @@ from nfq_failover.shell.host.address import ServiceAddress
 from nfq_failover.shell.host.presence import refuse_elsewhere
 from nfq_failover.shell.selfcheck.address import AddressCheck
 from nfq_failover.shell.selfcheck.conflict import ConflictCheck
+from nfq_failover.wire.records import OnLink
 from tests.netns.daemon.test_daemon import daemon_world
-from tests.netns.daemon.test_host import SERVER, Ears, make, service_address, snapshot, world
+from tests.netns.daemon.test_host import SERVER, Ears, make, service_address, snapshot, socket_mac, world
 from tests.support.namespaces import CLIENT, SERVICE, Namespace
 
 pytestmark = pytest.mark.netns
@@ -267,6 +270,48 @@ def test_a_client_that_ignores_announcements_learns_by_an_ordinary_request(
             assert described == {"neighbours_asked": int(tell), "neighbours_answered": int(tell)}
         finally:
             end(host)
+
+
+def test_a_client_that_is_deaf_to_broadcasts_is_known_from_its_own_question_or_from_the_peer(
+    world: World, tmp_path: Path
+) -> None:
+    client, server, ears = world
+    clients = [socket.inet_aton(CLIENT)]
+    server.run("ip", "neighbour", "flush", "dev", "eth0")  # what the test's wires have set
+    server.run("ip", "neighbour", "delete", CLIENT, "dev", "eth0")
+    client.run("ip", "neighbour", "replace", SERVICE, "lladdr", "02:00:00:00:00:99", "dev", "eth0", "nud", "reachable")
+    client.run("nft", "add table netdev deaf { chain in { type filter hook ingress device eth0 priority 0; }; }")
+    client.run("nft", "add rule netdev deaf in ether daddr ff:ff:ff:ff:ff:ff ether type arp drop")
+    known = Concerns(lambda *_, **__: None)
+    with server.entered():
+        mac = socket_mac().hex(":")
+        for told in (False, True):
+            host = make(server, tmp_path / "host.json")
+            peer = Told("b", known)
+            try:
+                if told:
+                    peer.take(OnLink(bytes(6), ((clients[0], ears.mac),)), 0.0)
+                else:
+                    ears.ask(SERVICE)  # to the primary; we hear it, too
+                    time.sleep(0.05)
+                began = time.monotonic()
+                host.tick(began)
+                host.neighbourhood.follow(clients, [peer])
+                host.tick(began + 0.3)
+                assert ears.mac.hex(":") in server.run("ip", "neighbour", "show", CLIENT)
+                found = host.neighbourhood.follow(clients, [peer])
+                assert found is not None and found.neighbours == ((clients[0], ears.mac),)
+                host.own_address(True, 5, began)
+                host.neighbourhood.tell(clients, began)
+                host.tick(began + 0.6)
+                until(lambda: mac in client.run("ip", "neighbour", "show", SERVICE))
+            finally:
+                end(host)
+            server.run("ip", "neighbour", "delete", CLIENT, "dev", "eth0")
+            client.run(
+                *("ip", "neighbour", "replace", SERVICE, "lladdr", "02:00:00:00:00:99", "dev", "eth0"),
+                *("nud", "reachable"),
+            )
 
 
 def test_a_claim_is_refused_while_another_machine_answers(tmp_path: Path) -> None:

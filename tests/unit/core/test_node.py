@@ -13,6 +13,7 @@ from nfq_failover.core.events import (
     DatagramReceived,
     HealthChecked,
     HostChecked,
+    LinkKnown,
     PublishHeartbeat,
     SendDatagram,
     TimerFired,
@@ -22,10 +23,10 @@ from nfq_failover.core.gate.ends import ApplicationFailed
 from nfq_failover.core.node import Node
 from nfq_failover.core.pair.link import Link
 from nfq_failover.core.pair.roles import UNHEALTHY, State
-from nfq_failover.core.pair.told import STALE_S, TELL_EVERY_S
+from nfq_failover.core.pair.told import MAX_KNOWN, STALE_S, TELL_EVERY_S
 from nfq_failover.wire.datagram import Kind
 from nfq_failover.wire.heartbeat import HeartbeatTemplate
-from nfq_failover.wire.records import Closed, End, EndKind
+from nfq_failover.wire.records import Closed, End, EndKind, OnLink
 from tests.support import configured
 from tests.support.transcript import opening
 
@@ -260,3 +261,27 @@ def test_a_host_is_heard_in_whatever_epoch_it_is() -> None:
     pair.nodes["b"].handle(TimerFired(), pair.now)
     pair.drain("b")
     assert codes(pair.nodes["a"]) == [("b", "disk-full")]
+
+
+def test_what_one_host_knows_of_the_segment_the_other_is_told_a_part_at_a_time() -> None:
+    pair = NodePair()
+    told = pair.link("a").told
+    assert (told.hardware, told.neighbours) == (b"", {})
+    neighbours = tuple((bytes((10, 0, number >> 8, number & 255)), number.to_bytes(6)) for number in range(120))
+    pair.nodes["b"].handle(LinkKnown(b"mac-of", neighbours), pair.now)
+    for _ in range(3):
+        pair.now += TELL_EVERY_S
+        pair.nodes["b"].handle(TimerFired(), pair.now)
+        pair.drain("b")
+    assert told.hardware == b"mac-of"
+    assert told.neighbours == dict(neighbours)
+    told.session_started()
+    assert (told.hardware, told.neighbours) == (b"", {})
+
+
+def test_of_the_neighbours_that_a_peer_tells_a_bounded_number_is_known() -> None:
+    told = NodePair().link("a").told
+    for number in range(MAX_KNOWN + 10):
+        told.take(OnLink(b"mac", ((number.to_bytes(4), b"x"),)), 0.0)
+    assert len(told.neighbours) == MAX_KNOWN
+    assert (9).to_bytes(4) not in told.neighbours and (10).to_bytes(4) in told.neighbours

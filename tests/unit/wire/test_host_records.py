@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from nfq_failover.errors import InternalError, MalformedDatagram
-from nfq_failover.wire.records import MAX_DATA, MAX_FACT, Concerned, Facts
+from nfq_failover.wire.records import MAX_DATA, MAX_FACT, MAX_NEIGHBOURS, Concerned, Facts, OnLink
 
 
 def test_long_texts_are_cut_before_half_a_character() -> None:
@@ -37,3 +37,19 @@ def test_facts_that_are_cut_short_or_no_text_are_refused(value: bytes) -> None:
 def test_concerns_that_are_cut_short_or_no_text_are_refused(value: bytes) -> None:
     with pytest.raises(MalformedDatagram):
         Concerned.decode(value)
+
+
+def test_more_neighbours_than_fit_are_left_out() -> None:
+    many = tuple((number.to_bytes(16), number.to_bytes(6)) for number in range(MAX_NEIGHBOURS + 1))
+    value = OnLink(bytes(6), many).encode()
+    assert len(value) <= MAX_DATA
+    assert OnLink.decode(value).neighbours == many[:MAX_NEIGHBOURS]
+
+
+@pytest.mark.parametrize(
+    "value",
+    [b"", b"\x01", b"\x00\x04", b"\x00\x04abcd", b"\x00\x04abcd\x00", b"\x00\x03abc\x01x", b"\x00\x04abcd\x02x"],
+)
+def test_neighbours_that_are_cut_short_or_have_no_address_are_refused(value: bytes) -> None:
+    with pytest.raises(MalformedDatagram):
+        OnLink.decode(value)

@@ -131,3 +131,15 @@ def test_the_next_takeover_tells_again() -> None:
     assert world.run(1.0, 5.0) == []
     world.hops.tell([local(1)], 10.0)
     assert world.hops.tick(10.0) == [(local(1), None)]
+
+
+def test_while_neighbours_are_told_nothing_is_prepared() -> None:
+    world = World()
+    world.hops.tell([local(1)], 0.0)
+    world.hops.tick(0.0)
+    world.hops.prepare([local(2)])
+    assert [hop for _, hop, _ in world.run(0.025, 1.0)] == [local(1)] * 2
+    world.hops.heard(local(1))
+    world.hops.prepare([local(2)])
+    assert world.run(1.0, 5.0) == [] and world.resolved == [local(2)]
+    assert world.hops.known == [local(2)]
