@@ -83,6 +83,8 @@ class Telling:
 
     def on_link(self, hardware: bytes, neighbours: Neighbours) -> None:
         """This is what the service's segment is like."""
+        if hardware != self._hardware:
+            self.soon()  # before the peer takes this host for a stranger
         self._hardware, self._neighbours = hardware, neighbours
 
     def soon(self) -> None:

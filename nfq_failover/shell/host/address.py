@@ -77,6 +77,8 @@ class ServiceAddress:
         self.serves = False
         self.announcer = Announcer(announce_refresh_s)
         self.neighbourhood = Neighbourhood(self._packed, interface, peers, announces=tap == "clone")
+        self._announce = 0  # how many announcements follow a change of place
+        self._hardware = b""
         self._membership: socket.socket | None = None
         self._index = 0
         self.reopened = 0  # how often the interface has become another one
@@ -133,6 +135,7 @@ class ServiceAddress:
                 Path(path).write_text(f"{value}\n")
         self._earlier.clear()
         self._open()
+        self._hardware = self.neighbourhood.hardware
 
     def _open(self) -> None:
         """Open what belongs to the interface of this moment. Raises OSError."""
@@ -204,6 +207,7 @@ class ServiceAddress:
         if self.tap != "clone":
             return
         self.serves = own
+        self._announce = announce
         self._be_heard(own)
         if own:
             self.announcer.start(announce, now)
@@ -256,8 +260,10 @@ class ServiceAddress:
         Returns where the address is then. Raises OSError.
         """
         found = self.look()
-        if found.interface is not None and found.interface.index != self._index:
-            self._follow(found.interface.index)
+        if found.interface is not None:
+            if found.interface.index != self._index:
+                self._follow(found.interface.index)
+            self._note_hardware(found.interface.hardware, now)
         missing = []
         if self._wanted and not (found.on_lo and found.lo_up):
             missing.append("lo")
@@ -311,6 +317,16 @@ class ServiceAddress:
             log.error("the interface can't be used", interface=self.interface, error=error.strerror)
             return
         self._be_heard(self.serves)
+
+    def _note_hardware(self, hardware: bytes, now: float) -> None:
+        """Clients have to learn the place again if the interface has got another hardware address."""
+        before, self._hardware = self._hardware, hardware
+        if not before or before == hardware or not self.serves:
+            return
+        log.warning("the interface has another hardware address; announced again", mac=mac_text(hardware))
+        self.announcer.start(self._announce, now)
+        self._announce_if_due(now)
+        self.neighbourhood.tell_again(now)
 
     # ------------------------------------------------------------------------------------ end
 

@@ -12,9 +12,10 @@ from typing import Final
 
 DEFEND_S: Final = 10.0  # DEFEND_INTERVAL of RFC 5227
 PROBE_EVERY_S: Final = 30.0
-_FORGET_S: Final = 75.0  # two probes without an answer, and a little
+PROBE_AGAIN_S: Final = 1.5  # while somebody has been heard lately
+_FORGET_S: Final = 15.0  # nine probes without an answer
 _SETTLED_S: Final = 3.0  # so long after the beginning of service the peer may still be heard
-_SPAN_S: Final = 1.0
+_SPAN_S: Final = 2.5  # who is heard once may be on its way out, or a peer that has not told its new address
 _MOST: Final = 8
 
 
@@ -63,11 +64,24 @@ class Conflicts:
         self._defended = now
         return True
 
-    def present(self, now: float) -> list[tuple[str, bool]]:
-        """Who has the address besides this host, or besides the host that serves: (hardware address, is a stranger)."""
-        self._seen = {mac: seen for mac, seen in self._seen.items() if now < seen.last + _FORGET_S}
-        return [
-            (mac_text(mac), seen.stranger)
+    def present(self, peers: frozenset[bytes], now: float) -> list[tuple[str, bool]]:
+        """Who has the address besides this host, or besides the host that serves: (hardware address, is a stranger).
+
+        `peers`: as they are known now. A peer with a new interface is taken for a stranger until it has told us.
+        """
+        serves = self._serves_since is not None
+        self._seen = {
+            mac: seen
             for mac, seen in self._seen.items()
-            if seen.stranger or seen.last - seen.first >= _SPAN_S
+            if now < seen.last + _FORGET_S and (serves or mac not in peers)
+        }
+        return [
+            (mac_text(mac), seen.stranger and mac not in peers)
+            for mac, seen in self._seen.items()
+            if seen.last - seen.first >= _SPAN_S
         ]
+
+    @property
+    def probe_every_s(self) -> float:
+        """How often to ask who has the address."""
+        return PROBE_AGAIN_S if self._seen else PROBE_EVERY_S

@@ -16,11 +16,10 @@ import structlog
 from nfq_failover.core.events import LinkKnown
 from nfq_failover.core.pair.told import Told
 from nfq_failover.shell.host import arp, rtnetlink
-from nfq_failover.shell.host.conflicts import PROBE_EVERY_S, Conflicts, mac_text
+from nfq_failover.shell.host.conflicts import Conflicts, mac_text
 from nfq_failover.shell.host.next_hops import NextHops
 
 _LEARN_EVERY_S: Final = 1.0
-_PROBE_AGAIN_S: Final = 1.5  # whoever has been heard is asked again soon
 _MOST_MACS: Final = 16
 _MOST_TOLD: Final = 2048
 
@@ -104,6 +103,15 @@ class Neighbourhood:
         if self._announces:
             self.next_hops.tell(clients, now)
 
+    def tell_again(self, now: float) -> None:
+        """Tell the neighbours of the clients that are known."""
+        self.tell(self.next_hops.clients, now)
+
+    @property
+    def hardware(self) -> bytes:
+        """The interface's hardware address at this moment, b"" if it has none."""
+        return self._mac or b""
+
     @property
     def _mac(self) -> bytes | None:
         mac = self._socket.mac if self._socket is not None else b""
@@ -124,7 +132,8 @@ class Neighbourhood:
         for frame in self._frames():
             self._take(frame, now)
         if now >= self._probe_at:
-            self._probe_at = now + PROBE_EVERY_S
+            self.conflicts(now)
+            self._probe_at = now + self._conflicts.probe_every_s
             self.probe()
         requests = self.next_hops.tick(now)
         if requests and (mac := self._mac) is not None:
@@ -172,8 +181,9 @@ class Neighbourhood:
             self._ask_kernel()
         if self._is_own(mac):
             return
-        self._probe_at = min(self._probe_at, now + _PROBE_AGAIN_S)
-        if self._conflicts.heard(mac, frozenset(self._peer_macs), now):
+        defend = self._conflicts.heard(mac, frozenset(self._peer_macs), now)
+        self._probe_at = min(self._probe_at, now + self._conflicts.probe_every_s)
+        if defend:
             log.error("another machine has the service address; its place is announced again", mac=mac_text(mac))
             self.announce()
 
@@ -198,7 +208,7 @@ class Neighbourhood:
 
     def conflicts(self, now: float) -> list[tuple[str, bool]]:
         """Who else has the address lately: (hardware address, whether it is certainly not a peer's)."""
-        return self._conflicts.present(now)
+        return self._conflicts.present(frozenset(self._peer_macs), now)
 
     # ------------------------------------------------------------------------------------ the kernel's tables
 

@@ -64,6 +64,11 @@ class NextHops:
         self._telling = False
 
     @property
+    def clients(self) -> list[bytes]:
+        """The clients that are known, whether their neighbours have been looked up or not."""
+        return [*self._by_client, *self._unknown]
+
+    @property
     def known(self) -> list[bytes]:
         """The neighbours of the clients that have been looked up so far."""
         return list(self._hops)

@@ -77,7 +77,8 @@ class AddressCheck:
             reason = f" ({address.problem})" if address.problem else ""
             what = f"the service address {address.service} is missing on this host{reason}"
             yield Concern("address-missing", Weight.UNPROTECTED, what, "; ".join(where))
-        times = sum(now < at + RECENT_S for at in address.repairs)
+        # Who removes it in several steps has done so once.
+        times = len({int(at) for at in address.repairs if now < at + RECENT_S})
         if times:
             often = times >= OFTEN
             what = f"somebody has taken the service address {address.service} away; it has been put back"
