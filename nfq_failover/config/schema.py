@@ -234,6 +234,13 @@ _CONNECTIONS: Final = (
     ),
 )
 _PACE: Final = (
+    _ms("replica_slow_ms", 200, 10, 60_000, core=True).says(
+        "How late a replica must be before its client is slowed: what the server sends waits for the replica then."
+    ),
+    _choice("slow_backup", ("wait", "unprotect"), core=True).says(
+        "What becomes of a connection that is slowed all the time: it stays protected at the backup's pace, or goes on "
+        "unprotected after `replica_patience_ms`."
+    ),
     _ms("replica_patience_ms", 2000, 0, 600_000, core=True).says(
         "How long a client waits for a replica that stands still or can't keep up; then its connection goes on "
         "unprotected, until the replica has caught up. 0: as long as it takes."

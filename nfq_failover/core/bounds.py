@@ -12,6 +12,7 @@ from nfq_failover.core.gate.ack_gate import MAX_HELD
 from nfq_failover.core.gate.copies import MAX_LATE_BYTES
 from nfq_failover.core.gate.opening import MAX_DIALLED, MAX_SYNS
 from nfq_failover.core.gate.retained import MAX_RETAINED
+from nfq_failover.core.gate.slowing import MAX_HELD_TOTAL
 from nfq_failover.core.gate.table import MAX_TELLING, GateTable
 from nfq_failover.core.injected import MAX_INJECTED
 from nfq_failover.core.pair.session import MAX_OUTGOING, MAX_RETIRED, WINDOW, Session
@@ -39,6 +40,7 @@ def limits(settings: Settings) -> dict[str, int]:
         "dialled": MAX_DIALLED,
         "telling": MAX_TELLING,
         "late_bytes": MAX_LATE_BYTES,
+        "held_data": MAX_HELD_TOTAL,
         "handed_over": settings.max_connections,
         "handed_over_ended": MAX_OVER,
         "forgotten": MAX_FORGOTTEN,
@@ -63,6 +65,7 @@ COUNTERS: Final = {
     "dialled": "dialled-forgotten",
     "telling": "tell-dropped",
     "late_bytes": "late-full",
+    "held_data": "held-data-full",
     "handed_over": "hand-over-full",
     "served_alone": "stray-not-kept",
     "session_window": "datagram-too-old",

@@ -53,6 +53,7 @@ from nfq_failover.core.gate.connection import Gate
 from nfq_failover.core.gate.table import GateTable
 from nfq_failover.core.leftovers import LeftoverSweep
 from nfq_failover.core.outbox import Outbox
+from nfq_failover.core.overruns import Overruns
 from nfq_failover.core.pair.link import Link, Links
 from nfq_failover.core.pair.membership import Membership
 from nfq_failover.core.pair.roles import Do, Role, State
@@ -101,6 +102,7 @@ class Node:
         self.members = Membership(settings, self.protector.view, stored_epoch, served, now)
         self.gate = GateTable(settings, self.out.towards(self.protector.lane), served or stored_epoch == 0)
         self.shadow = ShadowTable(settings, self.out.towards(self.shadowed.lane), checkpoint)
+        self.overruns = Overruns(self.out)
         self.sweep = LeftoverSweep(self.out, self.gate, self.shadow)
         self.rules = Rules(self.out, self.gate, self.shadow, restarts=checkpoint is not None)
         self.telling = Telling(self.out.concerns, (("version", __version__),))
@@ -304,6 +306,7 @@ class Node:
         self.out.injected.on_timer(now - self._last_tick > self._pause_s, now)
         self._last_tick = now
         self._next_tick = now + min(self.settings.heartbeat_interval_ms, 50) / 2000
+        self.overruns.on_timer(now)
         self.links.on_timer(now)
         self.members.tick(now)
         if self.members.actions:
@@ -355,8 +358,7 @@ class Node:
             self.out.counters["datagrams-lost"] += event.count
             self.out.log("error", "sync datagrams lost: the socket's buffer was full", count=event.count)
         elif isinstance(event, QueueOverrun):
-            self.out.counters[f"queue-overrun-{event.queue.name.lower()}"] += event.count
-            self.out.log("error", "packet queue overrun", queue=event.queue.name, count=event.count)
+            self.overruns.found(event, now)
         elif isinstance(event, RulesLost):
             self.out.counters["rules-lost"] += 1
             self.out.log("error", "firewall rules lost", detail=event.detail)

@@ -40,6 +40,8 @@ class Settings:
     checks_target: bool  # our own link counts as up only if some other machine answers
     loop_stall_ms: int  # a peer whose packet loop has made no progress for this long is not alive
     open_deadline_ms: int  # how long a SYN-ACK waits for the replica
+    replica_slow_ms: int  # how late a replica must be before its client is slowed
+    slow_backup: str  # wait | unprotect: connections that have been slowed for as long as the patience lasts
     replica_patience_ms: int  # how long a client waits for a replica that is behind; 0: as long as it takes
     announce_count: int
     revert_backoff: bool  # at a takeover clients are made to repeat at once what they have sent to nobody

@@ -14,6 +14,7 @@ from nfq_failover.constants import ACK, FIN, RST
 from nfq_failover.core.gate.ack_gate import AckGate
 from nfq_failover.core.gate.distance import Distance
 from nfq_failover.core.gate.end_gate import EndGate
+from nfq_failover.core.gate.held_data import HeldData
 from nfq_failover.core.gate.own_tcp import OwnTcp
 from nfq_failover.core.gate.retained import Retained
 from nfq_failover.core.outbox import Outbox
@@ -81,7 +82,7 @@ GATE_STARTS: Final = {
 class GatedConnection:
     """Holds the state of one connection. `reason`: why it is not protected. `gated`: acknowledgements are held back,
     since the replica may go on with the connection. `fed`: its replica can't, but is to get what the client sends.
-    `distance`: how far the replica is behind.
+    `distance`: how far the replica is behind; `held_data`: what the client has to wait for because of that.
     `missing_from`: from here on no replica will get what the client sends; None if that is no matter. `missed`: the
     client has sent something there, which `counts`, or is only warned of. `written_to`: how far the client has sent
     bytes then, for all that was copied.
@@ -105,6 +106,7 @@ class GatedConnection:
         "flow",
         "gated",
         "gone_at",
+        "held_data",
         "missed",
         "missing_from",
         "open",
@@ -139,6 +141,7 @@ class GatedConnection:
         self.retained = Retained(self.own)
         self.acks = AckGate(self.own, self.retained)
         self.distance = Distance(self.own, self.acks)
+        self.held_data = HeldData(opening, self.acks)
         self.end: EndGate | None = None
         self.shadowed = False
         self.backup_established = self.both_ended = False
@@ -216,6 +219,7 @@ class GatedConnection:
         end = self.end
         if end is None or end.passed:
             return
+        self.held_data.release_all(out)
         end.confirm()
         if end.kind is not EndKind.OPEN:
             self.acks.send_end(out, RST if end.kind is EndKind.RST else FIN, end.at)
@@ -264,7 +268,13 @@ class GatedConnection:
         if self.fed and not acks.holds and acks.caught_up:
             acks.shut(lenient=True)
         if acks.holds:
+            self.release_data(out)  # it says what has been confirmed, too
             acks.release(out, now)
+
+    def release_data(self, out: Outbox) -> None:
+        """The backup has told something new: send the data that need not wait any more."""
+        if self.held_data:
+            self.held_data.release(self.distance.sent_seq, out)
 
     def back_off(self, first_s: float, most_s: float) -> float:
         """Returns how long to wait before the backup is asked the next time: twice as long as the last time."""
@@ -282,6 +292,7 @@ class GatedConnection:
         if held:
             self.release_syn_ack(out)
         else:
+            self.held_data.release_all(out)
             self.acks.let_go(out)
         self.release_end(out)
 
@@ -289,6 +300,7 @@ class GatedConnection:
         """The replica can't continue the connection, but is to get what the client sends: the client is told no more
         than the backup has, so that a replica that is slower slows it down, but see `feed_on`."""
         self.enter(Gate.FED, reason)
+        self.held_data.release_all(out)
         self.release_end(out)
 
     def feed_on(self, out: Outbox, now: float) -> None:
@@ -353,6 +365,7 @@ class GatedConnection:
     def hand_over(self, reason: str) -> None:
         """Be silent about the connection: what was held is discarded."""
         self.enter(Gate.HANDED, reason)
+        self.held_data.discard()
         self.acks.discard()
 
     def give_back(self, reason: str, out: Outbox) -> None:

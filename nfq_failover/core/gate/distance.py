@@ -21,15 +21,17 @@ class Distance:
     `turn` is odd while the client does not wait for the replica, and `turn_seen` the latest that the backup knows of
     (wire/records/pace.py). `taken`: the first byte of the client's stream that the replica's TCP lacks; `sent_seq`: the
     end of what the replica has sent. `watched`: core/gate/pace.py looks at it from time to time. `asked_at`: when the
-    backup was last asked.
+    backup was last asked. `slow`: what our server sends waits for the replica (held_data.py), since `slow_at`.
     """
 
     __slots__ = (
         "_acks",
         "_in_at",
         "_in_mark",
+        "_in_was",
         "_out_at",
         "_out_mark",
+        "_out_was",
         "_own",
         "_own_widest",
         "_replica_widest",
@@ -38,6 +40,8 @@ class Distance:
         "_suspected",
         "asked_at",
         "sent_seq",
+        "slow",
+        "slow_at",
         "taken",
         "turn",
         "turn_seen",
@@ -51,10 +55,11 @@ class Distance:
         self.taken = 0
         self.sent_seq = self._out_mark = self._returns_at = own.snd_nxt_seq
         self._in_mark = 0
-        self._in_at = self._out_at = 0.0
+        self._in_at = self._out_at = self._in_was = self._out_was = 0.0
         self._starved_at: float | None = None
         self._own_widest = self._replica_widest = 0
-        self.watched = self._suspected = False
+        self.watched = self._suspected = self.slow = False
+        self.slow_at = 0.0
         self.asked_at = 0.0
 
     # ------------------------------------------------------------------------------------ what the backup says
@@ -112,12 +117,21 @@ class Distance:
         own = self._own
         self._in_mark, self._out_mark = own.rcv_nxt, own.snd_nxt_seq
         self._in_at = self._out_at = clock
+        self._in_was = self._out_was = 0.0
         self._starved_at = None
         self._note_windows()
 
     def unwatch(self) -> None:
         """There is nothing to measure."""
-        self.watched = False
+        self.watched = self.slow = False
+
+    def slow_down(self, clock: float) -> None:
+        """The replica is late: what our server sends waits for it."""
+        self.slow, self.slow_at = True, clock
+
+    def speed_up(self) -> None:
+        """Nothing waits for the replica any more."""
+        self.slow = False
 
     def suspect(self) -> bool:
         """The replica may stand still. Returns whether that is news since the connection is watched."""
@@ -139,16 +153,19 @@ class Distance:
         return self._lag_in_s(clock), self._lag_out_s(clock), self._starved_s(clock)
 
     def _lag_in_s(self, clock: float) -> float:
-        """How old the oldest mark is in the client's stream that the backup has not confirmed."""
+        """How late the client's stream is: the age of the mark that the backup has not confirmed, or that of the mark
+        before, if there is more to confirm since."""
         if self._acks.confirmed >= self._in_mark:
+            self._in_was = clock - self._in_at if self.bytes_in else 0.0
             self._in_mark, self._in_at = self._own.rcv_nxt, clock
-        return clock - self._in_at
+        return max(clock - self._in_at, self._in_was)
 
     def _lag_out_s(self, clock: float) -> float:
-        """How old the oldest mark is in the server's stream that the replica has not come to."""
+        """As `_lag_in_s`, of the server's stream and what the replica has sent."""
         if diff(self.sent_seq, self._out_mark) >= 0:
+            self._out_was = clock - self._out_at if self.bytes_out else 0.0
             self._out_mark, self._out_at = self._own.snd_nxt_seq, clock
-        return clock - self._out_at
+        return max(clock - self._out_at, self._out_was)
 
     def _starved_s(self, clock: float) -> float:
         self._note_windows()

@@ -1,10 +1,11 @@
-"""Watches how far the replicas are behind, and lets the clients of those go that do not come on.
+"""Watches how far the replicas are behind, slows clients whose replica is late, and lets those go that wait too long.
 
 A client waits for its replica: what it sends is acknowledged when the backup has it, and its window is the replica's,
-too. That must end when the replica stands still or can't keep up. Beyond `replica_patience_ms` a connection is let go,
-unprotected; the backup goes on with the replica, and when that has caught up the connection is protected again
-(core/gate/connection.py). If no replica has done anything for as long, it is the backup's application that stands
-still, and new connections are let go from the start.
+too. If the replica is late all the same, the client is slowed (core/gate/slowing.py). That must end when the replica
+stands still or can't keep up. Beyond `replica_patience_ms` a connection is let go, unprotected; the backup goes on with
+the replica, and when that has caught up the connection is protected again (core/gate/connection.py). If no replica has
+done anything for as long, it is the backup's application that stands still, and new connections are let go from the
+start.
 
 Nothing is done for single packets: connections that wait for something are looked at every `EVERY_S`.
 """
@@ -17,6 +18,7 @@ from typing import Final
 from nfq_failover.core.concerns import Concern, Weight
 from nfq_failover.core.events import QueryFlows
 from nfq_failover.core.gate.connection import BEHIND, STANDS_STILL, Gate, GatedConnection
+from nfq_failover.core.gate.slowing import Slowing
 from nfq_failover.core.outbox import Outbox
 from nfq_failover.core.settings import Settings
 from nfq_failover.wire.records import PaceAsked, PaceTold
@@ -51,6 +53,8 @@ class Pacing:
         self.out = out
         self.stands_still = False
         self.worst_s = 0.0  # at the last look
+        self.slowing = Slowing(settings, out)
+        self._slow_is_enough = settings.slow_backup == "unprotect"
         self._let_go = let_go
         self._patience_s = settings.replica_patience_ms / 1000
         self._end_doubt_s = settings.end_deadline_ms / 2000
@@ -123,6 +127,7 @@ class Pacing:
     def back(self, connection: GatedConnection, now: float) -> None:
         """A connection is protected again, or for good unprotected, or over."""
         self._watched.pop(connection.conn, None)
+        connection.distance.unwatch()
         if self._gone.pop(connection.conn, None) is None:
             return
         self._say_gone(now)
@@ -145,6 +150,7 @@ class Pacing:
         self._next = None
         self._say_gone(now)
         self._goes_on(now)
+        self.slowing.clear(now)
 
     # ------------------------------------------------------------------------------------ time
 
@@ -163,36 +169,48 @@ class Pacing:
         late = self._look(now)
         if late:
             self._let_go_worst(late, now)
-        self._next = now + wait_s if self._watched else None
+        self._next = now + wait_s if self._watched or self.slowing.calming else None
 
     def _look(self, now: float) -> list[tuple[int, str, GatedConnection]]:
         """Look at each connection. Returns those whose clients have waited for too long: by how many bytes, and why."""
-        clock, patience_s = self._clock, self._patience_s
         late: list[tuple[int, str, GatedConnection]] = []
         suspects: list[FlowKey] = []
         self.worst_s = 0.0
+        self.slowing.begin()
         for connection in list(self._watched.values()):
             distance = connection.distance
-            if connection.state is not Gate.PROTECTED or (distance.caught_up and not connection.holds_end):
+            waits = connection.holds_end or distance.slow or not distance.caught_up
+            if connection.state is not Gate.PROTECTED or not waits:
                 del self._watched[connection.conn]
                 distance.unwatch()
-                continue
-            end, held = connection.end, connection.holds_end
-            # A replica that comes nearer to the end of the server's stream has longer: see end_gate.py.
-            lag_in_s, lag_out_s, starved_s = distance.lags(clock)
-            lag_s = lag_in_s if held else max(lag_in_s, lag_out_s)
-            self.worst_s = max(self.worst_s, lag_in_s, lag_out_s, starved_s)
-            if patience_s and starved_s >= patience_s:
-                late.append((distance.bytes_behind, STANDS_STILL, connection))
-            elif patience_s and (lag_s >= patience_s or (end is not None and end.stands_still(self._end_patience_s))):
-                late.append((distance.bytes_behind, BEHIND, connection))
-            elif max(lag_s, starved_s) >= ASK_S and now - distance.asked_at >= ASK_S:
-                self.ask(connection, now)
-                if patience_s and 2 * max(lag_s, starved_s) >= patience_s and distance.suspect():
-                    suspects.append(connection.flow)
+            elif reason := self._judge(connection, suspects, now):
+                late.append((distance.bytes_behind, reason, connection))
+        self.slowing.end(self.worst_s, now)
         if suspects:
             self.out.effects.append(QueryFlows(suspects))  # the client may have ended it by a RST, which we don't see
         return late
+
+    def _judge(self, connection: GatedConnection, suspects: list[FlowKey], now: float) -> str:
+        """Judge one connection. Returns why its client has waited for too long; empty if it has not. One whose replica
+        may stand still is added to the suspects."""
+        clock, patience_s, distance, end = self._clock, self._patience_s, connection.distance, connection.end
+        # A replica that comes nearer to the end of the server's stream has longer: see end_gate.py.
+        lag_in_s, lag_out_s, starved_s = distance.lags(clock)
+        lag_s = lag_in_s if connection.holds_end else max(lag_in_s, lag_out_s)
+        self.worst_s = max(self.worst_s, lag_in_s, lag_out_s, starved_s)
+        self.slowing.judge(connection, lag_s, clock)
+        if patience_s and starved_s >= patience_s:
+            return STANDS_STILL
+        if patience_s and (lag_s >= patience_s or (end is not None and end.stands_still(self._end_patience_s))):
+            return BEHIND
+        if self._slow_is_enough and distance.slow and clock - distance.slow_at >= patience_s:
+            return BEHIND
+        longest_s = max(lag_s, starved_s)
+        if longest_s >= ASK_S and now - distance.asked_at >= ASK_S:
+            self.ask(connection, now)
+        if patience_s and 2 * longest_s >= patience_s and distance.suspect():
+            suspects.append(connection.flow)
+        return ""
 
     def _let_go_worst(self, late: list[tuple[int, str, GatedConnection]], now: float) -> None:
         late.sort(key=lambda each: -each[0])

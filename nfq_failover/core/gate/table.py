@@ -162,7 +162,9 @@ class GateTable:
         if connection.gated:
             self.digests.sent(connection, seg, now)
         held = connection.state is Gate.PROTECTED and self.ends.outbound(connection, event, seg, now)
-        if not held and not (connection.gated and self.digests.holds(connection, event, seg, now)):
+        held = held or (connection.gated and self.digests.holds(connection, event, seg, now))
+        held = held or (connection.distance.slow and self.pace.slowing.holds(connection, event, seg, now))
+        if not held:
             connection.acks.outbound(event, seg, connection.own.learn(seg, now), self.out, now)
         if (connection.gated or connection.fed) and (
             connection.acks.waiting or connection.acks.owed_since is not None or not connection.backup_established
@@ -256,6 +258,7 @@ class GateTable:
         if connection is None:
             return
         self.pace.on_told(connection, record, now)
+        connection.release_data(self.out)
         if connection.awaited:
             self._protect_late(connection, now)
 
@@ -264,6 +267,7 @@ class GateTable:
         connection = self.numbers.get(record.conn)
         if connection is not None and connection.distance.sent(record.compared):
             self.pace.progressed(now)
+            connection.release_data(self.out)
         self.digests.on_seen(record, now)
 
     def _on_end(self, record: End, now: float) -> None:
@@ -554,6 +558,7 @@ class GateTable:
             **self.opening.tables(),
             "telling": len(self._telling),
             "late_bytes": self.copies.late_bytes,
+            "held_data": self.pace.slowing.held_total,
         }
 
     def clear(self, now: float) -> None:

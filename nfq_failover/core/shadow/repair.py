@@ -8,6 +8,7 @@ from nfq_failover.core.outbox import Outbox
 from nfq_failover.core.shadow.connection import Shadow, ShadowConnection
 from nfq_failover.core.shadow.gap import HOLE_FIRST_S, LAG_FIRST_S
 from nfq_failover.core.shadow.pace import Pace
+from nfq_failover.core.shadow.tap import TapWatch
 from nfq_failover.core.timers import TimerQueue
 from nfq_failover.wire.records import AckAsked, Data, Missing
 from nfq_failover.wire.segment import Segment
@@ -26,6 +27,7 @@ class Repair:
         self.out = out
         self.timers = timers
         self.pace = Pace()
+        self.tap = TapWatch(out)
 
     def logged(self, connection: ShadowConnection, offset: int, before: int, now: float) -> None:
         """A segment from `offset` on was put into the log, whose contiguous part ended at `before`."""
@@ -75,6 +77,7 @@ class Repair:
         that the client has no reason to repeat; our TCP would wait for it, and give up after a quarter of an hour."""
         snd_una = connection.output.snd_una
         if connection.gap.unheard(snd_una, now):
+            self.tap.unheard()
             self.out.record(AckAsked(connection.conn, connection.mapping.seen.seq(snd_una)))
 
     def fill(self, connection: ShadowConnection, record: Data, now: float) -> None:
@@ -91,6 +94,7 @@ class Repair:
         if (inward.held, inward.inbound.size) == before:
             return
         self.out.counters["bytes-fetched"] += len(record.data)
+        self.tap.fetched(size)
         connection.inject(self.out, offset, record.data, ACK | (FIN if record.fin else 0))
         incomplete = self._incomplete(connection)
         gap.asks_in(HOLE_FIRST_S if incomplete else 0.0)

@@ -65,6 +65,7 @@ class Segments:
         if not event.checksum_pending and not seg.checksum_ok():
             out.drop(event.queue, event.packet_id, "bad-checksum")
             return
+        self._repair.tap.came(seg.payload_len)
         if flags & SYN:
             self._openings.client_syn(event, seg, connection)
             return

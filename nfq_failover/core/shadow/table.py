@@ -345,6 +345,7 @@ class ShadowTable:
             if connection.map is not None and connection.state in LISTENS:
                 connection.reset_own(self.out)
             self.forget(connection)
+        self.repair.tap.clear()
         self.feeding.clear()
         self.strays.clear()
         self.resets.clear()
@@ -363,6 +364,7 @@ class ShadowTable:
         """Every connection is ours now. Returns how many go on, and how many are reset."""
         self.handovers.adopt()
         self._unconfirmed.clear()
+        self.repair.tap.clear()
         return self.takeover.take_over(now)
 
     def serve(self, now: float) -> None:
@@ -419,6 +421,7 @@ class ShadowTable:
             connection = self.numbers.get(conn)
             if connection is not None:
                 self._due(connection, now)
+        self.repair.tap.on_timer(now)
         self.ends.on_timer(now)
         self.divergence.on_timer(now)
         self.lengths.on_timer(now)

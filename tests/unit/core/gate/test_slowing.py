@@ -1,0 +1,151 @@
+"""A client whose replica is late is slowed: what the server sends waits for the replica."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from nfq_failover.core.gate import held_data, slowing
+from nfq_failover.core.gate.connection import BEHIND, Gate
+from nfq_failover.wire.records import EndKind, PaceTold, Unprotected, UnprotectedSeen
+from tests.support.gate import TS, Gated
+from tests.support.transcript import After, Copy, client, client_seq, confirmed, replica_end, server, server_seq
+
+STEP_S = 0.05
+HELD = "drop data-held"
+
+
+class Slowed(Gated):
+    """A protected connection whose backup has not confirmed the client's first 100 bytes for 0.3 s."""
+
+    def __init__(self, **changes: Any) -> None:
+        super().__init__(**changes)
+        self >> Copy(client(0, 100))
+        self >> server(0, 10, ack=100, wnd=10000, ts=TS) << "pass [.] 0:10 ack 0 wnd 10000 ts 2000010/1010"
+        self.passes(0.35, told(10))
+        assert self.gate.distance.slow and self.out.counters["pace-slowed"] == 1
+
+    def passes(self, seconds: float, *answers: object) -> None:
+        """Time passes, and the backup gives these answers every 50 ms; the effects are other tests' business."""
+        for _ in range(round(seconds / STEP_S)):
+            for given in (After(STEP_S), *answers):
+                self >> given
+                self.effects.clear()
+
+    def clients(self) -> list[object]:
+        """What has left for the client since the last input."""
+        sent: list[object] = [each for each in self.effects if str(each).startswith("client")]
+        self.effects.clear()
+        return sent
+
+
+def told(sent: int) -> PaceTold:
+    """Where the replica is: it has taken nothing, and has sent so much."""
+    return PaceTold(1, 0, client_seq(0), client_seq(40000), server_seq(sent))
+
+
+def test_data_waits_until_what_it_acknowledges_is_confirmed() -> None:
+    with Slowed() as t:
+        t >> server(10, 20, ack=100, wnd=10000, ts=TS) << HELD
+        t >> confirmed(50, 40000)
+        t.effects.clear()
+        t >> confirmed(100, 40000)
+        assert t.clients() == ["client [P.] 10:30 ack 100 wnd 9976 ts 2000010/1010"]
+        t >> server(30, 20, ack=100, wnd=10000, ts=TS) << HELD  # the replica has not sent what precedes it
+        t >> told(30)
+        assert t.clients() == ["client [P.] 30:50 ack 100 wnd 9976 ts 2000010/1010"]
+
+
+def test_nothing_waits_for_a_replica_that_is_in_time() -> None:
+    with Gated() as t:
+        t >> Copy(client(0, 100))
+        t >> server(0, 10, ack=100, wnd=10000, ts=TS) << "pass [.] 0:10 ack 0 wnd 10000 ts 2000010/1010"
+        t >> server(10, 10, ack=100, wnd=10000, ts=TS) << "pass [.] 10:20 ack 0 wnd 10000 ts 2000010/1010"
+
+
+def test_data_that_waits_goes_in_order_and_in_segments() -> None:
+    with Slowed() as t:
+        t >> server(10, 3000, ack=100, wnd=10000, ts=TS, gso=True) << HELD
+        t >> server(3010, 10, ack=100, wnd=10000, ts=TS) << HELD
+        t >> told(3010)
+        assert not t.clients()
+        t >> confirmed(100, 40000)
+        pieces = [str(each).split()[2] for each in t.clients()]
+        assert pieces == ["10:1458", "1458:2906", "2906:3010", "3010:3020"]
+
+
+def test_segment_that_our_tcp_repeats_is_kept_once() -> None:
+    with Slowed() as t:
+        t >> server(10, 20, ack=100, wnd=10000, ts=TS) << HELD
+        t >> server(10, 20, ack=100, wnd=10000, ts=TS) << HELD
+        t >> server(20, 30, ack=100, wnd=10000, ts=TS) << HELD  # cut elsewhere, with new bytes
+        t >> server(0, 10, ack=100, wnd=10000, ts=TS)  # what the client should have: it may have been lost
+        assert str(t.effects.popleft()).startswith("pass [.] 0:10")
+        t >> told(1000)
+        t.effects.clear()
+        t >> confirmed(100, 40000)
+        assert [str(each).split()[2] for each in t.clients()] == ["10:30", "30:50"]
+
+
+def test_acknowledgements_and_data_without_room_are_left_to_our_tcp(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(held_data, "HELD_BYTES", 30)
+    monkeypatch.setattr(slowing, "MAX_HELD_TOTAL", 30)
+    with Slowed() as t:
+        t >> server(10, 20, ack=100, wnd=10000, ts=TS) << HELD
+        t >> server(30, 20, ack=100, wnd=10000, ts=TS) << HELD
+        t >> server(50, 20, ack=100, wnd=10000, ts=TS) << HELD
+        assert t.out.counters["held-data-full"] == 2 and t.gate.held_data.size == 20
+        t >> server(70, ack=100, wnd=10000, ts=TS) << "drop ack-held"
+        t >> told(1000)
+        t >> confirmed(100, 40000)
+        assert [str(each).split()[2] for each in t.clients()] == ["10:30", "70"]
+        t >> server(30, 20, ack=100, wnd=10000, ts=TS)
+        assert str(t.effects.popleft()).startswith("pass [.] 30:50")
+
+
+def test_end_of_the_stream_comes_after_what_waits() -> None:
+    with Slowed() as t:
+        t >> server(10, 20, ack=100, flags="F.", wnd=10000, ts=TS)
+        t.effects.clear()
+        t >> replica_end(30)
+        assert [str(each).split()[1:3] for each in t.clients()] == [["[P.]", "10:30"], ["[F.]", "30"]]
+        assert t.gate.end is not None and t.gate.end.kind is EndKind.FIN
+
+
+def test_everything_leaves_when_the_protection_ends() -> None:
+    with Slowed() as t:
+        t >> server(10, 20, ack=100, wnd=10000, ts=TS) << HELD
+        t >> Unprotected(1, "the replica reset the connection")
+        assert [str(each).split()[2] for each in t.effects if str(each).startswith("client")] == ["10:30"]
+        assert t.effects.pop() == UnprotectedSeen(1)
+        t.effects.clear()
+        assert not t.gate.held_data
+        t >> server(30, 20, ack=100, wnd=10000, ts=TS) << "pass"
+
+
+def test_client_is_slowed_no_more_when_the_replica_is_in_time_and_that_is_told_some_seconds_later() -> None:
+    with Slowed() as t:
+        assert [each.code for each in t.out.concerns.own] == ["backup-slow"]
+        assert "one connection is slowed" in t.out.concerns.own[0].what
+        t.passes(0.1, confirmed(100, 40000), told(10))
+        assert not t.gate.distance.slow
+        t >> server(10, 20, ack=100, wnd=9975, ts=TS)
+        assert str(t.effects.popleft()).startswith("pass")
+        t.passes(4, told(30))
+        assert t.out.concerns.own
+        t.passes(1.5)
+        assert not t.out.concerns.own and t.side.pace.poll_timeout() is None
+
+
+def test_backup_that_is_always_slow_is_waited_for_or_not_as_configured() -> None:
+    for policy, state in (("wait", Gate.PROTECTED), ("unprotect", Gate.UNPROTECTED)):
+        with Slowed(slow_backup=policy) as t:
+            for at in range(100, 3000, 100):  # confirmed 0.3 s late, again and again
+                t >> Copy(client(at, 100))
+                t.effects.clear()
+                t >> server(10, ack=at + 100, wnd=10000, ts=TS)
+                t.effects.clear()
+                t.passes(0.1, confirmed(max(at - 300, 0), 40000), told(10))
+            assert t.gate.state is state
+            assert t.gate.reason == (BEHIND if state is Gate.UNPROTECTED else "")
