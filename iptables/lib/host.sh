@@ -120,7 +120,8 @@ check_host() { # check_host MANGLE: what does not go with the rules, apart from 
         [ -z "$found" ] || finding filter-by-state warning "--conntrack notrack takes the service out of connection \
 tracking, but this host filters
   by connection state and may block it" "$found" "Use --conntrack liberal, or accept $service ports $ports before that rule."
-        found=$(nat_rule)
+        found=''
+        [ -n "$forwarded" ] || found=$(nat_rule) # which no tracking would help
         [ -z "$found" ] || finding nat-untracked warning "--conntrack notrack takes the service out of connection \
 tracking, so this rule can't work" "$found" "Use --conntrack liberal, or take the rule out."
     fi
@@ -200,9 +201,9 @@ describe_hole() {
 
 # Ends an installation that would protect nothing, or nothing that can work.
 refuse_host() {
-    found=$(forwarded_rule)
-    [ -z "$found" ] || misuse "$(forwarded_text):
-      $found
+    forwarded=$(forwarded_rule)
+    [ -z "$forwarded" ] || misuse "$(forwarded_text):
+      $forwarded
   $(forwarded_cure)"
     [ "$conntrack" != liberal ] || [ -e $liberal_switch ] || misuse "--conntrack liberal: connection tracking is not loaded, \
 so there is nothing to

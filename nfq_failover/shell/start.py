@@ -125,7 +125,7 @@ def _prepare_service(config: Config, who: Account | None, undo: Undo) -> Prepare
         raise CommandError(f"{config.state_dir / CONTROL} is too long: set a 'state_dir' with a shorter path")
     files.roots_own(config.state_dir / "rules")
     try:
-        injector = undo.closing(Injector(config.mark))
+        injector = undo.closing(Injector(config.mark, config.service))
     except OSError as error:
         raise CommandError(f"no raw socket can be made ({error}): CAP_NET_RAW and CAP_NET_ADMIN are needed") from None
     helper = undo.closing(HelperClient(helper_settings(config, who, injector.owned)))

@@ -15,6 +15,7 @@ from typing import Final
 
 _SO_SNDBUFFORCE: Final = 32  # asm-generic/socket.h; not in Python's socket
 _SNDBUF: Final = 16 << 20
+_IP_FREEBIND: Final = 15  # linux/in.h; not in Python's socket
 _MAX_ADDRESSES: Final = 4096
 OWNER: Final = 0x4E465146
 """The group of the socket, "NFQF": the rules script has the same number (iptables/lib/options.sh)."""
@@ -31,8 +32,9 @@ class Injector:
     what is sent outward has the group `OWNER`. `sent` and `failed` (by errno name) are counters for the status.
     """
 
-    def __init__(self, mark: int) -> None:
-        """Raises OSError without CAP_NET_RAW and CAP_NET_ADMIN. Without CAP_SETGID it is not `owned`."""
+    def __init__(self, mark: int, source: str = "") -> None:
+        """`source`: the service address; routing rules for it (`ip rule add from`) count then, as they do for what our
+        TCP sends. Raises OSError without CAP_NET_RAW and CAP_NET_ADMIN. Without CAP_SETGID it is not `owned`."""
         self.sent = 0
         self.failed: dict[str, int] = {}
         self._destinations: dict[bytes, tuple[str, int]] = {}
@@ -44,6 +46,9 @@ class Injector:
             _libc.setfsgid(before)
         try:
             self._outward.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, mark)
+            if source:
+                self._outward.setsockopt(socket.IPPROTO_IP, _IP_FREEBIND, 1)  # it may not be configured yet
+                self._outward.bind((source, 0))
             self._inward = _raw_socket()
         except OSError:
             self._outward.close()

@@ -377,6 +377,30 @@ def test_injected_packets_reach_the_local_tcp_and_the_client(namespaces: tuple[N
         remote.close()
 
 
+def test_routing_rules_for_the_service_address_count(namespaces: tuple[Namespace, Namespace]) -> None:
+    """A host with two uplinks chooses one by the source address, also before the address is configured."""
+    _, server = namespaces
+    server.run("ip", "address", "flush", "to", f"{SERVICE}/32")
+    for words in (
+        "link add uplink type veth peer name beyond",
+        "link set uplink up",
+        "link set beyond up",
+        f"neighbor add {CLIENT} lladdr 02:00:00:00:00:99 dev uplink nud permanent",
+        "route add default dev uplink table 100",
+        f"rule add from {SERVICE} lookup 100",
+    ):
+        server.run("ip", *words.split())
+    with server.entered(), contextlib.closing(Injector(MARK, SERVICE)) as injector:
+        sniffer = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(0x0003))
+        with sniffer:
+            sniffer.bind(("uplink", 0x0003))
+            sniffer.settimeout(5)
+            assert injector.send(sealed(SERVICE, CLIENT, 80, 1234))
+            packet = b""
+            while packet[20:24] != bytes((0, 80, 4, 210)):
+                packet = sniffer.recv(100)
+
+
 def test_injection_failures_are_counted_not_raised(namespaces: tuple[Namespace, Namespace]) -> None:
     _, server = namespaces
     with server.entered():

@@ -63,6 +63,7 @@ def test_a_service_that_is_led_elsewhere_is_refused(net: RulesWorld, rules: str,
     report = net.b.rules("host", *BASE[3:])
     assert report.returncode == 3
     assert report.stderr.startswith("service-forwarded\tunprotected\t")
+    assert len(report.stderr.splitlines()) == 1, "and no advice besides that does not help"
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,67 @@
+"""Other programs' packet marks: a download and an upload through a crash, on hosts that mark what the service says."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+
+from nfq_failover.constants import DEFAULT_MARK
+from nfq_failover.lab import netns
+from nfq_failover.lab.state import Options
+from nfq_failover.lab.topology import TWO_HOSTS, namespace
+from nfq_failover.shell.firewall.script import find_script
+from tests.support.fault_world import CALM_MS, FaultWorld, ended_well, faultless, world
+from tests.support.lab_world import PORT, eventually
+
+pytestmark = [pytest.mark.netns, pytest.mark.slow]
+
+ERASED = f"OUTPUT -p tcp --sport {PORT} -j MARK --set-mark 1"
+# The server's sockets inherit it from the client's SYN, and all that they say carries our bit.
+OURS = f"PREROUTING -p tcp --dport {PORT} -j MARK --set-mark {DEFAULT_MARK:#x}"
+
+
+def script_by_mark(directory: Path) -> Path:
+    """The rules script, as on a kernel without the owner match."""
+    path = directory / "rules-script"
+    real = find_script()
+    path.write_text(f'case $1 in install | host) exec sh {real} "$@" --own mark ;; esac\nexec sh {real} "$@"\n')
+    return path
+
+
+def codes(pair: FaultWorld, host: str) -> set[str]:
+    """What the host's daemon finds wrong with itself."""
+    return {each["code"] for each in pair.ask(host)["concerns"] if not each.get("host")}
+
+
+@pytest.mark.parametrize(
+    ("rule", "known_by", "concern"),
+    [(ERASED, "owner", None), (ERASED, "mark", "mark-overwritten"), (OURS, "owner", "mark-taken")],
+    ids=["erased", "erased-without-owner-match", "ours"],
+)
+def test_streams_outlive_a_crash(rule: str, known_by: str, concern: str | None, tmp_path: Path) -> None:
+    script = () if known_by == "owner" else (f'rules_script = "{script_by_mark(tmp_path)}"',)
+    options = Options(rate="200mbit", heartbeat_ms=CALM_MS, scramble=False, settings=script)
+    with world(options) as pair:
+        for host in TWO_HOSTS.hosts:
+            inside = namespace(pair.lab.name, host)
+            netns.tool(["iptables", "-t", "mangle", "-I", *rule.split()], namespace=inside)
+            netns.tool(["sysctl", "-qw", "net.ipv4.tcp_fwmark_accept=1"], namespace=inside)
+        crashed = pair.lab.resolve("primary")
+        survivor = TWO_HOSTS.other(crashed)
+        with (
+            pair.capture(tmp_path / "client.pcap") as running,
+            pair.start("bulk", "--size", "15M") as download,
+            pair.start("upload", "--size", "15M") as upload,
+        ):
+            time.sleep(0.3)
+            known = codes(pair, crashed)
+            pair.lab.crash("primary")
+            ended_well(download)
+            ended_well(upload)
+        assert faultless(running).connections == 2
+        assert concern is None or concern in known | codes(pair, survivor)
+        returned = pair.ask(survivor)["counters"].get("own-packet-queued", 0)
+        assert (returned > 0) == (known_by == "mark")
+        assert eventually(lambda: pair.state(survivor) == "unprotected")
