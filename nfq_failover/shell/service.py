@@ -66,7 +66,10 @@ from nfq_failover.shell.privileged.rights import describe
 from nfq_failover.shell.selfcheck.address import AddressCheck
 from nfq_failover.shell.selfcheck.checks import Check, SelfChecks
 from nfq_failover.shell.selfcheck.conflict import ConflictCheck
+from nfq_failover.shell.selfcheck.disk import StateDisk
 from nfq_failover.shell.selfcheck.foreign_rules import ForeignRules, TakenMark
+from nfq_failover.shell.selfcheck.parts import Found, HeartbeatsGo
+from nfq_failover.shell.selfcheck.ready import ready_checks
 from nfq_failover.shell.start import Prepared, PreparedService
 from nfq_failover.shell.state.epoch import EpochStore
 from nfq_failover.shell.trouble import Alarms, helper_gone, out_of_memory
@@ -91,6 +94,7 @@ class Service:
         self.name = config.service
         self._config, self._loop, self._undo, self._checkpoints = config, loop, undo, own.store
         self._helper = helper
+        self._directory = own.directory
         self._alarms = Alarms()
         self._broken = False  # the last tick has failed
         self._all_read = True
@@ -185,13 +189,23 @@ class Service:
 
     def _checks(self) -> list[Check]:
         """What is looked at, again and again, on this host."""
+        peer, *_ = self._config.settings.peers
         out = self._queues[Queue.OUT]
         return [
             AddressCheck(self._address),
             ConflictCheck(self._address.neighbourhood, self._config.service),
             ForeignRules(RemoteRules(self._helper).start_look),
             TakenMark(self._config.mark, lambda: out.marked),
+            *ready_checks(self._config, self._helper, self._queues.values(), lambda: self._hears(peer.name)),
+            StateDisk(self._epochs, self._directory, str(self._config.state_dir)),
+            HeartbeatsGo(self._heartbeats.silent_s, self._config.settings.heartbeat_interval_ms),
+            Found("rules", self._rules.concerns),
+            Found("witness", self._second_opinion.concerns),
+            Found("checkpoint", self._checkpoints.concerns),
         ]
+
+    def _hears(self, peer: str) -> bool:
+        return not self.node.links.by_name[peer].view.lost(time.monotonic())
 
     def _host_changed(self) -> None:
         """Mend at once what can be mended, if somebody has changed an address or an interface of this host."""

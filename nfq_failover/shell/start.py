@@ -23,7 +23,7 @@ from nfq_failover.shell.notify import ServiceManager
 from nfq_failover.shell.packets.inject import Injector
 from nfq_failover.shell.packets.nfqueue import open_counters
 from nfq_failover.shell.peer.socket import SyncSockets, open_sync
-from nfq_failover.shell.privileged import files, rights
+from nfq_failover.shell.privileged import descriptors, files, rights
 from nfq_failover.shell.privileged.account import Account, account
 from nfq_failover.shell.privileged.client import HelperClient, helper_settings
 from nfq_failover.shell.state.checkpoint import CheckpointStore
@@ -102,6 +102,7 @@ def prepare(*configs: Config) -> Prepared:
 
 def _prepare(configs: Sequence[Config], undo: Undo) -> Prepared:
     who = account(configs[0])
+    descriptors.as_many_as_possible()
     manager = undo.closing(ServiceManager())
     with contextlib.suppress(OSError):
         os.setpriority(os.PRIO_PROCESS, 0, PRIORITY)  # the packets' path, and a fence: ahead of what the host serves
@@ -123,7 +124,10 @@ def _prepare_service(config: Config, who: Account | None, undo: Undo) -> Prepare
     _take_locks(config.state_dir, config.instance, undo)
     if len(os.fsencode(config.state_dir / CONTROL)) > _UNIX_PATH:
         raise CommandError(f"{config.state_dir / CONTROL} is too long: set a 'state_dir' with a shorter path")
-    files.roots_own(config.state_dir / "rules")
+    try:
+        files.roots_own(config.state_dir / "rules")
+    except OSError as error:
+        raise CommandError(f"can't use the state directory {config.state_dir} ({error}): make room there") from None
     try:
         injector = undo.closing(Injector(config.mark, config.service))
     except OSError as error:

@@ -126,6 +126,8 @@ class Witness:
                 log.warning("datagrams are refused", reason=error.reason)
             self.refused[error.reason] = self.refused.get(error.reason, 0) + 1
             return None
+        if not question.high:
+            return seal(Answer(question.nonce, question.pair, question.host, 0, False), self._key)
         try:
             granted, holder = self.decisions.decide(question)
         except OSError as error:

@@ -27,7 +27,10 @@ _HEAD = Struct("!4sB16sQQB")
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """May `host` of `pair` act alone, whose peer may hold the pacts from `low` to `high`?"""
+    """May `host` of `pair` act alone, whose peer may hold the pacts from `low` to `high`?
+
+    With 0 for both it asks for no decision, only for an answer.
+    """
 
     nonce: bytes
     pair: str
@@ -75,7 +78,7 @@ def unseal(data: bytes, key: bytes) -> Question | Answer:
     pair, zero, name = signed[_HEAD.size :].decode(errors="replace").partition("\0")
     if magic != MAGIC or not zero or not pair or not name:
         raise MalformedDatagram("bad-witness")
-    if kind == _ASK and 0 < low <= high:
+    if kind == _ASK and (0 < low <= high or low == high == 0):
         return Question(nonce, pair, name, low, high)
     if kind == _ANSWER:
         return Answer(nonce, pair, name, high, bool(granted))

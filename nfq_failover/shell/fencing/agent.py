@@ -12,7 +12,6 @@ import os
 import select
 import signal
 import subprocess
-import tempfile
 import time
 
 from nfq_failover.config.fence import FencePlan
@@ -39,8 +38,8 @@ class FenceProgram:
         def fill(word: str) -> str:
             return word.replace("{peer}", peer.name).replace("{address}", peer.address)
 
-        # A file, not a pipe: a command that says a lot must not wait for us.
-        self._output = tempfile.TemporaryFile()  # noqa: SIM115  # closed by finish
+        # A file, not a pipe: a command that says a lot must not wait for us. In memory: the disks may be full.
+        self._output = os.fdopen(os.memfd_create("nfqf-fence-said"), "w+b")
         lines = [("action", action), *plan.parameters] if plan.agent else []
         try:
             given = _memory("".join(f"{name}={fill(value)}\n" for name, value in lines))

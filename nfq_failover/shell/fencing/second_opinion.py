@@ -8,6 +8,7 @@ from collections.abc import Callable
 import structlog
 
 from nfq_failover.config import Config
+from nfq_failover.core.concerns import Concern, Weight
 from nfq_failover.core.events import AskWitness, CheckLink, LinkChecked
 from nfq_failover.shell.answers import Answers
 from nfq_failover.shell.fencing.witness_client import WitnessClient
@@ -15,6 +16,7 @@ from nfq_failover.shell.host.link import LinkChecker
 from nfq_failover.shell.loop import Loop
 
 ALARM_EVERY_S = 5.0
+WITNESS_SILENT_S = 3.0  # a few lost datagrams are none
 
 log = structlog.get_logger()
 
@@ -54,6 +56,18 @@ class SecondOpinion:
             self._unanswered_at = None
             log.info("the witness has answered", granted=event.granted, detail=event.detail)
             self._answers.answer(event)
+
+    def concerns(self, now: float) -> list[Concern]:
+        """What is wrong with the witness: whoever needs it can do nothing without it."""
+        witness = self._witness
+        if witness is None:
+            return []
+        witness.greet(now)
+        if witness.unanswered_s(now) < WITNESS_SILENT_S:
+            return []
+        what = f"the witness {witness.describe()['address']} has not answered for more than {WITNESS_SILENT_S:.0f} s"
+        cure = "start nfq-failover witness there, let its UDP port pass, and see that it has this pair's key"
+        return [Concern("witness-silent", Weight.UNPROTECTED, what, cure)]
 
     def tick(self, now: float) -> LinkChecked | None:
         """Returns the link's state if it has become known."""

@@ -14,6 +14,8 @@ from nfq_failover.wire.witness import NONCE_BYTES, Answer, Question, seal, unsea
 
 OPEN_QUESTIONS = 64
 _BATCH = 64
+GREET_S = 10.0  # between two greetings that are answered
+GREET_AGAIN_S = 1.0  # after one that was not
 
 
 class WitnessClient:
@@ -26,6 +28,8 @@ class WitnessClient:
         self._asked: OrderedDict[bytes, int] = OrderedDict()
         self.sent = self.answered = 0
         self.refused: dict[str, int] = {}
+        self._greeted: float | None = None  # when the question was asked for which no answer has come yet
+        self._next_greeting = 0.0
         self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self._socket.setblocking(False)
 
@@ -43,6 +47,19 @@ class WitnessClient:
         self.sent += 1
         with contextlib.suppress(OSError):  # no route at this moment
             self._socket.sendto(seal(question, self._key), self._plan.address)
+
+    def greet(self, now: float) -> None:
+        """Ask for an answer, and for nothing else, so that a witness that is out of reach is known before it is needed.
+        `unanswered_s` says for how long none has come."""
+        if now < self._next_greeting:
+            return
+        self._greeted = now if self._greeted is None else self._greeted
+        self._next_greeting = now + GREET_AGAIN_S
+        self.ask(AskWitness(0, 0))
+
+    def unanswered_s(self, now: float) -> float:
+        """How long the witness has not answered; 0 if nothing waits for an answer."""
+        return 0.0 if self._greeted is None else now - self._greeted
 
     def answers(self) -> list[WitnessAnswered]:
         """Returns the answers that have come."""
@@ -63,6 +80,10 @@ class WitnessClient:
                 continue
             del self._asked[answer.nonce]
             self.answered += 1
+            if self._greeted is not None:
+                self._greeted, self._next_greeting = None, self._next_greeting + GREET_S
+            if not answer.high:
+                continue
             found.append(WitnessAnswered(answer.high, answer.granted, f"it is {answer.holder}'s"))
         return found
 

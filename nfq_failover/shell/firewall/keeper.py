@@ -6,6 +6,7 @@ from typing import Protocol
 
 import structlog
 
+from nfq_failover.core.concerns import Concern, Weight
 from nfq_failover.core.events import ApplyRules, Event, Profile, RulesApplied, RulesLost
 from nfq_failover.shell.firewall.script import RulesError
 from nfq_failover.shell.loop import Loop
@@ -63,8 +64,10 @@ class RulesKeeper:
         self._events: list[Event] = []
         self._next_check = 0.0
         self._stuck_at: float | None = None
+        self._runs_since = 0.0
         self._retry_at: float | None = None
         self._installed: Profile | None = None
+        self._wrong: dict[str, str] = {}  # what is known to be wrong with the rules, by its code
 
     def silence(self) -> None:
         """Install the silent profile, and wait for it. Raises `RulesError`."""
@@ -104,6 +107,7 @@ class RulesKeeper:
             else:
                 warnings = script.finish()
                 self._installed = wanted.profile
+                self._wrong.clear()
                 if warnings:
                     log.warning("firewall rules", profile=wanted.profile.value, said=warnings)
                 self._events.append(RulesApplied(wanted.profile, True))
@@ -111,17 +115,35 @@ class RulesKeeper:
             if wanted is not None:
                 self._failed(wanted, str(error))
             else:
-                log.error("firewall rules can't be checked", error=str(error))
+                self._unchecked(error)
         self._next()
 
     def _failed(self, wanted: ApplyRules, detail: str) -> None:
         self._events.append(RulesApplied(wanted.profile, False, detail))
+        self._wrong["rules-not-applied"] = f"the rules '{wanted.profile.value}' could not be installed: {detail}"
         self._retry_at = 0.0
 
     def _checked(self, problem: str | None) -> None:
-        if problem is not None and not self._pending:
+        self._wrong.pop("rules-unchecked", None)
+        if problem is None:
+            self._wrong.pop("rules-lost", None)
+        elif not self._pending:
             self._events.append(RulesLost(problem))
+            self._wrong["rules-lost"] = f"firewall rules are missing or changed: {problem}"
             self._pending = True  # put them back
+
+    def _unchecked(self, error: RulesError) -> None:
+        log.error("firewall rules can't be checked", error=str(error))
+        self._wrong["rules-unchecked"] = f"the firewall rules can't be checked: {error}"
+
+    def concerns(self, now: float) -> list[Concern]:
+        """What is wrong with the rules, until it is mended."""
+        cure = "see what else changes the firewall (nfq-failover-rules check), and that it leaves ours in place"
+        found = [Concern(code, Weight.UNPROTECTED, what, cure) for code, what in self._wrong.items()]
+        if self._running is not None and self._stuck_at is not None and now - self._runs_since >= STUCK_S / 2:
+            what = f"the rules script has not ended for {STUCK_S / 2:.0f} s"
+            found.append(Concern("rules-stuck", Weight.UNPROTECTED, what, "see what holds the script or the helper"))
+        return found
 
     def tick(self, now: float) -> list[Event]:
         """Begin a check if it is time. Returns what has come to an end."""
@@ -133,7 +155,7 @@ class RulesKeeper:
                 self._next()
         if self._running is not None:
             if self._stuck_at is None:
-                self._stuck_at = now + STUCK_S
+                self._stuck_at, self._runs_since = now + STUCK_S, now
             elif now >= self._stuck_at:
                 self._stuck_at = now + STUCK_S
                 log.error("the firewall rules are neither done nor refused: see what holds the script or the helper")
@@ -142,7 +164,7 @@ class RulesKeeper:
             try:
                 self._run(self._runner.start_check(), None)
             except RulesError as error:
-                log.error("firewall rules can't be checked", error=str(error))
+                self._unchecked(error)
         events, self._events = self._events, []
         return events
 

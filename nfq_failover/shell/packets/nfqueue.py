@@ -325,6 +325,16 @@ class PacketQueue:
             "shortened": self.shortened,
         }
 
+    def stolen(self) -> str:
+        """Returns why the kernel does not give us the queue's packets any more, '' if it does."""
+        row = queue_row(self.number, self._counters)
+        ours = self._socket.getsockname()[0]
+        if row is None:
+            return f"netfilter queue {self.number} is not bound any more"
+        if row.port_id != ours:
+            return f"netfilter queue {self.number} is another's: netlink port {row.port_id}, and not {ours}"
+        return ""
+
     def overrun(self) -> QueueOverrun | None:
         """Returns what has been dropped since the last report, None if nothing."""
         dropped = self.dropped()

@@ -70,7 +70,7 @@ class HeartbeatProcess:
 
     def silent_s(self) -> float:
         """How long the sender's loop has not run."""
-        return max(time.monotonic_ns() - self._account.beat_at, 0) / 1e9 if self._account.beat_at else 0.0
+        return max(time.monotonic() - max(self._account.beat_at / 1e9, self._started), 0.0)
 
     def drain(self) -> None:
         """Give the sender a moment to send the last news."""

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from nfq_failover.config import Config
 from nfq_failover.core.events import Fence, FenceFinished, Profile
@@ -49,6 +49,11 @@ GRACE_S = 1.0  # the helper's own deadline for a fence comes first
 CLOSE_WAIT_S = 35.0
 _GONE = -1
 _SNDBUF = 1 << 20
+_SPARE = 8  # descriptors for requests under way: rules, fence, checks, ping
+
+
+def _event() -> int:
+    return os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
 
 
 def helper_settings(config: Config, user: Account | None, owned: bool = True) -> HelperSettings:
@@ -88,7 +93,7 @@ class Pending:
 
     helper: HelperClient
     number: int
-    _event: int = field(default_factory=lambda: os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC))
+    _event: int
     reply: Reply | None = None
 
     def fileno(self) -> int:
@@ -117,7 +122,7 @@ class Pending:
         """Wait for the reply no more. Can be repeated."""
         self.helper.forget(self.number)
         if self._event >= 0:
-            os.close(self._event)
+            self.helper.spare(self._event)
             self._event = -1
 
 
@@ -129,6 +134,8 @@ class HelperClient:
         self.gone = False
         self._pending: dict[int, Pending] = {}
         self._number = 0
+        # A takeover asks for a fence and for rules, and must not fail for want of a descriptor.
+        self._spare = [_event() for _ in range(_SPARE)]
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SNDBUF)
         self._socket.setblocking(False)
@@ -151,9 +158,11 @@ class HelperClient:
         return self._socket.fileno()
 
     def ask(self, request: Request, fds: Sequence[int] = ()) -> Pending:
-        """Send a request. One that can't be sent has failed, and its reply says so at once."""
+        """Send a request. One that can't be sent has failed, and its reply says so at once. Raises OSError if very many
+        are under way and no more descriptors are to be had."""
         self._number += 1
-        pending = self._pending[self._number] = Pending(self, self._number)
+        event = self._spare.pop() if self._spare else _event()
+        pending = self._pending[self._number] = Pending(self, self._number, event)
         try:
             socket.send_fds(self._socket, [encode_request(self._number, request)], list(fds))
         except OSError as error:
@@ -192,6 +201,15 @@ class HelperClient:
         """Ignore the reply to the request of this number."""
         self._pending.pop(number, None)
 
+    def spare(self, event: int) -> None:
+        """Take back the descriptor of a request that nobody waits for any more."""
+        if self._socket.fileno() < 0 or len(self._spare) >= _SPARE:
+            os.close(event)
+            return
+        with contextlib.suppress(BlockingIOError):
+            os.eventfd_read(event)
+        self._spare.append(event)
+
     def change_address(self, add: bool) -> str:
         """Do what `host.loopback.change_address` does, by way of the helper, and wait for it."""
         reply = self.ask(ChangeAddress(add)).wait()
@@ -204,6 +222,9 @@ class HelperClient:
     def close(self) -> None:
         """Let the helper end, after what it has to finish. Can be repeated."""
         self._socket.close()
+        for event in self._spare:
+            os.close(event)
+        self._spare.clear()
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(CLOSE_WAIT_S)
 

@@ -1,9 +1,9 @@
 """The privileged helper: a small process that does, as root, the few things for which the daemon is not trusted.
 
-It installs, checks and removes the rules, looks at the host's own, runs the fence command, configures the service
-address and starts the heartbeat sender. The daemon asks over a socketpair, in typed requests (requests.py); every
-command that is run comes from the helper's own copy of the configuration, which it got before the daemon had seen a
-packet.
+It installs, checks and removes the rules, looks at the host's own, runs and checks the fence command, configures the
+service address and starts the heartbeat sender. The daemon asks over a socketpair, in typed requests (requests.py);
+every command that is run comes from the helper's own copy of the configuration, which it got before the daemon had seen
+a packet.
 
 It ends when the daemon's end of the socket is closed. A rules script that runs then may finish (what it does is one
 step of the host's rules, which the next daemon relies on); a fence is killed, since nobody is there any more to act on
@@ -28,19 +28,23 @@ from ipaddress import IPv4Address
 
 from nfq_failover.core.events import Event, Fence, FenceFinished
 from nfq_failover.shell.fencing.agent import FenceKeeper
+from nfq_failover.shell.fencing.check import UNKNOWN, RunningCheck, fault
 from nfq_failover.shell.firewall.script import RulesError, RulesRunner, RunningScript
 from nfq_failover.shell.host.loopback import change_address
 from nfq_failover.shell.loop import Loop
 from nfq_failover.shell.privileged import rights
+from nfq_failover.shell.privileged.descriptors import left
 from nfq_failover.shell.privileged.requests import (
     MAX_MESSAGE,
     REFUSED,
     ChangeAddress,
+    CheckFence,
     CheckRules,
     FencePeer,
     HelperSettings,
     InstallRules,
     LookAtHost,
+    Ping,
     Refused,
     RemoveRules,
     Reply,
@@ -71,6 +75,7 @@ class Helper:
         self._rules = RulesRunner(settings.rules)
         self._fences = FenceKeeper(settings.fence, settings.peers, self._loop, self)
         self._fence_numbers: dict[str, int] = {}
+        self._check: tuple[int, RunningCheck] | None = None
         self._script: tuple[int, RunningScript] | None = None
         self._look: tuple[int, RunningScript] | None = None  # beside the other: it changes nothing
         self._senders: dict[int, subprocess.Popen[bytes]] = {}
@@ -82,13 +87,18 @@ class Helper:
         # Ends: with the helper.
         while not self._ending:
             now = time.monotonic()
-            self._loop.serve(self._loop.wait(now, TICK_S if self._fence_numbers else math.inf))
+            busy = self._fence_numbers or self._check is not None
+            self._loop.serve(self._loop.wait(now, TICK_S if busy else math.inf))
+            now = time.monotonic()
             if not self._ending:
-                self._fences.tick(time.monotonic())
+                self._fences.tick(now)
+                if self._check is not None and now >= self._check[1].deadline:
+                    self._fence_checked()
         self._finish()
 
     def _finish(self) -> None:
         self._fences.close()
+        self._fence_checked()
         if self._script is not None:
             self._script[1].wait()
         if self._look is not None:
@@ -152,6 +162,10 @@ class Helper:
             self._start_look(number)
         elif isinstance(request, FencePeer):
             self._fence(number, request)
+        elif isinstance(request, CheckFence):
+            self._check_fence(number, request)
+        elif isinstance(request, Ping):
+            self._reply(number, 0, str(left()))
         elif isinstance(request, ChangeAddress):
             if not self._settings.manage_address:
                 raise Refused("the operator manages the address")
@@ -211,8 +225,35 @@ class Helper:
     def _fence(self, number: int, request: FencePeer) -> None:
         if request.peer not in {peer.name for peer in self._settings.peers}:
             raise Refused("there is no such peer")
+        self._fence_checked()  # some devices take one at a time
         self._fence_numbers[request.peer] = number
         self._fences.start(Fence(request.peer, request.deadline_ms))
+
+    def _check_fence(self, number: int, request: CheckFence) -> None:
+        peers = {peer.name: peer for peer in self._settings.peers}
+        if request.peer not in peers or self._check is not None:
+            raise Refused("there is no such peer, or a check runs already")
+        plan = self._settings.fence
+        problem = fault(plan) if plan else "there is no fence"
+        if problem or not plan.agent or self._fence_numbers:
+            self._reply(number, 1 if problem else 0, problem or UNKNOWN)
+            return
+        try:
+            check = RunningCheck(plan, peers[request.peer], request.deadline_ms)
+        except OSError as error:
+            self._reply(number, 1, f"the fence agent can't be started: {error}")
+            return
+        self._check = (number, check)
+        self._loop.watch(check.fileno(), self._fence_checked)
+
+    def _fence_checked(self) -> None:
+        """The check of the fence has an answer; or it must end without one."""
+        if self._check is None:
+            return
+        (number, check), self._check = self._check, None
+        self._loop.unwatch(check.fileno())
+        ok, said = check.finish()
+        self._reply(number, 0 if ok else 1, said)
 
     def answer(self, event: Event) -> None:
         """Tell the daemon how a fence has ended."""

@@ -71,6 +71,19 @@ class FencePeer:
 
 
 @dataclass(frozen=True, slots=True)
+class CheckFence:
+    """Find out whether a configured peer could be fenced, without doing it."""
+
+    peer: str
+    deadline_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class Ping:
+    """Say that you are there, and how many descriptors you could still open."""
+
+
+@dataclass(frozen=True, slots=True)
 class ChangeAddress:
     """Configure the service address on lo, or take it away."""
 
@@ -82,13 +95,17 @@ class StartSender:
     """Start the heartbeat sender on three descriptors: UDP socket, orders, progress."""
 
 
-Request = InstallRules | CheckRules | LookAtHost | RemoveRules | FencePeer | ChangeAddress | StartSender
+Request = (
+    InstallRules | CheckRules | LookAtHost | RemoveRules | FencePeer | CheckFence | Ping | ChangeAddress | StartSender
+)
 _KINDS: Final[dict[str, type[Any]]] = {
     "install-rules": InstallRules,
     "check-rules": CheckRules,
     "look-at-host": LookAtHost,
     "remove-rules": RemoveRules,
     "fence": FencePeer,
+    "check-fence": CheckFence,
+    "ping": Ping,
     "address": ChangeAddress,
     "sender": StartSender,
 }
@@ -99,6 +116,8 @@ _FIELDS: Final[dict[str, dict[str, type]]] = {
     "look-at-host": {},
     "remove-rules": {"force": bool},
     "fence": {"peer": str, "deadline_ms": int},
+    "check-fence": {"peer": str, "deadline_ms": int},
+    "ping": {},
     "address": {"add": bool},
     "sender": {},
 }
@@ -144,7 +163,7 @@ def decode_request(data: bytes) -> tuple[int, Request]:
             table["profile"] = Profile(table["profile"])
         except ValueError:
             raise Refused("there is no such profile") from None
-    if word == "fence" and not 0 < table["deadline_ms"] <= MAX_DEADLINE_MS:
+    if word in ("fence", "check-fence") and not 0 < table["deadline_ms"] <= MAX_DEADLINE_MS:
         raise Refused("the deadline is out of range")
     request: Request = _KINDS[word](**table)
     return number, request

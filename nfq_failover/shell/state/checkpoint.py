@@ -15,6 +15,7 @@ from pathlib import Path
 
 import structlog
 
+from nfq_failover.core.concerns import Concern, Weight
 from nfq_failover.core.shadow.checkpoint import Checkpoint, read_checkpoint
 from nfq_failover.errors import CommandError
 
@@ -47,7 +48,8 @@ class CheckpointStore:
         self.broken = False
         try:
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self.existed = self.path.exists()
+            # An empty one is what a start has left that was refused later on, before anything was written.
+            self.existed = self.path.exists() and self.path.stat().st_size > 0
             self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
             raise CommandError(f"can't use the run directory {directory} ({error}): check 'run_dir'") from None
@@ -88,6 +90,15 @@ class CheckpointStore:
                 file=str(self.path),
                 error=str(error),
             )
+
+    def concerns(self, now: float) -> list[Concern]:
+        """What is wrong with it."""
+        del now
+        if not self.broken:
+            return []
+        what = f"{self.path} can't be written: connections that were taken over end when the daemon restarts"
+        cure = "make room in 'run_dir', then restart nfq-failover"
+        return [Concern("checkpoint-broken", Weight.DEGRADED, what, cure)]
 
     def close(self) -> None:
         """The file stays. Repeatable."""

@@ -174,7 +174,7 @@ def test_it_waits_in_silence_and_leaves_the_host_as_it_was(world: DaemonWorld, n
     os.kill(process.pid, number)
     assert process.wait(15) == 0, log.read_text()
     assert world.snapshot() == before
-    assert sorted(path.name for path in world.state.iterdir() if path.is_file()) == ["lock"]
+    assert sorted(path.name for path in world.state.iterdir() if path.is_file()) == ["epoch.json", "lock"]
 
 
 def test_group_signals_as_a_terminal_or_a_service_manager_sends_them(world: DaemonWorld) -> None:

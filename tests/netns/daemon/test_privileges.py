@@ -262,6 +262,7 @@ def test_what_the_user_left_in_the_state_directory_does_not_mislead_the_next_sta
     record = json.loads((world.state / "host.json").read_text())
     record["sysctls"] = {str(victim): "0"}
     (world.state / "host.json").write_text(json.dumps(record))
+    (world.state / "epoch.json").unlink()
     for name in ("epoch.json", "epoch.new", "host.new"):
         (world.state / name).symlink_to(victim)
     process, log = world.start(world.config())

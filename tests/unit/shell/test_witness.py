@@ -103,6 +103,23 @@ def test_another_key_gets_no_answer(witness: Witness, client: Make) -> None:
     assert witness.refused == {"bad-mac": 1}
 
 
+def test_a_greeting_is_answered_and_decides_nothing(witness: Witness, client: Make) -> None:
+    a = client("a")
+    a.greet(100.0)
+    a.greet(100.5)
+    assert a.sent == 1 and a.unanswered_s(103.5) == 3.5
+    assert select.select([witness], [], [], 5)[0]
+    witness.serve()
+    assert select.select([a], [], [], 5)[0]
+    assert a.answers() == [] and a.unanswered_s(104.0) == 0
+    assert not witness.decisions.path.exists()
+    a.greet(105.0)
+    assert a.sent == 1, "not so soon again"
+    a.greet(112.0)
+    a.greet(113.1)
+    assert a.sent == 3 and a.unanswered_s(114.0) == 2.0
+
+
 def test_garbage_gets_no_answer(witness: Witness) -> None:
     key = witness_key(KEY)
     whole = seal(Question(NONCE, PAIR, "a", 1, 1), key)

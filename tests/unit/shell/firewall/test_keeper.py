@@ -33,7 +33,9 @@ class Script:
         return ""
 
     def finish_check(self) -> str | None:
-        return None
+        if self.outcome == "broken":
+            raise RulesError(-1, "no iptables")
+        return self.outcome
 
 
 class Runner:
@@ -88,3 +90,35 @@ def test_a_failure_is_an_event_and_is_tried_again(runner: Runner) -> None:
     keeper.tick(12.0)
     keeper._ended()
     assert keeper.tick(12.1) == [RulesApplied(Profile.ALONE, True)]
+
+
+def test_what_is_wrong_with_the_rules_is_a_concern_until_it_is_mended(runner: Runner) -> None:
+    keeper = RulesKeeper(runner, Loop())
+
+    def codes(now: float) -> list[str]:
+        return [each.code for each in keeper.concerns(now)]
+
+    keeper.tick(1.0)
+    runner.scripts[-1].outcome = "a rule is missing"
+    keeper._ended()  # and puts them back
+    assert codes(1.1) == ["rules-lost"]
+    runner.scripts[-1].outcome = "the lock is held"
+    keeper._ended()
+    assert codes(1.2) == ["rules-lost", "rules-not-applied"]
+    keeper.tick(1.3), keeper.tick(2.5)
+    keeper._ended()
+    keeper.tick(2.6)
+    keeper._ended()
+    assert codes(2.7) == []
+    keeper.tick(5.0)
+    runner.scripts[-1].outcome = "broken"
+    keeper._ended()
+    assert codes(5.1) == ["rules-unchecked"]
+    keeper.tick(7.5)
+    keeper._ended()
+    assert codes(7.6) == []
+    keeper.tick(10.0), keeper.tick(10.1)
+    assert codes(10 + STUCK_S / 2 - 1) == []
+    assert codes(10.1 + STUCK_S / 2) == ["rules-stuck"] == codes(10 + STUCK_S + 1)
+    keeper._ended()
+    assert codes(80.0) == []

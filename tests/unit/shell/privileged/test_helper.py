@@ -17,13 +17,16 @@ import pytest
 from nfq_failover.config.fence import FencePlan
 from nfq_failover.core.events import Event, Fence, FenceFinished, Profile
 from nfq_failover.shell.firewall.script import PeerHost, RulesError, RulesOptions, RulesRunner
+from nfq_failover.shell.privileged import descriptors
 from nfq_failover.shell.privileged.client import HelperClient, RemoteFences, RemoteRules
 from nfq_failover.shell.privileged.requests import (
     REFUSED,
+    CheckFence,
     CheckRules,
     FencePeer,
     HelperSettings,
     InstallRules,
+    Ping,
     RemoveRules,
     Reply,
     StartSender,
@@ -41,7 +44,7 @@ FLOW = (b"\x0a\x4d\x00\x01", 40000, SERVICE, 80)
 class HelperWorld:
     """A helper on a directory, with a script that notes its arguments and does what `then` says."""
 
-    def __init__(self, directory: Path, then: str = "", fence: tuple[str, ...] = ("true",)) -> None:
+    def __init__(self, directory: Path, then: str = "", fence: tuple[str, ...] | FencePlan = ("true",)) -> None:
         self.directory = directory
         script = directory / "script"
         script.write_text(f'printf "%s\\n" "$@" >>{directory}/arguments\ncat >>{directory}/input\n{then}\n')
@@ -53,9 +56,8 @@ class HelperWorld:
             state_dir=directory,
             script=script,
         )
-        settings = HelperSettings(
-            SERVICE, self.options, False, FencePlan(fence, attempts=1), (PEER,), 10, 100, None, None, False
-        )
+        plan = fence if isinstance(fence, FencePlan) else FencePlan(fence, attempts=1)
+        settings = HelperSettings(SERVICE, self.options, False, plan, (PEER,), 10, 100, None, None, False)
         self.helper = HelperClient(settings)
         self.rules = RemoteRules(self.helper)
 
@@ -228,6 +230,51 @@ def test_the_success_of_an_older_fence_does_not_count(tmp_path: Path) -> None:
         wait_until((tmp_path / "once").exists)
         fencing.fences.start(Fence("b", 5000))
         assert fencing.run() == FenceFinished("b", False, "exit code 7")
+
+
+def agent(directory: Path, script: str) -> FencePlan:
+    path = directory / "agent"
+    path.write_text(f"#!/bin/sh\nread action\n{script}\n")
+    path.chmod(0o755)
+    return FencePlan((str(path),), agent=True, attempts=1)
+
+
+def test_a_fence_is_checked_by_the_helper_and_turns_nothing_off(tmp_path: Path) -> None:
+    note = f'echo "$action" >>{tmp_path}/actions; '
+    plan = agent(tmp_path, f'{note} [ "$action" = action=status ] && exit 0; exit 1')
+    world = HelperWorld(tmp_path, fence=plan)
+    with contextlib.closing(world.helper):
+        assert world.raw(encode_request(1, CheckFence("b", 5000))) == Reply(1, 0, "on")
+        assert world.raw(encode_request(2, CheckFence("c", 5000))).status == REFUSED
+        (tmp_path / "agent").unlink()
+        gone = world.raw(encode_request(3, CheckFence("b", 5000)))
+        assert gone.status == 1 and "No such file" in gone.said
+        assert int(world.raw(encode_request(4, Ping())).said) > 10
+    assert (tmp_path / "actions").read_text() == "action=status\n"
+
+
+def test_a_fence_does_not_wait_for_a_check_that_hangs(tmp_path: Path) -> None:
+    hangs = f'[ "$action" = action=status ] && {{ mkdir {tmp_path}/once 2>/dev/null && sleep 60; exit 2; }}; exit 0'
+    world = HelperWorld(tmp_path, fence=agent(tmp_path, hangs))
+    with contextlib.closing(world.helper):
+        check = world.helper.ask(CheckFence("b", 60_000))
+        wait_until((tmp_path / "once").exists)
+        fencing = Fencing(world)
+        fencing.fences.start(Fence("b", 5000))
+        assert fencing.run() == FenceFinished("b", True, "its status is off")
+        assert check.reply is not None and check.reply.status == 1
+        check.close()
+
+
+def test_requests_under_way_need_no_new_descriptor(world: HelperWorld) -> None:
+    open_now = descriptors.left()
+    several = [world.helper.ask(Ping()) for _ in range(4)]
+    assert descriptors.left() == open_now
+    for each in several:
+        assert each.wait(10).status == 0
+    again = world.helper.ask(Ping())
+    assert not select.select([again], [], [], 0)[0], "nothing is left of the one that had it before"
+    assert again.wait(10).status == 0 and descriptors.left() == open_now
 
 
 # ------------------------------------------------------------------------------------------ ends

@@ -15,10 +15,12 @@ from nfq_failover.core.events import Profile
 from nfq_failover.shell.privileged.requests import (
     MAX_MESSAGE,
     ChangeAddress,
+    CheckFence,
     CheckRules,
     FencePeer,
     InstallRules,
     LookAtHost,
+    Ping,
     Refused,
     RemoveRules,
     Reply,
@@ -43,6 +45,8 @@ REQUESTS: list[Request] = [
     RemoveRules(),
     RemoveRules(True),
     FencePeer("beta", 5000),
+    CheckFence("beta", 5000),
+    Ping(),
     ChangeAddress(True),
     ChangeAddress(False),
     StartSender(),
@@ -55,7 +59,7 @@ def test_a_request_survives_the_way(request_: Request) -> None:
 
 
 def test_only_these_come_with_descriptors() -> None:
-    assert [descriptors(request) for request in REQUESTS] == [0, 1, 0, 1, 0, 1, 0, 0, 0, 0, 0, 0, 0, 3]
+    assert [descriptors(request) for request in REQUESTS] == [0, 1, 0, 1, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 3]
 
 
 @pytest.mark.parametrize(

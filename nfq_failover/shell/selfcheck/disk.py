@@ -1,0 +1,78 @@
+"""The state directory: the epoch can be stored, and soon enough; and what else is written there has room."""
+
+from __future__ import annotations
+
+import os
+from typing import Final, Protocol
+
+from nfq_failover.core.concerns import Concern, Part, Weight
+from nfq_failover.shell.selfcheck.checks import CHEAP_S, DEAR_S
+
+HANGS_S: Final = 1.0  # a takeover would wait for so long, and nobody knows for how much longer
+SLOW_S: Final = 0.5
+AGAIN_S: Final = 10.0
+ROOM_BYTES: Final = 1 << 20
+_ST_RDONLY: Final = 1  # statvfs(3)
+
+
+class Store(Protocol):
+    """What the check wants of the epoch store (state/epoch.py)."""
+
+    failure: str
+    took_s: float
+
+    def probe(self) -> None:
+        """Write something harmless, durably."""
+
+    def busy_s(self, now: float) -> float:
+        """How long it has been writing."""
+
+
+class StateDisk:
+    """Looks at the disk every second, and has the store write once a minute. `directory`: its descriptor."""
+
+    name = "state-disk"
+    every_s = CHEAP_S
+
+    def __init__(self, store: Store, directory: int, path: str) -> None:
+        self._store = store
+        self._directory = directory
+        self._path = path
+        self._next_probe = 0.0
+
+    def run(self, now: float) -> list[Concern]:
+        """See `Check`."""
+        store = self._store
+        busy_s = store.busy_s(now)
+        if busy_s >= HANGS_S:
+            what = f"the disk of {self._path} hangs: the epoch can't be stored, and a takeover waits for that"
+            return [self._concern("state-disk-hangs", Weight.UNPROTECTED, what)]
+        if now >= self._next_probe and not busy_s:
+            self._next_probe = now + (AGAIN_S if store.failure or store.took_s >= SLOW_S else DEAR_S)
+            store.probe()
+        found = self._room()
+        if store.failure:
+            what = f"the epoch could not be stored in {self._path}: {store.failure}"
+            found.append(self._concern("state-disk-fails", Weight.UNPROTECTED, what))
+        elif store.took_s >= SLOW_S:
+            what = f"the disk of {self._path} is slow: storing an epoch takes more than {SLOW_S} s"
+            found.append(self._concern("state-disk-slow", Weight.DEGRADED, what))
+        return found
+
+    def _room(self) -> list[Concern]:
+        try:
+            disk = os.fstatvfs(self._directory)
+        except OSError as error:
+            return [self._concern("state-disk-fails", Weight.UNPROTECTED, f"{self._path}: {error.strerror}")]
+        if disk.f_flag & _ST_RDONLY:
+            return [self._concern("state-disk-read-only", Weight.UNPROTECTED, f"{self._path} is read-only")]
+        if disk.f_bavail * disk.f_frsize < ROOM_BYTES or (disk.f_files and not disk.f_favail):
+            what = f"the disk of {self._path} is full: a takeover works, but then the firewall rules can't be changed, "
+            what += "so that nothing is protected again"
+            return [Concern("state-disk-full", Weight.DEGRADED, what, self._cure)]
+        return []
+
+    _cure = "make room, or mend the disk; 'state_dir' may be on any disk of this host"
+
+    def _concern(self, code: str, weight: Weight, what: str) -> Concern:
+        return Concern(code, weight, what, self._cure, Part.BACKUP)
