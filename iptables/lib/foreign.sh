@@ -3,12 +3,12 @@
 
 # ---- does a rule concern the service? Only what a rule says about itself is looked at: in doubt it does.
 
-number_of() { # number_of ADDRESS
+number_of() { # number_of ADDRESS: sets number. Here nothing forks: a host may have ten thousand rules.
     IFS=.
     # shellcheck disable=SC2086  # split into four
     set -- $1
     IFS=$nl
-    echo $(($1 << 24 | $2 << 16 | $3 << 8 | $4))
+    number=$(($1 << 24 | $2 << 16 | $3 << 8 | $4))
 }
 
 in_prefix() { # in_prefix ADDRESS/LENGTH: is the service address in there?
@@ -16,7 +16,10 @@ in_prefix() { # in_prefix ADDRESS/LENGTH: is the service address in there?
     case $1 in */*) length=${1#*/} ;; esac
     case $length in 0 | *[!0-9]*) return 0 ;; esac
     is_ipv4 "${1%/*}" || return 0
-    [ $(($(number_of "${1%/*}") >> (32 - length))) -eq $(($(number_of "$service") >> (32 - length))) ]
+    number_of "${1%/*}"
+    prefix=$((number >> (32 - length)))
+    number_of "$service"
+    [ "$prefix" -eq $((number >> (32 - length))) ]
 }
 
 is_interface() { # is_interface PATTERN: the service's, as iptables writes patterns (eth+)?
@@ -61,7 +64,10 @@ spares() {
 # nft_spares RULE INTERFACE ADDRESS PORT: as `spares`, of an nft rule: `oif saddr sport` or `iif daddr dport`.
 nft_spares() {
     case $1 in
-        *"udp "* | *"icmp "* | *"ip6 "* | *"l4proto { udp"* | *"l4proto udp"*) return 0 ;;
+        *"l4proto { "*tcp*" }"*) ;;
+        *"udp "* | *"icmp "* | *"ip6 "*) return 0 ;;
+    esac
+    case $1 in
         *" $2name != "* | *" $2 != "* | *" $2name { "* | *" $2 { "* | *" $2name \""*"*\" "*) ;;
         *" $2name \"$interface\" "* | *" $2 \"$interface\" "*) ;;
         *" $2name \""* | *" $2 \""*) return 0 ;;
@@ -71,8 +77,8 @@ nft_spares() {
         *" ip $3 "*) word=${1#*" ip $3 "} && { in_prefix "${word%% *}" || return 0; } ;;
     esac
     case $1 in
-        *" tcp $4 != "* | *" tcp $4 { "* | *" tcp $4 @"*) ;;
-        *" tcp $4 "*) word=${1#*" tcp $4 "} && { nft_serves "${word%% *}" || return 0; } ;;
+        *" $4 != "* | *" $4 { "* | *" $4 @"* | *" $4 vmap "* | *" $4 map "*) ;;
+        *" tcp $4 "* | *" th $4 "*) word=${1#*" $4 "} && { nft_serves "${word%% *}" || return 0; } ;;
     esac
     return 1
 }
@@ -145,6 +151,7 @@ iptables_marks() {
 nft_place() {
     place=none
     case $1 in
+        *" hook prerouting "*) place=in ;;
         *" hook postrouting "* | *" hook egress "*) place=after ;;
         *" hook output "*)
             level=${1#* priority } level=${level%%;*} base=${level%% *}
@@ -185,7 +192,8 @@ nft_effect() { # nft_effect EXPRESSION, of `meta mark set`
     esac
 }
 
-# The rules of nft tables of their own, one `TABLE CHAIN PLACE RULE` a line: those that iptables shows are left out.
+# The rules of nft tables of their own, one `TABLE CHAIN PLACE RULE` a line: those that iptables shows are left out. PLACE
+# of a chain that others lead to is `-`.
 nft_rules() {
     command -v nft >/dev/null || return 0
     managed=' '
@@ -200,7 +208,7 @@ nft_rules() {
                 [ "$table" != "$guard_table" ] || skip=yes
                 ;;
             "table "*) skip=yes ;;
-            "chain "*" {") name=${line#chain } name=${name%% *} place=maybe ;;
+            "chain "*" {") name=${line#chain } name=${name%% *} place=- ;;
             "type "*" hook "*" priority "*) nft_place "$line" ;;
             "set "*" {" | "map "*" {" | "}" | '') ;;
             *) [ -n "$skip" ] || printf '%s %s %s %s\n' "$table" "$name" "$place" "$line" ;;
@@ -208,18 +216,54 @@ nft_rules() {
     done
 }
 
+# nft_reached RULES PLACE INTERFACE ADDRESS PORT: the chains, as ` TABLE:CHAIN `, that the service's packets can meet from the
+# base chains at PLACE. The last three are as for `nft_spares`.
+nft_reached() {
+    IFS=$nl
+    found=' ' grown=yes
+    while [ -n "$grown" ]; do
+        grown=''
+        for line in $1; do
+            rule=${line#* * * } head=${line%" ${line#* * * }"}
+            table=${head%% *} name=${head#* } place=${head##* }
+            name=$table:${name%% *}
+            case $found in
+                *" $name "*) ;;
+                *)
+                    [ "$place" = "$2" ] || continue
+                    found="$found$name " grown=yes
+                    ;;
+            esac
+            case $rule in *"jump "* | *"goto "*) ;; *) continue ;; esac
+            ! nft_spares " $rule " "$3" "$4" "$5" || continue
+            while :; do
+                case $rule in
+                    *"jump "*) rule=${rule#*jump } ;;
+                    *"goto "*) rule=${rule#*goto } ;;
+                    *) break ;;
+                esac
+                to=$table:${rule%%[!A-Za-z0-9_.-]*}
+                case $found in *" $to "*) ;; *) found="$found$to " grown=yes ;; esac
+            done
+        done
+    done
+    printf '%s\n' "$found"
+}
+
 # As iptables_marks, of nft tables of their own. PLACE may be `maybe`.
 nft_marks() {
-    IFS=$nl
-    for line in $1; do
-        case $line in *"mark set "*) ;; *) continue ;; esac
-        rule=${line#* * * }
-        place=${line%" $rule"} place=${place##* }
-        case $rule in *"ct mark set "*) continue ;; esac
-        [ "$place" != none ] || continue
-        nft_effect "${rule#*mark set }"
-        if [ -z "$effect" ] || nft_spares " $rule " oif saddr sport; then continue; fi
-        printf '%s %s nft: %s\n' "$place" "$effect" "$rule"
+    case $1 in *"mark set "*) ;; *) return 0 ;; esac
+    for wanted in before maybe after; do
+        reached=$(nft_reached "$1" $wanted oif saddr sport)
+        IFS=$nl
+        for line in $1; do
+            case $line in *" ct mark set "*) continue ;; *" meta mark set "*) ;; *) continue ;; esac
+            rule=${line#* * * } name=${line#* }
+            case $reached in *" ${line%% *}:${name%% *} "*) ;; *) continue ;; esac
+            nft_effect "${rule#*mark set }"
+            if [ -z "$effect" ] || nft_spares " $rule " oif saddr sport; then continue; fi
+            printf '%s %s nft: %s\n' "$wanted" "$effect" "$rule"
+        done
     done
 }
 
@@ -242,24 +286,32 @@ mark_routes() {
 forwarded_rule() {
     saved=$(host_rules nat)
     IFS=$nl
+    case $saved in
+        *" -j DNAT "* | *" -j REDIRECT"* | *" -j NETMAP "*)
+            saved=$(for line in $saved; do spares "$line " -i -d --dport || printf '%s\n' "$line"; done)
+            reached=$(reachable "$saved" ' PREROUTING ')
+            ;;
+        *) saved='' ;;
+    esac
     for line in $saved; do
         case $line in
             "-A "*" -j DNAT"* | "-A "*" -j REDIRECT"* | "-A "*" -j NETMAP"*) ;;
             *) continue ;;
         esac
-        ! spares "$line " -i -d --dport || continue
         from=${line#-A }
-        case $(reachable "$saved" ' PREROUTING ') in *" ${from%% *} "*) ;; *) continue ;; esac
-        printf '%s\n' "$line"
-        return
+        case $reached in *" ${from%% *} "*) printf '%s\n' "$line" && return ;; esac
     done
-    for line in $(nft_rules); do
+    rules=$(nft_rules)
+    case $rules in *"dnat "* | *"redirect"*) reached=$(nft_reached "$rules" in iif daddr dport) ;; *) rules='' ;; esac
+    for line in $rules; do
         case $line in *" dnat "* | *" redirect"*) ;; *) continue ;; esac
-        rule=${line#* * * }
+        rule=${line#* * * } name=${line#* }
+        case $reached in *" ${line%% *}:${name%% *} "*) ;; *) continue ;; esac
         nft_spares " $rule " iif daddr dport || { printf 'nft: %s\n' "$rule" && return; }
     done
     [ -r /proc/net/ip_vs ] || return 0
-    virtual=$(printf '%08X' "$(number_of "$service")")
+    number_of "$service"
+    virtual=$(printf '%08X' "$number")
     virtuals=$(cat /proc/net/ip_vs)
     for line in $virtuals; do
         case $line in "TCP  $virtual:"*) ;; *) continue ;; esac

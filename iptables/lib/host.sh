@@ -84,14 +84,21 @@ stateful_rule() {
     done
 }
 
-# The first rule that gives service packets another address or port, or leads others here: NAT needs connection tracking.
+# The first rule that gives packets of this host's own programs to the service another address, or leads others here: NAT
+# needs connection tracking. (What does so with clients' packets is a forwarded_rule.)
 nat_rule() {
+    saved=$(host_rules nat)
+    case $saved in *" -j DNAT "* | *" -j REDIRECT"* | *" -j NETMAP "*) ;; *) return 0 ;; esac
     IFS=$nl
-    for line in $(host_rules nat); do
+    kept=$(for line in $saved; do spares "$line " -o -d --dport || printf '%s\n' "$line"; done)
+    reached=$(reachable "$kept" ' OUTPUT ')
+    for line in $saved; do
         case $line in
             "-A "*" -j DNAT"*" --to-destination $service" | "-A "*" -j DNAT"*" --to-destination $service:"*) ;;
             "-A "*" -j DNAT"* | "-A "*" -j REDIRECT"* | "-A "*" -j NETMAP"*)
-                ! spares "$line " -i -d --dport || continue
+                from=${line#-A }
+                case $reached in *" ${from%% *} "*) ;; *) continue ;; esac
+                ! spares "$line " -o -d --dport || continue
                 ;;
             *) continue ;;
         esac

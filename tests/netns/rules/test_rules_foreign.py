@@ -79,6 +79,39 @@ def test_nft_rules_that_lead_it_elsewhere_are_seen(net: RulesWorld, rule: str) -
     assert (done.returncode, f"nft: {rule}" in done.stderr) == (2, True)
 
 
+KUBERNETES = (
+    "-N KUBE-SERVICES; -N KUBE-SVC; -N KUBE-SEP; -A PREROUTING -j KUBE-SERVICES; -A OUTPUT -j KUBE-SERVICES; "
+    "-A KUBE-SERVICES -d 10.96.0.7/32 -p tcp --dport 80 -j KUBE-SVC; -A KUBE-SVC -j KUBE-SEP; "
+    "-A KUBE-SEP -p tcp -j DNAT --to-destination 10.244.0.7:8080"
+)
+
+
+def test_a_chain_counts_only_if_the_service_gets_there(net: RulesWorld) -> None:
+    apply(net, "nat", KUBERNETES)
+    assert found(net) == []
+    assert net.b.rules(*BASE, "--strict").returncode == 0
+    apply(net, "nat", "-A KUBE-SERVICES -p tcp --dport 7005 -j KUBE-SVC")
+    assert found(net) == [("service-forwarded", "unprotected")]
+
+
+def test_an_nft_chain_counts_only_if_the_service_gets_there(net: RulesWorld) -> None:
+    rules = [
+        "add table inet pub",
+        "add chain inet pub pre { type nat hook prerouting priority -100; }",
+        "add chain inet pub out { type nat hook output priority -100; }",
+        *(f"add chain inet pub {name}" for name in ("ports", "there")),
+        "add rule inet pub pre fib daddr type local jump ports",
+        "add rule inet pub pre meta l4proto { tcp, udp } th dport 53 redirect to :5353",
+        "add rule inet pub out tcp dport 80 redirect to :8080",
+        "add rule inet pub ports tcp dport 8080 jump there",
+        "add rule inet pub there meta l4proto tcp dnat ip to 172.17.0.2:80",
+    ]
+    net.b.namespace.run("nft", "; ".join(rules))
+    assert found(net) == []
+    net.b.namespace.run("nft", "add rule inet pub ports tcp dport vmap { 7001 : jump there }")
+    assert found(net) == [("service-forwarded", "unprotected")]
+
+
 # ------------------------------------------------------------------------------------------------ packet marks
 
 ERASED, LATE, SET = ("mark-erased", "warning"), ("mark-erased-late", "unprotected"), ("mark-set", "degraded")
@@ -147,6 +180,22 @@ def test_nft_rules_that_set_marks_are_told(net: RulesWorld) -> None:
         net.b.namespace.run("nft", f"add table inet theirs; {chain}; add rule inet theirs c {rule}")
         assert found(net) == codes, rule
         net.b.namespace.run("nft", "delete table inet theirs")
+
+
+def test_an_nft_chain_of_marks_has_the_place_of_the_chain_that_leads_there(net: RulesWorld) -> None:
+    rules = [
+        "add table inet theirs",
+        "add chain inet theirs pre { type filter hook prerouting priority 0; }",
+        "add chain inet theirs out { type route hook output priority -200; }",
+        "add chain inet theirs marks",
+        "add rule inet theirs marks meta mark set 1",
+        "add rule inet theirs pre goto marks",
+        "add rule inet theirs out udp dport 53 goto marks",
+    ]
+    net.b.namespace.run("nft", "; ".join(rules))
+    assert found(net) == []
+    net.b.namespace.run("nft", "add rule inet theirs out tcp sport 7000 goto marks")
+    assert found(net) == [ERASED]
 
 
 def test_routing_rules_that_compare_our_bit_are_told(net: RulesWorld) -> None:
