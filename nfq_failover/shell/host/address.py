@@ -81,6 +81,7 @@ class ServiceAddress:
         self._hardware = b""
         self._membership: socket.socket | None = None
         self._index = 0
+        self._netlink: socket.socket | None = None
         self.reopened = 0  # how often the interface has become another one
         self._links: frozenset[int] = frozenset()
         self.links_seen = 0  # how often other interfaces than before were there
@@ -127,6 +128,7 @@ class ServiceAddress:
             raise CommandError(
                 f"there is no interface '{self.interface}': set 'interface' to one of 'ip -br link'"
             ) from None
+        self._netlink = rtnetlink.open_socket()
         self.serves = not silent and self.tap == "clone"
         self._be_heard(self.serves)
         self.settings.acquire()
@@ -219,7 +221,7 @@ class ServiceAddress:
             return
         link = rtnetlink.Link(self._index, self.interface, 0)
         try:
-            rtnetlink.change_address(heard, heard_address(link, self._packed))
+            rtnetlink.change_address(heard, heard_address(link, self._packed), self._netlink)
         except OSError as error:
             if error.errno == errno.ENODEV and not heard:
                 return  # the address has gone with the interface
@@ -248,11 +250,11 @@ class ServiceAddress:
 
     def look(self) -> Presence:
         """Returns where the address is at this moment. Raises OSError."""
-        links = rtnetlink.links()
+        links = rtnetlink.links(self._netlink)
         if links.keys() != self._links:
             self._links = frozenset(links)
             self.links_seen += 1
-        return find(self._packed, self.interface, rtnetlink.addresses(), links)
+        return find(self._packed, self.interface, rtnetlink.addresses(kept=self._netlink), links)
 
     def repair(self, now: float) -> Presence:
         """Put back what somebody has taken away, as far as it is ours to keep, and not too often.
@@ -282,9 +284,8 @@ class ServiceAddress:
                 problem = change_address(self.service, True)  # not by the helper: nothing waits here
             else:
                 problem = ""
-                rtnetlink.change_address(
-                    self.serves, heard_address(rtnetlink.Link(self._index, place, 0), self._packed)
-                )
+                mine = heard_address(rtnetlink.Link(self._index, place, 0), self._packed)
+                rtnetlink.change_address(self.serves, mine, self._netlink)
         except OSError as error:
             problem = error.strerror or str(error)
         self.repairs.append(now)
@@ -353,3 +354,6 @@ class ServiceAddress:
             self.settings.release()
             self._write_record()
         self._close()
+        if self._netlink is not None:
+            self._netlink.close()
+            self._netlink = None

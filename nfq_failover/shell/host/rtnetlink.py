@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import os
 import socket
 from collections.abc import Iterator
@@ -47,6 +48,7 @@ _ROUTE = Struct("=BBBBBBBBI")
 _NEIGH = Struct("=BxxxiHBB")  # family, index, state, flags, type
 _QUESTION_S: Final = 0.2  # the kernel has answered when send() returns; this is for a socket that is broken
 _RECEIVE_BYTES: Final = 1 << 17
+_numbers = itertools.count(1)
 _TIMEOUT_S: Final = 1.0
 
 
@@ -106,25 +108,35 @@ def _attributes(data: bytes) -> Iterator[tuple[int, bytes]]:
         at += (length + 3) & ~3
 
 
-def _messages(data: bytes) -> Iterator[tuple[int, bytes]]:
+def _messages(data: bytes) -> Iterator[tuple[int, int, bytes]]:
+    """(type, number of the request, body) of each message."""
     at = 0
     while at + _HEADER.size <= len(data):  # Ends: `at` grows by 16 or more.
-        length, kind, *_ = _HEADER.unpack_from(data, at)
+        length, kind, _, number, _ = _HEADER.unpack_from(data, at)
         if length < _HEADER.size:
             return
-        yield kind, data[at + _HEADER.size : at + length]
+        yield kind, number, data[at + _HEADER.size : at + length]
         at += (length + 3) & ~3
 
 
-def _exchange(kind: int, flags: int, body: bytes) -> list[bytes]:
+def open_socket() -> socket.socket:
+    """A socket for exchanges with the kernel; what must not fail for want of a descriptor keeps one. Raises OSError."""
+    opened = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_ROUTE)
+    opened.settimeout(_TIMEOUT_S)
+    return opened
+
+
+def _exchange(kind: int, flags: int, body: bytes, kept: socket.socket | None = None) -> list[bytes]:
     """One request, and the bodies of what the kernel answers. Raises OSError."""
-    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, _NETLINK_ROUTE) as asking:
-        asking.settimeout(_TIMEOUT_S)
-        asking.send(_HEADER.pack(_HEADER.size + len(body), kind, _REQUEST | flags, 1, 0) + body)
-        found: list[bytes] = []
+    number = next(_numbers) & 0xFFFFFFFF
+    found: list[bytes] = []
+    with contextlib.nullcontext(kept) if kept is not None else open_socket() as asking:
+        asking.send(_HEADER.pack(_HEADER.size + len(body), kind, _REQUEST | flags, number, 0) + body)
         # Ends: the kernel closes a dump and answers a request; one that says nothing for a second is an error.
         while True:
-            for answer, content in _messages(asking.recv(_RECEIVE_BYTES)):
+            for answer, about, content in _messages(asking.recv(_RECEIVE_BYTES)):
+                if about != number:
+                    continue  # the answer to an earlier request, that was late
                 if answer == _DONE:
                     return found
                 if answer == _ERROR:
@@ -133,14 +145,14 @@ def _exchange(kind: int, flags: int, body: bytes) -> list[bytes]:
                         raise OSError(-code, os.strerror(-code))
                     return found
                 found.append(content)
-            if not flags & (_DUMP | _ACK):
+            if found and not flags & (_DUMP | _ACK):
                 return found
 
 
-def addresses(family: int = socket.AF_INET) -> list[Address]:
+def addresses(family: int = socket.AF_INET, kept: socket.socket | None = None) -> list[Address]:
     """All addresses of this host. Raises OSError."""
     found = []
-    for body in _exchange(_GET_ADDR, _DUMP, _ADDR.pack(family, 0, 0, 0, 0)):
+    for body in _exchange(_GET_ADDR, _DUMP, _ADDR.pack(family, 0, 0, 0, 0), kept):
         with contextlib.suppress(error):
             _, prefix_bits, _, scope, index = _ADDR.unpack_from(body)
             values = dict(_attributes(body[_ADDR.size :]))
@@ -150,10 +162,10 @@ def addresses(family: int = socket.AF_INET) -> list[Address]:
     return found
 
 
-def links() -> dict[int, Link]:
+def links(kept: socket.socket | None = None) -> dict[int, Link]:
     """All interfaces, by their index. Raises OSError."""
     found = {}
-    for body in _exchange(_GET_LINK, _DUMP, _LINK.pack(0, 0, 0, 0, 0)):
+    for body in _exchange(_GET_LINK, _DUMP, _LINK.pack(0, 0, 0, 0, 0), kept):
         with contextlib.suppress(error):
             _, _, index, flags, _ = _LINK.unpack_from(body)
             values = dict(_attributes(body[_LINK.size :]))
@@ -162,7 +174,7 @@ def links() -> dict[int, Link]:
     return found
 
 
-def change_address(add: bool, address: Address) -> None:
+def change_address(add: bool, address: Address, kept: socket.socket | None = None) -> None:
     """Add an address, or remove it; no error if there is nothing to do. Needs CAP_NET_ADMIN. Raises OSError."""
     family = _family(address.local)
     body = _ADDR.pack(family, address.prefix_bits, 0, address.scope, address.index)
@@ -171,9 +183,9 @@ def change_address(add: bool, address: Address) -> None:
         body += _attribute(_IFA_LABEL, address.label.encode() + b"\0")
     try:
         if add:
-            _exchange(_NEW_ADDR, _ACK | _CREATE | _EXCL, body)
+            _exchange(_NEW_ADDR, _ACK | _CREATE | _EXCL, body, kept)
         else:
-            _exchange(_DEL_ADDR, _ACK, body)
+            _exchange(_DEL_ADDR, _ACK, body, kept)
     except OSError as problem:
         if problem.errno != (errno.EEXIST if add else errno.EADDRNOTAVAIL):
             raise

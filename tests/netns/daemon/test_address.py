@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import resource
 import socket
 import time
 from collections.abc import Callable
@@ -74,6 +77,26 @@ def test_no_other_interface_answers_whenever_it_appears_and_in_either_role(world
         server.run("ip", "link", "delete", "eth1")
         end(host)
     assert snapshot(server) == before
+
+
+def test_a_host_without_a_free_descriptor_is_heard_all_the_same(world: World, tmp_path: Path) -> None:
+    _, server, ears = world
+    with server.entered():
+        host = make(server, tmp_path / "host.json")
+        held = []
+        limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")) + 8, limits[1]))  # noqa: PTH208
+            with contextlib.suppress(OSError):
+                while True:
+                    held.append(os.dup(0))
+            host.own_address(True, 1, time.monotonic())
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+            for fd in held:
+                os.close(fd)
+        assert ears.answers(SERVICE)
+        end(host)
 
 
 def test_two_services_of_one_host_in_opposite_roles(world: World, tmp_path: Path) -> None:
