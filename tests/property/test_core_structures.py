@@ -66,6 +66,26 @@ def test_journal_reads_any_piece(sizes: list[int], data: st.DataObject) -> None:
     assert journal.read(start, count) == want
 
 
+@given(st.lists(st.integers(1, 30), min_size=1, max_size=30), st.data())
+def test_journal_is_overwritten_where_it_is_contiguous(sizes: list[int], data: st.DataObject) -> None:
+    stream = bytearray(i & 0xFF for i in range(sum(sizes)))
+    journal, at = Journal(1 << 20), 0
+    for size in sizes:
+        journal.insert(at, bytes(stream[at : at + size]))
+        at += size
+    journal.insert(at + 5, b"island")
+    cut = data.draw(st.integers(0, at))
+    journal.trim(cut)
+    for _ in range(data.draw(st.integers(1, 3))):
+        offset, other = data.draw(st.integers(-5, at + 5)), data.draw(st.binary(max_size=60))
+        journal.overwrite(offset, other)
+        for i, byte in enumerate(other, offset):
+            if cut <= i < at:
+                stream[i] = byte
+    assert journal.read(cut, at) == bytes(stream[cut:])
+    assert (journal.start, journal.end, journal.size) == (cut, at, at - cut + 6)
+
+
 # ---------------------------------------------------------------------------------------------- offsets
 
 

@@ -5,13 +5,18 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
+from math import inf
+from random import Random
+from typing import Any
 
 import pytest
 
 from nfq_failover.core.shadow.comparison import Comparison
 from nfq_failover.core.shadow.connection import ShadowConnection
 from nfq_failover.core.shadow.divergence import Divergence
+from nfq_failover.core.shadow.output import Output
 from nfq_failover.wire.icmp import IcmpError, is_icmp
+from nfq_failover.wire.records import DIGEST_BLOCK
 from nfq_failover.wire.segment import FlowKey, Segment
 
 from .apps import Client
@@ -19,7 +24,7 @@ from .checks import Checks
 from .generate import KINDS, from_seed
 from .host import SimHost
 from .network import Quality
-from .scenario import Scenario
+from .scenario import DOWNLOAD, ECHO, Connection, HostPlan, Incident, Scenario
 from .tcp import Tcp
 from .tcp_send import SEND_BUFFER
 from .world import SimWorld
@@ -33,6 +38,20 @@ DATE = range(2, 8)
 def date(offset: int, data: bytes) -> bytes:
     """Six bytes differ, then all agrees again."""
     return bytes(byte ^ 0x55 if offset + i in DATE else byte for i, byte in enumerate(data))
+
+
+def _digits() -> frozenset[int]:
+    """One to three bytes here and there, far enough from each other."""
+    starts = ((40 + 4000 * k + (k * k * 311) % 3900, 1 + k % 3) for k in range(20))
+    return frozenset(start + i for start, length in starts for i in range(length))
+
+
+DIGITS = _digits()
+
+
+def digits(offset: int, data: bytes) -> bytes:
+    """As digits of a clock: they differ at many places, and it ends each time."""
+    return bytes(byte ^ 1 if offset + i in DIGITS else byte for i, byte in enumerate(data))
 
 
 def noise(offset: int, data: bytes) -> bytes:
@@ -57,6 +76,8 @@ class TwistedChecks(Checks):
     def __init__(self, world: SimWorld) -> None:
         super().__init__(world)
         self.first: dict[Client, float] = {}
+        self.sent: dict[Client, list[tuple[int, float]]] = {}  # how far, when
+        self.first_death = inf
 
     def emitted(self, host: SimHost, packet: bytes) -> None:
         if is_icmp(bytearray(packet)):
@@ -70,8 +91,15 @@ class TwistedChecks(Checks):
         client = self.world.clients.get(flow)
         if client is not None and seg.payload_len:
             offset = client.tcp.theirs.offset(seg.seq)
+            sent = self.sent.setdefault(client, [])
+            if not sent or offset + seg.payload_len > sent[-1][0]:
+                sent.append((offset + seg.payload_len, self.world.clock.now))
             if offset + seg.payload_len > self.world.place:  # type: ignore[attr-defined]
                 self.first.setdefault(client, self.world.clock.now)
+
+    def died(self, host: SimHost) -> None:
+        super().died(host)
+        self.first_death = min(self.first_death, self.world.clock.now)
 
     def promise(self, primary: SimHost) -> None:
         del primary
@@ -125,10 +153,39 @@ class Twisted(SimWorld):
             for stream in (one, other):
                 if stream.startswith(got[: DATE.stop]):
                     return "whole" if len(got) == len(one) else "cut"
+        if self.twist is digits:
+            return self._digits(flow, client)
         crash = max(self.crashes.values(), default=0.0)
         since = crash - self.checks.first[client]  # type: ignore[attr-defined]
         assert since < KNOWN_S, f"port {flow[1]}: a mixture, though the first difference was sent {since:.3f} s before"
         return "mixture"
+
+    def _digits(self, flow: FlowKey, client: Client) -> str:
+        """Each difference is one server's, and after the first one of the replica's there is none of the primary's."""
+        got, one, found, at = bytes(client.got), client.expected, "changed" if self.sound(client) else "cut", 0
+        other = digits(0, one)
+        replicas = False
+        while at < len(got):
+            stop = at + 1
+            while at in DIGITS and stop in DIGITS and stop < len(got):
+                stop += 1
+            primarys = got[at:stop] == one[at:stop]
+            assert primarys or stop > at + 1 or got[at] == other[at], f"port {flow[1]}: byte {at} is of neither server"
+            whole = primarys or got[at:stop] == other[at:stop]
+            if at in DIGITS and (not whole or (primarys and replicas)):
+                sent = self.checks.sent[client]  # type: ignore[attr-defined]
+                died = self.checks.first_death  # type: ignore[attr-defined]
+                since = died - next(time for end, time in sent if end > at)
+                assert since < KNOWN_S, f"port {flow[1]}: torn at {at}, though that was sent {since:.3f} s before"
+                found = "mixture"
+            replicas = replicas or (at in DIGITS and not primarys)
+            at = stop
+        return found
+
+    @staticmethod
+    def sound(client: Client) -> bool:
+        """Whether the client has got everything."""
+        return len(client.got) == len(client.expected)
 
 
 def with_policy(world: SimWorld, policy: str) -> SimWorld:
@@ -212,7 +269,62 @@ def test_strict_does_not_stop_at_a_part_of_a_block() -> None:
             assert not host.up or not host.node.out.counters["strict-given-up"], seed
 
 
-def _blind(self: Comparison, start: int, end: int, hashes: tuple[int, ...]) -> bool:
+def crash_in_the_middle(seed: int) -> tuple[Counter[str], Counter[str]]:
+    """Three transfers to a client that loses some of it; the primary dies amid them. Returns what the clients have got,
+    and the survivor's counters."""
+    dice = Random(seed)
+    plans = [Connection(0.0, 40_000 + n, dice.choice((ECHO, DOWNLOAD)), dice.randrange(1 << 30)) for n in range(3)]
+    scenario = Scenario(
+        seed,
+        "healing",
+        connections=tuple(plans),
+        incidents=(Incident(dice.uniform(0.01, 0.06), "crash", "primary"),),
+        quality={"client": Quality(0.004, 0.001, loss=0.05), "tap": Quality(), "sync": Quality(0.0002, 0.00002)},
+        super_segment=dice.choice((1, 4)),
+        sack=bool(dice.getrandbits(1)),
+        hosts={"a": HostPlan(app_delay=0.0), "b": HostPlan(boot=0.1, app_delay=dice.choice((0.0, 0.02)))},
+    )
+    world = Twisted(scenario, digits)
+    try:
+        world.run()
+        return world.judge(), world.hosts[1].node.out.counters
+    except AssertionError as error:
+        raise AssertionError(f"seed {seed}: {error}") from error
+
+
+def test_client_sees_the_primarys_bytes_and_then_the_replicas() -> None:
+    """Where they differ, and the client lacks them at the crash, it gets the primary's."""
+    got, counters = Counter[str](), Counter[str]()
+    for seed in range(60):
+        one, counts = crash_in_the_middle(seed)
+        got += one
+        counters += counts
+    assert got["changed"] > 4 * (got["cut"] + got["mixture"]), got
+    assert counters["difference-healed"] > 50, counters
+
+
+def _block_before(self: Output, start: int, data: bytes) -> bool:
+    return _heal(self, start - DIGEST_BLOCK, data)
+
+
+def _byte_before(self: Output, start: int, data: bytes) -> bool:
+    return _heal(self, start - 1, data)
+
+
+_heal = Output.heal
+
+
+@pytest.mark.parametrize("sabotage", [_block_before, _byte_before])
+def test_check_finds_healed_bytes_at_the_wrong_place(
+    sabotage: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Output, "heal", sabotage)
+    with pytest.raises(AssertionError, match=r"of neither server|torn at"):
+        for seed in range(60):
+            crash_in_the_middle(seed)
+
+
+def _blind(self: Comparison, start: int, end: int, hashes: tuple[int, ...], tail: int) -> bool:
     return True
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from nfq_failover.core.gate.digests import FLUSH_S
-from nfq_failover.core.tcp.hashes import block_hashes, hash_seed
+from nfq_failover.core.tcp.hashes import block_hashes, hash_seed, tail_hash
 from nfq_failover.wire.records import Digest, DigestSeen, Opened
 from tests.support.transcript import (
     FLOW,
@@ -69,7 +69,8 @@ class Digesting(GateTranscript):
 def digest(start: int, length: int, data: bytes | None = None) -> Digest:
     """What the primary says of its output; by default that is the replica's, too."""
     data = server_bytes(start, length) if data is None else data
-    return Digest(1, server_seq(start), length, tuple(block_hashes([data], SEED)))
+    hashes = tuple(block_hashes([data], SEED))
+    return Digest(1, server_seq(start), length, hashes, tail_hash([data], length, SEED) if length else 0)
 
 
 def seen(upto: int, differences: int = 0) -> DigestSeen:

@@ -19,7 +19,7 @@ from nfq_failover.core.events import PacketQueued
 from nfq_failover.core.gate.connection import GatedConnection
 from nfq_failover.core.outbox import Outbox
 from nfq_failover.core.settings import Settings
-from nfq_failover.core.tcp.hashes import block_hashes, hash_seed
+from nfq_failover.core.tcp.hashes import block_hashes, hash_seed, tail_hash
 from nfq_failover.core.tcp.seqspace import SeqSpace
 from nfq_failover.core.timers import TimerQueue
 from nfq_failover.wire.records import DIGEST_BLOCK, MAX_HASHES, BytesAsked, BytesSent, Digest, DigestSeen
@@ -224,14 +224,15 @@ class GateDigests:
             self._timers.set_earlier(_FLUSH, now + FLUSH_S)
             return
         hashes = block_hashes(stream.pending, self._seed)
-        stream.pending.clear()
         stream.mark = stream.snd_nxt
         for i in range(0, max(len(hashes), 1), MAX_HASHES):
             part = tuple(hashes[i : i + MAX_HASHES])
             length = min(size, len(part) * DIGEST_BLOCK)
-            self._say(stream, Digest(conn, stream.space.seq(start), length, part))
+            tail = tail_hash(stream.pending, length, self._seed) if length and length == size else 0
+            self._say(stream, Digest(conn, stream.space.seq(start), length, part, tail))
             start += length
             size -= length
+        stream.pending.clear()
         self._bound(stream)
         self._timers.set_earlier(conn, now + stream.repeat_s)  # a replica that is behind is not told all the time
 

@@ -36,7 +36,7 @@ _HEADER = Struct("!8s32sQQBBI")
 # fields of the client.
 _SLOT = Struct("!BB4sH4sHIIIIHHBBB40sIIIId7qIII")
 _CRC = Struct("!I")
-_SACK, _TSVAL, _WSCALE, _MAP, _LAGGING, _HANDED = 1, 2, 4, 8, 16, 32
+_SACK, _TSVAL, _WSCALE, _MAP, _LAGGING, _HANDED, _FOREIGN = 1, 2, 4, 8, 16, 32, 64
 _STATES = {1: Shadow.ACTIVE, 2: Shadow.DEAD}
 _CODES = {state: code for code, state in _STATES.items()} | {Shadow.FED: 2}  # what is left to deliver is lost with us
 _NEVER = -2  # no FIN yet
@@ -108,7 +108,7 @@ def pack(connection: ShadowConnection) -> bytes:
         _SACK * opening.sack_permitted | _TSVAL * (opening.tsval is not None) | _WSCALE * (opening.wscale is not None)
     )
     flags |= _MAP * (mapping is not None) | _LAGGING * _lagging(connection)
-    flags |= _HANDED * bool(connection.handed)
+    flags |= _HANDED * bool(connection.handed) | _FOREIGN * connection.output.foreign
     client, client_port, server, server_port = opening.flow
     own_seq, own_wscale, clock = 0, 0, (0, 0, 0, 0.0)
     if mapping is not None:
@@ -154,6 +154,8 @@ def unpack(slot: bytes, settings: Settings, now: float) -> ShadowConnection:
         reason = "it could not be continued before the daemon's restart, either"
     elif flags & _LAGGING or not flags & _MAP:
         state, reason = Shadow.DEAD, "acknowledged bytes were in the memory of the daemon alone when it died"
+    elif flags & _FOREIGN:
+        state, reason = Shadow.DEAD, "bytes of the other server were in the memory of the daemon alone when it died"
     mapping = None
     if flags & _MAP:
         ts = (0, 0) if flags & _TSVAL else None
@@ -253,6 +255,7 @@ def _marks(connection: ShadowConnection) -> tuple[object, ...]:
         connection.ended,
         inward.rcv_nxt < connection.resending.floor,
         output.snd_una < 0,
+        output.foreign,
         inward.rcv_nxt >> _NEAR_SHIFT,
         output.snd_una >> _NEAR_SHIFT,
         output.snd_nxt >> _NEAR_SHIFT,

@@ -24,8 +24,9 @@ class Comparison:
 
     `compared`: first byte that is not, which never goes back: loops end because of that; `told`: up to where the
     primary knows that they agree, with the policy `strict` perhaps within a block; `sent`: what the primary is known to
-    have sent; `pending`: digests that are not used up (start, end, hashes), in order; `last`: the latest difference;
-    `asked`: bytes that the primary is asked for.
+    have sent; `pending`: digests that are not used up (start, end, hashes, hash of the tail), in order; `last`: the
+    latest difference; `asked`: bytes that the primary is asked for; `doubts`: where its bytes are other ones than we
+    have, or may be: a client that has the first of them must have all of them from it.
     """
 
     __slots__ = (
@@ -33,6 +34,7 @@ class Comparison:
         "asked",
         "compared",
         "differences",
+        "doubts",
         "last",
         "pending",
         "sent",
@@ -46,7 +48,8 @@ class Comparison:
         self.started = False
         self.after = False  # the primary can't be asked any more
         self.compared = self.told = self.sent = 0
-        self.pending: list[tuple[int, int, tuple[int, ...]]] = []
+        self.pending: list[tuple[int, int, tuple[int, ...], int]] = []
+        self.doubts: list[tuple[int, int]] = []
         self.last: tuple[int, int] | None = None
         self.differences = 0
         self.asked: tuple[int, int] | None = None
@@ -103,7 +106,7 @@ class Comparison:
         """The latest difference has ended."""
         return self.last is None or self.compared - self.last[1] >= AGREE_BYTES
 
-    def add(self, start: int, end: int, hashes: tuple[int, ...]) -> bool:
+    def add(self, start: int, end: int, hashes: tuple[int, ...], tail: int) -> bool:
         """A digest has come. False if there is no room for it."""
         self.started = True
         self.sent = max(self.sent, end)
@@ -115,7 +118,7 @@ class Comparison:
             return True  # it is there
         if len(pending) >= MAX_PENDING:
             return False
-        pending.insert(at, (start, end, hashes))
+        pending.insert(at, (start, end, hashes, tail))
         return True
 
     def differs(self, start: int, stop: int) -> bool:
@@ -126,6 +129,20 @@ class Comparison:
         self.last = start, stop
         self.differences += 1
         return True
+
+    def doubt(self, start: int, stop: int) -> None:
+        """The primary's bytes [start, stop) are not known, and are not the replica's."""
+        self.doubts.append((start, stop))
+
+    def client_has(self, ack: int) -> None:
+        """The client has everything before `ack`."""
+        if self.doubts:
+            self.doubts = [doubt for doubt in self.doubts if doubt[1] > ack]
+
+    @property
+    def trusted(self) -> int:
+        """What the client may be sent: everything before this was compared, and what differed is the primary's."""
+        return min(self.doubts[0][0], self.compared) if self.doubts else self.compared
 
     def skip(self, stop: int) -> None:
         """The bytes up to `stop` can't be compared: they end no difference."""

@@ -8,8 +8,12 @@ is kept until then. Blocks whose hashes differ are compared byte by byte: the pr
   of an HTTP response).
 - One that reaches `divergence_run_bytes` makes the connection *diverged*, as do lengths that stay different
   (lengths.py): it is given up, on both hosts.
-- At a takeover a connection is reset whose last difference has not ended, or reaches into what the client has not
-  acknowledged. What the primary has sent and the replica has still to send is withheld until it has been compared.
+- The primary's bytes that are known are *kept instead of the replica's*, where the client has not acknowledged them: it
+  goes on seeing one server, also in what our TCP sends once more.
+- At a takeover a connection is reset whose last difference has not ended. What the primary has sent and the replica has
+  still to send is withheld until it has been compared. Where it differs, or differed so late that the bytes have not
+  come, the client decides: it is asked what it has. If it has all of the primary's bytes there, or will never need
+  them, all is well; if it does not say so in time, it is reset.
 
 With the policy `strict` any difference makes the connection diverged.
 """
@@ -21,13 +25,13 @@ from nfq_failover.core.settings import Settings
 from nfq_failover.core.shadow.comparison import Comparison, differing_runs
 from nfq_failover.core.shadow.connection import Die, Shadow, ShadowConnection
 from nfq_failover.core.shadow.lengths import Lengths
+from nfq_failover.core.shadow.parts import Parts
 from nfq_failover.core.shadow.resending import INITIAL_SEGMENTS
-from nfq_failover.core.tcp.hashes import block_hashes, hash_seed
+from nfq_failover.core.tcp.hashes import block_hashes, hash_seed, tail_hash
 from nfq_failover.core.timers import TimerQueue
-from nfq_failover.wire.records import DIGEST_BLOCK, BytesAsked, BytesSent, Digest, DigestSeen
+from nfq_failover.wire.records import DIGEST_BLOCK, TAIL_BYTES, BytesAsked, BytesSent, Digest, DigestSeen
 
 GAP_PENDING = 33  # with this many digests behind a gap the primary no longer repeats the one that is missing
-PART_S = 0.02  # strict: how long a part of a block waits for the rest of it
 
 
 def _goes_on(compare: Comparison) -> str:
@@ -57,7 +61,7 @@ class Divergence:
         self._run = settings.divergence_run_bytes
         self._hold_s = settings.hole_deadline_ms / 1000
         self._timers: TimerQueue[int] = TimerQueue()
-        self._parts: TimerQueue[int] = TimerQueue()
+        self._parts = Parts(numbers, self._ask, self._seen, self._diverged) if self._strict else None
 
     # ------------------------------------------------------------------------------------ what the primary says
 
@@ -72,7 +76,7 @@ class Divergence:
         if compare is None:  # we don't compare: there is nothing to be repeated
             self.out.record(DigestSeen(record.conn, connection.map.seen.seq(end), 0))
             return
-        if not compare.add(start, end, record.hashes):
+        if not compare.add(start, end, record.hashes, record.tail):
             self.out.counters["digest-no-room"] += 1
         if compare.asked is not None:
             self._ask(connection, compare.asked)
@@ -80,7 +84,8 @@ class Divergence:
             self._lengths.moved(connection, compare, now)
             if compare.compared >= end or (self._strict and max(compare.compared, compare.told) > start):
                 self._seen(connection, compare)
-            self._watch_part(connection, compare, now)
+            if self._parts is not None:
+                self._parts.watch(connection, compare, now)
 
     def on_bytes(self, record: BytesSent, now: float) -> None:
         """The bytes that the primary was asked for."""
@@ -89,7 +94,8 @@ class Divergence:
         if connection is None or compare is None or connection.state is not Shadow.SHADOW:
             return
         if compare.asked is None:
-            self._on_part(connection, compare, record, now)
+            if self._parts is not None:
+                self._parts.on_bytes(connection, compare, record, now)
             return
         start, end = compare.asked
         mine = connection.output.outbound.read(start, end - start)
@@ -99,9 +105,11 @@ class Divergence:
         known = len(mine) == end - start and bool(record.data)
         if known:
             runs = differing_runs(mine, record.data)
+            if not self._strict and connection.output.heal(start, record.data):
+                self.out.counters["difference-healed"] += len(runs)
         else:
             self.out.counters["difference-unknown"] += 1
-            runs = [(0, end - start)]
+            runs = self._unknown(connection, compare, start, end)
         reason = self._note(connection, compare, start, end, runs, known)
         if reason:
             self._diverged(connection, reason, now)
@@ -128,10 +136,10 @@ class Divergence:
                 return False
             if not compare.pending and not self._caught_up(connection, compare, now):
                 return False
-            if self._strict and compare.pending and not compare.after:
+            if self._parts is not None and compare.pending and not compare.after:
                 if compare.compared > compare.told:
                     self._seen(connection, compare)
-                self._watch_part(connection, compare, now)
+                self._parts.watch(connection, compare, now)
             if compare.after:
                 connection.resending.resend(connection.mapping, self.out, INITIAL_SEGMENTS, now)
         self._lengths.moved(connection, compare, now)
@@ -142,11 +150,19 @@ class Divergence:
         if not compare.after:
             self._seen(connection, compare)
             return True
-        connection.output.stop_comparing()
         if not compare.in_step:
+            connection.output.stop_comparing()
             self._diverged(connection, _goes_on(compare), now)
             return False
+        if not compare.doubts:
+            connection.output.stop_comparing()
         return True
+
+    def client_has(self, connection: ShadowConnection, now: float) -> None:
+        """After a takeover the client has acknowledged more: what was in doubt may be so no more."""
+        compare = connection.output.compare
+        if compare is not None and (compare.pending or self._caught_up(connection, compare, now)):
+            connection.resending.resend(connection.mapping, self.out, INITIAL_SEGMENTS, now)
 
     def _advance(self, connection: ShadowConnection, compare: Comparison, now: float) -> bool:
         """Compare what can be. False: the connection was given up."""
@@ -159,7 +175,7 @@ class Divergence:
         """Compare what can be. Returns why the connection has to be given up, if so."""
         # Ends: each turn drops a digest, or moves `compared` on (it never goes back) to the end of the first one.
         while compare.pending and compare.asked is None:
-            start, end, _ = compare.pending[0]
+            start, end, _, _ = compare.pending[0]
             if end <= compare.compared:
                 compare.pending.pop(0)
                 continue
@@ -179,7 +195,7 @@ class Divergence:
 
     def _compare_first(self, connection: ShadowConnection, compare: Comparison) -> str:
         """Compare the oldest digest, as far as the replica is. Returns why the connection has to be given up."""
-        start, end, hashes = compare.pending[0]
+        start, end, hashes, _ = compare.pending[0]
         output = connection.output.outbound
         if connection.output.fin_out is not None and connection.output.fin_out < end:
             return self._ended_early(connection, compare, connection.output.fin_out)
@@ -204,7 +220,8 @@ class Divergence:
                 if not compare.after:
                     self._ask(connection, compare.ask(at, after))
                     return ""
-                reason = self._note(connection, compare, at, after, [(0, after - at)])
+                runs = self._unknown(connection, compare, at, after)
+                reason = self._note(connection, compare, at, after, runs, known=False)
                 if reason:
                     return reason
             at = after
@@ -213,7 +230,7 @@ class Divergence:
 
     def _skip_to(self, compare: Comparison, offset: int) -> None:
         """What the first digest says of the bytes before an offset is not compared; nor the rest of the block."""
-        start, end, hashes = compare.pending[0]
+        start, end, hashes, _ = compare.pending[0]
         self.out.counters["digest-not-compared"] += 1
         blocks = -(-(offset - start) // DIGEST_BLOCK)
         compare.skip(min(end, start + blocks * DIGEST_BLOCK) if hashes else end)
@@ -247,8 +264,8 @@ class Divergence:
                     self.out.log(
                         "debug", "output differs", conn=connection.conn, byte=start + left, length=right - left
                     )
-            if compare.after and start + right > connection.output.snd_una:
-                return f"the replica's output differs at byte {start + left}, which the client may have from the server"
+            if not known and start + right > connection.output.snd_una:
+                compare.doubt(start + left, start + right)
             if compare.last is not None and compare.last[1] - compare.last[0] >= limit:
                 first, stop = compare.last
                 return f"the replica's output differs from byte {first} to {stop} (encrypted or random?)"
@@ -256,53 +273,22 @@ class Divergence:
                 return f"the replica's output differs at byte {start + left} (policy: strict)"
         return ""
 
+    def _unknown(
+        self, connection: ShadowConnection, compare: Comparison, start: int, end: int
+    ) -> list[tuple[int, int]]:
+        """Where a block of the first digest differs whose bytes nobody can tell any more: anywhere before its tail, if
+        that agrees."""
+        first, stop, _, tail = compare.pending[0]
+        size = min(TAIL_BYTES, stop - first)
+        if stop == end and tail:
+            mine = connection.output.outbound.pieces(stop - size, size)
+            if sum(map(len, mine)) == size and tail_hash(mine, size, self._seed) == tail:
+                return [(0, max(end - start - size, 1))]
+        return [(0, end - start)]
+
     def _diverged(self, connection: ShadowConnection, reason: str, now: float) -> None:
         self._timers.cancel(connection.conn)
         self._lengths.give_up(connection, f"diverged: {reason}", now)
-
-    # With the policy `strict` the client gets only what both have sent, and a replica whose congestion window is full,
-    # or that waits for the acknowledgement of a small segment (Nagle), goes on only if the client has got that. So the
-    # hashes of whole blocks are not enough: what there is of a block is asked for, and told.
-
-    def _part(self, connection: ShadowConnection, compare: Comparison) -> tuple[int, int] | None:
-        """What the replica has sent of the next block, and the primary does not know of."""
-        if (
-            compare.after
-            or compare.asked is not None
-            or not compare.pending
-            or compare.pending[0][0] > compare.compared
-        ):
-            return None
-        stop = min(connection.output.end, connection.output.outbound.end, compare.pending[0][1])
-        start = max(compare.compared, compare.told)
-        return (start, min(stop, start + DIGEST_BLOCK)) if stop > start else None
-
-    def _watch_part(self, connection: ShadowConnection, compare: Comparison, now: float) -> None:
-        if self._strict and self._part(connection, compare) is not None:
-            self._parts.set_earlier(connection.conn, now + PART_S)
-
-    def _ask_part(self, conn: int, now: float) -> None:
-        connection = self._numbers.get(conn)
-        compare = None if connection is None else connection.output.compare
-        if connection is None or compare is None or connection.state is not Shadow.SHADOW:
-            return
-        if (part := self._part(connection, compare)) is not None:
-            self._ask(connection, part)
-            self._parts.set(conn, now + PART_S)
-
-    def _on_part(self, connection: ShadowConnection, compare: Comparison, record: BytesSent, now: float) -> None:
-        start = connection.mapping.seen.offset(record.seq)
-        end = start + len(record.data)
-        known = max(compare.compared, compare.told)
-        if not self._strict or compare.after or start > known or end <= known:
-            return
-        mine, theirs = connection.output.outbound.read(known, end - known), record.data[known - start :]
-        if mine == theirs:
-            compare.agrees_to(end)
-            self._seen(connection, compare)
-        elif len(mine) == len(theirs):
-            at = known + differing_runs(mine, theirs)[0][0]
-            self._diverged(connection, f"the replica's output differs at byte {at} (policy: strict)", now)
 
     # ------------------------------------------------------------------------------------ the end, the takeover
 
@@ -355,26 +341,33 @@ class Divergence:
         self._lengths.forget(connection.conn)
         if compare is None or connection.map is None:
             return ""
-        if compare.asked is not None:
-            return f"diverged: the replica's output differs near byte {compare.asked[0]}"
-        if compare.last is not None and compare.last[1] > connection.output.snd_una:
-            return f"diverged: bytes differ that the client has not acknowledged, from {compare.last[0]} on"
+        if compare.asked is not None:  # the answer will not come
+            block = compare.asked
+            compare.answered()
+            runs = self._unknown(connection, compare, *block)
+            if reason := self._note(connection, compare, *block, runs, known=False):
+                return f"diverged: {reason}"
         compare.primary_is_gone()
         if compare.pending:
             compare.skip(max(compare.pending[0][0], compare.compared))
             if reason := self._compare_on(connection, compare):  # what waited for a digest that will never come
                 return f"diverged: {reason}"
-        if compare.pending:
+        if not compare.pending and not compare.in_step:
+            return f"diverged: {_goes_on(compare)}"
+        if compare.pending or compare.doubts:
             self._timers.set(connection.conn, now + self._hold_s)
             compare.watch((connection.output.outbound.end, compare.compared), now)
-        elif not compare.in_step:
-            return f"diverged: {_goes_on(compare)}"
         else:
             connection.output.stop_comparing()
         return ""
 
     def _withheld_too_long(self, connection: ShadowConnection, compare: Comparison, now: float) -> None:
         state = connection.output.outbound.end, compare.compared
+        if state == compare.watched and compare.doubts:
+            at, end = compare.doubts[0]
+            reason = f"the replica's output differs at byte {at}, which the client may have from the server"
+            self._diverged(connection, f"{reason}: it has acknowledged {connection.output.snd_una} of {end}", now)
+            return
         if state == compare.watched and state[0] > state[1]:
             self._diverged(connection, "the replica does not complete what the server had sent", now)
             return
@@ -384,7 +377,8 @@ class Divergence:
     def clear(self) -> None:
         """No more deadlines."""
         self._timers = TimerQueue()
-        self._parts = TimerQueue()
+        if self._parts is not None:
+            self._parts.clear()
         self._lengths.clear()
 
     def on_timer(self, now: float) -> None:
@@ -396,10 +390,11 @@ class Divergence:
                 continue
             if compare.after:
                 self._withheld_too_long(connection, compare, now)
-        for conn in self._parts.pop_due(now):
-            self._ask_part(conn, now)
+        if self._parts is not None:
+            self._parts.on_timer(now)
 
     def poll_timeout(self) -> float | None:
         """The earliest deadline."""
-        deadlines = [d for d in (self._timers.next(), self._parts.next()) if d is not None]
+        parts = self._parts.poll_timeout() if self._parts is not None else None
+        deadlines = [d for d in (self._timers.next(), parts) if d is not None]
         return min(deadlines, default=None)

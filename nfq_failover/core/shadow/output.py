@@ -16,10 +16,11 @@ class Output:
     `outbound` keeps what the client, or the comparison with the primary's output, may still need. `snd_nxt` is the end
     of what the replica has sent, `snd_una` what the client has acknowledged (-1 before its handshake is complete).
     `fin_out`, `rst_out`: where the replica has ended. `compare`: None if nothing is, or has to be, compared.
-    `discarded`: nothing of it will be used.
+    `discarded`: nothing of it will be used. `healed_to`: before it some bytes of `outbound` may be the primary's, where
+    the replica has sent other ones.
     """
 
-    __slots__ = ("compare", "discarded", "fin_out", "outbound", "rst_out", "snd_nxt", "snd_una")
+    __slots__ = ("compare", "discarded", "fin_out", "healed_to", "outbound", "rst_out", "snd_nxt", "snd_una")
 
     def __init__(self, limit: int, compare: Comparison | None) -> None:
         """`limit`: how many bytes are kept at most."""
@@ -30,6 +31,7 @@ class Output:
         self.snd_nxt = 0
         self.snd_una = -1
         self.discarded = False
+        self.healed_to = 0
 
     def learn(self, mapping: Translation, seg: Segment, out: Outbox, now: float) -> int:
         """Learn from a segment that our TCP sends (not a SYN-ACK); returns its offset in the server's stream."""
@@ -58,6 +60,8 @@ class Output:
     def acknowledged(self, ack: int) -> None:
         """The client has acknowledged everything before `ack`, which is more than it had before."""
         self.snd_una = ack
+        if self.compare is not None:
+            self.compare.client_has(ack)
         self.trim()
 
     def trim(self) -> None:
@@ -91,7 +95,30 @@ class Output:
 
     def withheld(self, end: int) -> bool:
         """After a takeover: whether output before `end` can't be sent yet."""
-        return self.compare is not None and end > self.compare.compared
+        return self.compare is not None and end > self.compare.trusted
+
+    # ------------------------------------------------------------------------------------ the primary's bytes
+
+    def heal(self, start: int, data: bytes) -> bool:
+        """The primary has sent these bytes at `start`, the replica other ones: the client gets the primary's,
+        unless it has them."""
+        if start + len(data) <= self.snd_una:
+            return False
+        self.outbound.overwrite(start, data)
+        self.healed_to = max(self.healed_to, start + len(data))
+        return True
+
+    def mend(self, seg: Segment, offset: int) -> None:
+        """Put the primary's bytes into a segment that our TCP sends, perhaps once more, at `offset`."""
+        start = max(offset, self.outbound.start)
+        data = self.outbound.read(start, min(offset + seg.payload_len, self.healed_to) - start)
+        at = seg.data_off + start - offset
+        seg.buf[at : at + len(data)] = data
+
+    @property
+    def foreign(self) -> bool:
+        """Whether the client lacks bytes that are not the replica's: nobody but us has them."""
+        return self.healed_to > self.snd_una or (self.compare is not None and bool(self.compare.doubts))
 
     def stop_comparing(self) -> None:
         """Everything that had to be compared was."""

@@ -35,7 +35,7 @@ class Recovery:
     def begin(self, connection: ShadowConnection, now: float) -> None:
         """The connection was taken over just now, and what could be resent at once was."""
         output = connection.output
-        due = output.snd_nxt > output.snd_una or not connection.header.wnd
+        due = output.snd_nxt > output.snd_una or not connection.header.wnd or output.compare is not None
         if output.snd_una < 0 or connection.ended or not due:
             return
         connection.resending.wait_for_ack(now)

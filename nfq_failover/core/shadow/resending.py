@@ -154,7 +154,7 @@ class Resending:
             if room <= 0 and at < output.snd_nxt:
                 return sent
             if output.compare is not None:
-                room = min(room, output.compare.compared - at)
+                room = min(room, output.compare.trusted - at)
                 if room <= 0:
                     return sent
             data = output.outbound.read(at, min(header.mss, room))
@@ -177,10 +177,10 @@ class Resending:
             self.probe(mapping, out, now)
 
     def probe(self, mapping: Translation, out: Outbox, now: float) -> None:
-        """A client whose window is closed may have opened it meanwhile, and told nobody who is alive. Make it say so
-        again: its TCP answers a segment from before its window with an acknowledgement (RFC 9293 section 3.10.7.4,
-        first)."""
-        if not self._header.wnd:
+        """A client whose window is closed may have opened it meanwhile, and told nobody who is alive; or it has more of
+        the primary's bytes than it has said, where we have none. Make it say so again: its TCP answers a segment from
+        before its window with an acknowledgement (RFC 9293 section 3.10.7.4, first)."""
+        if not self._header.wnd or self._output.compare is not None:
             told = self.told_ack
             self.send(mapping, out, self._output.snd_una - 1, b"", ACK, now)
             self.told_ack = told  # of what is outside its window it takes no acknowledgement
@@ -204,6 +204,8 @@ class Resending:
     ) -> None:
         """Translate a segment of our TCP for the client (its content was learned already)."""
         output = self._output
+        if output.healed_to > offset and seg.payload_len:
+            output.mend(seg, offset)
         if seg.seg_len and output.withheld(offset + seg.seg_len):
             out.drop(event.queue, event.packet_id, "not-compared")
             self._tell_news(mapping, out, now)

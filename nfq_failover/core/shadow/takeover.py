@@ -137,6 +137,7 @@ class Takeover:
             resending.on_client_ack(mapping, connection.output.snd_una - max(before, 0), self.out, now)
         self.recovery.heard(connection, before, now)
         if connection.output.snd_una > before:
+            self._divergence.client_has(connection, now)
             self._lengths.behind(connection, now)
         if seg.payload_len and resending.stuck(offset, now, self._settings.hole_deadline_ms / 1000):
             self._die(connection, "bytes were acknowledged that this host never had", now)

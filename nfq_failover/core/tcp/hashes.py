@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from hashlib import blake2s
 
 from xxhash import xxh3_64, xxh3_64_intdigest
 
-from nfq_failover.wire.records import DIGEST_BLOCK
+from nfq_failover.wire.records import DIGEST_BLOCK, TAIL_BYTES
 
 
 def hash_seed(key: bytes) -> int:
@@ -38,3 +38,12 @@ def block_hashes(pieces: Iterable[bytes | memoryview], seed: int) -> list[int]:
     if hasher is not None:
         found.append(hasher.intdigest())
     return found
+
+
+def tail_hash(pieces: Sequence[bytes | memoryview], length: int, seed: int) -> int:
+    """The hash of the last `TAIL_BYTES` of the concatenated pieces, or of the last `length` if those are fewer."""
+    size = min(TAIL_BYTES, length)
+    if pieces and len(pieces[-1]) >= size:
+        return xxh3_64_intdigest(pieces[-1][len(pieces[-1]) - size :], seed)
+    whole = b"".join(pieces)
+    return xxh3_64_intdigest(whole[len(whole) - size :], seed)

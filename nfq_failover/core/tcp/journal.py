@@ -198,6 +198,19 @@ class Journal:
             i += 1
         return parts
 
+    def overwrite(self, offset: int, data: bytes) -> None:
+        """Keep other bytes in place of those that are kept, as far as these are contiguous."""
+        start, stop = max(offset, self.start), min(offset + len(data), self.end)
+        if start >= stop:
+            return
+        i = bisect_right(self._offsets, start, self._head) - 1
+        # Ends: `i` goes on by one.
+        while i < len(self._offsets) and self._offsets[i] < stop:
+            at, piece = self._offsets[i], self._data[i]
+            left, right = max(start, at), min(stop, at + len(piece))
+            self._data[i] = piece[: left - at] + data[left - offset : right - offset] + piece[right - at :]
+            i += 1
+
     def trim(self, offset: int) -> None:
         """Forget the bytes before `offset`. Beyond `end`, the contiguous part jumps there (islands join it)."""
         if offset <= self.start:

@@ -9,18 +9,21 @@ from typing import Final, Self
 from nfq_failover.errors import InternalError, MalformedDatagram
 from nfq_failover.wire.records.base import MAX_DATA, THREE, TWO, Record, Towards, declare
 
-__all__ = ["DIGEST_BLOCK", "MAX_HASHES", "BytesAsked", "BytesSent", "Digest", "DigestSeen"]
+__all__ = ["DIGEST_BLOCK", "MAX_HASHES", "TAIL_BYTES", "BytesAsked", "BytesSent", "Digest", "DigestSeen"]
 
 DIGEST_BLOCK: Final = 1280
 """Bytes per hash. Less than a usual segment: a replica that may send one segment can always complete a block."""
 MAX_HASHES: Final = 128
+TAIL_BYTES: Final = 64
+"""The end of a digest has a hash of its own: where it agrees, a difference before it has ended."""
 
 
 @declare(30, Towards.SHADOW)
 @dataclass(frozen=True, slots=True)
 class Digest(Record):
     """Primary -> backup: hashes (XXH3, 64 bits) of what my server has sent, one for each `DIGEST_BLOCK` bytes from
-    `seq` on, the last one for what is left of `length`. Repeated until `DigestSeen` has passed it.
+    `seq` on, the last one for what is left of `length`. `tail`: the hash of the last `TAIL_BYTES` of them, or of all if
+    they are fewer. Repeated until `DigestSeen` has passed it.
 
     Without hashes: these bytes can't be compared. A `length` of 0 says only that the server's output is digested.
     """
@@ -29,20 +32,25 @@ class Digest(Record):
     seq: int
     length: int
     hashes: tuple[int, ...] = ()
+    tail: int = 0
 
     def encode(self) -> bytes:
         count = len(self.hashes)
         if count > MAX_HASHES or (count and count != -(-self.length // DIGEST_BLOCK)):
             raise InternalError(f"a digest of {self.length} bytes with {count} hashes")
-        return THREE.pack(self.conn, self.seq, self.length) + pack(f"!{count}Q", *self.hashes)
+        head = THREE.pack(self.conn, self.seq, self.length)
+        return head + pack(f"!{count + 1}Q", *self.hashes, self.tail) if count else head
 
     @classmethod
     def decode(cls, value: bytes) -> Self:
         conn, seq, length = THREE.unpack_from(value)
         count, rest = divmod(len(value) - THREE.size, 8)
-        if rest or count > MAX_HASHES or (count and count != -(-length // DIGEST_BLOCK)):
+        if not count and not rest:
+            return cls(conn, seq, length)
+        if rest or not 1 < count <= MAX_HASHES + 1 or count - 1 != -(-length // DIGEST_BLOCK):
             raise MalformedDatagram("bad-digest")
-        return cls(conn, seq, length, unpack_from(f"!{count}Q", value, THREE.size))
+        *hashes, tail = unpack_from(f"!{count}Q", value, THREE.size)
+        return cls(conn, seq, length, tuple(hashes), tail)
 
 
 @declare(31, Towards.GATE)
