@@ -85,6 +85,17 @@ class DatagramReceived:
 
 
 @dataclass(slots=True)
+class HostFacts:
+    """How this host is set up, as far as the core's settings don't say: (name, value) pairs, all of them each time.
+
+    The core knows "mtu" (of the service's interface), "timestamps", "sack", "window-scaling" (what the kernel grants:
+    "0" or "1"), "tap", "conntrack" and "witness"; the peer is told all.
+    """
+
+    facts: tuple[tuple[str, str], ...]
+
+
+@dataclass(slots=True)
 class StrangerHeard:
     """A datagram has come to the sync channel from where no peer is expected (address, port). Not each one is told."""
 
@@ -237,6 +248,7 @@ Event = (
     | DatagramsLost
     | QueueOverrun
     | DatagramReceived
+    | HostFacts
     | StrangerHeard
     | Undelivered
     | TimerFired

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from nfq_failover import __version__
 from nfq_failover.constants import ACK, RST, SYN
 from nfq_failover.core import bounds, restart
 from nfq_failover.core.concerns import Part, Weight
@@ -29,6 +28,7 @@ from nfq_failover.core.events import (
     FrameCopied,
     HealthChecked,
     HostChecked,
+    HostFacts,
     LinkChecked,
     LinkKnown,
     ListenersSeen,
@@ -54,6 +54,7 @@ from nfq_failover.core.gate.table import GateTable
 from nfq_failover.core.leftovers import LeftoverSweep
 from nfq_failover.core.outbox import Outbox
 from nfq_failover.core.overruns import Overruns
+from nfq_failover.core.pair.agreement import HEADERS, Agreement, datagram_bytes, facts_of, mtu_of
 from nfq_failover.core.pair.link import Link, Links
 from nfq_failover.core.pair.membership import Membership
 from nfq_failover.core.pair.roles import Do, Role, State
@@ -105,7 +106,9 @@ class Node:
         self.overruns = Overruns(self.out)
         self.sweep = LeftoverSweep(self.out, self.gate, self.shadow)
         self.rules = Rules(self.out, self.gate, self.shadow, restarts=checkpoint is not None)
-        self.telling = Telling(self.out.concerns, (("version", __version__),))
+        self.telling = Telling(self.out.concerns, facts_of(settings))
+        self.agreement = Agreement(settings, self.protector.peer.name, self.protector.told, self.out)
+        self.agreement.set_own(self.telling.facts)
         self._next_tick = self._last_tick = now
         self._pause_s = settings.detection_ms / 1000
         self.checkpoint = checkpoint
@@ -247,6 +250,8 @@ class Node:
         if received.session_started:
             if paired:
                 self.members.session_started()
+                self.agreement.session_started(now)
+                self._follow_agreement(now)
             if link is self.shadowed:
                 self.shadow.handovers.peer_restarted()
             self.telling.soon()
@@ -265,6 +270,7 @@ class Node:
         for record in received.records:
             if record.towards is Towards.HOST:
                 link.told.take(record, now)  # it is true of the host in any epoch and state
+                self._review_agreement(now)
             elif refused:
                 self.out.counters[refused] += 1
             else:
@@ -308,6 +314,7 @@ class Node:
         self._next_tick = now + min(self.settings.heartbeat_interval_ms, 50) / 2000
         self.overruns.on_timer(now)
         self.links.on_timer(now)
+        self._review_agreement(now)
         self.members.tick(now)
         if self.members.actions:
             self._carry_out(now)
@@ -325,6 +332,27 @@ class Node:
         self.sweep.on_timer(self.checkpoint is not None and self.members.state in _SERVING, now)
         self.rules.on_timer(self.members.role)
         self.links.tell(self.telling.due(now))
+
+    def _set_up(self, event: HostFacts) -> None:
+        """Take note of how this host is set up, and tell it."""
+        facts = facts_of(self.settings) + event.facts
+        self.telling.set_facts(facts)
+        self.agreement.set_own(facts)
+        mtu = mtu_of(self.agreement.own)
+        self.shadow.openings.fit_host(None if mtu is None else mtu - HEADERS)
+
+    def _review_agreement(self, now: float) -> None:
+        if self.agreement.review(now):
+            self._follow_agreement(now)
+
+    def _follow_agreement(self, now: float) -> None:
+        """Protect nothing that the peer could not go on with, and send it nothing that it could not receive."""
+        agreement, common = self.agreement, self.agreement.common
+        self.members.hold_back(agreement.obstacle)
+        self.gate.fit_backup(common.without, common.mss, now)
+        self.protector.session.fit(datagram_bytes(mtu_of(agreement.own), common.mtu))
+        if agreement.heartbeat_ms:
+            self.members.peer.monitor.expect(agreement.heartbeat_ms)
 
     def _answer(self, event: Event, now: float) -> None:
         members = self.members
@@ -364,6 +392,8 @@ class Node:
             self.out.log("error", "firewall rules lost", detail=event.detail)
         elif isinstance(event, StrangerHeard | Undelivered):
             self.links.clue(event, now)
+        elif isinstance(event, HostFacts):
+            self._set_up(event)
         elif isinstance(event, HostChecked):
             self.out.concerns.replace("host", event.concerns, now)
         elif isinstance(event, ListenersSeen):

@@ -67,6 +67,7 @@ from nfq_failover.shell.selfcheck.address import AddressCheck
 from nfq_failover.shell.selfcheck.checks import Check, SelfChecks
 from nfq_failover.shell.selfcheck.conflict import ConflictCheck
 from nfq_failover.shell.selfcheck.disk import StateDisk
+from nfq_failover.shell.selfcheck.facts import HostFactsReader
 from nfq_failover.shell.selfcheck.foreign_rules import ForeignRules, TakenMark
 from nfq_failover.shell.selfcheck.parts import Found, HeartbeatsGo
 from nfq_failover.shell.selfcheck.ready import ready_checks
@@ -150,6 +151,7 @@ class Service:
         self._health = undo.closing(HealthChecks(config.health, config.service, loop, self))
         checkpoint = CheckpointWriter(own.store.life)
         self.node = Node(settings, os.urandom, epoch, served, time.monotonic(), checkpoint, earlier)
+        self._host_facts = HostFactsReader(config)
         self._self_checks = SelfChecks(self._checks())
         self._listening = Listening(settings.service, settings.serves)
         self._sync = SyncReader(sockets, self.node, self._feed)
@@ -223,6 +225,7 @@ class Service:
 
     def begin(self) -> None:
         """Do what the node has decided at its start: a host that goes on does so before it answers anybody."""
+        self._tell_facts(time.monotonic())
         self._carry_out()
 
     def end(self, for_good: bool) -> None:
@@ -309,6 +312,10 @@ class Service:
         before, self._said = self._said, self.node.members.state
         return before is not self._said
 
+    def _tell_facts(self, now: float) -> None:
+        if (facts := self._host_facts.tick(now)) is not None:
+            self._feed(facts, now)
+
     def _periodic(self, now: float) -> None:
         self._address.tick(now)
         self._fences.tick(now)
@@ -317,6 +324,7 @@ class Service:
         if (checked := self._second_opinion.tick(now)) is not None:
             self._feed(checked, now)
         self._health.tick(now)
+        self._tell_facts(now)
         if (host_checked := self._self_checks.tick(now)) is not None:
             self._feed(host_checked, now)
         if (listening := self._listening.tick(now)) is not None:

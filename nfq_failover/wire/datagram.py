@@ -23,7 +23,8 @@ from nfq_failover.errors import InternalError, MalformedDatagram
 VERSION: Final = 1
 HEADER: Final = Struct("!BBQIQ")
 MAC_BYTES: Final = 16
-MAX_BODY: Final = MAX_DATAGRAM - HEADER.size - MAC_BYTES
+OVERHEAD: Final = HEADER.size + MAC_BYTES
+MAX_BODY: Final = MAX_DATAGRAM - OVERHEAD
 NONCE_BYTES: Final = 16
 CHALLENGE_BYTES: Final = 8
 _DIRECTION: Final = 0x80

@@ -89,6 +89,16 @@ def without(options: bytes, keep: frozenset[int]) -> bytes:
     return bytes(out)
 
 
+def lower_mss(options: bytearray, most: int) -> bool:
+    """Bring an MSS option down to `most`. True if that changed it."""
+    changed = False
+    for kind, i, length in each_option(options):
+        if kind == OPT_MSS and length == 4 and int.from_bytes(options[i + 2 : i + 4], "big") > most:
+            options[i + 2 : i + 4] = most.to_bytes(2, "big")
+            changed = True
+    return changed
+
+
 def set_wscale(options: bytearray, wscale: int) -> None:
     """Change the shift in a window scale option, if there is one."""
     for kind, i, length in each_option(options):

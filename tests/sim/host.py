@@ -25,6 +25,7 @@ from nfq_failover.core.events import (
     FlowsGone,
     FlowsListed,
     FrameCopied,
+    HostFacts,
     Inject,
     LinkChecked,
     ListenersSeen,
@@ -59,7 +60,7 @@ from .apps import Server
 from .clock import HostClock
 from .kernel import Kernel, cut_super_segment
 from .scenario import HostPlan
-from .tcp import MTU, Personality, Tcp
+from .tcp import Personality, Tcp
 
 if TYPE_CHECKING:
     from .world import SimWorld
@@ -68,6 +69,7 @@ CARD_PACKETS = 100
 LOOK_S = 0.05  # between two looks at what is needed to talk to others
 BUSY_S, BUSY_TIMERS = 0.01, 500
 OVERDUE = 4  # times in a row that a deadline may still have passed when the timers have been fired
+UDP_HEADERS = 28
 STEP_S = 0.00002  # from the stack to the queue
 
 
@@ -153,6 +155,7 @@ class SimHost:
         self._templates: dict[str, HeartbeatTemplate] = {}  # by the peer's address
         self._progress = self.ticks.now
         self._timer_at = self._rules_at = 0.0
+        self.feed(HostFacts(self._facts()))
         self.feed(TimerFired())
         if self.speechless:
             self._look(self.life)
@@ -160,6 +163,17 @@ class SimHost:
         self._beat(self.run)
         if self.settings.health_checked:
             self.application.watch(self.run)
+
+    def _facts(self) -> tuple[tuple[str, str], ...]:
+        plan = self.plan
+        return (
+            ("tap", self.world.tap),
+            ("witness", "a witness" if self.settings.has_witness else "none"),
+            ("mtu", str(plan.mtu)),
+            ("timestamps", str(int(plan.timestamps))),
+            ("sack", str(int(plan.sack))),
+            ("window-scaling", str(int(plan.scaling))),
+        )
 
     def _listen(self, life: int) -> None:
         if life == self.life:
@@ -275,7 +289,7 @@ class SimHost:
 
     def wire_input(self, packet: bytes) -> None:
         """A packet of the client for the service address has come in by the network card."""
-        if self._hears():
+        if len(packet) <= self.plan.mtu and self._hears():
             self.later(0.0, self._from_wire, packet)
 
     def _from_wire(self, packet: bytes) -> None:
@@ -310,7 +324,7 @@ class SimHost:
     def _to_wire(self, packet: bytearray) -> None:
         if self.unplugged:
             return
-        pieces = cut_super_segment(packet) if len(packet) > MTU else [packet]
+        pieces = cut_super_segment(packet, self.plan.mtu) if len(packet) > self.plan.mtu else [packet]
         for piece in pieces:
             self.world.outward(self, bytes(piece))
 
@@ -433,6 +447,7 @@ class SimHost:
 
     def _inject(self, packet: bytearray) -> None:
         """A packet of the daemon goes out; unless another rule takes its mark away, past the queue."""
+        assert len(packet) <= self.plan.mtu, f"{self.name} builds a packet that does not fit: {len(packet)} bytes"
         if not self.plan.marks_lost or is_icmp(packet):  # our rules queue TCP alone
             self._to_wire(packet)
         elif not self.unplugged:
@@ -471,8 +486,9 @@ class SimHost:
 
     def datagram(self, came: tuple[str, bytes]) -> None:
         """A datagram has come in, from an address."""
-        if self._hears() and not self.deaf and self.running:
-            source, data = came
+        source, data = came
+        fits = len(data) + UDP_HEADERS <= self.plan.mtu
+        if fits and self._hears() and not self.deaf and self.running:
             self.tell(0.0, DatagramReceived((source, DEFAULT_SYNC_PORT), data))
 
     def answered(self, came: tuple[int, WitnessAnswered]) -> None:

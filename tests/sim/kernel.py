@@ -15,7 +15,7 @@ from nfq_failover.wire.segment import FlowKey, Segment
 from nfq_failover.wire.seqnum import add
 
 from .clock import Clock, HostClock
-from .tcp import MSS, Address, Personality, Tcp
+from .tcp import Address, Personality, Tcp
 
 
 class Kernel:
@@ -105,10 +105,10 @@ class Kernel:
             tcp.state = "closed"
 
 
-def cut_super_segment(packet: bytearray) -> list[bytearray]:
-    """What the network card makes of a super-segment: sealed segments of at most one MSS."""
+def cut_super_segment(packet: bytearray, mtu: int) -> list[bytearray]:
+    """What the network card makes of a super-segment: sealed segments that fit into the MTU."""
     seg = Segment(packet)
-    size = MSS - (seg.data_off - seg.tcp_off - 20)
+    size = mtu - seg.data_off
     pieces: list[bytearray] = []
     for at in range(0, max(seg.payload_len, 1), size):
         end = min(at + size, seg.payload_len)

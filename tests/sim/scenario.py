@@ -62,7 +62,8 @@ class HostPlan:
     """One server. `app_delay`: how slow its application is at most; `read_size`, `write_size`: how much it reads and
     writes at a time (0: everything). `kernel_drop`: how often its TCP drops data for want of memory. `rate`: of its
     clock. `buffer`: of its sockets. `wrap`: initial sequence numbers lie at most so far before 0 (0: anywhere).
-    `marks_lost`: another rule of the host overwrites the mark of what the daemon sends, so that it is queued."""
+    `marks_lost`: another rule of the host overwrites the mark of what the daemon sends, so that it is queued. `mtu`: of
+    its interface, which takes no longer packets. `timestamps`, `sack`, `scaling`: whether its TCP grants them."""
 
     boot: float = 0.0
     listen_after: float = 0.0
@@ -77,6 +78,10 @@ class HostPlan:
     buffer: int = 65_000
     wrap: int = 0
     marks_lost: bool = False
+    mtu: int = 1500
+    timestamps: bool = True
+    sack: bool = True
+    scaling: bool = True
 
 
 @dataclass(frozen=True)

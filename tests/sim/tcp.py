@@ -149,7 +149,7 @@ class Tcp(Sender):
         options = SynOptions.parse(seg.options())
         self.theirs = SeqSpace(seg.seq)
         self._negotiate(options, options.tsval)
-        self.our_scale = self.who.wscale if options.wscale is not None else 0
+        self.our_scale = self.who.wscale if self.who.scaling and options.wscale is not None else 0
         self.edge = seg.wnd
         self.una = 0
         self._opened()

@@ -19,6 +19,7 @@ from nfq_failover.wire.tcp_options import SynOptions
 from .clock import Clock, HostClock
 
 MSS, MTU = 1460, 1500
+HEADERS = MTU - MSS
 RTO_S, RTO_MAX_S = 0.2, 2.0
 DELAYED_ACK_S = 0.04
 CHALLENGE_S = 0.5
@@ -38,6 +39,8 @@ class Personality:
     buffer: int
     sack: bool = True
     timestamps: bool = True
+    scaling: bool = True
+    mtu: int = MTU
     time_wait: float = 10.0
     super_segment: int = 1  # how many segments leave the stack as one (GSO)
     wrap: int = 0  # initial sequence numbers lie at most so far before 0 (0: anywhere)
@@ -134,18 +137,18 @@ class Sender:
         self.timestamps = who.timestamps and tsval is not None
         self.ts_recent = tsval or 0
         self.sack = who.sack and options.sack_permitted
-        self.our_scale = who.wscale if options.wscale is not None else 0
-        self.their_scale = options.wscale or 0
-        self.mss = min(MSS, options.mss) - (12 if self.timestamps else 0)
+        self.our_scale = who.wscale if who.scaling and options.wscale is not None else 0
+        self.their_scale = (options.wscale or 0) if who.scaling else 0
+        self.mss = min(who.mtu - HEADERS, options.mss) - (12 if self.timestamps else 0)
 
     def _send_syn(self, flags: int) -> None:
         who, answer = self.who, bool(flags & ACK)
-        options = bytes((2, 4)) + MSS.to_bytes(2, "big")
+        options = bytes((2, 4)) + (who.mtu - HEADERS).to_bytes(2, "big")
         if self.sack if answer else who.sack:
             options += bytes((1, 1, 4, 2))
         if self.timestamps if answer else who.timestamps:
             options += bytes((1, 1, 8, 10)) + self._tsval().to_bytes(4, "big") + self.ts_recent.to_bytes(4, "big")
-        if not answer or self.our_scale:
+        if who.scaling and (not answer or self.our_scale):
             options += bytes((1, 3, 3, who.wscale))
         window = min(who.buffer, 0xFFFF)
         self.rcv_edge = max(self.rcv_edge, window)

@@ -61,7 +61,7 @@ GATE_MOVES: Final = {
     (Gate.CATCHING_UP, Gate.PROTECTED): "the replica has caught up",
     (Gate.CATCHING_UP, Gate.UNPROTECTED): "not in time, backup gone for good, replica lost, bytes lost",
     (Gate.CATCHING_UP, Gate.CLOSED): _OVER,
-    (Gate.PROTECTED, Gate.FED): "the replica's output differs, or ends elsewhere",
+    (Gate.PROTECTED, Gate.FED): "the replica's output differs, or ends elsewhere; the backup's MTU has fallen",
     (Gate.CATCHING_UP, Gate.FED): "the replica's output differs",
     (Gate.UNPROTECTED, Gate.FED): "the replica was late, and its output differs",
     (Gate.FED, Gate.UNPROTECTED): "backup gone for good, replica lost, bytes lost",

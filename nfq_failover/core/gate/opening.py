@@ -17,7 +17,7 @@ from nfq_failover.core.gate.connection import NOBODY_GOES_ON, NOT_READY, SYN_UNS
 from nfq_failover.core.gate.pace import Pacing
 from nfq_failover.core.outbox import Outbox
 from nfq_failover.core.settings import Settings
-from nfq_failover.core.tcp.syn import strip
+from nfq_failover.core.tcp.syn import hold_to_mss, strip
 from nfq_failover.core.timers import TimerQueue
 from nfq_failover.wire.records import Open, Opened
 from nfq_failover.wire.segment import FlowKey, Segment
@@ -71,6 +71,8 @@ class Opening:
         self._probed: frozenset[FlowKey] = frozenset()
         self._syns: OrderedDict[tuple[FlowKey, int], tuple[int, bytes, bool]] = OrderedDict()  # by flow and ISN
         self._dialled: OrderedDict[FlowKey, str] = OrderedDict()  # left alone, and why
+        self._without: frozenset[int] = frozenset()
+        self._mss: int | None = None
         self._next_conn = 1
         self._next_full_log = 0.0
 
@@ -85,11 +87,17 @@ class Opening:
 
     # ------------------------------------------------------------------------------------ handshakes
 
-    def inbound_syn(self, event: PacketQueued, seg: Segment) -> None:
+    def fit_backup(self, without: frozenset[int], mss: int | None) -> None:
+        """Grant clients no option of the kinds in `without`, and tell them no greater MSS (None: any): the backup's TCP
+        could not go on with that."""
+        self._without, self._mss = without, mss
+
+    def inbound_syn(self, event: PacketQueued, seg: Segment, protecting: bool) -> None:
         """Take out of a client's SYN what a takeover couldn't continue, and remember the rest for `Open`."""
         flow: FlowKey = (seg.src, seg.sport, seg.dst, seg.dport)
         signed = SynOptions.parse(seg.options()).signed
-        changed = strip(seg, NEGOTIABLE | SIGNED)
+        granted = NEGOTIABLE - self._without if protecting else NEGOTIABLE
+        changed = strip(seg, granted | SIGNED)
         self._syns[flow, seg.seq] = (seg.wnd, seg.options(), signed)
         self._syns.move_to_end((flow, seg.seq))
         if len(self._syns) > MAX_SYNS:
@@ -103,11 +111,12 @@ class Opening:
         """Whether a SYN-ACK is one more of the connection that `have` is; it is judged then."""
         if (have.open.irs, have.open.iss) != ((seg.ack - 1) & MASK, seg.seq):
             return False
+        changed = bool(have.open.mss) and hold_to_mss(seg, have.open.mss)
         if have.state is Gate.SYN_HELD:
             have.hold_syn_ack(seg.buf)
             self.out.drop(event.queue, event.packet_id, "syn-ack-held")
         else:
-            self.out.accept(event.queue, event.packet_id)
+            self.out.accept(event.queue, event.packet_id, seg.buf if changed else None)
         return True
 
     def syn_ack(self, event: PacketQueued, seg: Segment, unprotected: str, now: float) -> GatedConnection:
@@ -121,6 +130,8 @@ class Opening:
             self.out.log("warning", "connection unprotected", conn=opening.conn, reason=reason)
             self.out.accept(event.queue, event.packet_id)
             return connection
+        if hold_to_mss(seg, opening.mss):
+            self.out.counters["mss-lowered"] += 1
         connection.hold_syn_ack(seg.buf)
         self.out.drop(event.queue, event.packet_id, "syn-ack-held")
         self.out.record(opening)
@@ -157,7 +168,7 @@ class Opening:
             iss=seg.seq,
             tsval=granted.tsval,
             wscale=granted.wscale,
-            mss=granted.mss,
+            mss=granted.mss if reason or self._mss is None else min(granted.mss, self._mss),
             sack_permitted=granted.sack_permitted,
             syn_wnd=wnd,
             syn_options=options,

@@ -130,7 +130,7 @@ class GateTable:
         if not event.checksum_pending and not seg.checksum_ok():
             self.out.drop(event.queue, event.packet_id, "bad-checksum")
         elif not self.handovers.inbound_syn(event, seg):
-            self.opening.inbound_syn(event, seg)
+            self.opening.inbound_syn(event, seg, self.protecting)
 
     def outbound(self, event: PacketQueued, seg: Segment, now: float) -> None:
         """Judge a segment that our TCP sends from the service."""
@@ -481,6 +481,22 @@ class GateTable:
             elif connection.awaited:
                 connection.explain(reason)  # what its replica has got by now is not kept
             connection.retained.forget()
+
+    def fit_backup(self, without: frozenset[int], mss: int | None, now: float) -> None:
+        """The backup's TCP can't go on with these options, or with longer segments. Clients that were told otherwise
+        earlier keep to that: their connections are not protected any more, and their replicas are fed."""
+        self.opening.fit_backup(without, mss)
+        if mss is None:
+            return
+        for connection in list(self.flows.values()):
+            told = connection.open.mss
+            if told <= mss:
+                continue
+            why = f"its client was told an MSS of {told}, and the backup's interface takes {mss}"
+            if connection.gated or connection.awaited:
+                self._part(connection, why, now)
+            elif connection.state is Gate.SYN_HELD:
+                self._unprotect(connection, why, now)
 
     def explain(self, reason: str) -> None:
         """Say why new connections are not protected."""

@@ -65,6 +65,7 @@ class Membership:
         self._retries = Retries(settings)
         self._next_check = 0.0
         self._checking = False  # before a release
+        self._held_back = ""  # why nothing may be protected
         self._address_left = False  # to whoever else answers for it, as our lease has ended
 
     # ------------------------------------------------------------------------------------ views
@@ -103,6 +104,10 @@ class Membership:
         """Whether the primary can't have acknowledged anything that we lack."""
         sure = self.settings.split_brain_accepted or self.pact.granted
         return not self.invalid and (sure or now <= self._valid_until)
+
+    def hold_back(self, why: str) -> None:
+        """Protect nothing, for this reason; with an empty one, as soon as a backup is there."""
+        self._held_back = why
 
     # ------------------------------------------------------------------------------------ transitions
 
@@ -256,7 +261,11 @@ class Membership:
             self.actions.append(Do.STORE)
         peer_state = State(said.state)
         if self.state is State.UNPROTECTED:
-            if peer_state is State.SHADOWING and answers and self.peer.well:
+            if peer_state is not State.SHADOWING or not answers or not self.peer.well:
+                return
+            if self._held_back:
+                self.reason = self._held_back
+            else:
                 self.generation += 1
                 self.rules_ready = False
                 self._go(Input.BACKUP_JOINED, "arming the protection")
@@ -265,6 +274,8 @@ class Membership:
                 self._go(Input.BACKUP_HARMLESS, "the backup has restarted")
             elif not self.peer.well:
                 self._go(Input.BACKUP_HARMLESS, BACKUP_UNHEALTHY)
+            elif self._held_back:
+                self._go(Input.BACKUP_HARMLESS, self._held_back)
             elif self.rules_ready and said.generation == self.generation:
                 self._go(Input.ARMED, "")
         elif role is not Role.BACKUP:

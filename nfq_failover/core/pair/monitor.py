@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from nfq_failover.core.settings import Settings
 from nfq_failover.wire.heartbeat import HeartbeatBody, datagram_bytes
 
+MAX_INTERVAL_MS = 5000  # the longest that may be configured
+
 
 @dataclass(frozen=True, slots=True)
 class HeartbeatStatistics:
@@ -44,6 +46,11 @@ class PeerMonitor:
         self.received = 0
         self.missed = 0
         self.largest_gap_s = 0.0
+
+    def expect(self, interval_ms: int) -> None:
+        """The peer sends a heartbeat this often: it is not lost before as many of its own are missing as of ours."""
+        theirs_ms = min(interval_ms, MAX_INTERVAL_MS) * self.settings.heartbeat_count
+        self._detection_s = max(self.settings.detection_ms, theirs_ms) / 1000
 
     def reset(self, now: float) -> None:
         """Begin a new session: the peer counts as alive from now on, and has proved nothing yet."""

@@ -22,12 +22,13 @@ from dataclasses import dataclass, field
 from hashlib import blake2s
 from math import inf
 
+from nfq_failover.constants import MAX_DATAGRAM
 from nfq_failover.core.settings import Peer, Settings
 from nfq_failover.errors import InternalError, MalformedDatagram, WrongName
 from nfq_failover.wire.datagram import (
     CHALLENGE_BYTES,
-    MAX_BODY,
     NONCE_BYTES,
+    OVERHEAD,
     Header,
     Kind,
     open_body,
@@ -123,6 +124,7 @@ class Session:
         self._retired: dict[int, None] = {}
         self._counter = 0
         self._hello_counter = 0
+        self.datagram_bytes = MAX_DATAGRAM  # that fit into both hosts' MTU
         self._outgoing: deque[bytes] = deque(maxlen=MAX_OUTGOING)
         self._heard_at: float | None = None
         self.heard_at = -inf  # the latest datagram of any session
@@ -151,14 +153,19 @@ class Session:
 
     # ------------------------------------------------------------------------------------ sending
 
+    def fit(self, datagram_bytes: int) -> None:
+        """Make no datagram longer than that, but for one with a single record."""
+        self.datagram_bytes = datagram_bytes
+
     def seal(self, records: list[Record], epoch: int) -> list[bytes]:
         """Put the records, in order, into as few datagrams as possible. Raises `InternalError` without a session."""
         keys = self._present()
         datagrams: list[bytes] = []
         body = b""
+        room = self.datagram_bytes - OVERHEAD
         for record in records:
             encoded = encode_record(record)
-            if len(body) + len(encoded) > MAX_BODY:
+            if body and len(body) + len(encoded) > room:
                 datagrams.append(self._seal(keys, epoch, body))
                 body = b""
             body += encoded

@@ -16,17 +16,22 @@ class ClientHeader:
     far. `tsval` and `tsecr` are its newest timestamps, seen at `tsval_at`. `mss` is what fits into one segment to it.
     """
 
-    __slots__ = ("mss", "tsecr", "tsval", "tsval_at", "widest", "wnd", "wscale")
+    __slots__ = ("_options", "mss", "tsecr", "tsval", "tsval_at", "widest", "wnd", "wscale")
 
     def __init__(self, opening: Open, now: float) -> None:
         offered = SynOptions.parse(opening.syn_options)
         self.wscale = (offered.wscale or 0) if opening.wscale is not None else 0
-        self.mss = offered.mss - (12 if opening.tsval is not None else 0)
+        self._options = 12 if opening.tsval is not None else 0
+        self.mss = offered.mss - self._options
         self.wnd = opening.syn_wnd >> self.wscale  # a SYN's window is not scaled (RFC 7323 section 2.2)
         self.widest = max(opening.syn_wnd, 65535)
         self.tsval = offered.tsval or 0
         self.tsecr = opening.tsval or 0
         self.tsval_at = now
+
+    def fit(self, mss: int) -> None:
+        """Our own interface takes no longer segments than with this MSS, which does not count options (RFC 6691)."""
+        self.mss = min(self.mss, mss - self._options)
 
     def note(self, seg: Segment, newest: bool, now: float) -> None:
         """Learn from a segment of the client. `newest`: it acknowledges no less than those before it."""

@@ -19,6 +19,7 @@ from nfq_failover.wire.segment import FlowKey, Segment
 from nfq_failover.wire.tcp_options import NEGOTIABLE, SynOptions, without
 
 MAX_FORGOTTEN = 4096
+_GRANTS = {True: "yes", False: "no"}
 
 
 def client_syn(opening: Open) -> bytearray:
@@ -69,6 +70,14 @@ class Openings:
         self._die = die
         self._forget = forget
         self.forgotten: dict[int, None] = {}
+        self._mss: int | None = None
+
+    def fit_host(self, mss: int | None) -> None:
+        """Our interface takes segments of this size (RFC 9293 section 3.7.1), whatever clients are told; None: any."""
+        self._mss = mss
+        if mss is not None:
+            for connection in self._flows.values():
+                connection.header.fit(mss)
 
     def on_open(self, record: Open, now: float) -> None:
         """The primary's TCP has answered a client: make ours do the same."""
@@ -90,7 +99,13 @@ class Openings:
             self.out.counters["connection-refused"] += 1
             self.out.record(Opened(record.conn, False, 0, "the backup's table is full"))
             return
+        if self._mss is not None and record.mss > self._mss:
+            why = f"the primary tells its client an MSS of {record.mss}, and the backup's interface takes {self._mss}"
+            self.out.record(Opened(record.conn, False, 0, why))
+            return
         connection = ShadowConnection(record, self._settings, now)
+        if self._mss is not None:
+            connection.header.fit(self._mss)
         self.out.inward(client_syn(record))
         self._flows[record.flow] = self._numbers[record.conn] = connection
         self._timers.set(record.conn, now + connection.syn_retry_s)
@@ -152,9 +167,14 @@ class Openings:
         """The replica's SYN-ACK: now the translation is known."""
         opening = connection.open
         granted = SynOptions.parse(seg.options())
-        theirs = (opening.wscale is None, opening.sack_permitted, opening.tsval is None)
-        if theirs != (granted.wscale is None, granted.sack_permitted, granted.tsval is None):
-            self._die(connection, "the hosts grant different TCP options", now)
+        primary = (opening.wscale is not None, opening.sack_permitted, opening.tsval is not None)
+        backup = (granted.wscale is not None, granted.sack_permitted, granted.tsval is not None)
+        if primary != backup:
+            names = zip(("window scaling", "SACK", "timestamps"), primary, backup, strict=True)
+            which = ", ".join(
+                f"{name} ({_GRANTS[one]}, {_GRANTS[other]})" for name, one, other in names if one != other
+            )
+            self._die(connection, f"the hosts grant different TCP options (primary, backup): {which}", now)
             return
         ts = None if opening.tsval is None or granted.tsval is None else (opening.tsval, granted.tsval)
         mapping = Translation(opening.iss, seg.seq, opening.wscale or 0, granted.wscale or 0, ts, now)

@@ -1,9 +1,9 @@
-"""What may be left in a client's SYN: nothing that a takeover couldn't continue."""
+"""What may be left in a SYN or a SYN-ACK: nothing that a takeover couldn't continue."""
 
 from __future__ import annotations
 
 from nfq_failover.wire.segment import Segment
-from nfq_failover.wire.tcp_options import without
+from nfq_failover.wire.tcp_options import lower_mss, without
 
 
 def strip(seg: Segment, keep: frozenset[int]) -> bool:
@@ -19,5 +19,15 @@ def strip(seg: Segment, keep: frozenset[int]) -> bool:
     seg.buf[seg.tcp_off + 20 : seg.data_off] = kept
     if seg.payload_len:
         seg.drop_payload()
+    seg.seal()
+    return True
+
+
+def hold_to_mss(seg: Segment, mss: int) -> bool:
+    """Let a SYN-ACK announce an MSS of `mss` at most; True if that changed the segment, which is sealed then."""
+    options = bytearray(seg.options())
+    if not lower_mss(options, mss):
+        return False
+    seg.buf[seg.tcp_off + 20 : seg.data_off] = options
     seg.seal()
     return True

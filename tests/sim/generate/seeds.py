@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from random import Random
+from typing import Any
 
 from tests.sim.generate import application, incidents, pace, witness
 from tests.sim.generate.times import most_rate
@@ -72,7 +73,7 @@ def from_seed(seed: int, kind: str = "") -> Scenario:
         connections=tuple(_connection(random, number, length) for number in range(random.choice((1, 3, 6)))),
         incidents=incidents.draw(random, kind, length, detection_s),
     )
-    scenario = _with_marks_lost(scenario)
+    scenario = _with_differences(_with_marks_lost(scenario))
     if kind in application.KINDS:
         return application.extend(scenario, length)
     if kind in pace.KINDS:
@@ -86,6 +87,24 @@ def _with_marks_lost(scenario: Scenario) -> Scenario:
     lost = random.choice(((), (), (), ("a", "b"), ("a",), ("b",)))
     hosts = {name: replace(plan, marks_lost=name in lost) for name, plan in scenario.hosts.items()}
     return replace(scenario, hosts=hosts)
+
+
+def _with_differences(scenario: Scenario) -> Scenario:
+    """Sometimes one host's TCP grants less than the other's, or its interface takes less. Drawn apart, too."""
+    random = Random(f"differences {scenario.seed}")
+    if random.random() < 0.6:
+        return scenario
+    less: tuple[dict[str, Any], ...] = (
+        {"mtu": 1380},
+        {"mtu": 1400},
+        {"mtu": 1450},
+        {"timestamps": False},
+        {"sack": False},
+        {"scaling": False},
+    )
+    name = random.choice(tuple(scenario.hosts))
+    changed = replace(scenario.hosts[name], **random.choice(less))
+    return replace(scenario, hosts=scenario.hosts | {name: changed})
 
 
 def _quality(random: Random, lossy: bool, most_delay: float, most_loss: float) -> Quality:

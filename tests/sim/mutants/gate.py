@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from nfq_failover.core.events import PacketQueued, Verdict
-from nfq_failover.core.gate import own_tcp
+from nfq_failover.core.gate import opening, own_tcp
 from nfq_failover.core.gate.ack_gate import AckGate
 from nfq_failover.core.gate.distance import Distance
 from nfq_failover.core.gate.end_gate import EndGate, Judgement
@@ -37,6 +37,14 @@ class UnwrappedSeqSpace(SeqSpace):
 
     def offset(self, seq: int) -> int:
         return seq - self.base
+
+
+def _all_options(self: Opening, without: frozenset[int], mss: int | None) -> None:
+    del without
+    _fit_backup(self, frozenset(), mss)
+
+
+_fit_backup = Opening.fit_backup
 
 
 def _twice(self: Outbox, queue: Any, packet_id: int, packet: bytearray | None = None) -> None:
@@ -92,6 +100,20 @@ GATE = (
         (Patch(Opening, "adopts_unknown", property(lambda self: True, nothing)),),
         ("kill-any", "kill-survivor"),
         (3603, "kill-any"),
+    ),
+    Mutant(
+        "let clients send what the backup's interface does not take",
+        "did not end well",
+        (Patch(opening, "hold_to_mss", lambda seg, mss: False),),
+        ("crash-primary",),
+        (2, "crash-primary"),
+    ),
+    Mutant(
+        "grant what the backup's TCP does not",
+        "",
+        (Patch(Opening, "fit_backup", _all_options),),
+        ("crash-primary",),
+        (47, "crash-primary"),
     ),
     Mutant("two verdicts", "a second verdict", (Patch(Outbox, "accept", _twice),)),
     Mutant("no verdict", "no verdict", (Patch(Outbox, "drop", _never),)),

@@ -10,6 +10,7 @@ from nfq_failover.core.outbox import Outbox
 from nfq_failover.core.shadow import checkpoint, connection, inward, output
 from nfq_failover.core.shadow.backoff import BackoffRevert
 from nfq_failover.core.shadow.connection import ShadowConnection
+from nfq_failover.core.shadow.header import ClientHeader
 from nfq_failover.core.shadow.inward import Inward
 from nfq_failover.core.shadow.recovery import Recovery
 from nfq_failover.core.shadow.resending import AckWait, Resending
@@ -96,6 +97,13 @@ def _at_once(self: AckWait) -> None:
 
 
 SHADOW = (
+    Mutant(
+        "build segments that our own interface does not take",
+        "does not fit",
+        (Patch(ClientHeader, "fit", nothing),),
+        ("crash-primary",),
+        (168, "crash-primary"),
+    ),
     Mutant(
         "wrong window after a takeover",
         "the right edge moves left",

@@ -199,3 +199,15 @@ def test_window_at_its_far_edge(jump: int, reason: str) -> None:
     window.check(jump)
     with pytest.raises(MalformedDatagram, match=reason):
         window.check(0)
+
+
+def test_datagrams_are_no_longer_than_both_hosts_take() -> None:
+    pair = agreed_pair()
+    session = pair.ends["a"]
+    records: list[Record] = [Confirm(conn, 1, 2) for conn in range(500)]
+    whole = Data(1, 2, bytes(MAX_DATA), False)
+    session.fit(1000)
+    datagrams = session.seal([*records, whole, *records], 1)
+    assert [len(data) for data in datagrams if len(data) > 1000] == [38 + 3 + 9 + MAX_DATA]
+    found = [record for data in datagrams for record in pair.ends["b"].receive(data, 1.0).records]
+    assert found == [*records, whole, *records]

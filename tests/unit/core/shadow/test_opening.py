@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from nfq_failover.core.events import Inject
 from nfq_failover.wire.records import Opened, Progress, Unprotected, UnprotectedSeen
 from tests.support.shadow import SILENT, Shadowing, answer, from_client
 from tests.support.transcript import (
@@ -56,7 +57,8 @@ def test_opening_that_is_repeated_is_answered_again() -> None:
 
 @pytest.mark.parametrize("grant", [{"wscale": None}, {"ts": None}, {"sack": False}], ids=str)
 def test_replica_that_grants_other_options_cannot_continue(grant: dict[str, Any]) -> None:
-    reason = "the hosts grant different TCP options"
+    which = {"wscale": "window scaling", "ts": "timestamps", "sack": "SACK"}[next(iter(grant))]
+    reason = f"the hosts grant different TCP options (primary, backup): {which} (yes, no)"
     with ShadowTranscript() as t:
         t >> opening() << "kernel [S] -1 wnd 64240"
         t >> answer(**grant) << SILENT
@@ -150,3 +152,35 @@ def test_opening_that_was_overtaken_by_a_later_one_is_ignored() -> None:
         t << "kernel [R.] 0 ack 0 wnd 500 ts 1001/7000000" << "kernel [S] 299 wnd 64240"
         t >> opening(1)
         assert list(t.side.numbers) == [2]
+
+
+def test_a_client_that_may_send_more_than_our_interface_takes_is_not_shadowed() -> None:
+    """A primary of an earlier version does not hold its clients to our MTU."""
+    with ShadowTranscript() as t:
+        t.side.openings.fit_host(1360)
+        (
+            t
+            >> opening()
+            << Opened(1, False, 0, "the primary tells its client an MSS of 1460, and the backup's interface takes 1360")
+        )
+        assert not t.side.flows
+        t >> opening(mss=1360) << "kernel [S] -1 wnd 64240"
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["before", "after"])
+def test_what_we_build_for_a_client_fits_into_our_own_mtu(late: bool) -> None:
+    with ShadowTranscript() as t:
+        if not late:
+            t.side.openings.fit_host(1360)
+        t >> opening(mss=1360) << "kernel [S] -1 wnd 64240"
+        t >> answer() << SILENT << Opened(1, True, client_seq(5000))
+        if late:
+            t.side.openings.fit_host(1360)
+        for given in (client(0, ack=0, wnd=20_000), server(0, 2000, ack=0, wnd=1000)):
+            t.feed(given)
+            t.drain()
+        t.effects.clear()
+        t.feed("takeover")
+        sizes = [len(effect.packet) for effect in t.out.effects if isinstance(effect, Inject) and not effect.inward]
+        assert sizes == [1400, 40 + 12 + 2000 - (1360 - 12)]
+        t.out.effects.clear()
