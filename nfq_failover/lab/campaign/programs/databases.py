@@ -83,6 +83,17 @@ PROGRAMS: Final = (
         warm_s=0.5,
     ),
     Program(
+        "PostgreSQL (pgbench -S, sslmode=disable)",
+        ("postgresql",),
+        ("psql", "pgbench"),
+        _PG_VERSION,
+        _PG_SERVE,
+        "export PGSSLMODE=disable; pgbench -n -S -c 5 -t 3000 -h $VIP -p 7000 -U postgres postgres >out 2>err",
+        "grep -q 'processed: 15000/15000' out || { cat out err; exit 1; }",
+        prepare=_PG_PREPARE,
+        warm_s=0.5,
+    ),
+    Program(
         "MariaDB (mariadb)",
         ("mariadb-server", "mariadb-client"),
         ("mariadbd", "mariadb"),

@@ -100,11 +100,23 @@ PROGRAMS: Final = (
         "knotd --version | sed 's,[^0-9]*,,'",
         """
 cat >conf <<END
-server: { listen: 0.0.0.0@7000, rundir: "$PWD" }
-database: { storage: "$PWD" }
-log: [ { target: stderr, any: warning } ]
-acl: [ { id: all, action: transfer } ]
-zone: [ { domain: example, file: "$DATA/zone", acl: all, zonefile-sync: -1, journal-content: none } ]
+server:
+    listen: 0.0.0.0@7000
+    rundir: "$PWD"
+database:
+    storage: "$PWD"
+log:
+  - target: stderr
+    any: warning
+acl:
+  - id: all
+    action: transfer
+zone:
+  - domain: example
+    file: "$DATA/zone"
+    acl: all
+    zonefile-sync: -1
+    journal-content: none
 END
 exec knotd -c "$PWD/conf"
 """,
@@ -125,7 +137,7 @@ exec knotd -c "$PWD/conf"
         "grep -q 'iperf Done' out || { tail -n 2 out; exit 1; }",
     ),
     Program(
-        "nuttcp (nuttcp -r)",
+        "nuttcp, the server dials (nuttcp -r)",
         ("nuttcp",),
         ("nuttcp",),
         "nuttcp -V | sed 's,.*nuttcp-,,'",

@@ -76,10 +76,13 @@ def judge(code: int | None, wrong: str, before: dict[int, str], lost: frozenset[
     if code == 0 and not wrong:
         return RIGHT, ""
     what = "the client did not end" if code is None else f"the client ended with {code}" if code else wrong
-    broken = sorted(port for port in lost if before.get(port) == "")
+    broken = [port for port in lost if before.get(port) == ""]
+    said = [before[port] for port in lost if before.get(port)]
+    if broken and said:  # of two that belong together a server ends the one when the other is gone
+        return AS_SAID, f"{next(iter(counted(said)))}; and its server has ended {len(broken)} that belong to it"
     if broken:
         return PROMISE, f"{what}; {len(broken)} protected connections were reset"
-    said = [before[port] for port in lost if before.get(port)] or [reason for reason in before.values() if reason]
+    said = said or [reason for reason in before.values() if reason]
     if said:
         return AS_SAID, next(iter(counted(said)))
     if not before:
@@ -92,8 +95,3 @@ def judge(code: int | None, wrong: str, before: dict[int, str], lost: frozenset[
 def worst(records: Sequence[Record]) -> float | None:
     """The longest silence of the runs that went well."""
     return max((r.silence_ms for r in records if r.silence_ms is not None and r.verdict == RIGHT), default=None)
-
-
-def oddities(record: Record) -> list[str]:
-    """What has to be looked at."""
-    return [f"{record.verdict}: {record.why}"] if record.verdict not in (RIGHT, AS_SAID) else []

@@ -1,4 +1,4 @@
-"""Chat, publish and subscribe, mail, routing: servers that speak unasked, or to several clients."""
+"""Chat, publish and subscribe, streams, routing: servers that speak unasked, or to several clients."""
 
 from __future__ import annotations
 
@@ -35,13 +35,25 @@ END
 for i in $(seq 200); do echo "route 198.18.$i.0/24 blackhole;"; done
 cat <<END
 }
-protocol bgp client {
+protocol bgp peer1 {
   local $VIP port 7000 as 65000; neighbor 10.77.0.1 as 65001; multihop; hold time 9; keepalive time 1; passive yes;
   strict bind yes; ipv4 { import none; export all; };
 }
 END
 } >bird.conf
 exec bird -f -c bird.conf -s "$PWD/ctl"
+"""
+_ICECAST = """
+cat >conf <<END
+<icecast>
+<limits><clients>9</clients><sources>2</sources><burst-size>65536</burst-size></limits>
+<authentication><source-password>secret</source-password><admin-password>secret</admin-password></authentication>
+<hostname>service</hostname><listen-socket><port>7000</port></listen-socket>
+<paths><logdir>$PWD</logdir><webroot>$PWD</webroot><adminroot>$PWD</adminroot></paths>
+<security><chroot>0</chroot><changeowner><user>icecast2</user><group>icecast</group></changeowner></security>
+</icecast>
+END
+chmod 777 .; exec icecast2 -c conf
 """
 _IRC = """
 printf 'NICK me\\r\\nUSER me 0 * :me\\r\\n'; sleep 1; printf 'JOIN #c\\r\\n'
@@ -77,7 +89,7 @@ PROGRAMS: Final = (
         "ngircd --version | sed -n '1s,ngIRCd \\([^-]*\\).*,\\1,p'",
         """
 printf '[Global]\\nName = irc.example\\nInfo = test\\nPorts = 7000\\n' >conf
-printf '[Options]\\nDNS = no\\nIdent = no\\n[Limits]\\nPongTimeout = 20\\n' >>conf
+printf '[Options]\\nDNS = no\\nIdent = no\\nPAM = no\\n[Limits]\\nPongTimeout = 20\\n' >>conf
 exec ngircd -n -f "$PWD/conf"
 """,
         f"{{ {_IRC.strip()}; }} | nc -q 1 $VIP 7000 >all;"
@@ -98,14 +110,17 @@ exec ngircd -n -f "$PWD/conf"
         spread_s=3.0,
     ),
     Program(
-        "opensmtpd (swaks, 20 MB)",
-        ("opensmtpd", "swaks"),
-        ("smtpd", "swaks"),
-        "dpkg-query -W -f '${Version}' opensmtpd",
-        'printf \'listen on 0.0.0.0 port 7000 hostname mail.example\\naction a maildir "%s/mail"\\n'
-        'match from any for any action a\\n\' "$PWD" >conf; mkdir -p /var/spool/smtpd; exec smtpd -d -f "$PWD/conf"',
-        'swaks --server $VIP --port 7000 --from a@b.example --to root@c.example --attach @"$DATA/blob" >out',
-        "grep -q '250 2.0.0' out",
+        "icecast2 (curl as source and as listener)",
+        ("icecast2", "curl", "python3"),
+        ("icecast2", "curl", "python3"),
+        "icecast2 -v | sed 's,Icecast ,,'",
+        _ICECAST,
+        'timeout 9 curl -sS --limit-rate 64k -H Expect: -H "Content-Type: audio/mpeg" -T "$DATA/blob"'
+        ' "http://source:secret@$VIP:7000/a.mp3" >source 2>&1 & sleep 1;'
+        ' timeout 7 curl -sS -o got "http://$VIP:7000/a.mp3" || [ $? = 124 ]',
+        'python3 -c \'import sys; got, all = (open(name, "rb").read() for name in sys.argv[1:]);'
+        ' print(len(got)); sys.exit(got not in all or len(got) < 200000)\' got "$DATA/blob"',
+        warm_s=3.0,
     ),
     Program(
         "nats-server (nc)",

@@ -36,7 +36,6 @@ from nfq_failover.lab.campaign.programs.judge import (
     Record,
     counted,
     judge,
-    oddities,
     reasons,
     reset_ports,
     silence_ms,
@@ -131,7 +130,7 @@ class ProgramRunner:
                 record = self._through_a_crash(task, record, case)
             except (LabError, CommandError) as error:
                 record = replace(record, why=str(error).splitlines()[0][:200] if str(error) else repr(error))
-            if oddities(record):
+            if record.verdict != RIGHT:
                 self._keep(record, case)
         return replace(record, finished=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()))
 

@@ -22,7 +22,6 @@ from nfq_failover.lab.campaign.programs.judge import (
     WRONG,
     Record,
     judge,
-    oddities,
     reasons,
     reset_ports,
     silence_ms,
@@ -70,7 +69,8 @@ BEFORE = {40000: "", 40001: "the replica's output differs"}
         (56, "", BEFORE, {40001}, AS_SAID),
         (0, "59 lines", BEFORE, {40001}, AS_SAID),
         (28, "", {40001: "opened while no daemon was there"}, set(), AS_SAID),  # it hung, and status had said so
-        (56, "", BEFORE, {40000, 40001}, PROMISE),
+        (56, "", BEFORE, {40000, 40001}, AS_SAID),  # a data connection, and then its control connection
+        (56, "", BEFORE, {40000}, PROMISE),
         (None, "", {40000: ""}, set(), PROMISE),
         (56, "", {40000: ""}, {40009}, PROMISE),
         (0, "other bytes", {40000: ""}, set(), WRONG),
@@ -131,10 +131,3 @@ def test_table_has_a_row_for_each_program_that_ran_and_the_reasons(tmp_path: Pat
     write_report({row.key: row for row in rows}, PROGRAMS, "script/programs", ["icecast2 (curl)"], page)
     text = page.read_text()
     assert "<!-- programs:begin -->" in text and first in text and "abc" in text and "icecast2 (curl)" in text
-
-
-def test_only_what_breaks_a_promise_or_could_not_be_done_is_odd() -> None:
-    assert not oddities(record(0, RIGHT)) and not oddities(record(0, AS_SAID, "differs"))
-    assert oddities(record(0, PROMISE, "it was reset"))
-    assert oddities(record(0, WRONG, "other bytes"))
-    assert oddities(record(0, NOT_DONE, "no lab"))
