@@ -49,7 +49,6 @@ from nfq_failover.core.events import (
     Undelivered,
     WitnessAnswered,
 )
-from nfq_failover.core.gate.connection import Gate
 from nfq_failover.core.gate.table import GateTable
 from nfq_failover.core.leftovers import LeftoverSweep
 from nfq_failover.core.outbox import Outbox
@@ -65,7 +64,15 @@ from nfq_failover.core.shadow import path_mtu
 from nfq_failover.core.shadow.checkpoint import Checkpoint, CheckpointWriter
 from nfq_failover.core.shadow.connection import HEARD
 from nfq_failover.core.shadow.table import ShadowTable
-from nfq_failover.core.status import Status, concerns_of, connections_of, link_status, mishaps_of, standing
+from nfq_failover.core.status import (
+    Status,
+    concerns_of,
+    connections_of,
+    link_status,
+    mishaps_of,
+    protected_of,
+    standing,
+)
 from nfq_failover.errors import MalformedSegment
 from nfq_failover.wire.icmp import is_icmp
 from nfq_failover.wire.records import Record, Towards
@@ -547,11 +554,7 @@ class Node:
             witness=members.pact.status(),
             peer=link_status(self.protector, now),
             connections=connections,
-            protected_connections=0
-            if denied
-            else sum(
-                connection.state is Gate.PROTECTED and connection.living for connection in self.gate.flows.values()
-            ),
+            protected_connections=protected_of(connections, self.gate),
             application=members.health.status(),
             bounds=bounds.gauges(self.gate, self.shadow, [link.session for link in self.links.all], self.out.counters),
             counters=dict(sorted(self.out.counters.items())),

@@ -21,6 +21,7 @@ from nfq_failover.core.shadow.table import ShadowTable
 from nfq_failover.core.shadow.takeover import LATE
 from nfq_failover.wire.segment import FlowKey
 
+DIFFERS = "the two servers' output differs, and the difference has not ended: a takeover now would reset it"
 FED = " (its replica goes on getting what the client sends)"
 _CLAIMING = frozenset((State.PROTECTED, State.SHADOWING))
 
@@ -187,18 +188,27 @@ def connections_of(gate: GateTable, shadow: ShadowTable, denied: str = "") -> li
     return rows
 
 
+def protected_of(rows: list[ConnectionStatus], gate: GateTable) -> int:
+    """How many connections of this host's own service are protected."""
+    return sum(row.protected for row in rows[: sum(each.living for each in gate.flows.values())])
+
+
 def _gated(gate: GateTable) -> Iterable[ConnectionStatus]:
     for connection in gate.flows.values():
         if not connection.living:
             continue
-        protected = connection.state is Gate.PROTECTED
+        protected, reason = connection.state is Gate.PROTECTED, connection.reason
+        if connection.fed:
+            reason += FED
+        elif protected and gate.digests.open(connection.conn):
+            protected, reason = False, DIFFERS
         yield ConnectionStatus(
             *end_names(connection.flow),
             protected,
-            f"{connection.reason}{FED}" if connection.fed else connection.reason,
+            reason,
             connection.retained.inbound.size,
             connection.acks.confirmed,
-            max(connection.own.rcv_nxt - connection.acks.confirmed, 0) if protected else 0,
+            max(connection.own.rcv_nxt - connection.acks.confirmed, 0) if connection.state is Gate.PROTECTED else 0,
             gate.digests.differences(connection.conn),
         )
 
@@ -222,9 +232,11 @@ def _shadowed(shadow: ShadowTable) -> Iterable[ConnectionStatus]:
             reason += FED
         elif connection.state is Shadow.SHADOW and connection.late:
             reason = LATE
+        elif connection.state is Shadow.SHADOW and compare is not None and not compare.in_step:
+            reason = DIFFERS
         yield ConnectionStatus(
             *end_names(connection.flow),
-            connection.state is Shadow.SHADOW and not connection.late,
+            connection.state is Shadow.SHADOW and not reason,
             reason,
             inward.inbound.size,
             inward.held,

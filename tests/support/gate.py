@@ -73,5 +73,5 @@ def digest(start: int, length: int, data: bytes | None = None) -> Digest:
     return Digest(1, server_seq(start), length, hashes, tail_hash([data], length, SEED) if length else 0)
 
 
-def seen(upto: int, differences: int = 0) -> DigestSeen:
-    return DigestSeen(1, server_seq(upto), differences)
+def seen(upto: int, differences: int = 0, is_open: bool = False) -> DigestSeen:
+    return DigestSeen(1, server_seq(upto), differences, is_open)

@@ -55,6 +55,7 @@ class SentStream:
         "differences",
         "mark",
         "mss",
+        "open",
         "outbound",
         "outbound_bytes",
         "pending",
@@ -79,6 +80,7 @@ class SentStream:
         self.waits_since = 0.0  # strict: since when nothing has been released
         self.mss = SynOptions.parse(connection.open.syn_options).mss - (12 if connection.open.tsval is not None else 0)
         self.differences = 0
+        self.open = False  # the last of them has not ended
         self.said = False  # whether any digest was sent
 
     def read(self, start: int, end: int) -> bytes:
@@ -268,6 +270,8 @@ class GateDigests:
             return
         before, compared = stream.compared, min(stream.space.offset(record.compared), stream.mark)
         stream.differences = max(stream.differences, record.differences)
+        if compared >= stream.compared:
+            stream.open = record.open
         if compared > stream.compared:
             stream.compared = compared
             stream.repeat_s = max(stream.repeat_s / 2, REPEAT_FIRST_S)
@@ -293,6 +297,11 @@ class GateDigests:
         start, end = stream.space.offset(record.start), stream.space.offset(record.end)
         data = stream.read(start, end) if 0 < end - start <= DIGEST_BLOCK else b""
         self.out.record(BytesSent(record.conn, record.start, data))
+
+    def open(self, conn: int) -> bool:
+        """Whether the connection's output differs, and the difference has not ended: a takeover would reset it."""
+        stream = self._streams.get(conn)
+        return stream is not None and stream.open
 
     def differences(self, conn: int) -> int:
         """In how many places the connection's output was different."""

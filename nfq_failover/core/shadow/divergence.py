@@ -122,7 +122,7 @@ class Divergence:
 
     def _seen(self, connection: ShadowConnection, compare: Comparison) -> None:
         told = connection.mapping.seen.seq(compare.tell())
-        self.out.record(DigestSeen(connection.conn, told, compare.differences))
+        self.out.record(DigestSeen(connection.conn, told, compare.differences, not compare.in_step))
 
     # ------------------------------------------------------------------------------------ comparing
 

@@ -53,21 +53,29 @@ class Digest(Record):
         return cls(conn, seq, length, tuple(hashes), tail)
 
 
+_COUNT, _OPEN = 0x7FFFFFFF, 0x80000000  # in one field
+
+
 @declare(31, Towards.GATE)
 @dataclass(frozen=True, slots=True)
 class DigestSeen(Record):
-    """Backup -> primary: every byte before `compared` has been compared, and they differed in so many places."""
+    """Backup -> primary: every byte before `compared` has been compared, and they differed in so many places.
+
+    `open`: the last of these differences has not ended, so a takeover now would reset the connection.
+    """
 
     conn: int
     compared: int
     differences: int
+    open: bool = False
 
     def encode(self) -> bytes:
-        return THREE.pack(self.conn, self.compared, self.differences & 0xFFFFFFFF)
+        return THREE.pack(self.conn, self.compared, self.differences & _COUNT | self.open * _OPEN)
 
     @classmethod
     def decode(cls, value: bytes) -> Self:
-        return cls(*THREE.unpack(value))
+        conn, compared, differences = THREE.unpack(value)
+        return cls(conn, compared, differences & _COUNT, bool(differences & _OPEN))
 
 
 @declare(32, Towards.GATE, "!III")

@@ -6,10 +6,17 @@ import json
 
 from nfq_failover.core.concerns import Concern, Weight
 from nfq_failover.core.events import HostChecked
+from nfq_failover.core.gate.digests import SentStream
+from nfq_failover.core.gate.table import GateTable
 from nfq_failover.core.mishaps import MOST, Mishaps
 from nfq_failover.core.node import Node
 from nfq_failover.core.pair.roles import State
-from nfq_failover.wire.records import Unprotected
+from nfq_failover.core.status import connections_of
+from nfq_failover.wire.records import DigestSeen, Unprotected
+from tests.support.gate import digest
+from tests.support.shadow import SILENT, replica
+from tests.support.transcript import server_seq, settings
+from tests.unit.core.shadow.test_divergence import Comparing, changed
 from tests.unit.core.test_node_packets import LoneNode, Protected, shadowing
 
 KEYS = [
@@ -129,3 +136,28 @@ def test_what_went_wrong_for_the_same_reason_is_counted_and_the_oldest_forgotten
     assert len(found) == MOST
     assert (found[0].reason, found[0].count, found[0].at) == ("always the same", MOST + 5, MOST + 4)
     assert found[1].reason == f"reason {MOST + 4}"
+
+
+def test_difference_that_has_not_ended_is_not_called_protected() -> None:
+    host = Protected()
+    (connection,) = host.node.gate.flows.values()
+    host.node.gate.digests._streams[connection.conn] = SentStream(connection)
+    for is_open in (True, False):
+        host.node.gate.take(DigestSeen(connection.conn, server_seq(0), 1, is_open), host.now)
+        found = host.node.status(host.now)
+        assert found.protected_connections == (not is_open)
+        assert ("has not ended" in found.connections[0].reason) is is_open
+
+
+def test_difference_that_has_not_ended_is_not_called_protected_by_the_backup() -> None:
+    t = Comparing()
+    t >> replica(0, 40) << SILENT
+    t.differ(0, changed(0, 40, *range(40)))
+    t.effects.clear()
+    (row,) = connections_of(GateTable(settings(), t.out), t.side)
+    assert not row.protected and "has not ended" in row.reason
+    t >> replica(40, 40) << SILENT
+    t >> digest(40, 40)
+    t.effects.clear()
+    (row,) = connections_of(GateTable(settings(), t.out), t.side)
+    assert row.protected and not row.reason

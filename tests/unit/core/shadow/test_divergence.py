@@ -207,7 +207,7 @@ def test_difference_that_does_not_end_is_not_taken_over() -> None:
     with Comparing() as t:
         t >> replica(0, 40) << SILENT
         t.differ(0, changed(0, 40, *range(40)))
-        t << "log debug: output differs" << seen(40, 1)
+        t << "log debug: output differs" << seen(40, 1, True)
         t >> from_client(ack=40) << "pass [.] 0 ack 40 wnd 500 ts 1001/7000000"
         t >> "takeover"
         assert t.shadow.state is Shadow.FED and "encrypted or random" in t.shadow.reason
@@ -232,7 +232,7 @@ def test_bytes_that_the_primary_no_longer_has_count_as_different() -> None:
     with Comparing() as t:
         t >> replica(0, 200) << SILENT
         t >> digest(0, 200, changed(0, 200, 50, 190)) << BytesAsked(1, server_seq(0), server_seq(200))
-        t >> BytesSent(1, server_seq(0), b"") << "log debug: output differs" << seen(200, 1)
+        t >> BytesSent(1, server_seq(0), b"") << "log debug: output differs" << seen(200, 1, True)
         assert t.shadow.output.compare is not None and not t.shadow.output.compare.in_step
 
 
@@ -283,7 +283,7 @@ def test_end_is_not_told_before_a_difference_is_understood() -> None:
         t >> digest(0, 100, changed(0, 100, *range(60, 100))) << BytesAsked(1, server_seq(0), server_seq(100))
         t >> asked(100)
         t >> BytesSent(1, server_seq(0), changed(0, 100, *range(60, 100)))
-        t << "log debug: output differs" << seen(100, 1)
+        t << "log debug: output differs" << seen(100, 1, True)
         t >> asked(100)
         lost(t, "differs from byte 60 on")
 

@@ -31,7 +31,7 @@ def test_two_blocks_that_are_not_known_are_a_reason() -> None:
         data = changed(0, 2 * DIGEST_BLOCK, 50, DIGEST_BLOCK + 50)
         t >> digest(0, 2 * DIGEST_BLOCK, data) << BytesAsked(1, server_seq(0), server_seq(1280))
         t >> BytesSent(1, server_seq(0), b"") << "log debug: output differs"
-        t << BytesAsked(1, server_seq(1280), server_seq(2560)) << seen(1280, 1)
+        t << BytesAsked(1, server_seq(1280), server_seq(2560)) << seen(1280, 1, True)
         t >> BytesSent(1, server_seq(1280), b"")
         lost(t, "differs from byte 0 to 2496 (encrypted or random?)")
 
