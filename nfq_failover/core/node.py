@@ -218,8 +218,6 @@ class Node:
         connection = self.shadow.flows.get((seg.src, seg.sport, seg.dst, seg.dport))
         anew = seg.flags & (SYN | ACK | RST) == SYN
         if connection is not None and not (anew and self.shadow.gives_way(connection, seg)):
-            if connection.map is None:
-                self.shadow.strays.heard(connection.flow, seg)
             self.shadow.segments.inbound(event, seg, connection, now)
             if self.checkpoint is not None and connection.heard:
                 self.checkpoint.review(connection)

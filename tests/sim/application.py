@@ -15,7 +15,6 @@ from nfq_failover.wire.segment import FlowKey
 
 from .clock import Clock, HostClock
 from .kernel import Kernel
-from .scenario import DOWNLOAD, ECHO, UPLOAD
 from .tcp import Tcp
 
 CHECK_INTERVAL_S, CHECK_TIMEOUT_S = 0.2, 0.2
@@ -32,6 +31,10 @@ class Machine(Protocol):
     running: bool
     run: int
     name: str
+
+    @property
+    def ports(self) -> tuple[int, ...]:
+        """Where the application listens."""
 
     def accepted(self, tcp: Tcp) -> None:
         """The application gets a connection."""
@@ -76,7 +79,7 @@ class Application:
         if self.state != "dead" and not self.refuses:
             if not self.host.kernel.listeners:
                 self.sockets = frozenset((next(self._sockets),))
-            for port in (ECHO, DOWNLOAD, UPLOAD):
+            for port in self.host.ports:
                 self.host.kernel.listeners[port] = self.host.accepted
             self._seen()
 

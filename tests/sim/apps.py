@@ -8,10 +8,11 @@ from random import Random
 
 from .application import Application
 from .clock import Clock
-from .scenario import DOWNLOAD, ECHO, Connection, HostPlan
+from .scenario import DOWNLOAD, ECHO, PUSH, Connection, HostPlan
 from .tcp import Tcp
 
 HEADER = 8
+PUSH_BYTES, PUSH_PIECE, PUSH_EVERY_S = 30_000, 500, 0.02
 
 
 def stream(count: int, salt: int) -> bytes:
@@ -21,9 +22,12 @@ def stream(count: int, salt: int) -> bytes:
 
 class Server:
     """One connection of the server application. It answers the same on every host, only not at the same time, nor in
-    pieces of the same size."""
+    pieces of the same size; but not if it is `odd`."""
 
-    def __init__(self, clock: Clock, tcp: Tcp, plan: HostPlan, random: Random, process: Application) -> None:
+    def __init__(
+        self, clock: Clock, tcp: Tcp, plan: HostPlan, random: Random, process: Application, odd: bool = False
+    ) -> None:
+        self.odd = odd
         self.process, self.written = process, 0
         self.clock, self.tcp, self.random, self.delay = clock, tcp, random, plan.app_delay
         self.read_size, self.write_size = plan.read_size or 1 << 30, plan.write_size or 1 << 30
@@ -34,6 +38,8 @@ class Server:
         self._scheduled = False
         self._answered = False
         tcp.app = self
+        if self.port == PUSH:
+            self._push()
 
     def readable(self) -> None:
         if not self._scheduled:
@@ -56,7 +62,7 @@ class Server:
         size, exit_at = self.write_size, self.process.exit_at
         if exit_at is not None:
             size = min(size, max(exit_at - self.written, 0))
-        taken = self.tcp.write(bytes(self.pending[:size]))
+        taken = self.tcp.write(twisted(self.pending[:size]) if self.odd else bytes(self.pending[:size]))
         self.written += taken
         del self.pending[:taken]
         if exit_at is not None and self.written >= exit_at:
@@ -64,8 +70,17 @@ class Server:
             return
         if (self.pending and taken == self.write_size) or len(data) == self.read_size:
             self.readable()  # there is more to do, later
-        if not self.pending and (self.tcp.at_end or (self._answered and self.port == DOWNLOAD)):
+        if not self.pending and (self.tcp.at_end or (self._answered and self.port in (DOWNLOAD, PUSH))):
             self.tcp.close()
+
+    def _push(self) -> None:
+        """The next piece is due: nobody has asked for it."""
+        at = self.written + len(self.pending)
+        self.pending += stream(PUSH_BYTES, PUSH_BYTES)[at : at + PUSH_PIECE]
+        self._answered = at + PUSH_PIECE >= PUSH_BYTES
+        if not self._answered and self.tcp.app in (self, None):
+            self.clock.after(PUSH_EVERY_S, self._push)
+        self.readable()
 
     def _answer(self, count: int) -> None:
         if self.port == DOWNLOAD:
@@ -76,6 +91,11 @@ class Server:
             self.pending += blake2s(self.read[HEADER : HEADER + count]).digest()
 
 
+def twisted(data: bytes | bytearray) -> bytes:
+    """What an odd server sends instead."""
+    return bytes(byte ^ 0x55 for byte in data)
+
+
 class Client:
     """One connection of the client: what it sends, in pieces, and what it expects."""
 
@@ -83,12 +103,16 @@ class Client:
         self.clock, self.tcp, self.pause, self.sip, self.early = clock, tcp, plan.pause, plan.sip, plan.early
         salt = plan.salt
         self.port = tcp.remote[1]
+        self.odd = plan.odd
         rng = Random(salt)
         size = rng.choice((1, 400, 5000, 20_000, 60_000))
         self.expected = b""
         if self.port == ECHO:
             self.out = stream(size, salt)
             self.expected = self.out
+        elif self.port == PUSH:
+            self.out = b""
+            self.expected = stream(PUSH_BYTES, PUSH_BYTES)
         elif self.port == DOWNLOAD:
             self.out = size.to_bytes(HEADER, "big")
             self.expected = stream(size, size)

@@ -20,13 +20,14 @@ from nfq_failover.wire.seqnum import diff
 from nfq_failover.wire.tcp_options import SynOptions
 
 from . import bounds
-from .apps import Client
+from .apps import Client, twisted
 from .host import LOOK_S, SimHost
-from .scenario import PROBE_PORT
+from .scenario import PROBE_PORT, PUSH
 
 if TYPE_CHECKING:
     from .world import SimWorld
 
+TOLD_S = 1.5  # a connection without a replica has been told of by then
 KNOWN_S = 2.0  # three failed checks, and a heartbeat that says so
 
 
@@ -47,6 +48,9 @@ class Seen:
     options: tuple[int | None, bool, bool]
     client: Client
     ack: int = 0
+    acked: int = 0  # as `ack`, also of one that is excused
+    behind: tuple[str, int, int, int] | None = None  # survivor, its life and run, what its application must have read
+    must_hear: tuple[str, int, int] | None = None  # survivor, its life and run: its client must not be left in silence
     edge: int = 0
     tsval: int | None = None
     resets: int = 0
@@ -68,6 +72,7 @@ class Checks:
     heard: dict[int, tuple[str, int]] = field(default_factory=dict)
     past: dict[Client, Seen] = field(default_factory=dict)  # their ports were used again
     excuse: str = ""
+    took_over: set[str] = field(default_factory=set)
     refused: dict[FlowKey, str] = field(default_factory=dict)  # the application was not up yet, the backup too late
 
     def emitted(self, host: SimHost, packet: bytes) -> None:
@@ -89,6 +94,7 @@ class Checks:
             fresh = seen is None or seen.client is not self.world.clients.get(flow)
             down = not host.kernel.listeners and (host.application.well or fresh)
             down = down or (fresh and flow in host.application.broken)
+            down = down or (flow[3] == PUSH and host.plan.deaf)
             if late or down:
                 self.refused[flow] = host.name
         if seen is None:
@@ -165,6 +171,7 @@ class Checks:
             )
         if self.world.split_brain:
             return
+        self.took_over.add(host.name)
         if any(other.up for other in others):
             self._moved(host)
         for promised in self.flows.values():
@@ -206,6 +213,8 @@ class Checks:
         self.flows[flow].excused = self.excuse
         if have is not None and have.client_space.base == client_space.base:
             self.flows[flow].excused = self.excuse or have.excused  # the client may have taken the first answer
+        if self.world.clients[flow].odd:
+            self.flows[flow].excused = "its servers differ"
         if not host.application.well or flow in host.application.broken:
             self.flows[flow].excused = "opened while the application failed"
         if flow[1] >= PROBE_PORT and not self.excuse and not self.world.scenario.limits.max_connections:
@@ -219,7 +228,9 @@ class Checks:
         where = f"{host.name} at {self.world.clock.now:.4f}: {seg}"
         start = seen.server_space.offset(seg.seq)
         payload = seg.payload()
-        assert payload == client.expected[start : start + len(payload)], f"wrong bytes: {where}"
+        expected = client.expected[start : start + len(payload)]
+        right = payload == expected or (client.odd and payload == twisted(expected))
+        assert right, f"wrong bytes: {where}"
         if seg.flags & FIN:
             whole = start + len(payload) == len(client.expected)
             unpromised = client.aborted or (bool(seen.excused) and not seen.promised)
@@ -227,6 +238,7 @@ class Checks:
             assert whole or broken, f"FIN at the wrong place: {where}"
         ack = seen.client_space.offset(seg.ack)
         assert 0 <= ack <= len(client.out) + 1, f"acknowledges what was never sent: {where}"
+        seen.acked = max(seen.acked, ack)
         if seen.excused:
             return
         shrink = max(1 << seen.wscale, ROUNDING_BYTES)  # what rounding had added may be taken back
@@ -277,15 +289,31 @@ class Checks:
             gate = primary.node.gate.flows.get(flow)
             going = [backup for backup in able if gate is not None and self._goes_on(gate, backup)]
             survivor = (*going, *others)[0]
-            seen.promised, seen.survivor = bool(going), survivor.name
+            seen.promised, seen.survivor = bool(going) and not seen.client.odd, survivor.name
+            if gate is not None and survivor in able:
+                self._expect(primary, gate, survivor, seen)
             decided = self.world.scenario.witness and survivor in able and survivor.node.members.pact.held
             seen.promised_until = inf if decided else min(primary.heard, survivor.awake) + self.world.time_to_act
             if not seen.promised:
-                seen.excused = "not protected when its server died"
+                seen.excused = seen.excused or "not protected when its server died"
             seen.let_go = gate is not None and gate.state is not Gate.PROTECTED and primary.node.gate.protecting
             if seen.promised and not self.excuse:
                 held = survivor.node.shadow.flows[flow].inward.held
                 assert seen.ack <= held, f"{flow}: acknowledged {seen.ack}, {survivor.name} has {held}"
+
+    def _expect(self, primary: SimHost, gate: GatedConnection, survivor: SimHost, seen: Seen) -> None:
+        """What must come of a connection that may be lost: the state behind it is not, and its client hears of it."""
+        shadow = survivor.node.shadow.flows.get(gate.flow)
+        who = survivor.name, survivor.life, survivor.run
+        acked = min(seen.acked, len(seen.client.out))
+        known = gate.flow in survivor.node.shadow.strays.flows
+        if shadow is not None and shadow.conn == gate.conn:
+            known = True
+            fed = gate.state in (Gate.PROTECTED, Gate.FED) and shadow.state in (Shadow.SHADOW, Shadow.FED)
+            if fed and acked <= shadow.inward.held:
+                seen.behind = (*who, acked)
+        if gate.state is not Gate.PROTECTED and (known or primary.ticks.now - gate.opened_at > TOLD_S):
+            seen.must_hear = who if primary.node.gate.protecting else None
 
     def _able(self, primary: SimHost, backup: SimHost) -> bool:
         """Whether `backup` can take over when `primary` is silent from now on."""
@@ -425,6 +453,27 @@ class Checks:
         for seen in self.flows.values():
             seen.promised, seen.excused = False, why
 
+    def _lives_on(self, name: str, life: int, run: int) -> bool:
+        """Whether a survivor has taken over, and its daemon and application have gone on since."""
+        host = self.world.host(name)
+        return (host.life, host.run) == (life, run) and host.application.well and name in self.took_over
+
+    def _kept(self, flow: FlowKey, seen: Seen) -> None:
+        """The state behind a connection that was lost has survived, and its client knows."""
+        if self.excuse:
+            return
+        if seen.behind is not None and self._lives_on(*seen.behind[:3]):
+            name, *_, acked = seen.behind
+            host = self.world.host(name)
+            apps = host.apps.get(flow, [])
+            if flow not in host.application.broken:
+                read = max((len(app.read) for app in apps if seen.client.out.startswith(bytes(app.read))), default=0)
+                assert read >= acked, f"{flow}: {acked} bytes were acknowledged, {name}'s application has {read}"
+        if seen.must_hear is not None and self._lives_on(*seen.must_hear):
+            client = seen.client
+            told = client.ending or client.reset or client.aborted or client.tcp.state == "syn-sent"
+            assert told, f"client port {flow[1]} has not heard that its connection is over: {client.tcp.state}"
+
     # ------------------------------------------------------------------------------------ the end
 
     def final(self) -> None:
@@ -434,11 +483,17 @@ class Checks:
             if seen is not None and seen.client is not client:
                 seen = self.past.get(client)
             got = bytes(client.got)
-            assert got == client.expected[: len(got)], f"port {flow[1]}: the client has read wrong bytes"
+            expected = client.expected[: len(got)]
+            # How long a mixture is possible, test_sim_divergence.py measures.
+            both = zip(got, expected, twisted(expected), strict=True) if client.odd else ()
+            right = got == expected or (client.odd and all(byte in (one, other) for byte, one, other in both))
+            assert right, f"port {flow[1]}: the client has read wrong bytes"
+            if seen is not None:
+                self._kept(flow, seen)
             excused = self.excuse or (seen is not None and seen.excused) or flow in self.refused
             state = f"{client.tcp.state}, {len(got)} of {len(client.expected)}, sent {client.sent}/{len(client.out)}"
             assert client.finished or excused, f"client port {flow[1]} -> {flow[3]} did not end well: {state}"
-        for host in self.world.hosts:
+        for host in self.world.hosts:  # the servers
             for flow, apps in host.apps.items():
                 sent = [client.out for at, client in [*self.world.past, *self.world.clients.items()] if at == flow]
                 for app in apps:

@@ -59,7 +59,7 @@ from .application import Application
 from .apps import Server
 from .clock import HostClock
 from .kernel import Kernel, cut_super_segment
-from .scenario import HostPlan
+from .scenario import DOWNLOAD, ECHO, PUSH, UPLOAD, HostPlan
 from .tcp import Personality, Tcp
 
 if TYPE_CHECKING:
@@ -164,6 +164,11 @@ class SimHost:
         if self.settings.health_checked:
             self.application.watch(self.run)
 
+    @property
+    def ports(self) -> tuple[int, ...]:
+        """Where the application listens."""
+        return (ECHO, DOWNLOAD, UPLOAD) if self.plan.deaf else (ECHO, DOWNLOAD, UPLOAD, PUSH)
+
     def _facts(self) -> tuple[tuple[str, str], ...]:
         plan = self.plan
         return (
@@ -181,7 +186,8 @@ class SimHost:
 
     def accepted(self, tcp: Tcp) -> None:
         """The application gets a connection."""
-        app = Server(self.clock, tcp, self.plan, self.random, self.application)
+        odd = self.world.odd((*tcp.remote, *tcp.local), self)
+        app = Server(self.clock, tcp, self.plan, self.random, self.application, odd)
         self.application.broken.discard((*tcp.remote, *tcp.local))
         self.apps.setdefault((*tcp.remote, *tcp.local), []).append(app)
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from .network import Quality
 
-ECHO, DOWNLOAD, UPLOAD = 7000, 7001, 7002
+ECHO, DOWNLOAD, UPLOAD, PUSH = 7000, 7001, 7002, 7003
 PROBE_PORT = 50_000  # from here on: connections after the healing
 DIRECTORY = Path(__file__).parent / "scenarios"
 
@@ -22,7 +22,7 @@ DIRECTORY = Path(__file__).parent / "scenarios"
 class Connection:
     """One connection of the client. `abort_at`: after how many bytes the client resets it. `again`: how many seconds
     after its end the client opens another one from the same port. `sip`: how many bytes it reads at a time, slowly.
-    `early`: it closes its direction as soon as everything is sent."""
+    `early`: it closes its direction as soon as everything is sent. `odd`: the two hosts answer it differently."""
 
     at: float
     port: int
@@ -33,6 +33,7 @@ class Connection:
     again: float | None = None
     sip: int = 0
     early: bool = False
+    odd: bool = False
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,8 @@ class HostPlan:
     writes at a time (0: everything). `kernel_drop`: how often its TCP drops data for want of memory. `rate`: of its
     clock. `buffer`: of its sockets. `wrap`: initial sequence numbers lie at most so far before 0 (0: anywhere).
     `marks_lost`: another rule of the host overwrites the mark of what the daemon sends, so that it is queued. `mtu`: of
-    its interface, which takes no longer packets. `timestamps`, `sack`, `scaling`: whether its TCP grants them."""
+    its interface, which takes no longer packets. `timestamps`, `sack`, `scaling`: whether its TCP grants them.
+    `deaf`: its application does not listen at `PUSH`."""
 
     boot: float = 0.0
     listen_after: float = 0.0
@@ -82,6 +84,7 @@ class HostPlan:
     timestamps: bool = True
     sack: bool = True
     scaling: bool = True
+    deaf: bool = False
 
 
 @dataclass(frozen=True)

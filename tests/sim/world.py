@@ -24,7 +24,7 @@ from .incidents import Incidents
 from .kernel import Kernel
 from .network import Path, Quality
 from .opinions import Fences, Witness
-from .scenario import DOWNLOAD, ECHO, PROBE_PORT, UPLOAD, Connection, HostPlan, Scenario
+from .scenario import DOWNLOAD, ECHO, PROBE_PORT, PUSH, UPLOAD, Connection, HostPlan, Scenario
 from .stalls import Stalls
 from .tcp import Personality
 
@@ -55,6 +55,7 @@ class SimWorld:
         self.healed = False
         self.checks = Checks(self)
         self.incidents = Incidents(self)
+        self._lopsided = any(plan.odd for plan in scenario.connections)
         self.clients: dict[FlowKey, Client] = {}
         self.past: list[tuple[FlowKey, Client]] = []  # whose port was used again
         self._returning: Counter[tuple[str, bytes]] = Counter()  # daemons' own, in a queue
@@ -109,7 +110,8 @@ class SimWorld:
         settings = configured.settings(
             name=name,
             service=SERVICE,
-            ports=((ECHO, UPLOAD),),
+            ports=((ECHO, PUSH),),
+            **({"divergence_run_bytes": 64, "out_of_step_ms": 1000} if self._lopsided else {}),
             peers=tuple(configured.peer(other, other) for other in scenario.hosts if other != name),
             key=b"simulated" * 4,
             prefer_primary=name == first,
@@ -230,6 +232,11 @@ class SimWorld:
     def crashed_lately(self, host: SimHost) -> bool:
         """Whether the primary may not know yet that its backup has lost everything."""
         return self.clock.now - self.crashes.get(host.name, -100.0) < 3.0
+
+    def odd(self, flow: FlowKey, host: SimHost) -> bool:
+        """Whether `host` answers a connection in its own way."""
+        client = self.clients.get(flow)
+        return client is not None and client.odd and host is self.hosts[-1]
 
     def open_client(self, plan: Connection) -> None:
         """The client opens a connection."""

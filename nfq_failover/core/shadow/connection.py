@@ -91,6 +91,7 @@ class ShadowConnection:
 
     `conn` is its number, the primary's or, if it alone was handed over, one of our own; `handed` is the primary's then
     (core/shadow/handover.py). `seen` is the server's stream as the client numbers it. `heard`: its client hears us.
+    `unready`: what the client had acknowledged, and its right edge, before the replica has answered.
     `turn`: whether the client waits for us (even), as the primary last said (wire/records/pace.py).
     """
 
@@ -118,6 +119,7 @@ class ShadowConnection:
         "state",
         "syn_retry_s",
         "turn",
+        "unready",
     )
 
     def __init__(
@@ -134,6 +136,7 @@ class ShadowConnection:
         self.reason = reason
         self.opened_at = now
         self.syn_retry_s = SYN_RETRY_FIRST_S
+        self.unready: tuple[int, int] | None = None
         self.seen = SeqSpace(opening.iss)
         self.map: Translation | None = None
         self.heard = False
@@ -308,6 +311,11 @@ class ShadowConnection:
         if seg.ts_off:
             mapping.note_seen_tsecr(seg.tsecr, now)
 
+    def note_unready(self, seg: Segment, ack: int) -> None:
+        """Learn from a client that has its SYN-ACK, though the replica has not answered: where it would be reset."""
+        if self.unready is None or ack >= self.unready[0]:
+            self.unready = ack, ack + (seg.wnd << self.header.wscale)
+
     def inject(self, out: Outbox, offset: int, data: bytes = b"", flags: int = ACK) -> None:
         """Deliver a segment that we build ourselves to our TCP, with the client's newest acknowledgement."""
         self.inward.inject(self.mapping, out, offset, data, flags)
@@ -326,6 +334,8 @@ class ShadowConnection:
         sent = self.acceptance.primary_sent if output.compare is None else output.compare.sent
         una = max(output.snd_una, 0)
         edge = una + (header.wnd << header.wscale)
+        if self.unready is not None and self.unready[0] >= una:
+            una, edge = self.unready
         if self.heard and not output.discarded:
             sent = max(sent, min(output.snd_nxt, edge))
         start = self.open.iss + 1

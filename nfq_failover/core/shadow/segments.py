@@ -102,6 +102,7 @@ class Segments:
             out.drop(event.queue, event.packet_id, "contradiction")
             return
         if mapping is None:
+            connection.note_unready(seg, ack)
             inward.let_in(offset + seg.seg_len)  # the client has its SYN-ACK: the primary has not waited for us
             out.drop(event.queue, event.packet_id, "replica-opening")
             return

@@ -10,7 +10,7 @@ from nfq_failover.wire.records import Served
 from nfq_failover.wire.segment import FlowKey, Segment
 from nfq_failover.wire.seqnum import add, diff
 
-UNHEARD_WINDOW = 16_384  # of a client that our tap has not heard: its window is likely to be wider
+UNHEARD_BYTES = (4_095, 16_383, 65_534)  # how far a client may be that our tap has not heard, within a likely window
 
 
 class Stray:
@@ -45,7 +45,7 @@ class Stray:
     def reset_places(self) -> list[int]:
         """The sequence numbers that its client may expect next, the most probable one first."""
         if self._ack is None:
-            return places(self.told.seq, self.told.seq, add(self.told.seq, UNHEARD_WINDOW))
+            return [self.told.seq, *(add(self.told.seq, ahead) for ahead in UNHEARD_BYTES)]
         return places(self._ack, self.told.seq, self._edge)
 
     def reset_ack(self) -> int:

@@ -80,7 +80,7 @@ class Takeover:
             elif connection.state in (Shadow.DEAD, Shadow.FED):
                 self.cut(connection, now)
                 reset += 1
-            elif connection.inward.late_until >= 0 or connection.flow in self._strays.flows:
+            elif connection.unready is not None or connection.flow in self._strays.flows:
                 self._lacks(connection)
                 connection.give_up(NEVER_READY)  # its client has seen a SYN-ACK all the same
                 self.cut(connection, now)
@@ -103,7 +103,9 @@ class Takeover:
         """Tell the client of a connection that can't be continued that it is over."""
         self._lacks(connection)
         connection.cut()
-        self._resets.tell(self._strays.flows.get(connection.flow, connection), now)
+        if (stray := self._strays.flows.get(connection.flow)) is not None:
+            connection.acceptance.primary_has_sent(connection.seen.offset(stray.told.seq))
+        self._resets.tell(connection, now)
         self.out.mishaps.note("connection reset at the takeover", connection.reason, connection.flow, now)
         if connection.state is Shadow.FED:
             self._feeding.drain(connection, now)

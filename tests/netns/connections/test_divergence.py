@@ -232,9 +232,9 @@ def test_status_and_takeover_of_servers_that_differ(scratch: Path, capsys: pytes
             row = made["tls"].becomes(lambda row: not row["protected"])
             # A replica that can't read what the client has encrypted may give up before anything was compared.
             assert "encrypted or random" in row["reason"] or "not compared yet: see" in row["reason"]
-            # Too little to tell, but no agreement: protected, and nothing for a takeover.
+            # Too little to tell, but no agreement: nothing for a takeover, and not called protected.
             assert len(made["whisper"].get(40)) == 40
-            made["whisper"].becomes(lambda row: row["differences"] == 1 and row["protected"])
+            made["whisper"].becomes(lambda row: row["differences"] == 1 and not row["protected"])
             for name in ("nginx", "redis", "date"):
                 assert made[name].row()["protected"], name
 
@@ -270,8 +270,7 @@ def test_client_that_only_listens_is_told_long_after_its_servers_fell_out_of_ste
             ended.socket.close()
             backup = TWO_HOSTS.other(lab.resolve("primary"))
             time.sleep(QUERY_EVERY_S)
-            # Our own TCP has nothing of it left: only the daemon knows that there is such a client.
-            assert eventually(lambda: client.name not in lab_connections(lab, backup), 2 * QUERY_EVERY_S)
+            assert client.name in lab_connections(lab, backup)  # its replica is fed on
             assert "diverged" in client.shadow()["reason"]
             assert eventually(lambda: not ended.shadow(), 5)
             lab.crash("primary")

@@ -6,7 +6,7 @@ from dataclasses import replace
 from random import Random
 from typing import Any
 
-from tests.sim.generate import application, incidents, pace, witness
+from tests.sim.generate import application, incidents, lopsided, pace, witness
 from tests.sim.generate.times import most_rate
 from tests.sim.network import Quality
 from tests.sim.scenario import DOWNLOAD, ECHO, UPLOAD, Connection, HostPlan, Limits, Scenario
@@ -35,6 +35,7 @@ KINDS = (
     *application.KINDS,
     *witness.KINDS,
     *pace.KINDS,
+    *lopsided.KINDS,
 )
 
 
@@ -74,6 +75,8 @@ def from_seed(seed: int, kind: str = "") -> Scenario:
         incidents=incidents.draw(random, kind, length, detection_s),
     )
     scenario = _with_differences(_with_marks_lost(scenario))
+    if kind in lopsided.KINDS:
+        return lopsided.extend(scenario, length)
     if kind in application.KINDS:
         return application.extend(scenario, length)
     if kind in pace.KINDS:

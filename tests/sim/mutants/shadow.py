@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from nfq_failover.core import restart
+from nfq_failover.core.events import PacketQueued
 from nfq_failover.core.injected import Injected
 from nfq_failover.core.outbox import Outbox
 from nfq_failover.core.shadow import checkpoint, connection, inward, output
@@ -14,11 +15,14 @@ from nfq_failover.core.shadow.header import ClientHeader
 from nfq_failover.core.shadow.inward import Inward
 from nfq_failover.core.shadow.recovery import Recovery
 from nfq_failover.core.shadow.resending import AckWait, Resending
+from nfq_failover.core.shadow.resets import Resets, Told, send_reset
+from nfq_failover.core.shadow.strays import Strays
 from nfq_failover.core.shadow.table import ShadowTable
 from nfq_failover.core.tcp import translation
 from nfq_failover.core.tcp.journal import Journal
 from nfq_failover.core.tcp.translation import Translation
 from nfq_failover.wire.records import Confirm
+from nfq_failover.wire.segment import Segment
 
 from .gate import UnwrappedSeqSpace
 from .mutant import Mutant, Patch, nothing
@@ -45,6 +49,30 @@ def _hasty(self: Inward, conn: int) -> Confirm:
 
 
 _confirm = Inward.confirm
+
+
+def _unfed(self: Inward, mapping: Translation, event: PacketQueued, seg: Segment, ack: int, out: Outbox) -> None:
+    """What the client sends goes nowhere once the output differs."""
+    if self.output.discarded:
+        out.drop(event.queue, event.packet_id, "unfed")
+    else:
+        _deliver(self, mapping, event, seg, ack, out)
+
+
+def _unfed_again(self: Inward, mapping: Translation, out: Outbox) -> None:
+    """As `_unfed`, for what the replica's TCP has not taken."""
+    if not self.output.discarded:
+        _redeliver(self, mapping, out)
+
+
+def _once(self: Resets, told: Told, now: float) -> None:
+    """Tells a client once, and never again."""
+    del now
+    for seq in told.reset_places():
+        send_reset(self.out, told.flow, seq, told.reset_ack())
+
+
+_deliver, _redeliver = Inward.deliver, Inward.redeliver
 
 
 class _Boundless(Journal):
@@ -203,6 +231,27 @@ SHADOW = (
         "stays in the past",
         (Patch(AckWait, "in_vain", _at_once),),
         CRASHES,
+    ),
+    Mutant(
+        "input not fed after a divergence",
+        "were acknowledged, b's application has",
+        (Patch(Inward, "deliver", _unfed), Patch(Inward, "redeliver", _unfed_again)),
+        ("lopsided-crash",),
+        (6, "lopsided-crash"),
+    ),
+    Mutant(
+        "reset sent once",
+        "has not heard that its connection is over",
+        (Patch(Resets, "tell", _once),),
+        ("lopsided-crash",),
+        (2, "lopsided-crash"),
+    ),
+    Mutant(
+        "no word of connections without a replica",
+        "has not heard that its connection is over",
+        (Patch(Strays, "on_served", nothing),),
+        ("lopsided-crash",),
+        (103, "lopsided-crash"),
     ),
     Mutant(
         "quote another byte",

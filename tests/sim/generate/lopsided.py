@@ -1,0 +1,47 @@
+"""Kinds in which the hosts' applications do not behave the same: some connections differ, some open on one host alone.
+They draw from a generator of their own."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from random import Random
+
+from tests.sim.scenario import DOWNLOAD, ECHO, PUSH, UPLOAD, Connection, Incident, Limits, Scenario
+
+KINDS = (
+    "lopsided",
+    *("lopsided-crash",) * 2,
+)
+
+
+def extend(scenario: Scenario, length: float) -> Scenario:
+    """A scenario of one of these kinds, made from one without incidents."""
+    random = Random(f"{scenario.seed}/{scenario.kind}")
+    deaf = random.random() < 0.6
+    hosts = {name: replace(plan, deaf=deaf and name == "b") for name, plan in scenario.hosts.items()}
+    at = random.uniform(0.2, length + 1.5)
+    return replace(
+        scenario,
+        limits=Limits(),
+        hosts=hosts,
+        connections=tuple(_connection(random, number, length) for number in range(random.choice((2, 4, 6)))),
+        incidents=_crash(random, at) if scenario.kind == "lopsided-crash" else (),
+    )
+
+
+def _connection(random: Random, number: int, length: float) -> Connection:
+    plan = Connection(random.uniform(0, length), 40_000 + number, PUSH, random.getrandbits(32))
+    if random.random() < 0.3:
+        return plan
+    return replace(
+        plan,
+        server_port=random.choice((ECHO, ECHO, DOWNLOAD, UPLOAD)),
+        odd=random.random() < 0.6,
+        pause=random.choice((0.0, 0.01, 0.05)),
+    )
+
+
+def _crash(random: Random, at: float) -> tuple[Incident, ...]:
+    """A crash; sometimes the survivor is not heard at first."""
+    deaf = Incident(at + 0.03, "cut", "service>client", random.choice((0.5, 1.0, 2.0)))
+    return (Incident(at, "crash", "primary"), *((deaf,) if random.random() < 0.4 else ()))
