@@ -211,8 +211,8 @@ def test_backup_loses_its_application(world: Applications, tmp_path: Path, how: 
         talk.echo(2)
         silent.socket.sendall(b"x")
         silent.expect_end()
-        world.becomes(**{primary: "unprotected"})
-        assert world.says(backup)["membership"] == "shadowing"  # what its application has missed degrades it
+        states = {primary: "unprotected", backup: "shadowing"}  # what the backup's application has missed degrades it
+        assert eventually(lambda: {node: world.says(node).get("membership") for node in states} == states, 20)
         assert world.says(primary)["reason"] == "the backup's application has failed"
         assert case.row(talk)["reason"]
         goes_on(case, talk)
