@@ -91,6 +91,7 @@ class ShadowConnection:
 
     `conn` is its number, the primary's or, if it alone was handed over, one of our own; `handed` is the primary's then
     (core/shadow/handover.py). `seen` is the server's stream as the client numbers it. `heard`: its client hears us.
+    `restored`: it is from an earlier life of the daemon.
     `unready`: what the client had acknowledged, and its right edge, before the replica has answered.
     `turn`: whether the client waits for us (even), as the primary last said (wire/records/pace.py).
     """
@@ -114,6 +115,7 @@ class ShadowConnection:
         "output",
         "reason",
         "resending",
+        "restored",
         "resync",
         "seen",
         "state",
@@ -139,7 +141,7 @@ class ShadowConnection:
         self.unready: tuple[int, int] | None = None
         self.seen = SeqSpace(opening.iss)
         self.map: Translation | None = None
-        self.heard = False
+        self.heard = self.restored = False
         self.handed = 0
         self.turn = 0
         self._asked_at = 0.0
@@ -211,7 +213,7 @@ class ShadowConnection:
 
     def restore(self, mapping: Translation | None, handed: int) -> None:
         """It was taken over in an earlier life of the daemon; the parts have been restored."""
-        self.heard = True
+        self.heard = self.restored = True
         self.handed = handed
         self.output.stop_comparing()
         if mapping is not None:

@@ -377,6 +377,10 @@ class ShadowTable:
         left to be told of one that could not be continued."""
         if connection.taken_over or not connection.heard or connection.handed or syn.seq == connection.open.irs:
             return connection.taken_over
+        if connection.restored:  # our TCP may still have it, and would answer the SYN in its way
+            if connection.map is not None:
+                connection.resync.ask(connection.map, connection.inward, self.out)  # it shows itself, and is reset
+            return False
         if connection.state is Shadow.FED:
             connection.reset_own(self.out)
         self.forget(connection)

@@ -93,6 +93,15 @@ def test_new_connection_from_the_port_ends_it() -> None:
         assert not quiet(t, 10.0) and FLOW not in t.side.flows
 
 
+def test_new_connection_waits_while_our_tcp_may_have_one_from_an_earlier_life() -> None:
+    with dead() as t:
+        t >> "takeover"
+        quiet(t)
+        t.shadow.restore(t.shadow.map, 0)
+        assert not t.side.gives_way(t.shadow, Segment(client(-1, ack=None, flags="S", irs=IRS + 70000).packet(ISS)))
+        quiet(t, 15.0)
+
+
 def test_syn_of_the_connection_itself_ends_nothing() -> None:
     with dead() as t:
         t >> "takeover"
