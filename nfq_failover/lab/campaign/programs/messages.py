@@ -104,7 +104,7 @@ exec ngircd -n -f "$PWD/conf"
         _BIRD_SERVER,
         _BIRD_CLIENT,
         "grep -q Established state || { tail -n 1 state; exit 1; };"
-        " [ $(grep -c 'BGP session established' log) = 1 ] || { echo the session was lost; exit 1; };"
+        " [ $(grep -c 'State changed to up' log) = 1 ] || { echo the session was lost; exit 1; };"
         " grep -q '200 of 200' routes",
         warm_s=5.0,
         spread_s=3.0,
