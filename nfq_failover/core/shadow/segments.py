@@ -237,6 +237,9 @@ class Segments:
 
     def _replica_reset(self, connection: ShadowConnection, now: float) -> None:
         """If the primary's server has ended too, that may be all right: the primary decides."""
+        if self._unconfirmed.pop(connection.conn, None) is not None:
+            # What the replica has answered with its reset is not missing there.
+            self.out.record(connection.inward.confirm(connection.conn))
         connection.output.reset()
         if connection.end.primary_ended_at is None:
             self._die(connection, self._divergence.why_reset(connection), now)

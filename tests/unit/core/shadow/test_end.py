@@ -16,6 +16,7 @@ from nfq_failover.wire.records import (
     Unprotected,
     UnprotectedSeen,
 )
+from nfq_failover.wire.segment import Segment
 from tests.support.shadow import EDGE, SILENT, Shadowing, answer, from_client, replica
 from tests.support.transcript import (
     FLOW,
@@ -95,6 +96,19 @@ def test_replica_that_resets_loses_the_protection_and_says_so_until_heard() -> N
         t >> from_client(0, 10) << "drop connection-dead"
         t >> Progress(1, client_seq(10), True) << Unprotected(1, reason)
         t >> After(0.1) << Unprotected(1, reason)
+        t >> UnprotectedSeen(1)
+        t >> After(1.0)
+
+
+def test_what_the_replica_has_answered_with_its_reset_is_confirmed_before_the_loss_is_told() -> None:
+    with Shadowing() as t:
+        event = t.event(from_client(0, 10))  # both packets are read in one go
+        t.side.segments.inbound(event, Segment(event.packet), t.shadow, t.now)
+        t.feed(replica(0, ack=10, flags="R."))
+        t.drain()
+        told = [effect for effect in t.effects if not isinstance(effect, str)]
+        assert told == [confirmed(10, EDGE), Unprotected(1, "the replica reset the connection")]
+        t.effects.clear()
         t >> UnprotectedSeen(1)
         t >> After(1.0)
 
