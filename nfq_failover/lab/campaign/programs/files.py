@@ -137,15 +137,6 @@ exec knotd -c "$PWD/conf"
         "grep -q 'iperf Done' out || { tail -n 2 out; exit 1; }",
     ),
     Program(
-        "nuttcp, the server dials (nuttcp -r)",
-        ("nuttcp",),
-        ("nuttcp",),
-        "nuttcp -V | sed 's,.*nuttcp-,,'",
-        "exec nuttcp -S --nofork -P 7000 -p 7001",
-        "nuttcp -r -n 24m -P 7000 -p 7001 $VIP >out 2>&1",
-        "grep -q '24.0* *MB' out || { cat out; exit 1; }",
-    ),
-    Program(
         "OpenSSH (ssh)",
         ("openssh-server", "openssh-client"),
         ("sshd", "ssh", "ssh-keygen"),

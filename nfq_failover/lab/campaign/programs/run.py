@@ -276,6 +276,7 @@ def _campaign(
     records, code = campaign.command(arguments.report_only)
     say(table(records.values(), programs))
     if arguments.only is None:
-        write_report(records, programs, f"script/programs --runs {arguments.runs}", absent, arguments.docs)
+        command = f"script/programs --runs {arguments.runs}"
+        write_report(records, programs, command, len(tasks), absent, arguments.docs)
     kept = all(record.verdict in (RIGHT, AS_SAID) for record in records.values())
     return code or (0 if kept and len(records) == len(tasks) else 1)

@@ -127,7 +127,9 @@ def test_table_has_a_row_for_each_program_that_ran_and_the_reasons(tmp_path: Pat
     assert first == f"| {PROGRAMS[0].name} | 1.0 | 3 | 2 | 1 | 0 | 0 | 191 ms | it / differs; no lab |"
     assert len(re.findall(r"\|", head)) == len(re.findall(r"\|", first))
     assert "| 3 | 2 | 1 | 0 | 0 |" in total
+    assert "though 1 protected" in table([replace(rows[0], lost={"": 1})], PROGRAMS)
     page = tmp_path / "page.md"
-    write_report({row.key: row for row in rows}, PROGRAMS, "script/programs", ["icecast2 (curl)"], page)
+    write_report({row.key: row for row in rows}, PROGRAMS, "script/programs", 9, ["icecast2 (curl)"], page)
     text = page.read_text()
     assert "<!-- programs:begin -->" in text and first in text and "abc" in text and "icecast2 (curl)" in text
+    assert "4 of 9 runs" in text
