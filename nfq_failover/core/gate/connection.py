@@ -163,6 +163,8 @@ class GatedConnection:
         self.state, self.reason = state, reason
         self.gated = state in (Gate.PROTECTED, Gate.CATCHING_UP)
         self.fed = state is Gate.FED
+        if state is not Gate.PROTECTED:
+            self.distance.speed_up()  # nobody would ever release what is held for the replica from now on
         if self.gated or self.fed:
             self.acks.shut(lenient=state is not Gate.PROTECTED)
         else:

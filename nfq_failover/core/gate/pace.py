@@ -145,6 +145,8 @@ class Pacing:
 
     def clear(self, now: float) -> None:
         """Forget everything."""
+        for connection in self._watched.values():
+            connection.distance.unwatch()
         self._watched.clear()
         self._gone.clear()
         self._next = None

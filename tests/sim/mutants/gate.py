@@ -66,6 +66,10 @@ def _no_mover(self: EndGate, *arguments: Any) -> Judgement:
 _judge = EndGate.judge
 
 
+def _unwatched(self: Distance) -> None:
+    self.watched = False
+
+
 GATE = (
     Mutant("skip the gate", "the backup has", (Patch(AckGate, "outbound", _ungated),)),
     Mutant(
@@ -151,5 +155,12 @@ GATE = (
         (Patch(Distance, "agreed", property(lambda self: True)),),
         HANGS,
         (12, "replica-hangs-crash"),
+    ),
+    Mutant(
+        "slow a client also when nothing protects it",
+        "did not end well",
+        (Patch(Distance, "speed_up", nothing), Patch(Distance, "unwatch", _unwatched)),
+        ("app-crash", "replica-hangs"),
+        (230088, "app-crash"),
     ),
 )

@@ -124,6 +124,30 @@ def test_everything_leaves_when_the_protection_ends() -> None:
         t >> server(30, 20, ack=100, wnd=10000, ts=TS) << "pass"
 
 
+def test_nothing_waits_any_more_when_the_backup_is_gone() -> None:
+    with Slowed() as t:
+        t >> server(10, 20, ack=100, wnd=10000, ts=TS) << HELD
+        t.side.stop_protecting("the backup's application has failed", t.now)
+        t.drain()
+        assert [str(each).split()[2] for each in t.clients()] == ["10:30"]
+        t >> server(30, 20, ack=100, wnd=10000, ts=TS) << "pass"
+        assert not t.gate.distance.slow and not t.gate.held_data
+
+
+@pytest.mark.parametrize("fed", [False, True], ids=["let go", "fed"])
+def test_nothing_waits_from_the_moment_that_a_connection_is_not_protected(fed: bool) -> None:
+    """Not only from the next look on: what is kept until then would stay behind."""
+    with Slowed() as t:
+        if fed:
+            t.gate.feed("the replica's output differs", t.out)
+        else:
+            t.gate.let_go(BEHIND, t.out, t.now)
+        t.drain()
+        t.effects.clear()
+        t >> server(10, 20, ack=100, wnd=10000, ts=TS)
+        assert str(t.effects.popleft()).startswith("pass") and not t.gate.held_data
+
+
 def test_client_is_slowed_no_more_when_the_replica_is_in_time_and_that_is_told_some_seconds_later() -> None:
     with Slowed() as t:
         assert [each.code for each in t.out.concerns.own] == ["backup-slow"]
