@@ -20,6 +20,9 @@ KEEP_S: Final = 5.0
 MAX_OF_AN_AGE: Final = 1 << 17
 MAX_INJECTED: Final = 2 * MAX_OF_AN_AGE
 """How many are kept; a queue holds far fewer."""
+MANY: Final = 32
+"""So many within `KEEP_S` are no accident: now and then our TCP itself says what was sent for it before, such as the
+RST that answers what came too late."""
 QUIET_S: Final = 60.0
 CODE: Final = "mark-overwritten"
 _SOURCE: Final = "packets"
@@ -37,7 +40,7 @@ _CONCERN: Final = Concern(
 class Injected:
     """What was sent lately. Two ages of hashes: when the younger is `KEEP_S` old, the older is forgotten."""
 
-    __slots__ = ("_concerns", "_next_age", "_old", "_returned_at", "_young")
+    __slots__ = ("_concerns", "_next_age", "_old", "_returned", "_returned_at", "_young")
 
     def __init__(self, concerns: Concerns) -> None:
         self._concerns = concerns
@@ -45,6 +48,7 @@ class Injected:
         self._old: set[int] = set()
         self._next_age: float | None = None
         self._returned_at: float | None = None
+        self._returned = 0  # in this age
 
     def note(self, packet: bytes | bytearray) -> None:
         """Remember an IPv4 packet without IP options that is sent now."""
@@ -64,6 +68,9 @@ class Injected:
 
     def returned(self, now: float) -> None:
         """One has come back."""
+        self._returned += 1
+        if self._returned < MANY:
+            return
         self._returned_at = now
         self._concerns.raised(_SOURCE, _CONCERN, now)
 
@@ -73,6 +80,7 @@ class Injected:
             self._next_age = now + KEEP_S
         elif now >= self._next_age:
             self._next_age = now + KEEP_S
+            self._returned = 0
             self._old, self._young = self._young, set()
         if self._returned_at is not None and now - self._returned_at >= QUIET_S:
             self._returned_at = None

@@ -27,6 +27,7 @@ FASTOPEN_PORT, MPTCP_PORT, MD5_PORT = 7001, 7002, 7003
 SERVER_PROGRAM = str(Path(__file__).with_name("scripted_server.py"))
 SERVES = (f"{PORT}", f"{FASTOPEN_PORT}/fastopen", f"{MPTCP_PORT}/mptcp")
 CALM = 200  # ms between heartbeats: a busy machine must not look like a crash
+STATELESS = ("[application]", 'state = "none"')  # a connection without a replica is no matter to the others
 Steps = list[list[Any]]
 
 

@@ -182,7 +182,7 @@ class Segments:
             return True
         if seg.flags & RST and not active:
             out.drop(event.queue, event.packet_id, "replica-reset")
-            if inward.rst_in is None and not connection.over:  # else it answers what came too late
+            if inward.rst_in is None and not connection.ended:
                 self._replica_reset(connection, now)
             return True
         if seg.flags & RST and connection.ended:
@@ -242,6 +242,8 @@ class Segments:
             self.out.record(connection.inward.confirm(connection.conn))
         connection.output.reset()
         if connection.end.primary_ended_at is None:
+            if connection.over:
+                return  # it answers what came too late; that it has ended is known if the primary asks
             self._die(connection, self._divergence.why_reset(connection), now)
             return
         self._ends.ended(connection, now)

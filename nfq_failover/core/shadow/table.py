@@ -292,7 +292,9 @@ class ShadowTable:
         """Give a connection up. Nobody is at the other end of our TCP any more, so it is reset, now and whenever it
         still sends something."""
         self.feeding.forget(connection.conn)
-        if connection.state is not Shadow.DEAD and connection.inward.unread and not connection.over:
+        # What comes after the point where both servers have reset the connection, neither of them reads.
+        both = connection.output.rst_out is not None and connection.end.primary_ended_at is not None
+        if connection.state is not Shadow.DEAD and connection.inward.unread and not connection.over and not both:
             self.wholeness.lacks(connection.conn, connection.flow, reason)
         connection.give_up(reason)
         if connection.closing.closed_at is None:

@@ -3,9 +3,9 @@ connections whose own replica is in step.
 
 The primary knows most of it: it sees what clients send on connections that have no replica (core/gate/missed.py), and
 says so. Here is added what was logged and could not be delivered. An application that has missed input counts as whole
-again when it has been restarted, which its listening sockets tell: none of those is left that it had when it missed
-something. Or an operator says so. Each such life has a number (`instance`), by which the primary knows what its count
-is about.
+again when it has been restarted, which its listening sockets tell: none of those is left that were seen next after it
+had missed something. Or an operator says so. Each such life has a number (`instance`), by which the primary knows what
+its count is about.
 """
 
 from __future__ import annotations
@@ -38,8 +38,7 @@ class Wholeness:
         self._own: set[int] = set()  # connections, by number
         self._unsaid: list[tuple[FlowKey, str]] = []
         self._reason = ""
-        self._sockets: frozenset[int] = frozenset()
-        self._at_miss: frozenset[int] = frozenset()
+        self._at_miss: frozenset[int] | None = None  # not looked at since it has missed something
         self._next = 0.0
 
     @property
@@ -55,7 +54,7 @@ class Wholeness:
             self._own.add(conn)
             self.out.counters["input-missed-here"] += 1
             self._unsaid.append((flow, reason))
-            self._at_miss = self._sockets
+            self._at_miss = None
 
     def review(self, now: float) -> None:
         """Say what is not said yet."""
@@ -72,7 +71,7 @@ class Wholeness:
         self._tell()
 
     def _note(self, reason: str, now: float) -> None:
-        self._at_miss, self._reason = self._sockets, reason
+        self._at_miss, self._reason = None, reason
         if self._shared:
             what = f"the replica has missed input of {self.missed} connections ({self._reason})"
             self.out.concerns.raised(SOURCE, Concern(CODE, Weight.DEGRADED, what, CURE), now)
@@ -84,10 +83,12 @@ class Wholeness:
         """The application's listening sockets, as they are now; none: it is not there."""
         if not self.instance:
             self.instance = crc32(repr(sorted(inodes)).encode()) or 1
-        if not inodes:
+        if not self.missed:
             return
-        self._sockets = inodes
-        if self.missed and not inodes & self._at_miss:
+        if self._at_miss is None:
+            # What was seen before proves nothing: this life of the application may have begun before it missed that.
+            self._at_miss = inodes
+        elif inodes and not inodes & self._at_miss:
             self._whole("it has been restarted", now)
 
     def said(self, now: float) -> None:

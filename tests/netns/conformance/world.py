@@ -17,7 +17,7 @@ from nfq_failover.lab.topology import TWO_HOSTS, namespace
 from nfq_failover.wire.seqnum import MASK
 from tests.netns.conformance.case import Case, Transcript
 from tests.netns.conformance.client import End, Wire
-from tests.support.connection_world import CALM, SERVER_PROGRAM
+from tests.support.connection_world import CALM, SERVER_PROGRAM, STATELESS
 from tests.support.lab_world import PORT, eventually, fresh_name
 
 SEED = 1  # constant shifts on both hosts, so that an ICMP error can quote what the kernel knows
@@ -32,7 +32,7 @@ class Conformance:
         self.plain = plain
         self.directory = directory
         self.serving = "a"
-        self.lab.up(Options(rate="100mbit", heartbeat_ms=CALM, plain=plain), SEED)
+        self.lab.up(Options(rate="100mbit", heartbeat_ms=CALM, plain=plain, settings=STATELESS), SEED)
         try:
             self._equip()
         except BaseException:

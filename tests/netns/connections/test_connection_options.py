@@ -16,7 +16,7 @@ from nfq_failover.wire.segment import Segment
 from nfq_failover.wire.seqnum import MASK
 from nfq_failover.wire.tcp_options import each_option
 from tests.support.client_capture import Stream
-from tests.support.connection_world import CALM, FASTOPEN_PORT, MD5_PORT, MPTCP_PORT, Case, SharedLab, Talk
+from tests.support.connection_world import CALM, FASTOPEN_PORT, MD5_PORT, MPTCP_PORT, STATELESS, Case, SharedLab, Talk
 from tests.support.lab_world import PORT
 from tests.support.raw_client import raw_client
 from tests.support.scripted_server import IPPROTO_MPTCP, TCP_MD5SIG, content, md5_option
@@ -29,7 +29,7 @@ USUAL = {OPT_MSS, OPT_WSCALE, OPT_SACK_PERMITTED, OPT_TIMESTAMPS}
 
 @pytest.fixture(scope="module")
 def world() -> Iterator[SharedLab]:
-    made = SharedLab(Options(rate="100mbit", heartbeat_ms=CALM), seed=7)
+    made = SharedLab(Options(rate="100mbit", heartbeat_ms=CALM, settings=STATELESS), seed=7)
     yield made
     made.down()
 
@@ -145,7 +145,11 @@ def test_clients_that_offer_less_survive(world: SharedLab, tmp_path: Path) -> No
 
 def test_a_signed_connection_works_unprotected_and_says_why(tmp_path: Path) -> None:
     """RFC 2385. Unscrambled: the lab's change of the numbers would spoil the signature, as a takeover would."""
-    made = SharedLab(Options(rate="100mbit", heartbeat_ms=CALM, scramble=False), 1, (f"{PORT}", f"{MD5_PORT}/md5"))
+    made = SharedLab(
+        Options(rate="100mbit", heartbeat_ms=CALM, scramble=False, settings=STATELESS),
+        1,
+        (f"{PORT}", f"{MD5_PORT}/md5"),
+    )
     try:
         with made.case(tmp_path, resets=True) as case:
 

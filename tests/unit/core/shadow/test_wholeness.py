@@ -90,6 +90,7 @@ def test_what_another_life_has_missed_is_no_matter() -> None:
 def test_restart_makes_it_whole_and_a_reload_does_not(sockets: frozenset[int], whole: bool) -> None:
     behind = Behind()
     behind.miss()
+    behind.whole.sockets(OLD, 1.5)
     behind.whole.sockets(sockets, 2.0)
     assert behind.concerned is not whole
     assert (behind.told().missed == 0) is whole and (behind.told().instance != behind.life) is whole
@@ -106,9 +107,12 @@ def test_restart_in_steps_makes_it_whole() -> None:
 def test_restarted_application_may_miss_input_again() -> None:
     behind = Behind()
     behind.miss()
+    behind.whole.sockets(OLD, 1.5)
     behind.whole.sockets(NEW, 2.0)
+    assert not behind.concerned
     behind.miss()
     behind.whole.sockets(NEW, 3.0)
+    behind.whole.sockets(NEW, 4.0)
     assert behind.concerned and behind.told().missed == 1
 
 
@@ -116,8 +120,20 @@ def test_application_that_was_not_there_and_starts_is_whole() -> None:
     behind = Behind()
     behind.whole.sockets(frozenset(), 1.0)
     behind.miss()
+    behind.whole.sockets(frozenset(), 1.5)
     behind.whole.sockets(NEW, 2.0)
     assert not behind.concerned
+
+
+@pytest.mark.parametrize("before", [frozenset(), OLD])
+def test_application_that_began_before_it_missed_something_is_not_whole(before: frozenset[int]) -> None:
+    """Its sockets are looked at now and then: those seen before it missed something may be of an earlier life."""
+    behind = Behind()
+    behind.whole.sockets(before, 1.0)
+    behind.miss()
+    behind.whole.sockets(NEW, 2.0)
+    behind.whole.sockets(NEW, 3.0)
+    assert behind.concerned
 
 
 def test_operator_says_so() -> None:
