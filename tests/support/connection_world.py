@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from nfq_failover.errors import NfqFailoverError
-from nfq_failover.lab import netns
+from nfq_failover.lab import netns, nodes
 from nfq_failover.lab.lab import Lab
 from nfq_failover.lab.measure.capture import Capture
 from nfq_failover.lab.measure.verdict import measure, read_capture
@@ -116,6 +116,12 @@ class Case:
         rows = [row for row in self.lab.status()["connections"] if row["client"] == talk.name]
         assert len(rows) <= 1
         return rows[0] if rows else {}
+
+    def daemon(self, node: str) -> dict[str, Any]:
+        """All that the daemon of a host says of itself."""
+        status = nodes.ask_daemon(self.lab.store, node)
+        assert status is not None, f"the daemon on {node} does not answer"
+        return status
 
     def assert_protected(self, *talks: Talk) -> None:
         """Wait until the primary says that the connection is protected."""

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from nfq_failover.constants import RST
+from nfq_failover.core.gate.opening import DIALLED
 from nfq_failover.lab import netns
 from nfq_failover.lab.state import Options
 from nfq_failover.lab.topology import TWO_HOSTS, namespace
@@ -176,7 +177,7 @@ def accept_and_answer(listener: socket.socket, port: int, size: int) -> str:
 
 @pytest.mark.parametrize("source_port", [7055, 45_455], ids=["from-a-port-of-the-service", "from-another-port"])
 def test_connections_that_the_server_opens_are_left_alone(world: SharedLab, tmp_path: Path, source_port: int) -> None:
-    """From the service address to the client: they work, at the primary and at the survivor, and are not listed."""
+    """From the service address to the client: they work, at the primary and at the survivor, and are not protected."""
     with world.case(tmp_path) as case, client_listener(case.lab, 9100) as listener:
         primary, backup = case.lab.resolve("primary"), case.lab.resolve("backup")
         gates = {when: case.gate(f"{when}-{{node}}") for when in ("first", "second")}
@@ -198,7 +199,10 @@ def test_connections_that_the_server_opens_are_left_alone(world: SharedLab, tmp_
         ours = f"{TWO_HOSTS.service}:{source_port}"
         let("first", primary)
         assert accept_and_answer(listener, 9100, 20_000) == ours
-        assert ours not in {row["server"] for row in case.lab.status()["connections"]}
+        rows = [row for row in case.lab.status()["connections"] if row["server"] == ours]
+        assert not any(row["protected"] for row in rows)
+        if source_port != 45_455:  # what comes from no port of the service is none of the daemon's business
+            assert [row["reason"] for row in rows] == [DIALLED]
         case.assert_protected(talk)
         pause(5.0)  # the replica's dialling ends in its timeout
         case.crash()
