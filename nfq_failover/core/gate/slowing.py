@@ -16,6 +16,7 @@ from nfq_failover.wire.segment import Segment
 
 MAX_HELD_TOTAL: Final = 64 << 20  # of all connections
 CALM_S: Final = 5.0  # after the last slowed connection it is told that this is over
+LASTING_S: Final = 1.0  # what is shorter is a hiccup: shown, but the pair is as good as before
 SOURCE: Final = "slowing"
 CODE: Final = "backup-slow"
 _CURE: Final = (
@@ -32,6 +33,7 @@ class Slowing:
         self.out = out
         self.count = self.held_total = 0
         self._slow_s = settings.replica_slow_ms / 1000
+        self._first: float | None = None  # since when connections are slowed, with less than `CALM_S` between them
         self._last: float | None = None  # when a connection was last found slowed
 
     def holds(self, connection: GatedConnection, event: PacketQueued, seg: Segment, now: float) -> bool:
@@ -69,9 +71,13 @@ class Slowing:
         """All have been judged; the latest is late by `worst_s`."""
         if self.count:
             self._last = now
+            if self._first is None:
+                self._first = now
             of = "one connection is" if self.count == 1 else f"{self.count} connections are"
             what = f"the backup is {worst_s * 1000:.0f} ms behind: {of} slowed to its pace"
-            self.out.concerns.raised(SOURCE, Concern(CODE, Weight.DEGRADED, what, _CURE), now)
+            lasts = max(worst_s, now - self._first) >= LASTING_S
+            weight = Weight.DEGRADED if lasts else Weight.WARNING
+            self.out.concerns.raised(SOURCE, Concern(CODE, weight, what, _CURE), now)
         elif self._last is not None and now - self._last >= CALM_S:
             self.clear(now)
 
@@ -83,5 +89,5 @@ class Slowing:
     def clear(self, now: float) -> None:
         """Nobody is slowed."""
         self.count = self.held_total = 0
-        self._last = None
+        self._first = self._last = None
         self.out.concerns.over(SOURCE, CODE, now)

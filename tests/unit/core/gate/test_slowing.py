@@ -6,8 +6,10 @@ from typing import Any
 
 import pytest
 
+from nfq_failover.core.concerns import Weight
 from nfq_failover.core.gate import held_data, slowing
 from nfq_failover.core.gate.connection import BEHIND, Gate
+from nfq_failover.core.gate.slowing import LASTING_S
 from nfq_failover.wire.records import EndKind, PaceTold, Unprotected, UnprotectedSeen
 from tests.support.gate import TS, Gated
 from tests.support.transcript import After, Copy, client, client_seq, confirmed, replica_end, server, server_seq
@@ -160,6 +162,13 @@ def test_client_is_slowed_no_more_when_the_replica_is_in_time_and_that_is_told_s
         assert t.out.concerns.own
         t.passes(1.5)
         assert not t.out.concerns.own and t.side.pace.poll_timeout() is None
+
+
+def test_hiccup_is_a_warning_and_what_lasts_degrades_the_pair() -> None:
+    with Slowed() as t:
+        assert [each.weight for each in t.out.concerns.own] == [Weight.WARNING]
+        t.passes(LASTING_S)
+        assert [each.weight for each in t.out.concerns.own] == [Weight.DEGRADED]
 
 
 def test_backup_that_is_always_slow_is_waited_for_or_not_as_configured() -> None:
