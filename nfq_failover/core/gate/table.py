@@ -142,6 +142,8 @@ class GateTable:
             if seg.flags & ACK:
                 self._syn_ack(event, seg, connection, now)
             else:
+                if connection is not None:  # our TCP begins anew from a port that the last one has left
+                    self._close(connection, "replaced by a new connection", now)
                 self.opening.dialled(event, seg)
             return
         if connection is None:

@@ -206,3 +206,15 @@ def test_connection_from_the_backups_absence_counts_for_nobody(told_first: bool)
         do(t, Copy(client(0, 100, ts=TS)), ack(100))
         quiet(t)
         assert t.side.missed.reason == ""
+
+
+def test_server_that_opens_connections_from_one_port_again_and_again_misses_nothing() -> None:
+    """Active FTP: the clients only listen, and each connection has numbers of its own."""
+    with GateTranscript() as t:
+        do(t, Whole(7, 0, 0))
+        for number in range(3):
+            ends = {"irs": IRS + 90_000 * number, "iss": (ISS + 50_000 * number) % 2**32}
+            do(t, server(-1, ack=None, flags="S", **ends), server(0, 0, ack=0, **ends))
+            do(t, server(0, 1000, ack=0, **ends), server(1000, flags="F.", ack=0, **ends))
+            do(t, Copy(client(0, 0, ack=1001, flags="F.", **ends)), server(1001, 0, ack=1, **ends))
+        assert not told(t) and another(t) == ""
