@@ -105,7 +105,10 @@ tc_apply() { # tc_apply SCOPE: create or exchange our filter, in one step
         *"qdisc clsact "*) ;;
         *)
             tc qdisc add dev "$interface" clsact 2>/dev/null || return 1
-            echo "$era" >"$(clsact_record "$interface")"
+            if ! (echo "$era" >"$(clsact_record "$interface")") 2>/dev/null; then # nobody would know that it is ours
+                tc qdisc del dev "$interface" clsact 2>/dev/null
+                return 1
+            fi
             ;;
     esac
     pref=$(tc_filters "$interface") pref=${pref%% *}

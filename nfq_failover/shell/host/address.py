@@ -196,7 +196,17 @@ class ServiceAddress:
                 log.warning("the service address was there already and will stay", address=self.service)
             return
         self._owns_address = True
-        self._write_record()
+        try:
+            self._write_record()
+        except OSError as error:
+            self._owns_address = False
+            where = self._record.parent
+            with contextlib.suppress(OSError):
+                where = where.readlink()  # it may be named by a descriptor
+            raise CommandError(
+                f"can't write {self._record.name} in {where} ({error.strerror}): make room there, or set 'state_dir' "
+                "to a directory on another disk"
+            ) from None
         if problem := self._change(True):
             raise CommandError(f"can't configure the service address: {problem}")
 
