@@ -92,6 +92,12 @@ def judge(code: int | None, wrong: str, before: dict[int, str], lost: frozenset[
     return PROMISE, f"{what}; {UNSEEN if lost else 'nothing was reset'}"
 
 
+def losses(records: Iterable[Record]) -> tuple[int, int]:
+    """How many connections that were called protected have been reset, and how many there were."""
+    done = [record for record in records if record.verdict != NOT_DONE]
+    return sum(r.lost.get("", 0) for r in done), sum(r.before.get("", 0) for r in done)
+
+
 def worst(records: Sequence[Record]) -> float | None:
     """The longest silence of the runs that went well."""
     return max((r.silence_ms for r in records if r.silence_ms is not None and r.verdict == RIGHT), default=None)

@@ -36,6 +36,7 @@ from nfq_failover.lab.campaign.programs.judge import (
     Record,
     counted,
     judge,
+    losses,
     reasons,
     reset_ports,
     silence_ms,
@@ -275,6 +276,7 @@ def _campaign(
     campaign = Campaign(tasks, journal, lambda: runner(arguments.name, arguments.output), describe, "runs", say)
     records, code = campaign.command(arguments.report_only)
     say(table(records.values(), programs))
+    say("{} of {} connections that were called protected have been reset.".format(*losses(records.values())))
     if arguments.only is None:
         command = f"script/programs --runs {arguments.runs}"
         write_report(records, programs, command, len(tasks), absent, arguments.docs)

@@ -29,6 +29,8 @@ _AB = 'ab -q -k -c 10 -n 3000 "http://$VIP:7000/small" >out'
 _AB_CHECK = (
     "grep -q 'Failed requests: *0$' out || { grep Failed out; exit 1; }; grep -q 'Complete requests: *3000$' out"
 )
+_PAGE = "head -c 600 small >page"
+_FAST = "unlimited"  # so that the servers are the brake, and the replica is late
 _APACHE = """
 cat >apache.conf <<END
 ServerRoot $PWD
@@ -74,6 +76,32 @@ PROGRAMS: Final = (
         _PLAIN,
         'wrk -c 10 -t 1 -d 6s "http://$VIP:7000/small" >out',
         "! grep -E 'Socket errors|Non-2xx' out",
+    ),
+    Program(
+        "nginx (ab -k -c 50)",
+        ("nginx", "apache2-utils"),
+        ("nginx", "ab"),
+        _NGINX_VERSION,
+        _PLAIN,
+        'ab -q -r -k -c 50 -t 9 -n 500000 "http://$VIP:7000/page" >out',
+        "grep -q 'Failed requests: *0$' out || { grep Failed out; exit 1; }",
+        _PAGE,
+        _FAST,
+        0.5,
+        4.0,
+    ),
+    Program(
+        "nginx (wrk -c 50)",
+        ("nginx", "wrk"),
+        ("nginx", "wrk"),
+        _NGINX_VERSION,
+        _PLAIN,
+        'wrk -c 50 -t 1 -d 9s "http://$VIP:7000/page" >out',
+        "! grep -E 'Socket errors|Non-2xx' out",
+        _PAGE,
+        _FAST,
+        0.5,
+        4.0,
     ),
     Program(
         "nginx with TLS (curl)",

@@ -22,6 +22,7 @@ from nfq_failover.lab.campaign.programs.judge import (
     WRONG,
     Record,
     judge,
+    losses,
     reasons,
     reset_ports,
     silence_ms,
@@ -133,3 +134,12 @@ def test_table_has_a_row_for_each_program_that_ran_and_the_reasons(tmp_path: Pat
     text = page.read_text()
     assert "<!-- programs:begin -->" in text and first in text and "abc" in text and "icecast2 (curl)" in text
     assert "4 of 9 runs" in text
+
+
+def test_losses_are_those_that_were_called_protected() -> None:
+    rows = [
+        replace(record(0, PROMISE), before={"": 50, "differs": 2}, lost={"": 3, "differs": 2}),
+        replace(record(1, RIGHT), before={"": 40}),
+        replace(record(2, NOT_DONE), before={"": 10}, lost={"": 10}),
+    ]
+    assert losses(rows) == (3, 90)
