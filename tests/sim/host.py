@@ -37,6 +37,7 @@ from nfq_failover.core.events import (
     PublishHeartbeat,
     QueryFlows,
     Queue,
+    QueueOverrun,
     ReachChecked,
     RulesApplied,
     SaveCheckpoint,
@@ -154,7 +155,7 @@ class SimHost:
         self._beat_counter = int(self.ticks.now * 1_000_000)
         self._templates: dict[str, HeartbeatTemplate] = {}  # by the peer's address
         self._progress = self.ticks.now
-        self._timer_at = self._rules_at = 0.0
+        self._timer_at = self._rules_at = self._busy_until = 0.0
         self.feed(HostFacts(self._facts()))
         self.feed(TimerFired())
         if self.speechless:
@@ -320,12 +321,29 @@ class SimHost:
 
     def _queue(self, queue: Queue, packet: bytearray, gso: bool, flow: FlowKey) -> None:
         if self.running:
-            self.feed(PacketQueued(queue, next(self._ids), packet, checksum_pending=gso, gso=gso))
+            event = PacketQueued(queue, next(self._ids), packet, checksum_pending=gso, gso=gso)
+            if self.plan.packets_per_s and self.profile is Profile.BACKUP and not self.world.healed:
+                self._queue_slowly(event)
+            elif self._busy_until + STEP_S > self.clock.now:  # what waits comes first
+                self._busy_until += 1e-7
+                self.tell(self._busy_until + STEP_S - self.clock.now, event)
+            else:
+                self.feed(event)
         elif self.profile is Profile.ALONE and flow not in self.inherited:  # bypass; else nobody reads the queue
             if queue is Queue.IN:
                 self.kernel.input(packet)
             else:
                 self._to_wire(packet)
+
+    def _queue_slowly(self, event: PacketQueued) -> None:
+        """The daemon has time for so many packets; as many may wait, and what comes beyond is lost."""
+        self._busy_until = max(self._busy_until, self.clock.now)
+        waits = self._busy_until - self.clock.now
+        if waits * self.plan.packets_per_s >= self.plan.queue_packets:
+            self.tell(0.0, QueueOverrun(event.queue, 1))
+            return
+        self._busy_until += 1 / self.plan.packets_per_s
+        self.tell(max(self._busy_until - self.clock.now, 0.0), event)
 
     def _to_wire(self, packet: bytearray) -> None:
         if self.unplugged:

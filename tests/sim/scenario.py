@@ -65,7 +65,8 @@ class HostPlan:
     clock. `buffer`: of its sockets. `wrap`: initial sequence numbers lie at most so far before 0 (0: anywhere).
     `marks_lost`: another rule of the host overwrites the mark of what the daemon sends, so that it is queued. `mtu`: of
     its interface, which takes no longer packets. `timestamps`, `sack`, `scaling`: whether its TCP grants them.
-    `deaf`: its application does not listen at `PUSH`."""
+    `deaf`: its application does not listen at `PUSH`.
+    `packets_per_s`: how many packets its daemon has time for as a backup (0: all), of which `queue_packets` wait."""
 
     boot: float = 0.0
     listen_after: float = 0.0
@@ -85,6 +86,8 @@ class HostPlan:
     sack: bool = True
     scaling: bool = True
     deaf: bool = False
+    packets_per_s: int = 0
+    queue_packets: int = 0
 
 
 @dataclass(frozen=True)
@@ -95,6 +98,7 @@ class Limits:
     max_log_bytes: int = 0
     max_unacked_bytes: int = 0
     replica_patience_ms: int = 0
+    replica_slow_ms: int = 0
 
 
 @dataclass(frozen=True)

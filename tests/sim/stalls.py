@@ -1,8 +1,13 @@
-"""Clients of a primary that is well come on, whatever becomes of their replicas."""
+"""Clients of a primary that is well come on, whatever becomes of their replicas; and what is called protected has a
+replica that is not far behind."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
+
+from nfq_failover.core.gate.connection import Gate, GatedConnection
+from nfq_failover.core.shadow.connection import Shadow
+from nfq_failover.wire.seqnum import diff
 
 from .apps import Client
 
@@ -11,6 +16,7 @@ if TYPE_CHECKING:
 
 EVERY_S = 0.05
 GRACE_S = 3.0  # repeated segments, a client's pauses, an end that waits for the replica's
+LATE_S = 1.0  # looks, and connections that are let go one after the other
 
 
 class Stalls:
@@ -20,7 +26,9 @@ class Stalls:
         self.world = world
         scenario = world.scenario
         patience_s = scenario.limits.replica_patience_ms / 1000
-        self.bound_s = patience_s + GRACE_S if scenario.kind == "replica-hangs" else None
+        self.bound_s = patience_s + GRACE_S if scenario.kind in ("replica-hangs", "outrun") else None
+        self._late_s = patience_s + LATE_S
+        self._marks: dict[GatedConnection, tuple[int, int, float]] = {}
         self._seen: dict[Client, tuple[tuple[object, ...], float]] = {}
 
     def start(self) -> None:
@@ -41,4 +49,23 @@ class Stalls:
             assert client.ending or stands_s <= self.bound_s, (
                 f"client port {tcp.local[1]} has stood still for {stands_s:.1f} s, though its server is well"
             )
+        for host in self.world.hosts:
+            for gate in list(host.node.gate.flows.values()) if host.running else ():
+                self._look_at(gate, now)
         self.world.clock.after(EVERY_S, self._look)
+
+    def _look_at(self, gate: GatedConnection, now: float) -> None:
+        """A connection is protected: its replica comes, in time, to where our TCP and our server were."""
+        mark = self._marks.pop(gate, None)
+        if gate.state is not Gate.PROTECTED or gate.holds_end:
+            return
+        for other in self.world.hosts:
+            shadow = other.node.shadow.flows.get(gate.flow) if other.running else None
+            if shadow is None or shadow.conn != gate.conn or shadow.state is not Shadow.SHADOW or shadow.map is None:
+                continue
+            sent = shadow.seen.seq(shadow.output.snd_nxt)
+            if mark is None or (shadow.inward.held >= mark[0] and diff(sent, mark[1]) >= 0):
+                mark = gate.own.rcv_nxt, gate.own.snd_nxt_seq, now
+            late_s = now - mark[2]
+            assert late_s <= self._late_s, f"{gate.flow} is called protected, its replica is {late_s:.1f} s behind"
+            self._marks[gate] = mark

@@ -292,6 +292,8 @@ class GateTable:
                 self.out.log("info", "connection protected again", conn=connection.conn)
             else:
                 self.out.log("debug", "connection protected", conn=connection.conn)
+            if not connection.distance.watched:
+                self.pace.watch(connection, now)  # its server may have sent more than the replica
             self._poll(connection)  # the backup, too, is to know
         elif connection.gated:
             if connection.state is not before and connection.distance.turn:

@@ -11,14 +11,19 @@ from nfq_failover.wire.records import End, EndAsked, EndKind, Fed, Unprotected
 
 
 def end_of(connection: ShadowConnection, well: bool) -> End:
-    """Where the replica's stream is, as the client numbers it. A FIN is not counted: its own number is the end."""
+    """Where the replica's stream is, as the client numbers it. A FIN is not counted: its own number is the end.
+
+    What we have not seen, since a full queue has lost it, may have been data, or its FIN: whoever compares the two ends
+    must not take it for either, nor the replica for one that goes on.
+    """
     output, inward = connection.output, connection.inward
     if output.rst_out is not None:
         kind, offset = EndKind.RST, output.rst_out
     elif output.fin_out is not None:
         kind, offset = EndKind.FIN, output.fin_out
     else:
-        kind, offset = EndKind.OPEN, output.snd_nxt
+        kind, offset = EndKind.OPEN, min(output.seen, output.snd_nxt)
+        well = well and offset == output.snd_nxt
     return End(connection.conn, connection.mapping.seen.seq(offset), inward.client.seq(inward.rcv_nxt), kind, well)
 
 

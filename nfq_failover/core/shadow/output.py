@@ -17,10 +17,11 @@ class Output:
     of what the replica has sent, `snd_una` what the client has acknowledged (-1 before its handshake is complete).
     `fin_out`, `rst_out`: where the replica has ended. `compare`: None if nothing is, or has to be, compared.
     `discarded`: nothing of it will be used. `healed_to`: before it some bytes of `outbound` may be the primary's, where
-    the replica has sent other ones.
+    the replica has sent other ones. `seen`: the end of what we have seen of it: less than `snd_nxt` if a packet was
+    lost on the way to us, of which only a later one has told.
     """
 
-    __slots__ = ("compare", "discarded", "fin_out", "healed_to", "outbound", "rst_out", "snd_nxt", "snd_una")
+    __slots__ = ("compare", "discarded", "fin_out", "healed_to", "outbound", "rst_out", "seen", "snd_nxt", "snd_una")
 
     def __init__(self, limit: int, compare: Comparison | None) -> None:
         """`limit`: how many bytes are kept at most."""
@@ -28,7 +29,7 @@ class Output:
         self.compare = compare
         self.fin_out: int | None = None
         self.rst_out: int | None = None
-        self.snd_nxt = 0
+        self.snd_nxt = self.seen = 0
         self.snd_una = -1
         self.discarded = False
         self.healed_to = 0
@@ -46,6 +47,8 @@ class Output:
                     out.counters["output-full"] += 1  # our TCP has it, and would send it again after a takeover
         if seg.flags & FIN:
             self.fin_out = end - 1
+        if end > self.seen and seg.seg_len:
+            self.seen = end
         if end > self.snd_nxt:
             self.snd_nxt = end
             mapping.own.follow(end)
@@ -140,6 +143,7 @@ class Output:
     def restore(self, snd_una: int, snd_nxt: int, fin_out: int | None) -> None:
         """Go on with what was `saved`; the bytes are gone."""
         self.snd_una, self.snd_nxt, self.fin_out = snd_una, snd_nxt, fin_out
+        self.seen = snd_nxt
         self.outbound = Journal(self.outbound.limit, snd_nxt)
 
     def goes_on_at(self, offset: int) -> None:

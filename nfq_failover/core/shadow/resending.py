@@ -261,7 +261,7 @@ class Resending:
         client = self._inward.client
         seg.set_seq(mapping.seen.seq(offset))
         if seg.flags & ACK:
-            ack = max(client.offset(seg.ack), self.floor)
+            ack = max(client.offset(seg.ack), self._held())  # a packet may have waited in the queue since before
             seg.set_ack(client.seq(ack))
             self.told_ack = ack
             if not seg.flags & SYN:

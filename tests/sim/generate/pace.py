@@ -1,5 +1,5 @@
-"""Kinds of incident in which the replicas can't keep up: their application stands still for a while. They draw from a
-generator of their own."""
+"""Kinds of incident in which the replicas can't keep up: their application stands still for a while, or the backup's
+daemon has too little time. They draw from a generator of their own."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from tests.sim.scenario import Incident, Scenario
 KINDS = (
     "replica-hangs",
     "replica-hangs-crash",  # and the primary dies meanwhile, or soon after
+    "outrun",  # the backup can't handle as many packets as there are
+    "outrun-crash",
 )
 PATIENCE_MS = (100, 300, 1000)
 
@@ -19,6 +21,8 @@ def extend(scenario: Scenario, length: float) -> Scenario:
     """A scenario of one of these kinds, made from one without incidents."""
     random = Random(f"{scenario.seed}/{scenario.kind}")
     at = random.uniform(0, length)
+    if scenario.kind.startswith("outrun"):
+        return _outrun(scenario, random, at)
     crash = scenario.kind == "replica-hangs-crash"
     seconds = random.choice((0.2, 1.0, 3.0)) if crash else random.choice((1.0, 6.0))
     incidents = [Incident(at, "app_hang", "backup", seconds)]
@@ -34,4 +38,24 @@ def extend(scenario: Scenario, length: float) -> Scenario:
         hosts=hosts,
         limits=replace(scenario.limits, replica_patience_ms=random.choice(PATIENCE_MS)),
         incidents=tuple(incidents),
+    )
+
+
+def _outrun(scenario: Scenario, random: Random, at: float) -> Scenario:
+    pps, queue = random.choice((150, 400, 1000)), random.choice((10, 50, 300))
+    return replace(
+        scenario,
+        hosts={
+            name: replace(plan, packets_per_s=pps, queue_packets=queue, listen_after=0.0)
+            for name, plan in scenario.hosts.items()
+        },
+        limits=replace(
+            scenario.limits,
+            replica_patience_ms=random.choice(PATIENCE_MS),
+            replica_slow_ms=random.choice((20, 50, 200)),
+        ),
+        connections=tuple(
+            replace(each, at=random.uniform(0, 0.1), pause=0.0, sip=0, again=None) for each in scenario.connections
+        ),
+        incidents=(Incident(at, "crash", "primary"),) if scenario.kind == "outrun-crash" else (),
     )

@@ -150,6 +150,13 @@ GATE = (
         (3, "replica-hangs"),
     ),
     Mutant(
+        "take every replica for one that keeps up",
+        "is called protected, its replica is",
+        (Patch(Pacing, "_judge", lambda *_: ""),),
+        ("replica-hangs", "outrun"),
+        (9, "replica-hangs"),
+    ),
+    Mutant(
         "protect again before the backup knows",
         "will not continue it",
         (Patch(Distance, "agreed", property(lambda self: True)),),

@@ -63,6 +63,18 @@ def test_end_of_a_closed_connection_is_told_no_more() -> None:
         t >> After(0.2)
 
 
+def test_end_that_a_full_queue_has_lost_is_not_taken_for_data_nor_for_a_replica_that_goes_on() -> None:
+    """Its FIN was lost on the way to us, and its next segment shows only that it has sent something there."""
+    with Shadowing() as t:
+        t >> replica(0, 30) << SILENT
+        t >> replica(31) << SILENT
+        t >> asked(30) << replica_end(30, EndKind.OPEN, well=False)
+        t >> replica(30, flags="F.") << SILENT  # its TCP repeats it
+        t.effects.clear()
+        t >> asked(30) << replica_end(30)
+        t.effects.clear()
+
+
 def test_telling_of_an_end_stops_some_time() -> None:
     with Shadowing() as t:
         t >> replica(0, flags="F.") << SILENT << replica_end(0)
