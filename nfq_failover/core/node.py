@@ -70,6 +70,7 @@ from nfq_failover.core.status import (
     connections_of,
     link_status,
     mishaps_of,
+    pace_status,
     protected_of,
     standing,
 )
@@ -553,6 +554,7 @@ class Node:
             peer=link_status(self.protector, now),
             connections=connections,
             protected_connections=protected_of(connections, self.gate),
+            pace=pace_status(self.gate, self.shadow),
             application=members.health.status(),
             bounds=bounds.gauges(self.gate, self.shadow, [link.session for link in self.links.all], self.out.counters),
             counters=dict(sorted(self.out.counters.items())),

@@ -30,7 +30,9 @@ _CLAIMING = frozenset((State.PROTECTED, State.SHADOWING))
 class ConnectionStatus:
     """One connection. Its ends are `address:port`; `reason` says why it is as it is.
 
-    `lag_bytes`: taken by this host's TCP (primary) or logged (backup), and not confirmed.
+    `lag_bytes`: taken by this host's TCP (primary) or logged (backup), and not confirmed. `lag_out_bytes`: sent by the
+    primary's server, and not by the replica, for all that this host knows; `lag_ms`: how late the replica was when it
+    was last looked at (primary). `slowed`: what the server sends waits for the replica.
     """
 
     client: str
@@ -41,6 +43,9 @@ class ConnectionStatus:
     confirmed_bytes: int = 0
     lag_bytes: int = 0
     differences: int = 0
+    lag_out_bytes: int = 0
+    lag_ms: int = 0
+    slowed: bool = False
 
     def as_dict(self) -> dict[str, object]:
         """The JSON object. There may be 20,000 of them, so this is written out."""
@@ -53,6 +58,9 @@ class ConnectionStatus:
             "confirmed_bytes": self.confirmed_bytes,
             "lag_bytes": self.lag_bytes,
             "differences": self.differences,
+            "lag_out_bytes": self.lag_out_bytes,
+            "lag_ms": self.lag_ms,
+            "slowed": self.slowed,
         }
 
 
@@ -77,6 +85,18 @@ class MishapStatus:
     client: str
     count: int
     ago_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class PaceStatus:
+    """How far the replicas are behind, all together: how late the latest was when they were last looked at, how many
+    connections are slowed, and how many were let go and are not back. `fetched_percent`: of the clients' bytes in the
+    last seconds, what this host had to fetch from the primary."""
+
+    worst_ms: int
+    slowed: int
+    let_go: int
+    fetched_percent: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +129,7 @@ class Status:
     peer: LinkStatus
     connections: list[ConnectionStatus]
     protected_connections: int
+    pace: PaceStatus
     application: HealthStatus
     bounds: dict[str, dict[str, int]]
     counters: dict[str, int]
@@ -120,6 +141,7 @@ class Status:
         """The JSON object."""
         return _members(self) | {
             "witness": None if self.witness is None else _members(self.witness),
+            "pace": _members(self.pace),
             "peer": _members(self.peer) | {"heartbeat": _members(self.peer.heartbeat)},
             "connections": [connection.as_dict() for connection in self.connections],
             "application": _members(self.application),
@@ -129,7 +151,14 @@ class Status:
 
 
 def _members(
-    value: Status | LinkStatus | HeartbeatStatistics | PactStatus | HealthStatus | ConcernStatus | MishapStatus,
+    value: Status
+    | PaceStatus
+    | LinkStatus
+    | HeartbeatStatistics
+    | PactStatus
+    | HealthStatus
+    | ConcernStatus
+    | MishapStatus,
 ) -> dict[str, object]:
     return {field.name: getattr(value, field.name) for field in fields(value)}
 
@@ -210,6 +239,9 @@ def _gated(gate: GateTable) -> Iterable[ConnectionStatus]:
             connection.acks.confirmed,
             max(connection.own.rcv_nxt - connection.acks.confirmed, 0) if connection.state is Gate.PROTECTED else 0,
             gate.digests.differences(connection.conn),
+            connection.distance.bytes_out if protected else 0,
+            round(connection.distance.latest_s * 1000) if protected else 0,
+            connection.distance.slow,
         )
 
 
@@ -243,6 +275,13 @@ def _shadowed(shadow: ShadowTable) -> Iterable[ConnectionStatus]:
             max(inward.held - inward.rcv_nxt, 0),
             0 if compare is None else compare.differences,
         )
+
+
+def pace_status(gate: GateTable, shadow: ShadowTable) -> PaceStatus:
+    """The pace of all replicas, of this host's connections and of those that it shadows."""
+    pace = gate.pace
+    share = shadow.repair.tap.share
+    return PaceStatus(round(pace.worst_s * 1000), pace.slowing.count, pace.let_go_count, round(100 * share, 1))
 
 
 def link_status(link: Link, now: float) -> LinkStatus:

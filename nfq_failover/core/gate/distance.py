@@ -21,7 +21,8 @@ class Distance:
     `turn` is odd while the client does not wait for the replica, and `turn_seen` the latest that the backup knows of
     (wire/records/pace.py). `taken`: the first byte of the client's stream that the replica's TCP lacks; `sent_seq`: the
     end of what the replica has sent. `watched`: core/gate/pace.py looks at it from time to time. `asked_at`: when the
-    backup was last asked. `slow`: what our server sends waits for the replica (held_data.py), since `slow_at`.
+    backup was last asked. `latest_s`: how late the replica was at the last look. `slow`: what our server sends waits
+    for the replica (held_data.py), since `slow_at`.
     """
 
     __slots__ = (
@@ -39,6 +40,7 @@ class Distance:
         "_starved_at",
         "_suspected",
         "asked_at",
+        "latest_s",
         "sent_seq",
         "slow",
         "slow_at",
@@ -59,7 +61,7 @@ class Distance:
         self._starved_at: float | None = None
         self._own_widest = self._replica_widest = 0
         self.watched = self._suspected = self.slow = False
-        self.slow_at = 0.0
+        self.slow_at = self.latest_s = 0.0
         self.asked_at = 0.0
 
     # ------------------------------------------------------------------------------------ what the backup says
@@ -124,6 +126,7 @@ class Distance:
     def unwatch(self) -> None:
         """There is nothing to measure."""
         self.watched = self.slow = False
+        self.latest_s = 0.0
 
     def slow_down(self, clock: float) -> None:
         """The replica is late: what our server sends waits for it."""
@@ -150,7 +153,9 @@ class Distance:
     def lags(self, clock: float) -> tuple[float, float, float]:
         """Returns how late the replica is in the client's stream and in the server's, and for how long the client has
         had to wait for its window."""
-        return self._lag_in_s(clock), self._lag_out_s(clock), self._starved_s(clock)
+        lags = self._lag_in_s(clock), self._lag_out_s(clock), self._starved_s(clock)
+        self.latest_s = max(lags)
+        return lags
 
     def _lag_in_s(self, clock: float) -> float:
         """How late the client's stream is: the age of the mark that the backup has not confirmed, or that of the mark

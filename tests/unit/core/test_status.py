@@ -21,7 +21,7 @@ from tests.unit.core.test_node_packets import LoneNode, Protected, shadowing
 
 KEYS = [
     *("name", "alive", "role", "state", "reason", "epoch", "generation", "witness", "peer", "connections"),
-    *("protected_connections", "application", "bounds", "counters", "membership", "concerns", "mishaps"),
+    *("protected_connections", "pace", "application", "bounds", "counters", "membership", "concerns", "mishaps"),
 ]
 
 PRIMARY = (
@@ -30,8 +30,8 @@ PRIMARY = (
     '"session":false,"lost":true,"heartbeat":{"interval_ms":50,"count":3,"detection_ms":150,'
     '"datagram_bytes":113,"bandwidth_bps":18080,"received":0,"missed":0,"largest_gap_ms":0.0,'
     '"silent_ms":null}},"connections":[{"client":"10.77.0.1:40000","server":"10.77.0.100:80",'
-    '"protected":true,"reason":"","logged_bytes":0,"confirmed_bytes":0,"lag_bytes":1000,"differences":0}'
-    '],"protected_connections":1,"application":{"checked":false,"well":true,"failed_checks":0,'
+    '"protected":true,"reason":"","logged_bytes":0,"confirmed_bytes":0,"lag_bytes":1000,"differences":0,"lag_out_bytes":0,"lag_ms":0,"slowed":false}'
+    '],"protected_connections":1,"pace":{"worst_ms":0,"slowed":0,"let_go":0,"fetched_percent":0.0},"application":{"checked":false,"well":true,"failed_checks":0,'
     '"detail":""},"counters":{"ack-held":1,"record-without-session":1,"syn-ack-held":1},'
     '"membership":"protected","concerns":[],"mishaps":[]}'
 )
@@ -51,7 +51,9 @@ def shown(host: LoneNode) -> list[str]:
 def row(protected: bool, reason: str) -> str:
     """One connection without any bytes."""
     ends = '"client":"10.77.0.1:40000","server":"10.77.0.100:80"'
-    counts = '"logged_bytes":0,"confirmed_bytes":0,"lag_bytes":0,"differences":0'
+    counts = (
+        '"logged_bytes":0,"confirmed_bytes":0,"lag_bytes":0,"differences":0,"lag_out_bytes":0,"lag_ms":0,"slowed":false'
+    )
     return f'{{{ends},"protected":{str(protected).lower()},"reason":"{reason}",{counts}}}'
 
 

@@ -10,9 +10,21 @@ from nfq_failover.core.concerns import Weight
 from nfq_failover.core.gate import held_data, slowing
 from nfq_failover.core.gate.connection import BEHIND, Gate
 from nfq_failover.core.gate.slowing import LASTING_S
+from nfq_failover.core.shadow.table import ShadowTable
+from nfq_failover.core.status import PaceStatus, connections_of, pace_status
 from nfq_failover.wire.records import EndKind, PaceTold, Unprotected, UnprotectedSeen
 from tests.support.gate import TS, Gated
-from tests.support.transcript import After, Copy, client, client_seq, confirmed, replica_end, server, server_seq
+from tests.support.transcript import (
+    After,
+    Copy,
+    client,
+    client_seq,
+    confirmed,
+    replica_end,
+    server,
+    server_seq,
+    settings,
+)
 
 STEP_S = 0.05
 HELD = "drop data-held"
@@ -154,6 +166,9 @@ def test_client_is_slowed_no_more_when_the_replica_is_in_time_and_that_is_told_s
     with Slowed() as t:
         assert [each.code for each in t.out.concerns.own] == ["backup-slow"]
         assert "one connection is slowed" in t.out.concerns.own[0].what
+        row = next(iter(connections_of(t.side, ShadowTable(settings(), t.out))))
+        assert row.slowed and 200 <= row.lag_ms <= 400 and (row.lag_bytes, row.lag_out_bytes) == (100, 0)
+        assert pace_status(t.side, ShadowTable(settings(), t.out)) == PaceStatus(row.lag_ms, 1, 0, 0.0)
         t.passes(0.1, confirmed(100, 40000), told(10))
         assert not t.gate.distance.slow
         t >> server(10, 20, ack=100, wnd=9975, ts=TS)
