@@ -6,17 +6,20 @@ knows which connections are this host's own. So a host that begins to serve look
 one that nobody here knows gets a segment, answers it, and is reset for that. When none is left, an unknown connection
 can only be one of our own that was opened while the daemon was away. From then on it may speak, and only then do the
 firewall rules get their bypass.
+
+Connections in TIME-WAIT are not looked for: they say nothing by themselves, and may be this host's own. One of them
+speaks when a client's segment of another connection from the same port meets it, also of one that another host had.
 """
 
 from __future__ import annotations
 
-from nfq_failover.constants import ACK
-from nfq_failover.core.events import ListFlows
+from nfq_failover.constants import ACK, RST, SYN
+from nfq_failover.core.events import ListFlows, PacketQueued
 from nfq_failover.core.gate.table import GateTable
 from nfq_failover.core.outbox import Outbox
 from nfq_failover.core.shadow.table import ShadowTable
 from nfq_failover.wire.build import build_segment
-from nfq_failover.wire.segment import FlowKey
+from nfq_failover.wire.segment import FlowKey, Segment
 
 EVERY_S = 0.25
 PROBES = 64  # of one list
@@ -67,4 +70,15 @@ class LeftoverSweep:
             return False
         gate.opening.adopt_unknown(True)
         self.out.log("info", "no connection of an earlier role is left on this host")
+        return True
+
+    def speaks(self, event: PacketQueued, seg: Segment) -> bool:
+        """Judge a segment that our TCP sends while clients are told that their connections are over. True: it is of an
+        earlier connection from the port of one of them, which the client's answer to a reset has met. It is dropped,
+        and its connection reset; what the client answers next is answered by a reset of our TCP."""
+        flow = (seg.dst, seg.dport, seg.src, seg.sport)
+        if seg.flags & (SYN | RST) or not self.shadow.resets.tells(flow) or self.gate.knows(flow):
+            return False
+        self.out.drop(event.queue, event.packet_id, "stranger")
+        self.out.reset_unknown(seg)
         return True

@@ -243,7 +243,8 @@ class Node:
             if self.members.role is Role.BACKUP:
                 self.out.reset_unknown(seg)
             return
-        self.gate.outbound(event, seg, now)
+        if not (self.shadow.resets.size and self.sweep.speaks(event, seg)):
+            self.gate.outbound(event, seg, now)
 
     # ------------------------------------------------------------------------------------ the sync channel
 

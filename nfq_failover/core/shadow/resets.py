@@ -103,6 +103,10 @@ class Resets:
         self._exact.clear()
         self._timers.clear()
 
+    def tells(self, flow: FlowKey) -> bool:
+        """Whether the client of a connection is being told."""
+        return flow in self._told
+
     @property
     def size(self) -> int:
         """How many clients are being told."""

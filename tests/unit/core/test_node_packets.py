@@ -26,7 +26,7 @@ from nfq_failover.core.events import (
 from nfq_failover.core.gate.connection import Gate
 from nfq_failover.core.node import Node
 from nfq_failover.core.pair.roles import Do, State
-from nfq_failover.wire.records import Confirm, Opened
+from nfq_failover.wire.records import Confirm, Opened, Served
 from nfq_failover.wire.segment import Segment
 from tests.support.transcript import (
     CLIENT,
@@ -210,6 +210,21 @@ def test_new_connection_from_the_port_of_one_that_was_taken_over_is_protected() 
     assert opened.state is Gate.SYN_HELD
     assert opened.open.syn_options == OFFER
     assert not host.node.shadow.flows
+
+
+def test_earlier_connection_of_our_tcp_does_not_answer_the_client_of_one_that_is_over() -> None:
+    """The other host has had the later one from the same port; here our TCP still has the earlier in TIME-WAIT."""
+    host = LoneNode(State.SHADOWING)
+    host.node.shadow.take(Served(5, FLOW, 5000, 6000, 7), host.now)
+    host.node.members.state = State.UNPROTECTED
+    host.node.shadow.take_over(host.now)
+    assert outward(host) == 4
+    assert host.packet(client(0)) == "pass"  # the answer to a reset
+    assert host.packet(server(0, ack=0)) == "drop inward"
+    assert not host.node.gate.flows
+    assert host.packet(server(0, ack=None, flags="R")) == "pass"  # it is gone: now our TCP resets the client
+    assert host.packet(syn(irs=IRS + 70000)) == "pass"
+    assert host.packet(server(0, ack=0)) == "pass"  # which makes the client repeat that
 
 
 def test_syn_from_the_port_of_one_that_was_handed_over_is_for_our_tcp_alone() -> None:
