@@ -207,13 +207,21 @@ class Node:
         if self.members.state is State.DOUBT:
             out.drop(event.queue, event.packet_id, "in-doubt")  # of a connection taken over earlier, too
         elif event.queue is Queue.OUT and not event.checksum_pending and out.injected.knows(event.packet):
-            out.counters["own-packet-queued"] += 1  # our TCP leaves its checksums to the card; what we build has one
-            out.injected.returned(now)
-            out.accept(event.queue, event.packet_id)
+            self._own_packet(event, seg, now)  # our TCP leaves its checksums to the card; what we build has one
         elif event.queue is Queue.IN:
             self._inbound(event, seg, now)
         else:
             self._outbound(event, seg, now)
+
+    def _own_packet(self, event: PacketQueued, seg: Segment, now: float) -> None:
+        """Let a packet go on that the daemon has sent. A SYN-ACK that our TCP repeats looks like it, but for what was
+        changed in the one that was sent."""
+        have = self.gate.flows.get((seg.dst, seg.dport, seg.src, seg.sport)) if seg.flags & SYN else None
+        if have is not None and self.gate.opening.repeats(event, seg, have):
+            return
+        self.out.counters["own-packet-queued"] += 1
+        self.out.injected.returned(now)
+        self.out.accept(event.queue, event.packet_id)
 
     def _inbound(self, event: PacketQueued, seg: Segment, now: float) -> None:
         connection = self.shadow.flows.get((seg.src, seg.sport, seg.dst, seg.dport))

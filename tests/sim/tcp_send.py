@@ -172,7 +172,7 @@ class Sender:
             self.emit(packet, gso)
 
     def _window(self) -> int:
-        edge = max(self.rcv_edge, self.read_at + self.who.buffer)
+        edge = max(self.rcv_edge, self.read_at + self.who.buffer, self.rcv_nxt)  # a FIN is taken just beyond, too
         window = (edge - self.rcv_nxt) >> self.our_scale
         if self.rcv_nxt + (window << self.our_scale) < self.rcv_edge:
             window = -(-(self.rcv_edge - self.rcv_nxt) >> self.our_scale)

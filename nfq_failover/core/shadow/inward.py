@@ -28,7 +28,8 @@ class Inward:
     `inbound` is the log; `rcv_nxt` the first byte that our TCP has not taken, `rcv_edge` the right edge that it
     accepts, `confirmed_edge` the one that the primary knows. `held` is the first byte that neither the log nor our TCP
     has; a FIN counts as a byte. `fin_in`: where the client has ended; `rst_in`: an RST that waits for our TCP to get
-    there. `late_until`: what the client has sent that was let in before our TCP had answered.
+    there. `late_until`: what the client has sent that was let in before our TCP had answered. `sent_to`: how far the
+    client has sent, for all that has come: what lies before it may be missing here.
 
     In the server's stream, `own_una` is what our TCP was told that the client has acknowledged, with the window field
     `own_wnd`.
@@ -50,6 +51,7 @@ class Inward:
         "rcv_nxt",
         "reset_by_client",
         "rst_in",
+        "sent_to",
     )
 
     def __init__(self, opening: Open, limit: int, header: ClientHeader, output: Output) -> None:
@@ -62,7 +64,7 @@ class Inward:
         self.fin_in: int | None = None
         self.rst_in: int | None = None
         self.reset_by_client = False
-        self.held = self.rcv_nxt = 0
+        self.held = self.rcv_nxt = self.sent_to = 0
         self.rcv_edge = self.confirmed_edge = 0
         self.late_until = -1
         self.own_una = self.own_wnd = -1
@@ -138,6 +140,11 @@ class Inward:
         held = self.held
         return max(held - OLD_BYTES, -1) <= offset <= max(self.rcv_edge, held) + JOURNAL_AHEAD
 
+    def client_is_at(self, offset: int) -> None:
+        """The client has sent everything before `offset`, though it may not have come here."""
+        if offset > self.sent_to:
+            self.sent_to = offset
+
     def let_in(self, stop: int) -> None:
         """The client has sent up to `stop`, though our TCP has not answered: the primary has not waited for us."""
         self.late_until = max(self.late_until, stop)
@@ -206,11 +213,13 @@ class Inward:
     ) -> None:
         """Let a client's RST in. In the shadow (not `active`) one that our TCP would take and the primary's would not
         must not get through: it has to fit exactly (RFC 5961 section 3.2) where the client's stream ends, for all that
-        we know, and it waits for a TCP of ours that is behind. If the primary's takes another one all the same, we are
-        told."""
+        we know, and it waits for a TCP of ours that is behind. A client that is gone answers old segments with an RST
+        for each, where they say that it is: the primary's TCP has more by then. If it takes another one than ours all
+        the same, we are told."""
         offset = self.client.offset(seg.seq)
+        self.client_is_at(offset)
         if not active and (offset >= self.rcv_nxt or mapping is None):
-            if offset != self.held:
+            if offset != self.held or offset < self.sent_to:
                 out.drop(event.queue, event.packet_id, "rst-elsewhere")
                 return
             if mapping is None or offset > self.rcv_nxt:

@@ -82,6 +82,7 @@ class Segments:
             self._refuse(connection, event, seg, "implausible")  # of an earlier connection, or forged
             return
         if flags & RST:
+            inward.client_is_at(connection.gap.primary_rcv_nxt)
             inward.deliver_rst(mapping, event, seg, active, out)
             return
         if not flags & ACK:
@@ -93,6 +94,7 @@ class Segments:
                 out.record(SentAsked(connection.conn))
             self._refuse(connection, event, seg, refused)
             return
+        inward.client_is_at(offset + seg.seg_len)
         if active and connection.ended:
             out.drop(event.queue, event.packet_id, "ended")
             if seg.seg_len:  # a client that repeats its FIN; our TCP may be rid of the connection, and would reset it

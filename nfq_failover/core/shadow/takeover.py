@@ -18,6 +18,7 @@ from nfq_failover.core.tcp.translation import Translation
 from nfq_failover.wire.segment import FlowKey, Segment
 
 NEVER_READY = "the replica was never ready"
+RESET_EARLY = "its client's reset has come before its bytes"
 LATE = "the replica was late or behind, and had not caught up"
 
 
@@ -71,6 +72,8 @@ class Takeover:
                 if reason:
                     self._feeding.begin(connection, reason, now, tell=False)
             if over and not connection.ended:
+                if connection.inward.reset_by_client and connection.inward.unread:
+                    self._wholeness.lacks(connection.conn, connection.flow, RESET_EARLY)
                 if not self._feeding.drains(connection):
                     self._forget(connection)  # the client has been told the end, or has told it
             elif connection.state is Shadow.SHADOW:

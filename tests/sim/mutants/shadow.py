@@ -260,4 +260,18 @@ SHADOW = (
         ("fence-cut", "fence-crash"),
         (1, "fence-crash"),
     ),
+    Mutant(
+        "believe a reset while bytes are missing that the client has sent",
+        "bytes were acknowledged",
+        (Patch(Inward, "client_is_at", nothing),),
+        ("pause",),
+        (700095, "pause"),
+    ),
+    Mutant(
+        "let an earlier connection answer the client of one that is over",
+        "acknowledges what was never sent",
+        (Patch(Resets, "tells", lambda *_: False),),
+        ("kill-any",),
+        (189917, "kill-any"),
+    ),
 )

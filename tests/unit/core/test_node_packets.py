@@ -136,6 +136,24 @@ def test_confirmation_releases_what_was_held() -> None:
     assert [Segment(bytearray(e.packet)).ack for e in host.effects() if isinstance(e, Inject)] == [client_seq(1000)]
 
 
+def test_syn_ack_that_our_tcp_repeats_is_none_of_the_daemons_though_it_looks_like_that() -> None:
+    """What is taken out of it is not compared: the first one was told a smaller MSS."""
+    host = LoneNode(State.PROTECTED)
+    host.node.gate.start_protecting(host.now)
+    host.node.gate.fit_backup(frozenset(), 1300, host.now)
+    assert host.packet(syn()) == "pass"
+    assert host.packet(syn_ack()) == "drop"
+    host.node.gate.take(Opened(1, True, client_seq(40000)), host.now)
+    (sent,) = [effect.packet for effect in host.effects() if isinstance(effect, Inject)]
+    repeated = syn_ack().packet(ISS)
+    assert host.node.out.injected.knows(repeated)
+    host.node.handle(PacketQueued(Queue.OUT, 99, repeated), host.now)
+    (verdict,) = [effect for effect in host.effects() if isinstance(effect, Verdict)]
+    assert verdict.accept and verdict.packet == sent
+    host.node.handle(PacketQueued(Queue.OUT, 100, bytearray(sent)), host.now)  # this is the daemon's
+    assert host.effects() == [Verdict(Queue.OUT, 100, True, None)]
+
+
 def test_first_packet_after_a_pause_finds_the_host_in_doubt() -> None:
     host = Protected()
     host.now += 1.0

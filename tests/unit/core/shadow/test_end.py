@@ -23,6 +23,7 @@ from tests.support.transcript import (
     IRS,
     After,
     ShadowTranscript,
+    client_bytes,
     client_seq,
     confirmed,
     opening,
@@ -71,6 +72,25 @@ def test_reset_elsewhere_in_the_window_is_the_primarys_affair() -> None:
         t >> from_client(0, flags="R", ack=None, ts=None) << "drop rst-elsewhere"
         t >> replica(ack=100) << SILENT
         assert not t.shadow.inward.reset_by_client
+
+
+def test_reset_that_answers_an_old_segment_waits_for_what_the_tap_has_lost() -> None:
+    """A client that is gone answers what was sent before the server had its bytes; the primary's TCP ignores that."""
+    for known in ("by an acknowledgement", "by another reset", "by the primary"):
+        with Shadowing() as t:
+            if known == "by an acknowledgement":
+                t >> from_client(100, 0) << "pass [.] 100 ack 0 wnd 500 ts 1001/7000000"
+            elif known == "by another reset":
+                t >> from_client(100, flags="R", ack=None, ts=None) << "drop rst-elsewhere"
+            else:
+                t >> Progress(1, client_seq(100), True) << confirmed(0, EDGE)
+            t >> from_client(0, flags="R", ack=None, ts=None) << "drop rst-elsewhere"
+            t.side.repair.fill(t.shadow, Data(1, client_seq(0), client_bytes(0, 100), False), t.now)
+            t.drain()
+            t.effects.clear()
+            assert t.shadow.inward.held == 100 and not t.shadow.inward.reset_by_client
+            t >> from_client(100, flags="R", ack=None, ts=None) << "drop rst-held"
+            t >> replica(ack=100) << SILENT << "kernel [R.] 100 ack 0 wnd 500 ts 1001/7000000"
 
 
 def test_reset_that_waits_is_void_when_the_client_goes_on() -> None:
