@@ -29,6 +29,7 @@ CATCH_UP_MAX_S = 60.0
 FED_HOLD_S = 2.0  # how long acknowledgements wait for a replica that is only fed, and takes nothing
 
 SYN_UNSEEN = "opened before the rules were there"
+BEFORE_BACKUP = "opened before the backup joined"
 NOT_READY = "replica not ready"
 STANDS_STILL = "the replica does not take what the client sends"
 BEHIND = "the replica is too far behind"

@@ -31,7 +31,8 @@ class HeldData:
     def __init__(self, opening: Open, acks: AckGate) -> None:
         self._acks = acks
         offered = SynOptions.parse(opening.syn_options).mss
-        self._mss = offered - (TIMESTAMPS_BYTES if opening.tsval is not None else 0)
+        fits = min(offered, opening.mss) if opening.mss else offered  # what our TCP takes, its interface takes, too
+        self._mss = fits - (TIMESTAMPS_BYTES if opening.tsval is not None else 0)
         self._pieces: deque[tuple[int, int, bytes]] = deque()  # ack (an offset), sequence number, data
         self._stop = 0
         self.size = 0

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from nfq_failover.core.concerns import Concern, Weight
-from nfq_failover.core.gate.connection import SYN_UNSEEN, Gate, GatedConnection
+from nfq_failover.core.gate.connection import BEFORE_BACKUP, SYN_UNSEEN, Gate, GatedConnection
 from nfq_failover.core.outbox import Outbox
 from nfq_failover.core.timers import TimerQueue
 from nfq_failover.wire.records import InputMissed, Whole, WholeSaid
@@ -58,7 +58,7 @@ class MissedInput:
         confirmed is missing. `counts`: it is not from before the backup's time."""
         if not self._on:
             return
-        if connection.reason == SYN_UNSEEN and now - self._since < HALF_OPEN_S:
+        if connection.reason in (SYN_UNSEEN, BEFORE_BACKUP) and now - self._since < HALF_OPEN_S:
             counts = False  # it is from before: it was half open when the backup joined
         connection.miss_from(max(connection.acks.confirmed, 0), counts)
         self.look(connection, now)

@@ -13,7 +13,14 @@ from typing import Final
 
 from nfq_failover.constants import ACK, FIN, RST
 from nfq_failover.core.events import PacketQueued
-from nfq_failover.core.gate.connection import NOBODY_GOES_ON, NOT_READY, SYN_UNSEEN, Gate, GatedConnection
+from nfq_failover.core.gate.connection import (
+    BEFORE_BACKUP,
+    NOBODY_GOES_ON,
+    NOT_READY,
+    SYN_UNSEEN,
+    Gate,
+    GatedConnection,
+)
 from nfq_failover.core.gate.pace import Pacing
 from nfq_failover.core.outbox import Outbox
 from nfq_failover.core.settings import Settings
@@ -22,7 +29,7 @@ from nfq_failover.core.timers import TimerQueue
 from nfq_failover.wire.records import Open, Opened
 from nfq_failover.wire.segment import FlowKey, Segment
 from nfq_failover.wire.seqnum import MASK
-from nfq_failover.wire.tcp_options import NEGOTIABLE, SIGNED, SynOptions
+from nfq_failover.wire.tcp_options import NEGOTIABLE, SIGNED, SynOptions, each_option
 
 MAX_SYNS: Final = 8192
 MAX_DIALLED: Final = 8192
@@ -161,6 +168,8 @@ class Opening:
             wnd, options, signed = syn
             if signed:
                 reason = "TCP-MD5 or TCP-AO signs the header"
+            elif not reason and any(kind in self._without for kind, *_ in each_option(seg.options())):
+                reason = BEFORE_BACKUP  # its SYN came when nothing was to be taken out of it
         return reason, Open(
             conn=self._take_number(),
             flow=flow,

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from nfq_failover.constants import ACK, FIN, RST, SYN
 from nfq_failover.core.events import FrameCopied, PacketQueued, QueryFlows
-from nfq_failover.core.gate.connection import AWAITED, Gate, GatedConnection
+from nfq_failover.core.gate.connection import AWAITED, BEFORE_BACKUP, Gate, GatedConnection
 from nfq_failover.core.gate.copies import Copies
 from nfq_failover.core.gate.digests import GateDigests
 from nfq_failover.core.gate.ends import GateEnds
@@ -24,6 +24,7 @@ from nfq_failover.core.gate.pace import Pacing
 from nfq_failover.core.gate.served import ServedAlone
 from nfq_failover.core.outbox import Outbox
 from nfq_failover.core.settings import Settings
+from nfq_failover.core.tcp.syn import refuses_syn
 from nfq_failover.core.timers import TimerQueue
 from nfq_failover.wire.records import (
     AckAsked,
@@ -153,6 +154,10 @@ class GateTable:
                 self.missed.begins(found, now, counts=found.reason == DIALLED)
             return
         if seg.flags & RST:
+            if refuses_syn(seg, connection.own.snd_nxt_seq):
+                self._look_soon(now)
+                self.out.accept(event.queue, event.packet_id)
+                return
             if connection.keeps_last_ack:
                 self.out.drop(event.queue, event.packet_id, "rst-after-end")
                 connection.repeat_last_ack(self.out)
@@ -466,7 +471,7 @@ class GateTable:
         self.reason = ""
         for connection in self.flows.values():
             if connection.state is Gate.UNPROTECTED:
-                connection.forget_backup("opened before the backup joined")
+                connection.forget_backup(BEFORE_BACKUP)
         self.missed.start(now)
         self.served.start(now)
 

@@ -4,8 +4,8 @@ A client believes an RST that has exactly the number that it expects next; one e
 an acknowledgement that says what it expects, and any other it ignores (RFC 5961 section 3.2). What it expects lies
 between what it has acknowledged and the right edge of its window, and nobody who is alive knows better: it may have got
 more than it had time to acknowledge. So there is one RST for each place where it may be, the last of them inside of its
-window for certain; what it answers tells the place. All of them may be lost: they are repeated, ever more rarely. A
-client that knows does not answer, and is told in vain.
+window for certain; what it answers tells the place, unless an older segment of its has been late. All of them may be
+lost: they are repeated, ever more rarely. A client that knows does not answer, and is told in vain.
 """
 
 from __future__ import annotations
@@ -67,7 +67,10 @@ class Resets:
     def _say(self, flow: FlowKey, now: float) -> None:
         told = self._told[flow]
         exact = self._exact.get(flow)
-        for seq in told.reset_places() if exact is None else (exact,):
+        places = told.reset_places()
+        if exact is not None:  # or an old segment has said so that was late
+            places = [exact, *(at for at in places if diff(at, exact) > 0)]
+        for seq in places:
             send_reset(self.out, flow, seq, told.reset_ack())
         turn = self._turn[flow]
         if turn < len(WAITS_S):

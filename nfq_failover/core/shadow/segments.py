@@ -14,6 +14,7 @@ from nfq_failover.core.shadow.opening import Openings
 from nfq_failover.core.shadow.repair import Repair
 from nfq_failover.core.shadow.resets import Resets, send_reset
 from nfq_failover.core.shadow.takeover import Takeover
+from nfq_failover.core.tcp.syn import refuses_syn
 from nfq_failover.core.tcp.translation import Translation
 from nfq_failover.core.timers import TimerQueue
 from nfq_failover.wire.records import Opened, SentAsked
@@ -177,6 +178,8 @@ class Segments:
             return True
         inward, output = connection.inward, connection.output
         active = connection.state is Shadow.ACTIVE
+        if active and refuses_syn(seg, mapping.own.seq(output.snd_nxt)):
+            return False
         if connection.resync.pending and not connection.resync.answered(mapping, inward, seg):
             out.drop(event.queue, event.packet_id, "replica-gone")
             self._die(connection, "our TCP lost the connection while the daemon was away", now)

@@ -1,7 +1,8 @@
-"""What may be left in a SYN or a SYN-ACK: nothing that a takeover couldn't continue."""
+"""SYNs: what may be left in them and their answers, nothing that a takeover couldn't continue; and who refuses one."""
 
 from __future__ import annotations
 
+from nfq_failover.constants import ACK, RST
 from nfq_failover.wire.segment import Segment
 from nfq_failover.wire.tcp_options import lower_mss, without
 
@@ -31,3 +32,9 @@ def hold_to_mss(seg: Segment, mss: int) -> bool:
     seg.buf[seg.tcp_off + 20 : seg.data_off] = options
     seg.seal()
     return True
+
+
+def refuses_syn(seg: Segment, snd_nxt_seq: int) -> bool:
+    """Whether a segment of our TCP refuses a SYN from a port that it knows nothing of (RFC 9293 section 3.10.7.1), and
+    is none of the connection that was there before, whose next sequence number was `snd_nxt_seq`."""
+    return bool(seg.flags & RST and seg.flags & ACK) and seg.seq == 0 and snd_nxt_seq != 0

@@ -245,6 +245,19 @@ def test_earlier_connection_of_our_tcp_does_not_answer_the_client_of_one_that_is
     assert host.packet(server(0, ack=0)) == "pass"  # which makes the client repeat that
 
 
+def test_refusal_of_a_syn_is_none_of_the_connection_that_was_taken_over() -> None:
+    """Our TCP has given up what was taken over, and the application listens no more."""
+    host, own = shadowing()
+    host.node.members.state = State.UNPROTECTED
+    host.node.shadow.take_over(host.now)
+    host.effects()
+    assert host.packet(syn(irs=IRS + 70000)) == "pass"
+    refusal = server(-1 - ISS_OWN, ack=70000, flags="R.", wnd=0, **own).packet(ISS_OWN)
+    host.node.handle(PacketQueued(Queue.OUT, 99, refusal), host.now)
+    assert host.effects() == [Verdict(Queue.OUT, 99, True, None)]
+    assert host.node.shadow.flows[FLOW].inward.rcv_nxt == 0
+
+
 def test_syn_from_the_port_of_one_that_was_handed_over_is_for_our_tcp_alone() -> None:
     host, _ = shadowing()
     (connection,) = host.node.shadow.flows.values()

@@ -46,6 +46,20 @@ def test_a_host_without_a_backup_grants_everything() -> None:
         assert t.side.flows[FLOW].open.mss == 1460
 
 
+def test_connection_whose_syn_came_before_the_backup_is_from_before() -> None:
+    """Nothing was taken out of it, so the backup's TCP would not go on with it."""
+    with GateTranscript() as t:
+        t.side.stop_protecting("no backup", t.now)
+        t >> syn() << "pass"
+        t.side.fit_backup(frozenset((OPT_WSCALE,)), None, t.now)
+        t.side.start_protecting(t.now)
+        t >> syn_ack() << "log warning: connection unprotected" << "pass"
+        connection = t.side.flows[FLOW]
+        assert (connection.state, connection.reason) == (Gate.UNPROTECTED, "opened before the backup joined")
+        assert connection.missing_from == 0 and not connection.counts
+        t.effects.clear()
+
+
 def mss_told(t: GateTranscript, given: object) -> int:
     """What the packet announces that goes to the client upon an input."""
     t.feed(given)

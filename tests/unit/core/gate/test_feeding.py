@@ -7,7 +7,7 @@ from nfq_failover.core.gate.table import FEED_LINGER_S
 from nfq_failover.core.outbox import Outbox
 from nfq_failover.wire.records import Close, Data, Fed, FedSeen, Missing, Record, Unprotected, UnprotectedSeen
 from tests.support.gate import TS, Gated, ack
-from tests.support.transcript import FLOW, After, Copy, client, client_bytes, client_seq, confirmed, server
+from tests.support.transcript import FLOW, ISS, After, Copy, client, client_bytes, client_seq, confirmed, server
 
 
 def after(t: Gated, seconds: float) -> list[str]:
@@ -70,6 +70,16 @@ def test_acknowledgement_follows_the_confirmation() -> None:
         t.effects.clear()
         t >> confirmed(100, 90000)
         assert any(str(effect).startswith("client [.] 0 ack 100") for effect in t.effects)
+        t.effects.clear()
+
+
+def test_refusal_of_a_syn_from_the_same_port_is_none_of_the_connection() -> None:
+    """Our TCP has given the connection up and listens no more. The client believes only what acknowledges its SYN."""
+    with fed() as t:
+        written(t, 0, 100)
+        t.effects.clear()
+        t >> server(-1 - ISS, ack=70000, flags="R.", wnd=0) << "pass"
+        assert FLOW in t.side.flows and t.gate.own.rcv_nxt == 100
         t.effects.clear()
 
 

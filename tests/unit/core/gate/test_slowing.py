@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -87,6 +88,16 @@ def test_data_that_waits_goes_in_order_and_in_segments() -> None:
         t >> confirmed(100, 40000)
         pieces = [str(each).split()[2] for each in t.clients()]
         assert pieces == ["10:1458", "1458:2906", "2906:3010", "3010:3020"]
+
+
+def test_no_segment_is_longer_than_our_own_interface_takes() -> None:
+    """The client would take 1460 bytes; the SYN-ACK has said what fits here."""
+    with Slowed() as t:
+        t.gate.held_data = held_data.HeldData(replace(t.gate.open, mss=1300), t.gate.acks)
+        t >> server(10, 2000, ack=100, wnd=10000, ts=TS, gso=True) << HELD
+        t >> told(2010)
+        t >> confirmed(100, 40000)
+        assert [str(each).split()[2] for each in t.clients()] == ["10:1298", "1298:2010"]
 
 
 def test_segment_that_our_tcp_repeats_is_kept_once() -> None:

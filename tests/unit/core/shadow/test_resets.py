@@ -78,9 +78,21 @@ def test_client_that_says_where_it_is_hears_it_there() -> None:
         quiet(t)
         t >> from_client(0, 0, ack=1234)
         assert quiet(t) == ["client [R.] 1234 ack 0 wnd 0"]
-        assert quiet(t, 0.3) == ["client [R.] 1234 ack 0 wnd 0"]  # that may be lost, too
+        assert quiet(t, 0.3) == [f"client [R.] {at} ack 0 wnd 0" for at in (1234, 64499)]  # that may be lost, too
         t >> from_client(0, 0, flags="R.")
         assert not quiet(t, 10.0)
+
+
+def test_older_segment_that_is_late_does_not_hide_where_the_client_is() -> None:
+    """A reset before its window it ignores: one must still be within."""
+    with dead() as t:
+        t >> from_client(0, 0, ack=2000)
+        quiet(t)
+        t >> "takeover"
+        quiet(t)
+        t >> from_client(0, 0, ack=700)
+        assert quiet(t) == ["client [R.] 700 ack 0 wnd 0"]
+        assert [line.split()[2] for line in quiet(t, 0.3)] == ["700", "2000", "65999"]
 
 
 def test_new_connection_from_the_port_ends_it() -> None:
