@@ -67,6 +67,10 @@ class FaultWorld:
         """Both daemons' states, as the lab's status tells them."""
         return {node: row["state"] for node, row in self.lab.status()["nodes"].items()}
 
+    def membership(self) -> dict[str, str | None]:
+        """Both daemons' states as the hosts have agreed on them, whatever limits the protection."""
+        return {node: self.ask(node).get("membership") for node in TWO_HOSTS.hosts}
+
     def epoch(self) -> int:
         """The epoch of whoever serves."""
         return int(self.lab.status()["epoch"])

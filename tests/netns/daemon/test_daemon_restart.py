@@ -248,7 +248,7 @@ def test_a_backup_that_restarts_costs_no_connection_and_protects_again(
             world.restart_daemon(backup)
             began = time.monotonic()
             world.becomes(**{primary: "protected", backup: "shadowing"})
-            assert world.comes(primary, since, "warning", "after=unprotected")
+            assert world.comes(primary, since, "error", "after=unprotected")
             with talk(world) as new:
                 assert world.protects(new.connection)
             print(f"protected again {time.monotonic() - began:.2f} s after the daemon answered")

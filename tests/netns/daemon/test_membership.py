@@ -180,7 +180,7 @@ def test_a_killed_daemon_of_the_backup_leaves_a_primary_that_says_so(world: Faul
         assert HOLD_AT_LEAST_S <= waited <= HOLD_AT_MOST_S
         faultless(running)
         assert speakers(running.path) == [primary]
-        assert world.comes(primary, said, "warning", "after=unprotected", "the backup is silent")
+        assert world.comes(primary, said, "error", "after=unprotected", "the backup is silent")
         world.why_not(idle.connection)
 
         world.restart_daemon(backup)
@@ -301,7 +301,7 @@ def test_a_paused_primary_whose_backup_has_refused_goes_on_unprotected(world: Fa
             idle.exchange()
         faultless(running)
         assert speakers(running.path) == [primary]
-        assert world.comes(primary, said, "warning", "after=unprotected", "refused")
+        assert world.comes(primary, said, "error", "after=unprotected", "refused")
         assert world.epoch() == epoch
         world.becomes(**{primary: "protected", backup: "shadowing"})
         world.why_not(idle.connection)

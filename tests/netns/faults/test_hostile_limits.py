@@ -116,7 +116,7 @@ def test_flood_at_the_sync_ports_delays_little_and_costs_no_protection(tiny: Fau
         assert tiny.is_protected()
         assert (tiny.row(connection.connection) or {})["protected"]
     for node in TWO_HOSTS.hosts:
-        assert not tiny.said(node, said[node], '"state"', "protected"), "protection was lost for a while"
+        assert not tiny.said(node, said[node], "] state "), "protection was lost for a while"
         # All refused datagrams are counted by reason, or as dropped by the kernel.
         new = {name: count - before[node].get(name, 0) for name, count in refused(tiny, node).items()}
         assert {name for name, count in new.items() if count} >= {

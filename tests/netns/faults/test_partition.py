@@ -135,7 +135,8 @@ def test_a_primary_that_hears_nothing_goes_unprotected_when_the_backups_time_is_
     faultless(run.running)
     run.nothing_acknowledged_is_lost()
     assert speakers(run.running.path) == [run.primary]
-    assert world.states() == {run.primary: "unprotected", run.backup: "shadowing"}
+    assert world.membership() == {run.primary: "unprotected", run.backup: "shadowing"}
+    world.becomes(**{run.primary: "unprotected", run.backup: "unprotected"})  # each tells the other what is wrong
     assert world.epoch() == run.epoch
     world.lab.heal(run.primary)
     world.becomes(**{run.primary: "protected", run.backup: "shadowing"})
@@ -155,7 +156,7 @@ def test_without_a_working_fence_the_backup_refuses_and_the_primary_waits_for_th
         world.becomes(**{run.primary: "unprotected", run.backup: "refused"})
         refusals = world.said(run.backup, run.lines[run.backup], "error", "after=refused", "the fence failed")
         assert len(refusals) == 1
-        assert world.comes(run.primary, run.lines[run.primary], "warning", "after=unprotected")
+        assert world.comes(run.primary, run.lines[run.primary], "error", "after=unprotected")
         if direction is None and kind == "upload":
             # Not one byte that the backup might lack was acknowledged before the backup's time was over.
             assert HOLD_AT_LEAST_S <= run.held_after_cut() <= HOLD_AT_MOST_S + BACKOFF_S
