@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from nfq_failover.constants import ACK, RST, SYN
 from nfq_failover.core import bounds, restart
-from nfq_failover.core.concerns import Part, Weight
+from nfq_failover.core.concerns import Concern, Part, Weight
 from nfq_failover.core.events import (
     AskWitness,
     CheckLink,
@@ -82,6 +82,13 @@ from nfq_failover.wire.segment import Segment
 _SHADOWING = frozenset((State.SHADOWING, State.CHECKING, State.ASKING, State.FENCING))
 _SERVING = frozenset((State.UNPROTECTED, State.ARMING, State.PROTECTED, State.BACKUP_LOST))
 _PARTS = {Role.PRIMARY: Part.PRIMARY, Role.BACKUP: Part.BACKUP}
+_NEVER_ACTS = Concern(
+    "never-acts",
+    Weight.UNPROTECTED,
+    "this host has neither a fence nor a witness: it takes over from a primary that yields, and not from one that dies",
+    "configure 'fence' or [witness]: docs/operate/fencing.md",
+    Part.BACKUP,
+)
 _RESUMABLE = frozenset((State.UNPROTECTED, State.ARMING))  # serving, and no connection was protected yet
 
 
@@ -117,6 +124,8 @@ class Node:
         self.telling = Telling(self.out.concerns, facts_of(settings))
         self.agreement = Agreement(settings, self.protector.peer.name, self.protector.told, self.out)
         self.agreement.set_own(self.telling.facts)
+        if not settings.may_act:
+            self.out.concerns.raised("settings", _NEVER_ACTS, now)
         self._next_tick = self._last_tick = now
         self._pause_s = settings.detection_ms / 1000
         self.checkpoint = checkpoint

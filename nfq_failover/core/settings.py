@@ -77,6 +77,11 @@ class Settings:
         return 2 * self.detection_ms + fence
 
     @property
+    def may_act(self) -> bool:
+        """Whether this host could ever take over from a primary that dies without having yielded."""
+        return self.has_fence or self.has_witness or self.split_brain_accepted
+
+    @property
     def lease_ms(self) -> int:
         """How long a primary that has a witness is heard without its backup's votes; 0 without a witness."""
         return (self.witness_lease_ms or 3 * self.detection_ms) if self.has_witness else 0

@@ -297,7 +297,7 @@ class Lab:
         def protected() -> bool:
             self._check_alive(daemons)
             rows = {host: nodes.ask_daemon(self.store, host) or {} for host in state.topology.hosts}
-            serving = [host for host, row in rows.items() if row.get("state") in wanted]
+            serving = [host for host, row in rows.items() if _as_far_as_it_gets(row) in wanted]
             if len(serving) != 1 or primary not in (None, serving[0]):
                 return False
             return all(rows[host].get("role") == "backup" for host in state.topology.others(serving[0]))
@@ -370,3 +370,9 @@ def _of_the_service(answers: dict[str, dict[str, Any]]) -> tuple[int | None, lis
 def _need_root() -> None:
     if os.geteuid():
         raise CommandError("The lab needs root, for its network namespaces. Run it with sudo.")
+
+
+def _as_far_as_it_gets(row: dict[str, Any]) -> str | None:
+    """The state that a daemon tells; a pair that could never act at a crash is never called protected."""
+    never = any(concern["code"] == "never-acts" for concern in row.get("concerns", ()))
+    return row.get("membership" if never else "state")

@@ -26,7 +26,7 @@ def settings(**overrides: Any) -> Settings:
         "ports": ((80, 80),),
         "peers": (peer(),),
         "key": b"k" * 32,
-        "has_fence": False,
+        "has_fence": True,
         "split_brain_accepted": False,
         "has_witness": False,
         "checks_target": False,

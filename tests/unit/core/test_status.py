@@ -15,7 +15,7 @@ from nfq_failover.core.status import connections_of
 from nfq_failover.wire.records import DigestSeen, Unprotected
 from tests.support.gate import digest
 from tests.support.shadow import SILENT, replica
-from tests.support.transcript import server_seq, settings
+from tests.support.transcript import SERVER, server_seq, settings
 from tests.unit.core.shadow.test_divergence import Comparing, changed
 from tests.unit.core.test_node_packets import LoneNode, Protected, shadowing
 
@@ -163,3 +163,13 @@ def test_difference_that_has_not_ended_is_not_called_protected_by_the_backup() -
     t.effects.clear()
     (row,) = connections_of(GateTable(settings(), t.out), t.side)
     assert row.protected and not row.reason
+
+
+def test_host_that_could_never_act_at_a_crash_is_not_called_protected() -> None:
+    node = Node(settings(service=SERVER[0], has_fence=False), lambda count: bytes(count), 0, False, 100.0)
+    assert [each.code for each in node.out.concerns.own] == ["never-acts"]
+    for able in ("has_fence", "has_witness", "split_brain_accepted"):
+        changes = {"has_fence": False, able: True}
+        assert not Node(
+            settings(service=SERVER[0], **changes), lambda count: bytes(count), 0, False, 1.0
+        ).out.concerns.own
