@@ -1,7 +1,8 @@
 """The server application of one host as a process: it dies, exits in mid-response, hangs, refuses, is started again.
 
 What its kernel makes of its end is Linux's: a socket with unread data is reset, any other one is closed after what is
-in its buffer, and what the client sends after that is answered by RST (tcp_close, tcp_rcv_state_process).
+in its buffer, and what the client sends after that is answered by RST (tcp_close, tcp_rcv_state_process). A process
+that is stopped keeps its sockets: what came before a reset is there to be read when it goes on (tcp_reset).
 """
 
 from __future__ import annotations
@@ -49,6 +50,15 @@ class Machine(Protocol):
         """The daemon gets an input."""
 
 
+class Stopped(Protocol):
+    """What a process that hangs would have done with one connection."""
+
+    tcp: Tcp
+
+    def readable(self) -> None:
+        """It goes on."""
+
+
 class Application:
     """`state`: well, dead or hung. `refuses`: it goes on, but its listeners are gone. `broken`: the connections whose
     process has failed on this host, in this life. `exit_at`: it exits when one connection has written this many bytes,
@@ -60,6 +70,7 @@ class Application:
         self.broken: set[FlowKey] = set()
         self.exit_at: int | None = None
         self.failed_at = 0.0
+        self._stopped: list[Stopped] = []
         self._sockets = count(1)
         self.sockets: frozenset[int] = frozenset()
 
@@ -67,6 +78,7 @@ class Application:
         """The host has booted."""
         self.state, self.refuses, self.exit_at = "well", False, None
         self.broken = set()
+        self._stopped.clear()
         self.sockets = frozenset()
 
     @property
@@ -118,6 +130,8 @@ class Application:
         self._deaf()
         for tcp in list(kernel.flows.values()):
             self._close(tcp)
+        self.broken.update((*app.tcp.remote, *app.tcp.local) for app in self._stopped)  # what it had to read is lost
+        self._stopped.clear()
 
     def hang(self, seconds: float) -> None:
         """The process is stopped (kill -STOP), for `seconds` unless that is 0; the kernel still acknowledges."""
@@ -128,12 +142,19 @@ class Application:
         if seconds:
             self.host.later(seconds, self._continue)
 
+    def stops(self, app: Stopped) -> None:
+        """One connection has something to be done, but the process hangs."""
+        self._stopped.append(app)
+
     def _continue(self) -> None:
         if self.state == "hung":
             self.state = "well"
             for tcp in self.host.kernel.flows.values():
                 if tcp.app is not None:
                     tcp.app.readable()
+            for app in self._stopped:  # also of connections that were reset: the kernel has forgotten those
+                app.readable()
+            self._stopped.clear()
 
     def refuse(self) -> None:
         """The application no longer listens, and goes on with the connections that it has."""

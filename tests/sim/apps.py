@@ -51,7 +51,10 @@ class Server:
 
     def _run(self) -> None:
         self._scheduled = False
-        if self.tcp.app is not self or self.process.state == "hung":
+        if self.tcp.app is not self:
+            return
+        if self.process.state == "hung":
+            self.process.stops(self)
             return
         data = self.tcp.read(self.read_size)
         self.read += data

@@ -40,11 +40,13 @@ class Stalls:
         now = self.world.clock.now
         if self.world.healed or self.bound_s is None:
             return
+        owner = self.world.owner
+        well = owner is None or owner.application.well  # a backup that has taken over hangs itself, perhaps
         for client in self.world.clients.values():
             tcp = client.tcp
             state = (tcp.una, tcp.rcv_nxt, len(client.got), client.sent, tcp.state)
             before, since = self._seen.get(client, (state, now))
-            self._seen[client] = (state, since if before == state else now)
+            self._seen[client] = (state, since if before == state and well else now)
             stands_s = now - self._seen[client][1]
             assert client.ending or stands_s <= self.bound_s, (
                 f"client port {tcp.local[1]} has stood still for {stands_s:.1f} s, though its server is well"

@@ -39,6 +39,8 @@ class Tcp(Sender):
         data = self.received.read(self.read_at, min(most, self.received.end - self.read_at))
         self.read_at += len(data)
         self.received.trim(self.read_at)
+        if self.state == "closed":
+            return data  # what came before a reset
         edge = self.read_at + self.who.buffer
         if data and (edge - self.rcv_edge >= 2 * MSS or self.rcv_edge - self.rcv_nxt < MSS < edge - self.rcv_nxt):
             self._send_ack()

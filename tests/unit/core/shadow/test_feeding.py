@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from nfq_failover.core.shadow.connection import Shadow
 from nfq_failover.core.shadow.feeding import GRACE_S, PATIENCE_S
-from nfq_failover.wire.records import Close, Closed, Data, EndAsked, EndKind, Fed, FedSeen, Progress
+from nfq_failover.wire.records import Close, Closed, Data, EndAsked, EndKind, Fed, FedSeen, PaceAsked, Progress
 from tests.support.gate import digest
 from tests.support.shadow import EDGE, SILENT, from_client, replica
 from tests.support.transcript import FLOW, After, client_bytes, client_seq, confirmed, server_seq
@@ -147,3 +147,21 @@ def test_protected_connection_that_ends_on_the_primary_is_not_cut_before_its_rep
         t >> replica(0, 0, ack=100)
         quiet(t)
         assert any("kernel [R.] 100" in each for each in after(t, GRACE_S + 0.15))
+
+
+def test_replica_that_was_let_go_gets_the_rest_before_it_is_reset() -> None:
+    with Comparing() as t:
+        t >> replica(0, 1200) << SILENT
+        t >> PaceAsked(1, 1)
+        quiet(t)
+        t >> from_client(0, 100, ack=700)
+        quiet(t)
+        t >> "takeover"
+        found = quiet(t)
+        assert any("client [R.] 700" in each for each in found), found
+        assert not any("kernel [R" in each for each in after(t, PATIENCE_S - 0.5))  # its application hangs
+        assert t.shadow.state is Shadow.FED
+        t >> replica(1200, 0, ack=100)
+        quiet(t)
+        assert any("kernel [R.] 100" in each for each in after(t, GRACE_S + 0.15))
+        assert not t.side.wholeness.missed
