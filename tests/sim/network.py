@@ -36,11 +36,11 @@ class Path(Generic[T]):
         self.cuts = 0
         self._last = 0.0
 
-    def send(self, packet: T) -> None:
-        """The path takes a packet."""
+    def send(self, packet: T) -> bool:
+        """The path takes a packet. Returns whether it is not lost."""
         quality, random = self.quality, self.random
         if self.cuts or (quality.loss and random.random() < quality.loss):
-            return
+            return False
         copies = 2 if quality.duplicate and random.random() < quality.duplicate else 1
         for _ in range(copies):
             arrival = self.clock.now + quality.delay + quality.jitter * random.random()
@@ -49,6 +49,7 @@ class Path(Generic[T]):
             else:
                 arrival = self._last = max(arrival, self._last + 1e-7)
             self.clock.at(arrival, self._arrive, packet)
+        return True
 
     def _arrive(self, packet: T) -> None:
         if not self.cuts:

@@ -5,8 +5,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from nfq_failover.constants import SYN
 from nfq_failover.core.gate.connection import Gate, GatedConnection
 from nfq_failover.core.shadow.connection import Shadow
+from nfq_failover.wire.icmp import is_icmp
+from nfq_failover.wire.segment import Segment
 from nfq_failover.wire.seqnum import diff
 
 from .apps import Client
@@ -35,6 +38,19 @@ class Stalls:
         """Look from now on."""
         if self.bound_s is not None:
             self._look()
+
+    def lost(self, packet: bytes) -> None:
+        """The client's network has lost a packet. If it was news to a client, this one waits for the network from now
+        on: its server's TCP sends that again, the later the longer it was held."""
+        if is_icmp(bytearray(packet)):
+            return
+        seg = Segment(bytearray(packet))
+        client = self.world.clients.get((seg.dst, seg.dport, seg.src, seg.sport))
+        if client is None:
+            return
+        tcp = client.tcp
+        if seg.flags & SYN if tcp.state == "syn-sent" else tcp.theirs.offset(seg.seq) + seg.seg_len > tcp.rcv_nxt:
+            self._seen.pop(client, None)
 
     def _look(self) -> None:
         now = self.world.clock.now

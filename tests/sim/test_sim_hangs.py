@@ -7,12 +7,15 @@ from struct import pack
 
 import pytest
 
+from nfq_failover.constants import ACK
+from nfq_failover.wire.build import build_segment
+
 from .apps import Client
 from .checks import Checks
 from .host import SimHost
 from .runner import run
 from .scenario import DOWNLOAD, Connection, HostPlan, Incident, Limits, Scenario, from_json, named
-from .stalls import EVERY_S, Stalls
+from .stalls import EVERY_S
 from .world import CLIENT, SERVICE, SimWorld
 
 HOSTS = {"a": HostPlan(), "b": HostPlan(boot=0.1)}
@@ -58,22 +61,42 @@ def test_application_that_is_killed_while_it_hangs_has_failed_its_connections(mo
     assert [FLOW in each for each in broken] == [True]
 
 
-@pytest.mark.parametrize("owner_hangs", [False, True])
-def test_client_that_waits_for_its_own_server_is_not_held_by_a_replica(owner_hangs: bool) -> None:
-    scenario = Scenario(seed=1, kind="replica-hangs", hosts=HOSTS, limits=Limits(replica_patience_ms=100))
-    world = SimWorld(scenario)
+def _waiting() -> tuple[SimWorld, float]:
+    """A pair that is well, and a client that waits. Returns how long it may."""
+    world = SimWorld(Scenario(seed=1, kind="replica-hangs", hosts=HOSTS, limits=Limits(replica_patience_ms=100)))
     for host in world.hosts:
         host.boot(0.0)
     world.clock.run(world.clock.now + 3.0)
     tcp = world.client.connect((CLIENT, 40_000), (SERVICE, DOWNLOAD))
     world.clients[FLOW] = Client(world.clock, tcp, ABORTED)  # it never begins
-    stalls = Stalls(world)
-    assert stalls.bound_s is not None and world.owner is not None
-    stalls.start()
-    if owner_hangs:
-        world.owner.application.hang(0.0)
-        world.clock.run(world.clock.now + 2 * stalls.bound_s)
-        world.owner.application.start()
-        world.clock.run(world.clock.now + stalls.bound_s - EVERY_S)
+    tcp.state = "open"
+    assert world.stalls.bound_s is not None
+    world.stalls.start()
+    return world, world.stalls.bound_s
+
+
+def _complains_within(world: SimWorld, seconds: float) -> None:
     with pytest.raises(AssertionError, match="has stood still"):
-        world.clock.run(world.clock.now + stalls.bound_s + 2 * EVERY_S)
+        world.clock.run(world.clock.now + seconds)
+
+
+@pytest.mark.parametrize("owner_hangs", [False, True])
+def test_client_that_waits_for_its_own_server_is_not_held_by_a_replica(owner_hangs: bool) -> None:
+    world, bound_s = _waiting()
+    if owner_hangs:
+        assert world.owner is not None
+        world.owner.application.hang(0.0)
+        world.clock.run(world.clock.now + 2 * bound_s)
+        world.owner.application.start()
+        world.clock.run(world.clock.now + bound_s - EVERY_S)
+    _complains_within(world, bound_s + 2 * EVERY_S)
+
+
+@pytest.mark.parametrize("data", [b"", b"news"])
+def test_client_whose_network_has_lost_news_is_not_held_by_a_replica(data: bytes) -> None:
+    world, bound_s = _waiting()
+    world.clock.run(world.clock.now + bound_s - 1.0)
+    world.stalls.lost(bytes(build_segment((SERVICE, DOWNLOAD), (CLIENT, 40_000), 0, 0, ACK, 0, b"", data)))
+    if data:
+        world.clock.run(world.clock.now + bound_s - EVERY_S)
+    _complains_within(world, 1.0 + 2 * EVERY_S)

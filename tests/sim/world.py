@@ -55,6 +55,7 @@ class SimWorld:
         self.healed = False
         self.checks = Checks(self)
         self.incidents = Incidents(self)
+        self.stalls = Stalls(self)
         self._lopsided = any(plan.odd for plan in scenario.connections)
         self.clients: dict[FlowKey, Client] = {}
         self.past: list[tuple[FlowKey, Client]] = []  # whose port was used again
@@ -171,7 +172,8 @@ class SimWorld:
             self.checks.returned(host, packet)
         else:
             self.checks.emitted(host, packet)
-        self.client_in.send(packet)
+        if not self.client_in.send(packet):
+            self.stalls.lost(packet)
 
     def injected(self, host: SimHost, packet: bytes) -> None:
         """A packet of a daemon is on its way through the queue of its own host. What leaves meanwhile overtakes it, so
@@ -269,7 +271,7 @@ class SimWorld:
             clock.at(start + incident.at, self.incidents.strike, incident)
         ends = [c.at for c in scenario.connections] + [i.at + i.seconds for i in scenario.incidents]
         quiet = start + max(ends, default=0.0)
-        Stalls(self).start()
+        self.stalls.start()
         clock.run(quiet + 0.3)
         self._heal()
         if scenario.fence == "timeout" or any(incident.what.startswith("app_") for incident in scenario.incidents):
