@@ -90,7 +90,8 @@ class Segments:
             out.drop(event.queue, event.packet_id, "no-ack-flag")  # RFC 9293 section 3.10.7.4, fifth
             return
         ack = connection.seen.offset(seg.ack)
-        if refused := connection.acceptance.refusal(seg, ack, connection.header, output, active, now):
+        goes_on = active and not connection.ended  # what acknowledges more than all of it, is of a later one
+        if refused := connection.acceptance.refusal(seg, ack, connection.header, output, goes_on, now):
             if refused == UNSENT and not active and connection.acceptance.may_ask(now):
                 out.record(SentAsked(connection.conn))
             self._refuse(connection, event, seg, refused)

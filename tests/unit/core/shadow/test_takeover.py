@@ -245,6 +245,16 @@ def test_connection_that_the_primary_had_closed_is_not_continued() -> None:
         assert not t.side.flows
 
 
+def test_connection_that_has_ended_does_not_answer_for_a_later_one_from_the_same_port() -> None:
+    """The primary had that one without a replica. Its numbers may be near enough to be believed."""
+    with Shadowing() as t:
+        t >> from_client(0, 0, flags="F.") << "pass [F.] 0 ack 0 wnd 500 ts 1001/7000000" << confirmed(1, EDGE)
+        t >> replica(0, ack=1, flags="F.") << SILENT << replica_end(0, taken=1)
+        t >> from_client(1, 0, ack=1) << "pass [.] 1 ack 1 wnd 500 ts 1001/7000000"
+        t >> "takeover"
+        t >> from_client(20000, 1000, ack=22 << 20) << "drop ack-of-unsent" << f"client [R.] {22 << 20} ack 1 wnd 0"
+
+
 def test_connection_that_has_ended_is_left_in_peace() -> None:
     with Shadowing() as t:
         t >> from_client(0, 0, flags="F.") << "pass [F.] 0 ack 0 wnd 500 ts 1001/7000000" << confirmed(1, EDGE)
