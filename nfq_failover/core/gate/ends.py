@@ -136,6 +136,7 @@ class GateEnds:
         end.hold(kind, at, now)
         if first and end.judge(connection.own.snd_nxt_seq, self._taken(connection), self._deadline_s) is Judgement.SAME:
             end.confirm()  # the replica was first
+            connection.held_data.release_all(self.out)
             self.questions.stop(connection.conn)
             return False
         if first:

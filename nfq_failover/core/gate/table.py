@@ -284,6 +284,7 @@ class GateTable:
             fin = record.kind is EndKind.FIN
             if connection.distance.sent((record.seq + fin) & MASK):
                 self.pace.progressed(now)
+                connection.release_data(self.out)
         self.ends.on_end(record, now)
 
     def _protect_late(self, connection: GatedConnection, now: float) -> None:

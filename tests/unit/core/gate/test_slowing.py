@@ -138,6 +138,32 @@ def test_end_of_the_stream_comes_after_what_waits() -> None:
         assert t.gate.end is not None and t.gate.end.kind is EndKind.FIN
 
 
+def test_data_waits_no_more_when_the_replica_has_ended_before_our_server() -> None:
+    """It has sent all that there is: nothing else would ever say so."""
+    with Slowed() as t:
+        t >> confirmed(100, 40000)
+        t.effects.clear()
+        t >> server(10, 20, ack=100, wnd=10000, ts=TS)
+        t.effects.clear()
+        t >> server(30, 20, ack=100, wnd=10000, ts=TS) << HELD
+        t >> replica_end(60)
+        assert [str(each).split()[1:3] for each in t.clients()] == [["[P.]", "30:50"]]
+        t >> server(50, 10, ack=100, wnd=10000, ts=TS)
+        assert str(t.effects.popleft()).startswith("pass [.] 50:60")
+
+
+@pytest.mark.parametrize("flags", ["F.", "R."])
+def test_end_that_the_replica_has_come_to_first_does_not_overtake_what_waits(flags: str) -> None:
+    with Slowed() as t:
+        t >> server(10, 20, ack=100, wnd=10000, ts=TS) << HELD  # the client's bytes are not confirmed
+        t >> replica_end(30, EndKind.FIN if flags == "F." else EndKind.RST)
+        t.effects.clear()
+        t >> server(30, 0, ack=100, flags=flags, wnd=10000, ts=TS)
+        sent = [str(each) for each in t.effects if str(each).startswith(("client", "pass"))]
+        t.effects.clear()
+        assert [each.split()[1:3] for each in sent] == [["[P.]", "10:30"], [f"[{flags}]", "30"]]
+
+
 def test_everything_leaves_when_the_protection_ends() -> None:
     with Slowed() as t:
         t >> server(10, 20, ack=100, wnd=10000, ts=TS) << HELD
