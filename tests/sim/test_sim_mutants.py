@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from itertools import count, islice
+from typing import Any
 
 import pytest
 
+from nfq_failover.core.gate.distance import Distance
+from nfq_failover.core.shadow.resets import Resets
+
 from .generate import from_seed
 from .mutants import MUTANTS, Mutant
-from .mutants.mutant import Patch
+from .mutants.mutant import Patch, nothing
 from .runner import run
+from .scenario import from_json, named
 
 RUNS = 400
 
@@ -29,6 +34,29 @@ def test_planted_bug_is_caught(monkeypatch: pytest.MonkeyPatch, mutant: Mutant) 
                 patch.check()
             return
     pytest.fail(f"{mutant.name}: not caught in {RUNS} runs")
+
+
+def _unwatched(self: Distance) -> None:
+    self.watched = False
+
+
+@pytest.mark.parametrize(
+    ("name", "complaint", "patches"),
+    [
+        ("slowed-then-alone", "did not end well", [(Distance, "speed_up", nothing), (Distance, "unwatch", _unwatched)]),
+        ("time-wait-left-over", "acknowledges what was never sent", [(Resets, "tells", lambda *_: False)]),
+    ],
+)
+def test_planted_bug_that_few_seeds_meet_is_caught_by_a_scenario(
+    monkeypatch: pytest.MonkeyPatch, name: str, complaint: str, patches: list[tuple[Any, str, Any]]
+) -> None:
+    """It was found with that one, and is back."""
+    planted = [Patch(*patch) for patch in patches]
+    for patch in planted:
+        patch.plant(monkeypatch)
+    assert complaint in run(from_json(named()[name].read_text())).failure
+    for patch in planted:
+        patch.check()
 
 
 def test_bugs_have_names_of_their_own() -> None:

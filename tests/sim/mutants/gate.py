@@ -12,6 +12,7 @@ from nfq_failover.core.gate.end_gate import EndGate, Judgement
 from nfq_failover.core.gate.ends import GateEnds
 from nfq_failover.core.gate.opening import Opening
 from nfq_failover.core.gate.pace import Pacing
+from nfq_failover.core.leftovers import LeftoverSweep
 from nfq_failover.core.outbox import Outbox
 from nfq_failover.core.tcp.seqspace import SeqSpace
 from nfq_failover.wire.segment import Segment
@@ -66,10 +67,6 @@ def _no_mover(self: EndGate, *arguments: Any) -> Judgement:
 _judge = EndGate.judge
 
 
-def _unwatched(self: Distance) -> None:
-    self.watched = False
-
-
 GATE = (
     Mutant("skip the gate", "the backup has", (Patch(AckGate, "outbound", _ungated),)),
     Mutant(
@@ -101,7 +98,10 @@ GATE = (
     Mutant(
         "let leftover connections speak at once",
         "",
-        (Patch(Opening, "adopts_unknown", property(lambda self: True, nothing)),),
+        (
+            Patch(Opening, "adopts_unknown", property(lambda self: True, nothing)),
+            Patch(LeftoverSweep, "speaks", lambda *_: False),
+        ),
         ("kill-any", "kill-survivor"),
         (3603, "kill-any"),
     ),
@@ -162,12 +162,5 @@ GATE = (
         (Patch(Distance, "agreed", property(lambda self: True)),),
         HANGS,
         (12, "replica-hangs-crash"),
-    ),
-    Mutant(
-        "slow a client also when nothing protects it",
-        "did not end well",
-        (Patch(Distance, "speed_up", nothing), Patch(Distance, "unwatch", _unwatched)),
-        ("app-crash", "replica-hangs"),
-        (230088, "app-crash"),
     ),
 )

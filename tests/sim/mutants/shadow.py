@@ -173,7 +173,7 @@ SHADOW = (
     Mutant(
         "keep the SYN of a new connection from the gate",
         "has not remembered a SYN",
-        (Patch(ShadowConnection, "taken_over", property(lambda self: False)),),
+        (Patch(ShadowTable, "gives_way", lambda *_: False),),
         kinds=("crash-primary", "effect-primary"),
     ),
     Mutant(
@@ -259,19 +259,5 @@ SHADOW = (
         (Patch(BackoffRevert, "begin", _quote_more),),
         ("fence-cut", "fence-crash"),
         (1, "fence-crash"),
-    ),
-    Mutant(
-        "believe a reset while bytes are missing that the client has sent",
-        "bytes were acknowledged",
-        (Patch(Inward, "client_is_at", nothing),),
-        ("pause",),
-        (700095, "pause"),
-    ),
-    Mutant(
-        "let an earlier connection answer the client of one that is over",
-        "acknowledges what was never sent",
-        (Patch(Resets, "tells", lambda *_: False),),
-        ("kill-any",),
-        (189917, "kill-any"),
     ),
 )
