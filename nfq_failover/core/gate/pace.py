@@ -62,6 +62,7 @@ class Pacing:
         self._watched: dict[int, GatedConnection] = {}
         self._gone: dict[int, GatedConnection] = {}  # let go, and not back yet
         self._heard = False
+        self._quiet = False  # nothing was heard between the last two looks
         self._clock = self._progress = 0.0
         self._looked_at = 0.0
         self._next: float | None = None
@@ -167,7 +168,8 @@ class Pacing:
         wait_s = max(EVERY_S, PER_CONNECTION_S * len(self._watched))
         if self._heard:  # the time of a pause, of this host or of the other, is not the replica's fault
             self._clock += min(now - self._looked_at, 2 * wait_s)
-        self._heard, self._looked_at = False, now
+            self._looked_at = now
+        self._quiet, self._heard = not self._heard, False
         late = self._look(now)
         if late:
             self._let_go_worst(late, now)
@@ -208,7 +210,8 @@ class Pacing:
         if self._slow_is_enough and distance.slow and clock - distance.slow_at >= patience_s:
             return BEHIND
         longest_s = max(lag_s, starved_s)
-        if longest_s >= ASK_S and now - distance.asked_at >= ASK_S:
+        if self._quiet or (longest_s >= ASK_S and now - distance.asked_at >= ASK_S):
+            self._quiet = False  # its answer lets the clock go on, and one is enough for that
             self.ask(connection, now)
         if patience_s and 2 * longest_s >= patience_s and distance.suspect():
             suspects.append(connection.flow)

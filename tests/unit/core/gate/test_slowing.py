@@ -234,3 +234,18 @@ def test_backup_that_is_always_slow_is_waited_for_or_not_as_configured() -> None
                 t.passes(0.1, confirmed(max(at - 300, 0), 40000), told(10))
             assert t.gate.state is state
             assert t.gate.reason == (BEHIND if state is Gate.UNPROTECTED else "")
+
+
+def test_replica_that_stands_still_on_a_quiet_pair_is_found_all_the_same() -> None:
+    """Nobody says anything unasked: time would stand still, too."""
+    with Gated() as t:
+        t >> server(0, 10, wnd=10000, ts=TS)
+        t.effects.clear()
+        for _ in range(round(2.5 / STEP_S)):
+            before = t.gate.distance.asked_at
+            t >> After(STEP_S)
+            t.effects.clear()
+            if t.gate.distance.asked_at != before:
+                t >> told(0)
+                t.effects.clear()
+        assert (t.gate.state, t.gate.reason) == (Gate.UNPROTECTED, BEHIND)
