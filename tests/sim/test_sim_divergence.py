@@ -247,6 +247,8 @@ def test_servers_that_agree_lose_nothing_and_never_differ(policy: str) -> None:
     """Each policy has a third of the kinds; the other tests of the simulator have all of them with the default."""
     compared = 0
     for seed in range(("default", "strict", "off").index(policy), len(KINDS), 3):
+        if KINDS[seed].startswith("lopsided"):
+            continue  # their servers answer differently
         world = with_policy(SimWorld(from_seed(seed)), policy)
         try:
             world.run()

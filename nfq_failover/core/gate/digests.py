@@ -17,6 +17,7 @@ from collections.abc import Callable
 from nfq_failover.constants import FIN, RST
 from nfq_failover.core.events import PacketQueued
 from nfq_failover.core.gate.connection import GatedConnection
+from nfq_failover.core.gate.held_data import longest_data
 from nfq_failover.core.outbox import Outbox
 from nfq_failover.core.settings import Settings
 from nfq_failover.core.tcp.hashes import block_hashes, hash_seed, tail_hash
@@ -24,7 +25,6 @@ from nfq_failover.core.tcp.seqspace import SeqSpace
 from nfq_failover.core.timers import TimerQueue
 from nfq_failover.wire.records import DIGEST_BLOCK, MAX_HASHES, BytesAsked, BytesSent, Digest, DigestSeen
 from nfq_failover.wire.segment import Segment
-from nfq_failover.wire.tcp_options import SynOptions
 
 FLUSH_S = 0.003
 FLUSH_MAX_S = 0.1
@@ -78,7 +78,7 @@ class SentStream:
         self.unseen: deque[Digest] = deque()
         self.repeat_s = REPEAT_FIRST_S
         self.waits_since = 0.0  # strict: since when nothing has been released
-        self.mss = SynOptions.parse(connection.open.syn_options).mss - (12 if connection.open.tsval is not None else 0)
+        self.mss = longest_data(connection.open)
         self.differences = 0
         self.open = False  # the last of them has not ended
         self.said = False  # whether any digest was sent

@@ -23,6 +23,13 @@ HELD_PIECES: Final = 256
 TIMESTAMPS_BYTES: Final = 12
 
 
+def longest_data(opening: Open) -> int:
+    """How many bytes a segment that we build may have, so that it fits the client and our own interface."""
+    offered = SynOptions.parse(opening.syn_options).mss
+    fits = min(offered, opening.mss) if opening.mss else offered  # what our TCP takes, its interface takes, too
+    return fits - (TIMESTAMPS_BYTES if opening.tsval is not None else 0)
+
+
 class HeldData:
     """What one client still has to get. `size`: how many bytes."""
 
@@ -30,9 +37,7 @@ class HeldData:
 
     def __init__(self, opening: Open, acks: AckGate) -> None:
         self._acks = acks
-        offered = SynOptions.parse(opening.syn_options).mss
-        fits = min(offered, opening.mss) if opening.mss else offered  # what our TCP takes, its interface takes, too
-        self._mss = fits - (TIMESTAMPS_BYTES if opening.tsval is not None else 0)
+        self._mss = longest_data(opening)
         self._pieces: deque[tuple[int, int, bytes]] = deque()  # ack (an offset), sequence number, data
         self._stop = 0
         self.size = 0
