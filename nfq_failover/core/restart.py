@@ -50,4 +50,7 @@ def restore(
     if connections:
         going = sum(connection.state is Shadow.ACTIVE for connection in connections)
         level = "warning" if going == len(connections) else "error"
-        out.log(level, "connections taken over before the restart", going=going, cut=len(connections) - going)
+        fields: dict[str, object] = {"going": going, "cut": len(connections) - going}
+        if reasons := sorted({connection.reason for connection in connections if connection.state is Shadow.DEAD}):
+            fields["why"] = "; ".join(reasons)
+        out.log(level, "connections taken over before the restart", **fields)

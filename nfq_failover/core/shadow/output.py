@@ -121,7 +121,7 @@ class Output:
     @property
     def foreign(self) -> bool:
         """Whether the client lacks bytes that are not the replica's: nobody but us has them."""
-        return self.healed_to > self.snd_una or (self.compare is not None and bool(self.compare.doubts))
+        return self.healed_to > max(self.snd_una, 0) or (self.compare is not None and bool(self.compare.doubts))
 
     def stop_comparing(self) -> None:
         """Everything that had to be compared was."""

@@ -380,3 +380,14 @@ def test_after_the_takeover_a_client_may_know_more_than_the_replica_has_said() -
         t >> "takeover" << shown(0, 0, 0, 60)
         t >> from_client(0, 10, ack=1000) << "pass [.] 0:10 ack 0 wnd 508 ts 1001/7000000"
         assert t.shadow.output.snd_una == 1000
+
+
+def test_connection_whose_handshake_is_not_complete_has_no_bytes_of_the_other_server() -> None:
+    """A restart of the daemon cuts connections of which only its memory has bytes: this is none of them."""
+    with ShadowTranscript() as t:
+        t >> opening() << "kernel [S] -1 wnd 64240"
+        t >> answer()
+        (connection,) = t.side.flows.values()
+        assert connection.output.snd_una == -1
+        assert not connection.output.foreign
+        t.effects.clear()
