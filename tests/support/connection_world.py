@@ -123,14 +123,14 @@ class Case:
         assert status is not None, f"the daemon on {node} does not answer"
         return status
 
-    def assert_protected(self, *talks: Talk) -> None:
+    def assert_protected(self, *talks: Talk, within_s: float = 10.0) -> None:
         """Wait until the primary says that the connection is protected."""
 
         def protected() -> bool:
             rows = {row["client"]: row for row in self.lab.status()["connections"]}
             return all(rows.get(talk.name, {}).get("protected") for talk in talks)
 
-        assert eventually(protected), self.lab.status()["connections"]
+        assert eventually(protected, within_s), self.lab.status()["connections"]
 
     def crash(self, wait: bool = True) -> str:
         """Power loss of the primary; returns the survivor, which is the primary by then unless `wait` is False."""
