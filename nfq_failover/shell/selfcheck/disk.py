@@ -11,7 +11,7 @@ from nfq_failover.shell.selfcheck.checks import CHEAP_S, DEAR_S
 HANGS_S: Final = 1.0  # a takeover would wait for so long, and nobody knows for how much longer
 SLOW_S: Final = 0.5
 AGAIN_S: Final = 10.0
-ROOM_BYTES: Final = 1 << 20
+ROOM_BYTES: Final = 16 << 10
 _ST_RDONLY: Final = 1  # statvfs(3)
 
 
