@@ -92,7 +92,8 @@ class Checks:
             shadow = host.node.shadow.flows.get(flow)
             late = shadow is not None and shadow.heard and shadow.state is Shadow.DEAD  # the takeover came too late
             fresh = seen is None or seen.client is not self.world.clients.get(flow)
-            down = not host.kernel.listeners and (host.application.well or fresh)
+            nobody = not host.kernel.listeners or (flow, seg.ack) in host.kernel.refused  # when its SYN came
+            down = nobody and (host.application.well or fresh)
             down = down or (fresh and flow in host.application.broken)
             down = down or (flow[3] == PUSH and host.plan.deaf)
             if late or down:

@@ -91,6 +91,10 @@ class Death:
         return self.left == 0
 
 
+class Returning(bytearray):
+    """A packet of the daemon that comes back to it by the queue, since another rule has taken its mark away."""
+
+
 class SimHost:
     """One of the servers, through its lives. `up`: it has power; `running`: its daemon runs."""
 
@@ -350,7 +354,7 @@ class SimHost:
             return
         pieces = cut_super_segment(packet, self.plan.mtu) if len(packet) > self.plan.mtu else [packet]
         for piece in pieces:
-            self.world.outward(self, bytes(piece))
+            self.world.outward(self, bytes(piece), returns=isinstance(piece, Returning))
 
     # ------------------------------------------------------------------------------------ the node
 
@@ -475,8 +479,8 @@ class SimHost:
         if not self.plan.marks_lost or is_icmp(packet):  # our rules queue TCP alone
             self._to_wire(packet)
         elif not self.unplugged:
-            self.world.injected(self, bytes(packet))
-            self.later(STEP_S, self._from_stack, packet, False)
+            self.world.checks.emitted(self, bytes(packet))  # now, since what leaves meanwhile overtakes it
+            self.later(STEP_S, self._from_stack, Returning(packet), False)
 
     def _verdict(self, verdict: Verdict) -> None:
         key = (verdict.queue, verdict.packet_id)
@@ -485,7 +489,7 @@ class SimHost:
         inward = self._waiting.pop(key)
         if not verdict.accept:
             return
-        packet = verdict.packet if verdict.packet is not None else self._packets[key]
+        packet = bytearray(verdict.packet) if verdict.packet is not None else self._packets[key]
         if inward:
             self.later(0.0, self.kernel.input, bytes(packet))
         else:

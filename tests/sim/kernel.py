@@ -19,7 +19,8 @@ from .tcp import Address, Personality, Tcp
 
 
 class Kernel:
-    """`output(packet, gso)` takes what the stack sends. `ticks` is the clock of its timestamps."""
+    """`output(packet, gso)` takes what the stack sends. `ticks` is the clock of its timestamps. `refused`: SYNs that
+    met nobody who listens, by flow and the number that their RST acknowledges."""
 
     def __init__(
         self,
@@ -33,6 +34,7 @@ class Kernel:
         self.flows: dict[tuple[Address, Address], Tcp] = {}
         self._latest: dict[tuple[Address, Address], Tcp] = {}  # of each flow, also when it is over
         self.listeners: dict[int, Callable[[Tcp], None]] = {}
+        self.refused: set[tuple[FlowKey, int]] = set()
         self.alive = True
         self.drop = 0.0
 
@@ -78,6 +80,8 @@ class Kernel:
             application(tcp)
             tcp.accept(seg)
         elif not seg.flags & RST:
+            if seg.flags & (SYN | ACK) == SYN:
+                self.refused.add(((seg.src, seg.sport, seg.dst, seg.dport), add(seg.seq, 1)))
             seq, ack = (seg.ack, 0) if seg.flags & ACK else (0, add(seg.seq, seg.seg_len))
             self._emit(build_segment(local, remote, seq, ack, RST | (0 if seg.flags & ACK else ACK), 0), False)
 

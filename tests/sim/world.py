@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import asdict, replace
 from functools import partial
 from hashlib import blake2s
@@ -59,7 +58,6 @@ class SimWorld:
         self._lopsided = any(plan.odd for plan in scenario.connections)
         self.clients: dict[FlowKey, Client] = {}
         self.past: list[tuple[FlowKey, Client]] = []  # whose port was used again
-        self._returning: Counter[tuple[str, bytes]] = Counter()  # daemons' own, in a queue
         self.owner: SimHost | None = None
         self.crashes: dict[str, float] = {}
         self.hosts = tuple(self._host(name) for name in scenario.hosts)
@@ -164,22 +162,15 @@ class SimWorld:
         for other in self.others(host):
             self.taps[other.name].send(packet)
 
-    def outward(self, host: SimHost, packet: bytes) -> None:
-        """A packet leaves a server for the client."""
+    def outward(self, host: SimHost, packet: bytes, returns: bool = False) -> None:
+        """A packet leaves a server for the client. `returns`: it is a daemon's own, which was in the queue."""
         self._note(host.name, packet)
-        if self._returning[host.name, packet]:
-            self._returning[host.name, packet] -= 1
+        if returns:
             self.checks.returned(host, packet)
         else:
             self.checks.emitted(host, packet)
         if not self.client_in.send(packet):
             self.stalls.lost(packet)
-
-    def injected(self, host: SimHost, packet: bytes) -> None:
-        """A packet of a daemon is on its way through the queue of its own host. What leaves meanwhile overtakes it, so
-        it is judged now."""
-        self.checks.emitted(host, packet)
-        self._returning[host.name, packet] += 1
 
     def _to_client(self, packet: bytes) -> None:
         self.client.input(packet)

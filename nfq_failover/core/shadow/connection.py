@@ -77,7 +77,7 @@ SHADOW_STARTS: Final[dict[Shadow, str]] = {
 """How a connection may begin."""
 
 SHADOW_STOPS: Final[dict[Shadow, str]] = {
-    Shadow.OPENING: "takeover: the next SYN is native",
+    Shadow.OPENING: "takeover: the next SYN is native; a client that has its SYN-ACK is told",
     Shadow.SHADOW: "another generation, or over before the takeover",
     Shadow.ACTIVE: "our TCP has forgotten it",
     Shadow.FED: "over on the primary, and all was delivered",

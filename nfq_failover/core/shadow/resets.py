@@ -33,8 +33,10 @@ class Told(Protocol):
     def reset_places(self) -> list[int]:
         """The sequence numbers that its client may expect next, the most probable one first."""
 
-    def reset_ack(self) -> int:
-        """The client's next sequence number, as far as this host knows."""
+    def reset_ack(self) -> int | None:
+        """The client's next sequence number, as far as this host knows; None: the client may be in SYN-SENT. There it
+        believes whatever acknowledges its SYN, and takes no notice of an RST that acknowledges nothing (RFC 9293
+        section 3.10.7.3)."""
 
 
 def places(una: int, sent: int, edge: int) -> list[int]:
@@ -126,8 +128,9 @@ class Resets:
         return self._timers.next()
 
 
-def send_reset(out: Outbox, flow: FlowKey, seq: int, ack: int) -> None:
-    """Send a client one RST."""
+def send_reset(out: Outbox, flow: FlowKey, seq: int, ack: int | None) -> None:
+    """Send a client one RST. `ack`: None if it is to acknowledge nothing."""
     client, port, server, server_port = flow
+    flags = RST if ack is None else RST | ACK
     out.counters["reset-sent"] += 1
-    out.outward(build_segment((server, server_port), (client, port), seq, ack, RST | ACK, 0))
+    out.outward(build_segment((server, server_port), (client, port), seq, ack or 0, flags, 0))

@@ -6,7 +6,7 @@ from __future__ import annotations
 from nfq_failover.constants import ACK, RST, SYN
 from nfq_failover.core.outbox import Outbox
 from nfq_failover.core.shadow.resets import places
-from nfq_failover.wire.records import Served
+from nfq_failover.wire.records import Open, Served
 from nfq_failover.wire.segment import FlowKey, Segment
 from nfq_failover.wire.seqnum import add, diff
 
@@ -16,11 +16,13 @@ UNHEARD_BYTES = (4_095, 16_383, 65_534)  # how far a client may be that our tap 
 class Stray:
     """One of them. `told` is what the primary has said of it at last; what the tap has brought since is newer."""
 
-    __slots__ = ("_ack", "_edge", "_seq", "flow", "told")
+    __slots__ = ("_ack", "_edge", "_seq", "_served", "flow", "told")
 
-    def __init__(self, told: Served) -> None:
+    def __init__(self, told: Served, served: bool = True) -> None:
+        """`served`: the primary has said so; else its client may still be waiting for the SYN-ACK."""
         self.flow = told.flow
         self.told = told
+        self._served = served
         self._ack: int | None = None  # what the client has acknowledged, for all that the tap has brought
         self._edge = 0
         self._seq = told.ack
@@ -48,9 +50,15 @@ class Stray:
             return [self.told.seq, *(add(self.told.seq, ahead) for ahead in UNHEARD_BYTES)]
         return places(self._ack, self.told.seq, self._edge)
 
-    def reset_ack(self) -> int:
-        """The client's next sequence number, as far as this host knows."""
-        return self._seq
+    def reset_ack(self) -> int | None:
+        """The client's next sequence number, as far as this host knows; None if it may be in SYN-SENT."""
+        return self._seq if self._served else None
+
+
+def unanswered(opening: Open) -> Stray:
+    """A connection whose replica has not answered: its client may have its SYN-ACK all the same, if the primary has
+    ceased to wait, and has died before it could say so."""
+    return Stray(Served(opening.conn, opening.flow, add(opening.iss, 1), add(opening.irs, 1), 0), served=False)
 
 
 class Strays:

@@ -403,12 +403,11 @@ class ShadowTable:
                 self.resets.tell(connection, now)
 
     def _ask_where(self, connection: ShadowConnection, now: float) -> None:
-        """Ask our TCP where it is; again and again, until it answers."""
+        """Ask our TCP where it is; again and again, until it answers, or is reset and has forgotten it."""
         if connection.map is None:
             return
         wait_s = connection.resync.ask(connection.map, connection.inward, self.out)
-        if connection.state is Shadow.ACTIVE:
-            self.timers.set(connection.conn, now + wait_s)
+        self.timers.set(connection.conn, now + wait_s)
 
     # ------------------------------------------------------------------------------------ timers
 
@@ -445,6 +444,8 @@ class ShadowTable:
             self.forget(connection)
         elif connection.state is Shadow.OPENING:
             self.openings.repeat(connection, now)
+        elif connection.state is Shadow.DEAD and connection.restored and connection.closing.gone_at is None:
+            self._ask_where(connection, now)
         elif connection.state is Shadow.DEAD:
             self._tell(connection, now)
         elif connection.resync.pending:

@@ -12,7 +12,7 @@ from nfq_failover.core.shadow.lengths import Lengths
 from nfq_failover.core.shadow.recovery import Recovery
 from nfq_failover.core.shadow.repair import Repair
 from nfq_failover.core.shadow.resets import Resets
-from nfq_failover.core.shadow.strays import Strays
+from nfq_failover.core.shadow.strays import Strays, unanswered
 from nfq_failover.core.shadow.wholeness import Wholeness
 from nfq_failover.core.tcp.translation import Translation
 from nfq_failover.wire.segment import FlowKey, Segment
@@ -89,7 +89,8 @@ class Takeover:
                 self.cut(connection, now)
                 reset += 1
             else:
-                self._forget(connection)  # no client has seen its SYN-ACK: the next SYN is native
+                self._forget(connection)  # for all that is known its client waits for a SYN-ACK: the next SYN is native
+                self._resets.tell(unanswered(connection.open), now)
         reset += self._cut_strays(now)
         if self._settings.revert_backoff:
             self.backoff.begin(taken, now)

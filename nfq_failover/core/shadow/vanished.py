@@ -47,6 +47,7 @@ class Vanished:
         if ended and not closed and connection.linger(now) < LINGER_S:
             return  # the client may have to be told again
         if _to_be_reset(connection):
+            connection.closing.gone_for(now)
             spread = connection.conn % 1000 / 1000 * DEAD_ASK_S  # not all at once
             self._timers.set_earlier(connection.conn, now + DEAD_ASK_S + spread)
         elif connection.state in (Shadow.ACTIVE, Shadow.DEAD) or ended or closed or connection.heard:

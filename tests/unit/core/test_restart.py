@@ -138,6 +138,22 @@ def test_what_only_the_dead_daemon_had_is_a_reset() -> None:
         t << ask(0, 0) << "client [R.] 0 ack 0 wnd 0" << "client [R.] 63999 ack 0 wnd 0"
 
 
+def test_one_that_is_cut_is_asked_until_our_tcp_shows_itself_and_is_reset() -> None:
+    """By RFC 7323 (section 3.2) our TCP drops a question without timestamps silently."""
+    with Restarting() as t:
+        t >> from_client(0, 100) << "pass [.] 0:100 ack 0 wnd 500 ts 1001/7000000"
+        t.effects.clear()
+        t >> "takeover" << shown(0, 0, 100, 60)
+        t.restart()
+        t << ask(0, 0) << "client [R.] 0 ack 0 wnd 0" << "client [R.] 63999 ack 0 wnd 0"
+        t >> After(0.051) << ask(0, 0, stamped=True)
+        t >> replica(0, 0, ts=(7_000_900, 1001)) << "drop replica-silent" << "kernel [R] 0 wnd 0"
+        t >> After(2.1) << ask(0, 0) << "client [R.] 0 ack 0 wnd 0" << "client [R.] 63999 ack 0 wnd 0"
+        t >> server(0, 0, ack=None, flags="R", wnd=0) << "drop replica-silent"
+        t >> FlowsGone([FLOW])
+        assert not t.side.flows and not t.side.numbers
+
+
 def test_no_window_edge_and_no_fin_is_forgotten() -> None:
     with Restarting() as t:
         taken_over(t)

@@ -202,11 +202,23 @@ def test_client_that_has_its_syn_ack_is_told_though_the_primary_had_no_time_to_s
         assert quiet(t)[0] == "client [R.] 0 ack 0 wnd 0"
 
 
-def test_client_that_has_no_syn_ack_is_left_alone() -> None:
+def test_client_that_may_have_its_syn_ack_is_told_so_that_one_without_takes_no_notice() -> None:
+    """The primary has ceased to wait for the replica, and was dead before it, or the client, has said anything."""
     with ShadowTranscript() as t:
         t >> opening() << "kernel [S] -1 wnd 64240"
         t >> "takeover"
-        assert not quiet(t, 5.0) and not t.side.flows
+        assert quiet(t) == [f"client [R] {at} wnd 0" for at in (0, 4095, 16383, 65534)]  # no ACK: RFC 9293 3.10.7.3
+        assert not t.side.flows
+        assert len(quiet(t, 20.0)) == 4 * len(WAITS_S)
+
+
+def test_client_that_repeats_its_syn_is_told_no_more() -> None:
+    with ShadowTranscript() as t:
+        t >> opening() << "kernel [S] -1 wnd 64240"
+        t >> "takeover"
+        assert quiet(t)
+        t.side.resets.forget(FLOW)
+        assert not quiet(t, 20.0)
 
 
 def test_replica_that_was_late_is_no_stray() -> None:
