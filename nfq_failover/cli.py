@@ -11,7 +11,7 @@ from pathlib import Path
 
 from nfq_failover import __version__
 from nfq_failover.errors import CommandError, ConfigError, NfqFailoverError
-from nfq_failover.operator import orders, setup, status
+from nfq_failover.operator import check, keygen, orders, status
 from nfq_failover.operator.daemon import SETTINGS, add_config_option
 
 DESCRIPTION = """\
@@ -75,13 +75,14 @@ def _witness(args: argparse.Namespace) -> int:
 
 
 def _say(args: argparse.Namespace, error: str) -> None:
-    """Say why a command has not been done: a daemon in the form of its log."""
-    if not hasattr(args, "log_json"):
-        print(f"nfq-failover: {error}", file=sys.stderr)
-        return
-    from nfq_failover.shell import logs
+    """Say why a command has not been done, in one line or more: a daemon in the form of its log."""
+    for line in error.splitlines():
+        if not hasattr(args, "log_json"):
+            print(f"nfq-failover: {line}", file=sys.stderr)
+            continue
+        from nfq_failover.shell import logs
 
-    sys.stderr.buffer.write(logs.last_words(args.log_json, error))
+        sys.stderr.buffer.write(logs.last_words(args.log_json, line))
 
 
 def _crashed(args: argparse.Namespace, error: Exception) -> bool:
@@ -126,7 +127,8 @@ def build_parser() -> argparse.ArgumentParser:
     witness.add_argument("--key", type=Path, required=True, metavar="FILE", help="the hosts' key, or their witness key")
     witness.add_argument("--state-dir", type=Path, default=Path("/var/lib/nfq-failover-witness"), metavar="DIRECTORY")
     _log_options(witness)
-    setup.add_parsers(commands)
+    keygen.add_parser(commands)
+    check.add_parser(commands)
     return parser
 
 

@@ -7,6 +7,8 @@ our own bug.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 
 class NfqFailoverError(Exception):
     """Base of all errors of this package."""
@@ -38,8 +40,36 @@ class WrongName(MalformedDatagram):
         self.receiver = receiver
 
 
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One thing that is wrong with a configuration file, or doubtful: `what` says it, and what to do.
+
+    `file` is the path, or what else the configuration is called. `line` counts from 1; 0 is the file as a whole.
+    `table` is how the table is written ("[health]", "[[peer]] 1"), empty for the top level. `setting` is the name of
+    the setting, empty if it is not about one.
+    """
+
+    what: str
+    file: str = ""
+    line: int = 0
+    table: str = ""
+    setting: str = ""
+
+    def __str__(self) -> str:
+        place = f"{self.file}:{self.line}" if self.line else self.file
+        return ": ".join(part for part in (place, self.table, self.what) if part)
+
+
 class ConfigError(NfqFailoverError):
-    """The configuration is wrong; the message says which setting and what to do."""
+    """The configuration is wrong; the message says which setting and what to do. `faults`: all that was found, in the
+    order of the file; the message has a line for each."""
+
+    def __init__(self, *faults: Fault | str) -> None:
+        self.faults = tuple(Fault(each) if isinstance(each, str) else each for each in faults)
+        super().__init__("\n".join(map(str, self.faults)))
+
+    def __reduce__(self) -> tuple[type[ConfigError], tuple[Fault, ...]]:
+        return type(self), self.faults
 
 
 class CommandError(NfqFailoverError):

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from nfq_failover.config.checks import advice, doubts
 from nfq_failover.config.fence import FencePlan, WitnessPlan
 from nfq_failover.config.model import Config, HealthConfig, Limits, Privileges
-from nfq_failover.config.parse import advice, load, parse, read_key
+from nfq_failover.config.parse import load, parse, parse_text, read_key, read_text
 from nfq_failover.config.values import address_and_port
 
 __all__ = [
@@ -16,7 +17,10 @@ __all__ = [
     "WitnessPlan",
     "address_and_port",
     "advice",
+    "doubts",
     "load",
     "parse",
+    "parse_text",
     "read_key",
+    "read_text",
 ]

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 import stat
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from nfq_failover.config import schema
 
@@ -70,35 +70,69 @@ def _check_placeholders(word: str) -> None:
             raise ValueError(f"there is no placeholder {placeholder}: use {' or '.join(PLACEHOLDERS)}")
 
 
+class Wrong(ValueError):
+    """A fence that can't be used: `reasons` has all that is wrong, as (setting of the table, or "", and what)."""
+
+    def __init__(self, *reasons: tuple[str, str]) -> None:
+        super().__init__("; ".join(what for _, what in reasons))
+        self.reasons = reasons
+
+
 def fence(value: Any) -> FencePlan:
-    """`fence = [words]`, or the table `[fence]`. ValueError."""
+    """`fence = [words]`, or the table `[fence]`, of which unknown settings are ignored. Raises `Wrong`."""
     if isinstance(value, list):
-        return FencePlan(words(value))
+        try:
+            return FencePlan(words(value))
+        except ValueError as error:
+            raise Wrong(("", str(error))) from None
     if not isinstance(value, dict):
-        raise ValueError("must be a list in [brackets], or a table [fence]")
-    for key in value:
-        if key not in schema.names("fence"):
-            raise ValueError(f"unknown setting '{key}': there are {', '.join(schema.names('fence'))}")
-    if ("agent" in value) == ("command" in value):
-        raise ValueError("set either 'agent' or 'command'")
-    if "command" in value:
-        for key in ("parameters", "secrets", "verify"):
-            if key in value:
-                raise ValueError(f"'{key}' is for an agent: a command has its arguments")
-        return FencePlan(words(value["command"]))
-    agent, verify = value["agent"], value.get("verify", schema.find("verify", "fence").default)
-    if not isinstance(agent, str) or not agent or "\0" in agent:
-        raise ValueError("'agent' must be the name or path of a fence agent, like \"fence_virsh\"")
-    if not isinstance(verify, bool):
-        raise ValueError("'verify' must be true or false")
-    given = _parameters(value.get("parameters", {}))
-    secrets = _secrets(value.get("secrets", {}))
-    if both := sorted(given.keys() & secrets.keys()):
-        raise ValueError(f"'{both[0]}' is a parameter and a secret: leave one out")
+        raise Wrong(("", "must be a list in [brackets], or a table [fence]"))
+    wrong = [*_together(value)]
+    read: dict[str, Any] = {}
+    for name, given in value.items():
+        if name in _READERS:
+            try:
+                read[name] = _READERS[name](given)
+            except ValueError as error:
+                wrong.append((name, str(error)))
+    if both := sorted(read.get("parameters", {}).keys() & read.get("secrets", {}).keys()):
+        wrong.append(("secrets", f"'{both[0]}' is a parameter and a secret: leave one out"))
+    if wrong:
+        raise Wrong(*wrong)
+    return _plan(read)
+
+
+def _together(table: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    """What does not go together."""
+    if ("agent" in table) == ("command" in table):
+        yield "", "set either 'agent' or 'command'"
+    elif "command" in table:
+        for name in ("parameters", "secrets", "verify"):
+            if name in table:
+                yield name, f"'{name}' is for an agent: a command has its arguments"
+
+
+def _plan(read: dict[str, Any]) -> FencePlan:
+    if "command" in read:
+        return FencePlan(read["command"])
+    given, secrets = read.get("parameters", {}), read.get("secrets", {})
     hidden = {text for name, text in given.items() if is_secret(name) and text} | {t for t in secrets.values() if t}
     inline = next((name for name in given if is_secret(name)), "")
     parameters = (*given.items(), *secrets.items())
-    return FencePlan((agent,), True, parameters, frozenset(hidden), verify, inline_secret=inline)
+    verify = read.get("verify", schema.find("verify", "fence").default)
+    return FencePlan((read["agent"],), True, parameters, frozenset(hidden), verify, inline_secret=inline)
+
+
+def _agent(value: Any) -> str:
+    if not isinstance(value, str) or not value or "\0" in value:
+        raise ValueError("'agent' must be the name or path of a fence agent, like \"fence_virsh\"")
+    return value
+
+
+def _verify(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError("'verify' must be true or false")
+    return value
 
 
 def is_secret(name: str) -> bool:
@@ -139,3 +173,13 @@ def _secrets(table: Any) -> dict[str, str]:
             raise ValueError(f"{path} must hold one line, the secret")
         made[name] = text
     return made
+
+
+_READERS: Final[dict[str, Callable[[Any], Any]]] = {
+    "agent": _agent,
+    "command": words,
+    "verify": _verify,
+    "parameters": _parameters,
+    "secrets": _secrets,
+}
+"""How each setting of the table is read. They raise ValueError."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from nfq_failover.config.fence import FencePlan, WitnessPlan
 from nfq_failover.core.settings import Settings
@@ -41,7 +43,11 @@ class Limits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
-    """A daemon's configuration: what the core needs (`settings`), and the shell's own things."""
+    """A daemon's configuration: what the core needs (`settings`), and the shell's own things.
+
+    `values` are what the settings of the file are, by table and name, defaults included: what two configurations are
+    compared by. The fence is not among them.
+    """
 
     settings: Settings
     service: str
@@ -67,3 +73,4 @@ class Config:
     health: HealthConfig | None
     privileges: Privileges
     limits: Limits
+    values: Mapping[str, Mapping[str, Any]] = field(compare=False, repr=False)

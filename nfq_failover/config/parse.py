@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import difflib
-import shutil
+import re
 import stat
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import fields, replace
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from nfq_failover.config import fence, schema, values
+from nfq_failover.config import checks, fence, schema, values
+from nfq_failover.config.faults import Faults
 from nfq_failover.config.fence import FencePlan, WitnessPlan
 from nfq_failover.config.model import Config, HealthConfig, Limits, Privileges
-from nfq_failover.config.schema import Kind, Setting
+from nfq_failover.config.places import Places
+from nfq_failover.config.schema import Kind, Section, Setting
 from nfq_failover.core.settings import Peer, Settings
-from nfq_failover.errors import ConfigError
+from nfq_failover.errors import ConfigError, Fault
 
 MIN_KEY_BYTES: Final = 16
 _TYPES: Final[dict[type, str]] = {
@@ -29,30 +30,35 @@ _TYPES: Final[dict[type, str]] = {
 }
 _Values = dict[str, Any]
 _Part = TypeVar("_Part", Config, Limits, Privileges)
+_TOML_LINE: Final = re.compile(r"at line (\d+)")
+_SUBSTITUTE: Final = bytes(MIN_KEY_BYTES)  # for a key that can't be read: what else is wrong is found all the same
 
 
 def load(path: Path) -> Config:
-    """Read and check a file. Raises `ConfigError`, whose text says which setting is wrong and what to do."""
+    """Read and check a file. Raises `ConfigError`, which has all that is wrong with it, and what to do."""
+    return parse_text(read_text(path), str(path), path.stat().st_mode)
+
+
+def read_text(path: Path) -> str:
+    """The text of a file. Raises `ConfigError`."""
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
+        return path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise ConfigError(f"there is no configuration file {path}: make it, or name another with --config") from None
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not valid TOML: {error}") from None
-    config = parse(table, str(path))
-    _check_mode(path, config)
-    return config
 
 
-def _check_mode(path: Path, config: Config) -> None:
-    """A file with a password in it is nobody else's business."""
-    if (name := config.fence.inline_secret) and path.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
-        raise ConfigError(
-            f"{path} holds a secret ('{name}' in [fence.parameters]) and is readable by others: "
-            f"run 'chmod 600 {path}', or put the secret into a file of its own and name that in [fence.secrets]"
-        )
+def parse_text(text: str, where: str, mode: int = 0) -> Config:
+    """Check a file's text. `mode` is the file's, since a secret is nobody else's business. Raises `ConfigError`."""
+    try:
+        table = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        found = _TOML_LINE.search(str(error))
+        raise ConfigError(Fault(f"not valid TOML: {error}", where, int(found[1]) if found else 0)) from None
+    return parse(table, where, Places(text), mode)
 
 
 def read_key(path: Path) -> bytes:
@@ -73,90 +79,124 @@ def read_key(path: Path) -> bytes:
     return key
 
 
-def parse(table: dict[str, Any], where: str = "config") -> Config:
+def parse(table: dict[str, Any], where: str = "config", places: Places | None = None, mode: int = 0) -> Config:
     """Check a parsed file. Raises `ConfigError`."""
-    read = {name: _read(part, name, at) for name, part, at in _tables(table, where)}
-    top, peer = read[""], read["peer"]
-    plan = _fence(table, top["fence_attempts"], where)
-    key = read_key(top["key_file"])
-    config = _filled(
-        Config,
-        top,
-        settings=_settings(read, plan, key),
-        fence=plan,
-        witness=_witness(read, key),
-        health=_health(read, where),
-        peer_macs={peer["address"]: peer["mac"]} if peer["mac"] else {},
-        privileges=_filled(Privileges, read["privileges"]),
-        limits=_filled(Limits, top),
-    )
-    _check_hosts(config, where)
-    _check_rest(config, where)
+    faults = Faults(where, places or Places())
+    read = {name: _read(part, name, faults) for name, part in _tables(table, faults)}
+    plan = _fence(table, read[""]["fence_attempts"], faults)
+    if (name := plan.inline_secret) and mode & (stat.S_IRWXG | stat.S_IRWXO):
+        faults.add(
+            *("", "fence"),
+            f"the file holds a secret ('{name}' in [fence.parameters]) and is readable by others: "
+            f"run 'chmod 600 {where}', or put the secret into a file of its own and name that in [fence.secrets]",
+        )
+    key = _key(read[""]["key_file"], "", faults)
+    witness_key = _key(read["witness"]["key_file"], "witness", faults) if "witness" in read else b""
+    config = made(read, plan, key, witness_key or key)
+    checks.check(config, faults)
+    faults.refuse()
     return config
+
+
+def _key(path: Path | None, table: str, faults: Faults) -> bytes:
+    """A key that is named in a table, if one is."""
+    if path is None:
+        return b""
+    try:
+        return read_key(path)
+    except ConfigError as error:
+        faults.add(table, "key_file", str(error))
+        return _SUBSTITUTE
 
 
 # ------------------------------------------------------------------------------------ one table, one setting
 
 
-def _tables(table: dict[str, Any], where: str) -> Iterator[tuple[str, dict[str, Any], str]]:
-    """The top level and every table but the fence's, with its name and what an error calls it. One that describes what
-    need not be there is left out if it is not there."""
-    yield "", table, where
+def _tables(table: dict[str, Any], faults: Faults) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The top level and every table but the fence's, with its name. One that describes what need not be there is left
+    out if it is not there."""
+    yield "", table
     for section in schema.SECTIONS:
         name = section.table
         if section.many:
-            yield name, _only(_typed(table.get(name, ...), list, name, where), where), f"{where}, [[{name}]] 1"
+            yield name, _only(table.get(name, ...), section, faults)
         elif name not in ("", "fence") and (name in table or not section.optional):
-            yield name, _typed(table.get(name, {}), dict, name, where), f"{where}, [{name}]"
+            yield name, _single(table.get(name, {}), section, faults)
 
 
-def _only(peers: list[Any], where: str) -> dict[str, Any]:
-    if len(peers) != 1:  # an election and a fence between more than two hosts is another matter
-        raise ConfigError(f"{where}: exactly one [[peer]] is supported, not {len(peers)}")
-    (only,) = peers
-    if not isinstance(only, dict):
-        raise ConfigError(f"{where}: write the peer as a [[peer]] table")
-    return only
+def _single(given: Any, section: Section, faults: Faults) -> dict[str, Any]:
+    if isinstance(given, dict):
+        return given
+    name = section.table
+    doubled = isinstance(given, list) and given and isinstance(given[0], dict)
+    cure = (
+        f"write {section.header} for [[{name}]], and once" if doubled else f"'{name}' must be a [table], not {given!r}"
+    )
+    faults.add(name, "", cure)
+    return given[0] if doubled else {}
 
 
-def _read(given: dict[str, Any], table: str, where: str) -> _Values:
-    """The values of all settings of a table, by name. Raises `ConfigError`: for an unknown setting before anything that
-    is only missing for a typo."""
-    known = schema.names(table)
-    for key in given:
-        if key not in known:
-            near = difflib.get_close_matches(key, known, 1)
-            hint = f"did you mean '{near[0]}'?" if near else "remove it"
-            raise ConfigError(f"{where}: unknown setting '{key}': {hint}")
-    return {setting.name: _value(setting, given.get(setting.name, ...), where) for setting in schema.settings(table)}
+def _only(given: Any, section: Section, faults: Faults) -> dict[str, Any]:
+    """The one table of an array of tables; one with examples if that is wrong."""
+    name, header = section.table, section.header
+    example = {setting.name: setting.example for setting in section.settings if setting.required}
+    if given is ...:
+        faults.missing("", name)
+    elif isinstance(given, dict):
+        faults.add(name, "", f"write {header}, with two brackets, for [{name}]")
+        return given
+    elif not isinstance(given, list):
+        faults.add(name, "", f"'{name}' must be a table {header}, not {given!r}")
+    elif len(given) != 1:  # an election and a fence between more than two hosts is another matter
+        faults.add(name, "", f"exactly one {header} is supported, not {len(given)}")
+    elif not isinstance(given[0], dict):
+        faults.add(name, "", f"write the {name} as a {header} table")
+    else:
+        return given[0]
+    return example
 
 
-def _value(setting: Setting, given: Any, where: str) -> Any:
+def _read(given: dict[str, Any], table: str, faults: Faults) -> _Values:
+    """The values of all settings of a table, by name; a valid one stands for each that is wrong."""
+    faults.unknown(table, given)
+    return {
+        setting.name: _value(setting, given.get(setting.name, ...), table, faults) for setting in schema.settings(table)
+    }
+
+
+def _value(setting: Setting, given: Any, table: str, faults: Faults) -> Any:
     """A setting's value, checked; `given` is `...` where the file has none."""
-    if given is ... and not setting.required:
+    if setting.kind is Kind.FENCE:
+        return None  # which is read as a whole
+    if given is ... and setting.required:
+        faults.missing(table, setting.name)
+        given = setting.example
+    elif given is ...:
         given = setting.default
         if given in (None, ()):
             return given
-    if setting.kind is Kind.FENCE:
-        return None  # which is read as a whole
-    kind, check = values.CHECKS[setting.kind]
-    value = _typed(given, kind, setting.name, where)
-    if kind is int and not setting.low <= value <= setting.high:
-        raise ConfigError(f"{where}: '{setting.name}' must be between {setting.low} and {setting.high}, not {value}")
-    if setting.choices and value not in setting.choices:
-        raise ConfigError(f"{where}: '{setting.name}' must be one of {', '.join(setting.choices)}, not '{value}'")
     try:
-        return check(value) if check else value
+        return judged(setting, given)
     except ValueError as error:
-        raise ConfigError(f"{where}: '{setting.name}': {error}") from None
+        faults.add(table, setting.name, f"'{setting.name}'{error}")
+    stand_in = setting.example if setting.required else setting.default
+    return stand_in if stand_in in (None, ()) else judged(setting, stand_in)
 
 
-def _typed(value: Any, kind: type, name: str, where: str) -> Any:
-    if value is ...:
-        raise ConfigError(f"{where}: setting '{name}' is missing: add it")
-    if type(value) is not kind:
-        raise ConfigError(f"{where}: '{name}' must be {_TYPES[kind]}, not {value!r}")
-    return value
+def judged(setting: Setting, given: Any) -> Any:
+    """What the program works with for a value of the file. Raises ValueError, whose text goes on after the setting's
+    name."""
+    kind, check = values.CHECKS[setting.kind]
+    if type(given) is not kind:
+        raise ValueError(f" must be {_TYPES[kind]}, not {given!r}")
+    if isinstance(given, int) and kind is int and not setting.low <= given <= setting.high:
+        raise ValueError(f" must be between {setting.low} and {setting.high}, not {given}")
+    if setting.choices and given not in setting.choices:
+        raise ValueError(f" must be one of {', '.join(setting.choices)}, not '{given}'")
+    try:
+        return check(given) if check else given
+    except ValueError as error:
+        raise ValueError(f": {error}") from None
 
 
 # ------------------------------------------------------------------------------------ what is made of them
@@ -167,7 +207,7 @@ def _filled(part: type[_Part], read: _Values, **more: Any) -> _Part:
     return part(**{one.name: read[one.name] for one in fields(part) if one.name in read} | more)
 
 
-def _settings(read: dict[str, _Values], plan: FencePlan, key: bytes) -> Settings:
+def _settings(read: Mapping[str, _Values], plan: FencePlan, key: bytes) -> Settings:
     """What the core needs: the settings that the schema leads to it, and what follows from the others."""
     top, peer = read[""], read["peer"]
     chosen = {one.core: part[one.name] for table, part in read.items() for one in schema.settings(table) if one.core}
@@ -184,30 +224,54 @@ def _settings(read: dict[str, _Values], plan: FencePlan, key: bytes) -> Settings
     )
 
 
-def _fence(table: dict[str, Any], attempts: int, where: str) -> FencePlan:
-    if "fence" not in table:
+def made(read: Mapping[str, _Values], plan: FencePlan, key: bytes, witness_key: bytes) -> Config:
+    """The configuration that these values give, by table and setting."""
+    top, peer = read[""], read["peer"]
+    return _filled(
+        Config,
+        top,
+        values=read,
+        settings=_settings(read, plan, key),
+        fence=plan,
+        witness=_witness(read, witness_key),
+        health=_health(read),
+        peer_macs={peer["address"]: peer["mac"]} if peer["mac"] else {},
+        privileges=_filled(Privileges, read["privileges"]),
+        limits=_filled(Limits, top),
+    )
+
+
+def _fence(table: dict[str, Any], attempts: int, faults: Faults) -> FencePlan:
+    given = table.get("fence", ...)
+    if given is ...:
         return FencePlan()
+    if isinstance(given, dict):
+        faults.unknown("fence", given)
     try:
-        return replace(fence.fence(table["fence"]), attempts=attempts)
-    except ValueError as error:
-        raise ConfigError(f"{where}: 'fence' {error}") from None
+        return replace(fence.fence(given), attempts=attempts)
+    except fence.Wrong as error:
+        for name, what in error.reasons:
+            if isinstance(given, dict):
+                faults.add("fence", name, what)
+            else:
+                faults.add("", "fence", f"'fence' {what}")
+        faults.spoil("", "fence")
+        return FencePlan()
 
 
-def _witness(read: dict[str, _Values], key: bytes) -> WitnessPlan | None:
+def _witness(read: Mapping[str, _Values], key: bytes) -> WitnessPlan | None:
     if "witness" not in read:
         return None
-    witness, top = read["witness"], read[""]
+    top = read[""]
     pair = f"{top['service']} {' '.join(sorted((top['name'], read['peer']['name'])))}"
-    return WitnessPlan(witness["address"], read_key(witness["key_file"]) if witness["key_file"] else key, pair)
+    return WitnessPlan(read["witness"]["address"], key, pair)
 
 
-def _health(read: dict[str, _Values], where: str) -> HealthConfig | None:
+def _health(read: Mapping[str, _Values]) -> HealthConfig | None:
     if "health" not in read:
         return None
     health = read["health"]
     port = health["port"] or read[""]["ports"][0][0]
-    if not health["connect"] and not health["command"]:
-        raise ConfigError(f"{where}, [health]: nothing would be checked: give a 'command', or set connect = true")
     return HealthConfig(
         port=port if health["connect"] else None,
         command=health["command"],
@@ -215,57 +279,3 @@ def _health(read: dict[str, _Values], where: str) -> HealthConfig | None:
         timeout_ms=health["timeout_ms"],
         failures=health["failures"],
     )
-
-
-# ------------------------------------------------------------------------------------ what must fit together
-
-
-def _check_hosts(config: Config, where: str) -> None:
-    own = config.listen[0]
-    for peer in config.settings.peers:
-        if peer.name == config.settings.name:
-            raise ConfigError(f"{where}: the peer has our own name '{peer.name}': give each host its own")
-        if config.service in (own, peer.address):
-            raise ConfigError(f"{where}: 'service' must be an address of its own, not a host's ({config.service})")
-        if peer.address == own:
-            raise ConfigError(f"{where}: the peer has our own address {own}: 'listen' is this host, [[peer]] the other")
-
-
-def _check_rest(config: Config, where: str) -> None:
-    settings = config.settings
-    if config.tap == "multicast" and (config.tap_mac is None or not int(config.tap_mac[:2], 16) & 1):
-        raise ConfigError(f"{where}: tap = \"multicast\" needs 'tap_mac', a multicast MAC such as 01:00:5e:4d:00:64")
-    if settings.boot_alone == "fence" and not config.fence:
-        raise ConfigError(f"{where}: boot_alone = \"fence\" needs a 'fence' command")
-    if settings.has_witness and settings.split_brain_accepted:
-        raise ConfigError(f'{where}: a witness and split_brain = "accepted" contradict each other: leave one out')
-    least = settings.detection_ms + 2 * settings.heartbeat_interval_ms
-    if settings.has_witness and settings.lease_ms < least:
-        raise ConfigError(f"{where}, [witness]: 'lease_ms' must be at least {least} with these heartbeats")
-    if config.queue_in == config.queue_out:
-        raise ConfigError(f"{where}: 'queue_in' and 'queue_out' must differ")
-    if config.mark & (config.mark - 1):
-        raise ConfigError(f"{where}: 'mark' must be a single bit, like {schema.find('mark').default:#x}")
-
-
-# ------------------------------------------------------------------------------------ what is allowed, but hardly meant
-
-
-def advice(config: Config) -> list[str]:
-    """What a configuration allows, but probably does not mean: a sentence each."""
-    said = []
-    settings = config.settings
-    if not config.fence and not config.witness and not settings.split_brain_accepted:
-        said.append("without 'fence' the backup never takes over by itself, unless split_brain = \"accepted\"")
-    if not config.fence and settings.split_brain_accepted:
-        said.append("split_brain is accepted without a fence: when the sync channel breaks, both hosts may serve")
-    program = config.fence.command[0] if config.fence else ""
-    if program and shutil.which(program) is None:
-        said.append(f"the fence command {program} is not there or not executable: no takeover will succeed")
-    if config.witness and not config.fence:
-        said.append(
-            "with a witness and no fence a host that is paused as a whole, with its clock, may be heard once more"
-        )
-    if not config.privileges.drop:
-        said.append("[privileges] drop = false: the daemon keeps all of root's rights while it reads from the network")
-    return said

@@ -26,9 +26,11 @@ _PAGE: Final = f"""\
 
 <!-- Made by `{COMMAND}` from nfq_failover/config/schema.py. -->
 
-The file is `/etc/nfq-failover/config.toml`, in [TOML](https://toml.io); `nfq-failover check-config` checks it, and says
-what is allowed but hardly meant. [`config.toml.sample`](config.toml.sample) has all of this as a file to copy. Settings
-of the top level come before the first table. An unknown setting is refused.
+The file is `/etc/nfq-failover/config.toml`, in [TOML](https://toml.io). `nfq-failover check-config` says all that is
+wrong with it, each with its line, and warns of what is allowed but hardly meant (`--strict`: exit code 1 then);
+`nfq-failover check-config --explain NAME` has the rows below for the terminal.
+[`config.toml.sample`](config.toml.sample) has all of this as a file to copy. Settings of the top level come before the
+first table. An unknown setting is refused.
 
 A daemon reads the file when it starts, so every change takes a restart ([failures](failures.md) says what clients see
 meanwhile). The column "change" says why. *restart*: the peer, the privileged helper or the kernel has been told the
@@ -72,17 +74,18 @@ def _section(section: Section) -> str:
     for setting in section.settings:
         cells = (
             f"`{setting.name}`",
-            _value(setting),
+            accepts(setting),
             setting.unit,
-            _default(setting),
-            "live" if setting.live else "restart",
+            default_of(setting),
+            setting.change.value,
             setting.text.replace("{peer}", "`{peer}`").replace("{address}", "`{address}`"),
         )
         lines.append(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |")
     return "\n".join([*lines, ""])
 
 
-def _value(setting: Setting) -> str:
+def accepts(setting: Setting) -> str:
+    """What may stand there, in words; without the unit."""
     if setting.kind is Kind.CHOICE:
         return ", ".join(f'`"{choice}"`' for choice in setting.choices)
     return f"{setting.kind.value}, {bounds(setting)}" if bounds(setting) else f"{setting.kind.value}"
@@ -95,7 +98,8 @@ def bounds(setting: Setting) -> str:
     return f"{toml(setting, setting.low)} to {toml(setting, setting.high)}"
 
 
-def _default(setting: Setting) -> str:
+def default_of(setting: Setting) -> str:
+    """The default, in words."""
     if setting.required:
         return "must be set"
     return "none" if setting.default is None else f"`{toml(setting, setting.default)}`"

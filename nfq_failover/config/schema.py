@@ -49,14 +49,32 @@ class Kind(Enum):
     SECRETS = "a table: names and absolute paths of files (mode 600, one line)"
 
 
+class Change(Enum):
+    """What a changed value takes. A running daemon may be given another one where nothing rests on the old one that it
+    has agreed upon with its peer, its privileged helper or the kernel."""
+
+    RESTART = "restart"
+    LIVE = "live"
+
+    @property
+    def about(self) -> str:
+        """The same in words."""
+        return _CHANGES[self]
+
+
+_CHANGES: Final = {
+    Change.RESTART: "takes a restart of the daemon",
+    Change.LIVE: "a running daemon could take it; there is no command for that yet",
+}
+
+
 @dataclass(frozen=True, slots=True)
 class Setting:
     """One setting. Values are as TOML has them; `default` None means that nothing is set.
 
     `required`: a file without it is refused (where its table is there at all). `low`, `high`: inclusive bounds of a
-    number. `live`: a running daemon may be given another value, since nothing rests on the old one that it has agreed
-    upon with its peer, its privileged helper or the kernel; else only a restart may change it. `core`: the field of the
-    core's settings that takes the value as it is. `example`: what the sample file shows where there is no default.
+    number. `core`: the field of the core's settings that takes the value as it is. `example`: what the sample file
+    shows where there is no default.
     """
 
     name: str
@@ -69,7 +87,7 @@ class Setting:
     high: int = 0
     choices: tuple[str, ...] = ()
     unit: str = ""
-    live: bool = False
+    change: Change = Change.RESTART
     core: str = ""
     example: Any = None
 
@@ -184,10 +202,12 @@ _SERVING: Final = (
     _choice("split_brain", ("refuse", "accepted")).says(
         "`accepted`: the backup takes over without a fence or a witness, and both hosts may be heard at once."
     ),
-    _setting("check_targets", Kind.TARGETS, default=(), live=True, example=["192.0.2.1", "192.0.2.20:443"]).says(
-        "Machines of which one must answer before this host acts alone: it may be this host that is cut off."
+    _setting(
+        "check_targets", Kind.TARGETS, default=(), change=Change.LIVE, example=["192.0.2.1", "192.0.2.20:443"]
+    ).says("Machines of which one must answer before this host acts alone: it may be this host that is cut off."),
+    _ms("check_deadline_ms", 500, 10, 60_000, change=Change.LIVE).says(
+        "How long the answer of such a machine may take."
     ),
-    _ms("check_deadline_ms", 500, 10, 60_000, live=True).says("How long the answer of such a machine may take."),
 )
 _DETECTION: Final = (
     _ms("heartbeat_interval_ms", 50, 10, 5000, core=True).says("The time between two heartbeats."),
@@ -211,25 +231,27 @@ _FENCING: Final = (
     _number("fence_attempts", 0, 0, 1000).says(
         "How often a failing fence is tried within the deadline; 0: as often as it fits."
     ),
-    _ms("fence_retry_ms", 5000, 0, 3_600_000, core=True, live=True).says(
+    _ms("fence_retry_ms", 5000, 0, 3_600_000, core=True, change=Change.LIVE).says(
         "When a fence that has failed is tried again; then after twice that, and so on; 0: never."
     ),
-    _ms("fence_retry_max_ms", 60_000, 1, 86_400_000, core=True, live=True).says("The longest time between two tries."),
+    _ms("fence_retry_max_ms", 60_000, 1, 86_400_000, core=True, change=Change.LIVE).says(
+        "The longest time between two tries."
+    ),
 )
 _CONNECTIONS: Final = (
-    _ms("open_deadline_ms", 1000, 10, 60_000, core=True, live=True).says(
+    _ms("open_deadline_ms", 1000, 10, 60_000, core=True, change=Change.LIVE).says(
         "How long the primary's SYN-ACK waits for the replica's; then the connection begins unprotected."
     ),
-    _number("announce_count", 5, 1, 100, core=True, live=True).says(
+    _number("announce_count", 5, 1, 100, core=True, change=Change.LIVE).says(
         "How many announcements follow a takeover at the least."
     ),
-    _ms("announce_refresh_ms", 30_000, 0, 86_400_000, live=True).says(
+    _ms("announce_refresh_ms", 30_000, 0, 86_400_000, change=Change.LIVE).says(
         "The time between two announcements of the service address by a host that serves; 0: no more of them."
     ),
-    _flag("revert_backoff", True, core=True, live=True).says(
+    _flag("revert_backoff", True, core=True, change=Change.LIVE).says(
         "At a takeover clients are made to repeat at once what they have sent to nobody (RFC 6069)."
     ),
-    _ms("hole_deadline_ms", 3000, 100, 600_000, core=True, live=True).says(
+    _ms("hole_deadline_ms", 3000, 100, 600_000, core=True, change=Change.LIVE).says(
         "How long a connection that was taken over may lack bytes of its client before it is reset."
     ),
 )
@@ -248,10 +270,10 @@ _PACE: Final = (
 )
 _LIMITS: Final = (
     _number("max_connections", 20_000, 1, 1_000_000, core=True).says("The connections that a host keeps track of."),
-    _bytes("max_log_bytes", 16 << 20, 1 << 16, 1 << 30, core=True, live=True).says(
+    _bytes("max_log_bytes", 16 << 20, 1 << 16, 1 << 30, core=True, change=Change.LIVE).says(
         "Per connection: the client's bytes that the replica has not taken. A new value counts for new connections."
     ),
-    _bytes("max_unacked_bytes", 16 << 20, 1 << 16, 1 << 30, core=True, live=True).says(
+    _bytes("max_unacked_bytes", 16 << 20, 1 << 16, 1 << 30, core=True, change=Change.LIVE).says(
         "Per connection: the replica's output that the client has not acknowledged. A new value counts as above."
     ),
     _number("queue_max_packets", DEFAULT_QUEUE_PACKETS, 16, 1 << 20, unit="packets").says(
@@ -299,25 +321,25 @@ _APPLICATION: Final = (
         "What clients send may matter to other connections, so a replica that has missed some is not relied on; or it "
         "matters to none (static content)."
     ),
-    _choice("on_failure", ("service", "connection", "off"), core="on_app_failure", live=True).says(
+    _choice("on_failure", ("service", "connection", "off"), core="on_app_failure", change=Change.LIVE).says(
         "What moves to the backup when the primary's application has failed: the whole service, that one connection, "
         "or nothing (it becomes unprotected, and its end goes out)."
     ),
-    _ms("end_deadline_ms", 1000, 50, 60_000, core=True, live=True).says(
+    _ms("end_deadline_ms", 1000, 50, 60_000, core=True, change=Change.LIVE).says(
         "How long an end of the server's stream waits for the replica's."
     ),
 )
 _HEALTH: Final = (
-    _flag("connect", True, live=True).says("Connect to the application, and wait until it accepts."),
-    _setting("port", Kind.NUMBER, low=1, high=65535, live=True, example=80).says(
+    _flag("connect", True, change=Change.LIVE).says("Connect to the application, and wait until it accepts."),
+    _setting("port", Kind.NUMBER, low=1, high=65535, change=Change.LIVE, example=80).says(
         "The port to connect to; if it is left out, the first of `ports`."
     ),
-    _setting("command", Kind.COMMAND, default=(), live=True, example=["/usr/local/bin/check", "--quick"]).says(
+    _setting("command", Kind.COMMAND, default=(), change=Change.LIVE, example=["/usr/local/bin/check", "--quick"]).says(
         "A program and its arguments; exit code 0: the application is well."
     ),
-    _ms("interval_ms", 1000, 50, 600_000, live=True).says("The time between two checks."),
-    _ms("timeout_ms", 1000, 10, 600_000, live=True).says("How long a check may take."),
-    _number("failures", 3, 1, 1000, core="health_failures", live=True).says(
+    _ms("interval_ms", 1000, 50, 600_000, change=Change.LIVE).says("The time between two checks."),
+    _ms("timeout_ms", 1000, 10, 600_000, change=Change.LIVE).says("How long a check may take."),
+    _number("failures", 3, 1, 1000, core="health_failures", change=Change.LIVE).says(
         "How many checks in a row must have failed before the application has."
     ),
 )
@@ -325,10 +347,10 @@ _DIVERGENCE: Final = (
     _choice("policy", ("default", "strict", "off"), core="divergence").says(
         "The two servers' output is compared; `strict`: nothing is sent that the replica has not sent, too."
     ),
-    _bytes("run_bytes", 1024, 16, 1 << 20, core="divergence_run_bytes", live=True).says(
+    _bytes("run_bytes", 1024, 16, 1 << 20, core="divergence_run_bytes", change=Change.LIVE).says(
         "A difference of this length ends a connection's protection."
     ),
-    _ms("out_of_step_ms", 10_000, 100, 3_600_000, core=True, live=True).says(
+    _ms("out_of_step_ms", 10_000, 100, 3_600_000, core=True, change=Change.LIVE).says(
         "How long one server may lack output that the other has sent, and that the client is not the reason for."
     ),
 )
@@ -367,6 +389,19 @@ SECTIONS: Final = (
 def settings(table: str = "") -> tuple[Setting, ...]:
     """All settings of a table, in the order of their declaration; "" is the top level."""
     return tuple(setting for section in SECTIONS if section.table == table for setting in section.settings)
+
+
+def tables() -> tuple[str, ...]:
+    """The names of all tables, in the order of their declaration; "" is the top level."""
+    return tuple(dict.fromkeys(section.table for section in SECTIONS))
+
+
+def header(table: str) -> str:
+    """How a table is opened in a file. Raises `KeyError`."""
+    for section in SECTIONS:
+        if section.table == table:
+            return section.header
+    raise KeyError(table)
 
 
 def names(table: str = "") -> tuple[str, ...]:

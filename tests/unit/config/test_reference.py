@@ -55,7 +55,7 @@ def test_the_page_has_every_setting_and_no_other(table: str) -> None:
     for name, (value, unit, default, change, text) in rows.items():
         setting = schema.find(name, table)
         assert unit.strip() == setting.unit
-        assert change == ("live" if setting.live else "restart")
+        assert change == setting.change.value
         assert len(text) > 10
         if setting.kind is schema.Kind.NUMBER:
             assert value.endswith(f"{setting.low} to {setting.high}")
