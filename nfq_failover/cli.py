@@ -11,7 +11,7 @@ from pathlib import Path
 
 from nfq_failover import __version__
 from nfq_failover.errors import CommandError, ConfigError, NfqFailoverError
-from nfq_failover.operator import check, keygen, orders, status
+from nfq_failover.operator import check, doctor, keygen, orders, status
 from nfq_failover.operator.daemon import SETTINGS, add_config_option
 
 DESCRIPTION = """\
@@ -25,6 +25,7 @@ EXAMPLES = """\
 examples:
   nfq-failover keygen /etc/nfq-failover/key          make the key; copy it to the other host
   nfq-failover check-config                          is the configuration right?
+  nfq-failover doctor                                what would keep a takeover from working? (on both hosts)
   nfq-failover run                                   run the daemon (on both hosts)
   nfq-failover status                                who serves, what is protected, and why not
   nfq-failover probe --help                          do both applications answer the same?
@@ -129,6 +130,7 @@ def build_parser() -> argparse.ArgumentParser:
     _log_options(witness)
     keygen.add_parser(commands)
     check.add_parser(commands)
+    doctor.add_parser(commands)
     return parser
 
 

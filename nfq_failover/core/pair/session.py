@@ -298,6 +298,16 @@ class Session:
         except MalformedDatagram:
             return None
 
+    def answered_by(self, data: bytes) -> bool:
+        """Whether a datagram is the peer's REPLY to a HELLO of ours: it hears us, and we hear it. It is not taken."""
+        try:
+            header = read_header(data)
+            body = open_body(data, self._hello_key)
+        except MalformedDatagram:
+            return False
+        ours = self._nonce + self._challenge
+        return header.kind is Kind.REPLY and body[len(ours) :] == ours + self._names(ours=False)
+
     def _move(self, keys: Keys) -> None:
         if self._current is not None:
             self._retired[self._current.session] = None

@@ -12,6 +12,7 @@ HANGS_S: Final = 1.0  # a takeover would wait for so long, and nobody knows for 
 SLOW_S: Final = 0.5
 AGAIN_S: Final = 10.0
 ROOM_BYTES: Final = 16 << 10
+_CURE: Final = "make room, or mend the disk; 'state_dir' may be on any disk of this host"
 _ST_RDONLY: Final = 1  # statvfs(3)
 
 
@@ -46,33 +47,34 @@ class StateDisk:
         busy_s = store.busy_s(now)
         if busy_s >= HANGS_S:
             what = f"the disk of {self._path} hangs: the epoch can't be stored, and a takeover waits for that"
-            return [self._concern("state-disk-hangs", Weight.UNPROTECTED, what)]
+            return [_concern("state-disk-hangs", Weight.UNPROTECTED, what)]
         if now >= self._next_probe and not busy_s:
             self._next_probe = now + (AGAIN_S if store.failure or store.took_s >= SLOW_S else DEAR_S)
             store.probe()
-        found = self._room()
+        found = full(self._directory, self._path)
         if store.failure:
             what = f"the epoch could not be stored in {self._path}: {store.failure}"
-            found.append(self._concern("state-disk-fails", Weight.UNPROTECTED, what))
+            found.append(_concern("state-disk-fails", Weight.UNPROTECTED, what))
         elif store.took_s >= SLOW_S:
             what = f"the disk of {self._path} is slow: storing an epoch takes more than {SLOW_S} s"
-            found.append(self._concern("state-disk-slow", Weight.DEGRADED, what))
+            found.append(_concern("state-disk-slow", Weight.DEGRADED, what))
         return found
 
-    def _room(self) -> list[Concern]:
-        try:
-            disk = os.fstatvfs(self._directory)
-        except OSError as error:
-            return [self._concern("state-disk-fails", Weight.UNPROTECTED, f"{self._path}: {error.strerror}")]
-        if disk.f_flag & _ST_RDONLY:
-            return [self._concern("state-disk-read-only", Weight.UNPROTECTED, f"{self._path} is read-only")]
-        if disk.f_bavail * disk.f_frsize < ROOM_BYTES or (disk.f_files and not disk.f_favail):
-            what = f"the disk of {self._path} is full: a takeover works, but then the firewall rules can't be changed, "
-            what += "so that nothing is protected again"
-            return [Concern("state-disk-full", Weight.DEGRADED, what, self._cure)]
-        return []
 
-    _cure = "make room, or mend the disk; 'state_dir' may be on any disk of this host"
+def full(directory: int, path: str) -> list[Concern]:
+    """Whether there is no room in a directory, by its descriptor, or nothing can be written to it."""
+    try:
+        disk = os.fstatvfs(directory)
+    except OSError as error:
+        return [_concern("state-disk-fails", Weight.UNPROTECTED, f"{path}: {error.strerror}")]
+    if disk.f_flag & _ST_RDONLY:
+        return [_concern("state-disk-read-only", Weight.UNPROTECTED, f"{path} is read-only")]
+    if disk.f_bavail * disk.f_frsize < ROOM_BYTES or (disk.f_files and not disk.f_favail):
+        what = f"the disk of {path} is full: a takeover works, but then the firewall rules can't be changed, "
+        what += "so that nothing is protected again"
+        return [Concern("state-disk-full", Weight.DEGRADED, what, _CURE)]
+    return []
 
-    def _concern(self, code: str, weight: Weight, what: str) -> Concern:
-        return Concern(code, weight, what, self._cure, Part.BACKUP)
+
+def _concern(code: str, weight: Weight, what: str) -> Concern:
+    return Concern(code, weight, what, _CURE, Part.BACKUP)

@@ -1,0 +1,54 @@
+"""What the running daemon knows: of this host, of the peer, and of the connections."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any, Final
+
+from nfq_failover.core.concerns import Concern, Weight
+from nfq_failover.operator.doctor.report import Result
+from nfq_failover.operator.status import is_protected
+
+_WEIGHTS: Final = {weight.label: weight for weight in Weight}
+_REASONS_SHOWN: Final = 5
+
+
+def results(status: dict[str, Any]) -> list[Result]:
+    """The status in the doctor's form."""
+    return [_pair(status), *_hosts(status), _connections(status)]
+
+
+def _pair(status: dict[str, Any]) -> Result:
+    name, peer = status["name"], status["peer"]["name"]
+    why = f"while it is so, a failure of one of {name} and {peer} ends connections"
+    about = f"{name} is {status['role']}, {status['state']}, epoch {status['epoch']}"
+    if is_protected(status):
+        return Result("pair", why, about)
+    weight = _WEIGHTS.get(status["state"], Weight.UNPROTECTED)
+    reason = f": {status['reason']}" if status["reason"] else ""
+    return Result("pair", why, "", (Concern("pair", weight, f"{about}{reason}", "see the findings below"),))
+
+
+def _hosts(status: dict[str, Any]) -> list[Result]:
+    own, peer = status["name"], status["peer"]["name"]
+    why = "a takeover needs it; docs/operate/failures.md has each code"
+    found: dict[str, list[Concern]] = {own: [], peer: []}
+    for each in status.get("concerns", ()):
+        concern = Concern(each["code"], _WEIGHTS[each["weight"]], f"{each['what']} [{each['code']}]", each["cure"])
+        found.setdefault(each["host"] or own, []).append(concern)
+    seen = "its daemon finds nothing wrong"
+    if status["peer"]["lost"]:
+        gone = f"{peer} is silent: what is wrong there can't be told"
+        found[peer].append(Concern("peer-silent", Weight.UNPROTECTED, gone, f"run the doctor on {peer}"))
+    return [Result(host, why, seen, tuple(concerns)) for host, concerns in found.items()]
+
+
+def _connections(status: dict[str, Any]) -> Result:
+    rows = status["connections"]
+    reasons = Counter(row["reason"] for row in rows if not row["protected"])
+    why = "these end with the host that serves them"
+    findings = tuple(
+        Concern("unprotected-connections", Weight.WARNING, f"{count} of {len(rows)} are not protected: {reason}")
+        for reason, count in reasons.most_common(_REASONS_SHOWN)
+    )
+    return Result("connections", why, f"all {len(rows)} are protected" if rows else "there are none", findings)

@@ -1,0 +1,226 @@
+"""The doctor: what it makes of what it finds, and what it learns by greeting a peer."""
+
+from __future__ import annotations
+
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from nfq_failover.config import Config, load
+from nfq_failover.core.concerns import Concern, Weight
+from nfq_failover.core.pair.session import Session
+from nfq_failover.errors import CommandError, MalformedDatagram
+from nfq_failover.operator.doctor import host, network, running
+from nfq_failover.operator.doctor.report import Result, Subject, exit_code, lines, summary
+from nfq_failover.shell.peer.delivery import Delivery
+from tests.support.session_pair import drain, make
+from tests.unit.operator.test_status import row, status
+
+BAD = Concern("bad", Weight.UNPROTECTED, "the disk is gone", "mend it")
+ODD = Concern("odd", Weight.WARNING, "the name is odd")
+
+
+# ------------------------------------------------------------------------------------ the report
+
+
+def test_a_finding_has_what_why_and_the_cure() -> None:
+    shown = list(lines(Result("disk", "a takeover writes to it", "", (BAD, ODD))))
+    assert [line.strip() for line in shown] == [
+        "unprotected   disk: the disk is gone",
+        "why: a takeover writes to it",
+        "do:  mend it",
+        "warning       disk: the name is odd",
+    ]
+    assert list(lines(Result("disk", "a takeover writes to it", "it has room"))) == ["ok            disk: it has room"]
+
+
+@pytest.mark.parametrize(
+    ("findings", "code", "said"),
+    [
+        ((), 0, "1 subjects looked at: nothing found"),
+        ((ODD,), 1, "1 subjects looked at: 1 warning"),
+        ((Concern("half", Weight.DEGRADED, "so so"),), 1, "1 subjects looked at: 1 degraded"),
+        ((ODD, BAD, ODD), 2, "1 subjects looked at: 1 unprotected, 2 warning"),
+    ],
+)
+def test_the_worst_finding_is_the_exit_code(findings: tuple[Concern, ...], code: int, said: str) -> None:
+    results = [Result("x", "", "fine", findings)]
+    assert exit_code(results) == code
+    assert summary(results) == said
+
+
+@pytest.mark.parametrize("error", [OSError(5, "Input/output error"), CommandError("no"), ValueError("no")])
+def test_what_cannot_be_looked_at_is_a_finding(error: Exception) -> None:
+    def look() -> tuple[str, list[Concern]]:
+        raise error
+
+    result = Subject("disk", "", look).examine()
+    assert [each.code for each in result.findings] == ["unchecked-disk"]
+    assert str(error) in result.findings[0].what
+
+
+# ------------------------------------------------------------------------------------ what the daemon says
+
+
+def test_the_status_of_a_healthy_pair_has_no_findings() -> None:
+    found = status(row(1000), state="protected", concerns=[])
+    found["peer"]["lost"] = False
+    results = running.results(found)
+    assert [result.subject for result in results] == ["pair", "a", "b", "connections"]
+    assert exit_code(results) == 0
+
+
+def test_the_concerns_of_both_hosts_are_findings_of_the_host_that_has_them() -> None:
+    own = {"code": "rules-lost", "weight": "unprotected", "what": "no rules", "cure": "wait", "host": "", "for_s": 1.0}
+    its = {**own, "code": "fence-fails", "what": "no fence", "host": "b"}
+    shown = status(row(1000, protected=False, reason="old"), row(1001, protected=False, reason="old"))
+    results = {each.subject: each for each in running.results({**shown, "concerns": [own, its]})}
+    assert [each.code for each in results["a"].findings] == ["rules-lost"]
+    assert [each.code for each in results["b"].findings] == ["fence-fails", "peer-silent"]
+    assert [each.what for each in results["connections"].findings] == ["2 of 2 are not protected: old"]
+    assert exit_code(list(results.values())) == 2
+
+
+# ------------------------------------------------------------------------------------ the peer
+
+
+def config_of(tmp_path: Path, listen: int, peer: int, name: str = "b") -> Config:
+    key = tmp_path / "key"
+    key.write_text("k" * 32)
+    key.chmod(0o600)
+    path = tmp_path / "config.toml"
+    path.write_text(
+        f'name = "a"\nservice = "10.77.0.100"\nports = [80]\ninterface = "lo"\nlisten = "127.0.0.1:{listen}"\n'
+        f'key_file = "{key}"\nstate_dir = "{tmp_path}/state"\n'
+        f'[[peer]]\nname = "{name}"\naddress = "127.0.0.2"\nport = {peer}\n'
+    )
+    return load(path)
+
+
+@contextmanager
+def answering(udp: socket.socket, answer: Callable[[bytes], list[bytes]]) -> Iterator[None]:
+    """Answers each datagram with those that `answer` makes, until the end."""
+    over = threading.Event()
+    udp.settimeout(0.05)
+
+    def serve() -> None:
+        while not over.is_set():
+            try:
+                data, source = udp.recvfrom(4096)
+            except TimeoutError:
+                continue
+            for each in answer(data):
+                udp.sendto(each, source)
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+def talked(tmp_path: Path, answer: Callable[[bytes], list[bytes]], monkeypatch: pytest.MonkeyPatch) -> list[Concern]:
+    """What the doctor says of a peer that answers like that; empty for one that is well."""
+    monkeypatch.setattr(network, "TALK_S", 2.0)
+    with (
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as own,
+        socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as its,
+    ):
+        own.bind(("127.0.0.1", 0))
+        own.setblocking(False)
+        its.bind(("127.0.0.2", 0))
+        config = config_of(tmp_path, own.getsockname()[1], its.getsockname()[1])
+        peer, *_ = config.settings.peers
+        delivery = Delivery(own, config.listen, [(peer.address, peer.port)])
+        try:
+            with answering(its, answer):
+                seen, found = network.Talk(config, peer, own, delivery).hold()
+        finally:
+            delivery.close()
+    assert bool(seen) is not bool(found)
+    return found
+
+
+def session_answers(session: Session) -> Callable[[bytes], list[bytes]]:
+    def answer(data: bytes) -> list[bytes]:
+        try:
+            session.receive(data, 0.0)
+        except MalformedDatagram:  # refused, as a daemon would
+            session.on_timer(1e9)  # it says HELLO by itself, too
+        return drain(session)
+
+    return answer
+
+
+def test_a_peer_that_answers_with_our_key_is_well_and_in_no_session(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    its = make("b", "a")
+    assert talked(tmp_path, session_answers(its), monkeypatch) == []
+    assert not its.established
+
+
+@pytest.mark.parametrize(
+    ("its", "words"),
+    [
+        (make("b", "a", key=b"x" * 32), "with another key"),
+        (make("gamma", "a"), "they call themselves 'gamma', this host expects 'b'"),
+        (make("b", "zeta"), "they are meant for 'zeta', this host is 'a'"),
+    ],
+    ids=["key", "its name", "our name"],
+)
+def test_another_key_or_name_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, its: Session, words: str) -> None:
+    [found] = talked(tmp_path, session_answers(its), monkeypatch)
+    assert words in found.what
+    assert found.weight is Weight.UNPROTECTED
+
+
+def test_a_peer_that_is_heard_and_does_not_hear_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    its = make("b", "a")
+
+    def deaf(data: bytes) -> list[bytes]:
+        del data
+        its.on_timer(1e9)
+        return drain(its)
+
+    [found] = talked(tmp_path, deaf, monkeypatch)
+    assert "arrive here, but those to" in found.what
+
+
+def test_another_version_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    [found] = talked(tmp_path, lambda data: [bytes([9]) + data[1:]], monkeypatch)
+    assert "they speak version 9" in found.what
+
+
+def test_a_recorded_answer_to_another_greeting_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    its, other = make("b", "a"), make("a", "b", life=7)
+    other.on_timer(0.0)
+    its.receive(drain(other)[0], 0.0)
+    recorded = drain(its)
+    assert len(recorded) == 1
+    [found] = talked(tmp_path, lambda data: recorded, monkeypatch)
+    assert "arrive here, but those to" in found.what
+
+
+def test_silence_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    [found] = talked(tmp_path, lambda data: [], monkeypatch)
+    assert "nothing has arrived" in found.what
+
+
+# ------------------------------------------------------------------------------------ the host
+
+
+def test_what_is_seen_of_a_host_alone(tmp_path: Path) -> None:
+    config = config_of(tmp_path, 7766, 7766)
+    results = {subject.name: subject.examine() for subject in host.subjects(config)}
+    assert [each.code for each in results["application"].findings] == ["application-absent"]
+    assert "80" in results["application"].findings[0].what
+    assert not results["interface"].findings
+    assert not results["disk"].findings
+    assert any("without 'fence'" in each.what for each in results["advice"].findings)
