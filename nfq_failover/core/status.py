@@ -229,7 +229,7 @@ def _gated(gate: GateTable) -> Iterable[ConnectionStatus]:
         protected, reason = connection.state is Gate.PROTECTED, connection.reason
         if connection.fed:
             reason += FED
-        elif protected and gate.digests.open(connection.conn):
+        elif (protected or connection.awaited) and gate.digests.open(connection.conn):
             protected, reason = False, DIFFERS
         yield ConnectionStatus(
             *end_names(connection.flow),

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from nfq_failover.core.gate.ack_gate import MAX_HELD
-from nfq_failover.core.gate.digests import FLUSH_BYTES, KEEP_BYTES, KEEP_TOTAL, MAX_UNSEEN
+from nfq_failover.core.gate.digests import FLUSH_BYTES, KEEP_BYTES, KEEP_TOTAL
 from nfq_failover.core.gate.opening import MAX_DIALLED, MAX_SYNS
 from nfq_failover.core.injected import MAX_INJECTED
 from nfq_failover.core.pair.session import MAX_OUTGOING, MAX_RETIRED
 from nfq_failover.core.shadow.comparison import MAX_PENDING
 from nfq_failover.core.shadow.opening import MAX_FORGOTTEN
 from nfq_failover.core.timers import TimerQueue
+from nfq_failover.wire.records import MAX_UNSEEN
 from nfq_failover.wire.segment import FlowKey
 
 from .host import SimHost

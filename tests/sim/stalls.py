@@ -1,12 +1,12 @@
 """Clients of a primary that is well come on, whatever becomes of their replicas; and what is called protected has a
-replica that is not far behind."""
+replica that is not far behind, and has said the same."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 from nfq_failover.constants import SYN
-from nfq_failover.core.gate.connection import Gate, GatedConnection
+from nfq_failover.core.gate.connection import FED_HOLD_S, Gate, GatedConnection
 from nfq_failover.core.shadow.connection import Shadow
 from nfq_failover.wire.icmp import is_icmp
 from nfq_failover.wire.segment import Segment
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 EVERY_S = 0.05
 GRACE_S = 3.0  # repeated segments, a client's pauses, an end that waits for the replica's
+LOOKED_AT = ("replica-hangs", "lopsided-hangs", "outrun")
 LATE_S = 1.0  # looks, and connections that are let go one after the other
 
 
@@ -29,9 +30,12 @@ class Stalls:
         self.world = world
         scenario = world.scenario
         patience_s = scenario.limits.replica_patience_ms / 1000
-        self.bound_s = patience_s + GRACE_S if scenario.kind in ("replica-hangs", "outrun") else None
+        self.bound_s = patience_s + GRACE_S if scenario.kind in LOOKED_AT else None
+        if self.bound_s is not None and scenario.kind.startswith("lopsided"):
+            self.bound_s += FED_HOLD_S
         self._late_s = patience_s + LATE_S
         self._marks: dict[GatedConnection, tuple[int, int, float]] = {}
+        self._unprotected: dict[GatedConnection, int] = {}  # how much the client had got from its server
         self._seen: dict[Client, tuple[tuple[object, ...], float]] = {}
 
     def start(self) -> None:
@@ -74,6 +78,7 @@ class Stalls:
 
     def _look_at(self, gate: GatedConnection, now: float) -> None:
         """A connection is protected: its replica comes, in time, to where our TCP and our server were."""
+        self._say_the_same(gate)
         mark = self._marks.pop(gate, None)
         if gate.state is not Gate.PROTECTED or gate.holds_end:
             return
@@ -87,3 +92,15 @@ class Stalls:
             late_s = now - mark[2]
             assert late_s <= self._late_s, f"{gate.flow} is called protected, its replica is {late_s:.1f} s behind"
             self._marks[gate] = mark
+
+    def _say_the_same(self, gate: GatedConnection) -> None:
+        """A connection is protected again, of whose server the client had got something: its replica has not said
+        something else."""
+        client = self.world.clients.get(gate.flow)
+        if client is None or gate.state is not Gate.PROTECTED:
+            self._unprotected[gate] = 0 if client is None else len(client.got)
+            return
+        got = self._unprotected.pop(gate, 0)
+        assert not (client.odd and got), (
+            f"{gate.flow} is called protected again, though its two servers do not say the same: {got} bytes"
+        )

@@ -7,6 +7,7 @@ can continue the connection.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from enum import Enum
 from typing import Final
 
@@ -331,19 +332,21 @@ class GatedConnection:
         self.distance.turn_to(waits=False)
         self._try_later(now)
 
-    def protect_late(self, now: float) -> bool:
+    def protect_late(self, now: float, agrees: Callable[[int], bool]) -> bool:
         """The replica can continue a connection that was let go unprotected. True if it is protected now.
 
         A busy client would always be told more than the backup has: while the backup catches up it is told no more. A
-        backup that was told not to continue the connection must have heard of its change of mind.
+        backup that was told not to continue the connection must have heard of its change of mind. And what the two
+        servers have said must be the same: `agrees(seq)` says whether all of it before `seq` was compared, and is.
         """
         if self.state not in (Gate.UNPROTECTED, Gate.CATCHING_UP):
             return False
         distance = self.distance
-        if self.acks.caught_up and distance.agreed:
+        said = distance.agrees_at if self.state is Gate.CATCHING_UP else distance.furthest_seq
+        if self.acks.caught_up and distance.agreed and agrees(said):
             self.enter(Gate.PROTECTED, "")
             return True
-        near = not distance.turn or distance.near
+        near = not distance.turn or (distance.near and agrees(distance.returns_at))
         if self.state is Gate.UNPROTECTED and now >= self.catch_up_at and near:
             self.enter(Gate.CATCHING_UP, self.reason)
             distance.turn_to(waits=True)

@@ -5,6 +5,9 @@ Every segment's payload is remembered as it is (no copy: the packet's own buffer
 second and not for one per response. The bytes are kept until the backup has compared them, as far as the limits allow:
 where the hashes differ, the backup asks for them. What follows from differences is in shadow/divergence.py.
 
+A connection that was let go, and may be protected again, is digested like any other: what its server says meanwhile is
+compared as well. Nobody waits for that, so it is told in larger pieces, and repeated when the replica is near again.
+
 With the policy `strict` a segment waits until the backup has found its bytes in the replica's output, too; it is then
 built anew, from the bytes that were kept.
 """
@@ -13,6 +16,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from itertools import islice
 
 from nfq_failover.constants import FIN, RST
 from nfq_failover.core.events import PacketQueued
@@ -23,21 +27,28 @@ from nfq_failover.core.settings import Settings
 from nfq_failover.core.tcp.hashes import block_hashes, hash_seed, tail_hash
 from nfq_failover.core.tcp.seqspace import SeqSpace
 from nfq_failover.core.timers import TimerQueue
-from nfq_failover.wire.records import DIGEST_BLOCK, MAX_HASHES, BytesAsked, BytesSent, Digest, DigestSeen
+from nfq_failover.wire.records import DIGEST_BLOCK, MAX_HASHES, MAX_UNSEEN, BytesAsked, BytesSent, Digest, DigestSeen
 from nfq_failover.wire.segment import Segment
+from nfq_failover.wire.seqnum import diff
 
 FLUSH_S = 0.003
 FLUSH_MAX_S = 0.1
 FLUSH_AT_ONCE = 8  # connections that are flushed every FLUSH_S; with more of them each has to wait longer
 FLUSH_BYTES = MAX_HASHES * DIGEST_BLOCK
+FLUSH_LATE_S = 0.25  # for replicas that are `LATE_UNSEEN` digests behind, and where nobody waits for the replica
+LATE_UNSEEN = 1024
+STRICT_UNSEEN = 32  # with more of them the client waits
 KEEP_BYTES = 1 << 20  # per connection, of what the backup has not compared yet
 KEEP_TOTAL = 64 << 20  # of all connections
 KEEP_PIECES = 2048
-MAX_UNSEEN = 32  # digests per connection that are repeated
+MAX_UNSEEN_HASHES = 1 << 20  # of all connections: some 40 MB, for up to 1.3 GB of output that is not compared yet
+RECORD_HASHES = 8  # a digest takes as much memory, its hashes apart
 REPEAT_FIRST_S = 0.03
 REPEAT_MAX_S = 2.0
 REPEAT_AT_ONCE = 8
-_FLUSH = -1  # the key of the timer that all streams share; connections count from 1
+_FLUSH, _FLUSH_LATE = -1, -2  # the keys of the timers that all streams share; connections count from 1
+
+NOT_COMPARED = "there was no more room for what is to be compared with its replica's output"
 
 Piece = tuple[int, memoryview]
 
@@ -47,12 +58,14 @@ class SentStream:
 
     `snd_nxt` is the end of it; [mark, snd_nxt) is not digested yet. `outbound` has the bytes that are kept, `compared`
     is the first byte that the backup has not compared, and `released` (strict) the first that the client may not have.
+    `lost_to`: before it are bytes whose digests were dropped; the backup may have them, or not.
     """
 
     __slots__ = (
         "compared",
         "connection",
         "differences",
+        "lost_to",
         "mark",
         "mss",
         "open",
@@ -71,7 +84,7 @@ class SentStream:
     def __init__(self, connection: GatedConnection) -> None:
         self.connection = connection
         self.space = SeqSpace(connection.open.iss)
-        self.snd_nxt = self.mark = self.compared = self.released = 0
+        self.snd_nxt = self.mark = self.compared = self.released = self.lost_to = 0
         self.pending: list[memoryview] = []
         self.outbound: deque[Piece] = deque()
         self.outbound_bytes = 0
@@ -117,8 +130,9 @@ class GateDigests:
         self._seed = hash_seed(settings.key)
         self._streams: dict[int, SentStream] = {}
         self._dirty: dict[int, SentStream] = {}
+        self._dirty_late: dict[int, SentStream] = {}
         self._timers: TimerQueue[int] = TimerQueue()
-        self._kept_total = 0
+        self._kept_total = self._hashes_total = 0
 
     # ------------------------------------------------------------------------------------ what our TCP sends
 
@@ -130,9 +144,6 @@ class GateDigests:
         if stream is None:
             stream = self._streams[connection.conn] = SentStream(connection)
             self._soon(stream, now)
-            before = stream.space.offset(connection.own.snd_nxt_seq)
-            if before > 0:
-                self._skip(stream, before, now)  # the backup has joined it late
         length = seg.payload_len
         if length:
             offset = stream.space.offset(seg.seq)
@@ -142,7 +153,7 @@ class GateDigests:
             if offset > stream.snd_nxt:
                 self._skip(stream, offset, now)
             self._add(stream, memoryview(seg.buf)[seg.data_off + stream.snd_nxt - offset : seg.end], now)
-        if seg.flags & (FIN | RST) or (length and self._strict):
+        if seg.flags & (FIN | RST) or (length and self._strict and connection.gated):
             self._flush(stream, now)  # at once: the question about the end must not come first
 
     def holds(self, connection: GatedConnection, event: PacketQueued, seg: Segment, now: float) -> bool:
@@ -164,13 +175,14 @@ class GateDigests:
             at += len(data)
         stream.released = max(upto, stream.released)
 
-    def let_go(self, conn: int) -> None:
-        """The connection is not protected any more: nothing waits for the backup."""
+    def let_go(self, conn: int, awaited: bool = False) -> None:
+        """The connection is not protected any more: nothing waits for the backup. `awaited`: it may be again."""
         stream = self._streams.get(conn)
         if stream is not None:
             if self._strict:
                 self._release(stream, stream.snd_nxt)
-            self.forget(conn)
+            if not awaited:
+                self.forget(conn)
 
     def hand_over(self, conn: int) -> None:
         """The connection moves to the backup, which needs digests until it has it; the client gets nothing more."""
@@ -194,12 +206,18 @@ class GateDigests:
         stream.pending.append(data)
         stream.snd_nxt += size
         stream.space.follow(stream.snd_nxt)
+        if not stream.connection.gated:
+            stream.released = stream.snd_nxt
         if stream.snd_nxt - stream.mark >= FLUSH_BYTES:
             self._flush(stream, now)
         elif stream.connection.conn not in self._dirty:
             self._soon(stream, now)
 
     def _soon(self, stream: SentStream, now: float) -> None:
+        if not stream.connection.gated or (len(stream.unseen) >= LATE_UNSEEN and not self._strict):
+            self._dirty_late[stream.connection.conn] = stream
+            self._timers.set_earlier(_FLUSH_LATE, now + FLUSH_LATE_S)
+            return
         if not self._dirty:
             crowd = len(self._streams) // FLUSH_AT_ONCE
             self._timers.set_earlier(_FLUSH, now + min(FLUSH_S * max(crowd, 1), FLUSH_MAX_S))
@@ -218,10 +236,11 @@ class GateDigests:
     def _flush(self, stream: SentStream, now: float) -> None:
         """Send the digest of what is new."""
         self._dirty.pop(stream.connection.conn, None)
+        self._dirty_late.pop(stream.connection.conn, None)
         conn, start, size = stream.connection.conn, stream.mark, stream.snd_nxt - stream.mark
         if not size and stream.said:
             return
-        if self._strict and len(stream.unseen) >= MAX_UNSEEN:
+        if self._strict and stream.connection.gated and len(stream.unseen) >= STRICT_UNSEEN:
             self._dirty[conn] = stream  # what the backup has not seen is not forgotten: it would be passed over
             self._timers.set_earlier(_FLUSH, now + FLUSH_S)
             return
@@ -236,19 +255,30 @@ class GateDigests:
             size -= length
         stream.pending.clear()
         self._bound(stream)
-        self._timers.set_earlier(conn, now + stream.repeat_s)  # a replica that is behind is not told all the time
+        if stream.connection.gated:
+            self._timers.set_earlier(conn, now + stream.repeat_s)  # a replica that is behind is not told all the time
 
     def _say(self, stream: SentStream, record: Digest) -> None:
         stream.said = True
         stream.unseen.append(record)
+        self._hashes_total += RECORD_HASHES + len(record.hashes)
         self.out.record(record)
+
+    def _drop_first(self, stream: SentStream) -> int:
+        """Repeat the oldest digest no more. Returns the end of its bytes."""
+        record = stream.unseen.popleft()
+        self._hashes_total -= RECORD_HASHES + len(record.hashes)
+        return stream.space.offset(record.seq) + record.length
 
     def _bound(self, stream: SentStream) -> None:
         """Keep within the limits. What is dropped here can only be compared by its hash."""
         kept = stream.outbound
         # Ends: each turn takes a digest out.
-        while len(stream.unseen) > MAX_UNSEEN and not self._strict:
-            stream.unseen.popleft()
+        while stream.unseen and (len(stream.unseen) > MAX_UNSEEN or self._hashes_total > MAX_UNSEEN_HASHES):
+            if self._strict and stream.connection.gated:
+                break
+            stream.lost_to = max(stream.lost_to, self._drop_first(stream))
+            self.out.counters["digest-dropped"] += 1
         # Ends: each turn takes a piece out.
         while kept and (stream.outbound_bytes > KEEP_BYTES or len(kept) > KEEP_PIECES or self._kept_total > KEEP_TOTAL):
             size = len(kept.popleft()[1])
@@ -282,7 +312,7 @@ class GateDigests:
         unseen = stream.unseen
         # Ends: each turn takes a digest out.
         while unseen and stream.space.offset(unseen[0].seq) + unseen[0].length <= stream.compared:
-            unseen.popleft()
+            self._drop_first(stream)
         if not unseen:
             stream.repeat_s = REPEAT_FIRST_S
             self._timers.cancel(record.conn)
@@ -297,6 +327,16 @@ class GateDigests:
         start, end = stream.space.offset(record.start), stream.space.offset(record.end)
         data = stream.read(start, end) if 0 < end - start <= DIGEST_BLOCK else b""
         self.out.record(BytesSent(record.conn, record.start, data))
+
+    def agrees(self, connection: GatedConnection, seq: int) -> bool:
+        """Whether everything that either server has sent before `seq` was compared, and the last difference is over."""
+        if not self.on:
+            return True
+        stream = self._streams.get(connection.conn)
+        if stream is None:  # our server has sent nothing
+            return diff(seq, connection.open.iss) <= 1
+        end = stream.space.offset(seq) - connection.own.fin_sent
+        return not stream.open and stream.compared >= end
 
     def open(self, conn: int) -> bool:
         """Whether the connection's output differs, and the difference has not ended: a takeover would reset it."""
@@ -315,37 +355,56 @@ class GateDigests:
         stream = self._streams.pop(conn, None)
         if stream is not None:
             self._dirty.pop(conn, None)
+            self._dirty_late.pop(conn, None)
             self._timers.cancel(conn)
             self._kept_total -= stream.outbound_bytes
+            self._hashes_total -= sum(RECORD_HASHES + len(record.hashes) for record in stream.unseen)
 
     def clear(self) -> None:
         """Forget everything."""
         self._streams.clear()
         self._dirty.clear()
+        self._dirty_late.clear()
         self._timers.clear()
-        self._kept_total = 0
+        self._kept_total = self._hashes_total = 0
 
     def on_timer(self, now: float) -> None:
         """Send what has been waiting, and repeat what was not answered."""
         for conn in self._timers.pop_due(now):
-            if conn == _FLUSH:
-                for stream in list(self._dirty.values()):
+            if conn in (_FLUSH, _FLUSH_LATE):
+                for stream in list((self._dirty if conn == _FLUSH else self._dirty_late).values()):
                     self._flush(stream, now)
                 continue
             again = self._streams.get(conn)
             if again is None or not again.unseen:
                 continue
-            if not again.connection.gated:
-                self.forget(conn)
+            if not again.connection.gated:  # `remind` begins again
                 continue
             if self._strict and again.released < again.snd_nxt and now - again.waits_since > self._patience_s:
                 self.out.counters["strict-given-up"] += 1
                 self._part(again.connection, "the replica does not follow (policy: strict)", now)
                 continue
-            for record in list(again.unseen)[:REPEAT_AT_ONCE]:
-                self.out.record(record)
-            again.repeat_s = min(2 * again.repeat_s, REPEAT_MAX_S)
-            self._timers.set(conn, now + again.repeat_s)
+            self._repeat(again, now)
+
+    def _repeat(self, stream: SentStream, now: float) -> None:
+        for record in islice(stream.unseen, REPEAT_AT_ONCE):
+            self.out.record(record)
+        stream.repeat_s = min(2 * stream.repeat_s, REPEAT_MAX_S)
+        self._timers.set(stream.connection.conn, now + stream.repeat_s)
+
+    def remind(self, connection: GatedConnection, now: float) -> None:
+        """The connection was let go, and its replica is near again: say what is not said yet, and once more what the
+        backup has still to compare. If not all of that is there, it can't be protected again: it is given up."""
+        stream = self._streams.get(connection.conn)
+        if stream is None:
+            return
+        if stream.lost_to > stream.compared:
+            self._part(connection, NOT_COMPARED, now)
+            return
+        if stream.unseen:
+            stream.repeat_s = REPEAT_FIRST_S
+            self._repeat(stream, now)
+        self._flush(stream, now)
 
     def poll_timeout(self) -> float | None:
         """Returns the earliest deadline."""

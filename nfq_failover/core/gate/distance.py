@@ -22,7 +22,9 @@ class Distance:
     (wire/records/pace.py). `taken`: the first byte of the client's stream that the replica's TCP lacks; `sent_seq`: the
     end of what the replica has sent. `watched`: core/gate/pace.py looks at it from time to time. `asked_at`: when the
     backup was last asked. `latest_s`: how late the replica was at the last look. `slow`: what our server sends waits
-    for the replica (held_data.py), since `slow_at`.
+    for the replica (held_data.py), since `slow_at`. `returns_at`: the end of what the server had sent when the
+    connection was let go; `agrees_at`: the end of what either server had sent when the client began to wait for the
+    replica again.
     """
 
     __slots__ = (
@@ -36,11 +38,12 @@ class Distance:
         "_own",
         "_own_widest",
         "_replica_widest",
-        "_returns_at",
         "_starved_at",
         "_suspected",
+        "agrees_at",
         "asked_at",
         "latest_s",
+        "returns_at",
         "sent_seq",
         "slow",
         "slow_at",
@@ -55,7 +58,7 @@ class Distance:
         self._acks = acks
         self.turn = self.turn_seen = 0
         self.taken = 0
-        self.sent_seq = self._out_mark = self._returns_at = own.snd_nxt_seq
+        self.sent_seq = self._out_mark = self.returns_at = self.agrees_at = own.snd_nxt_seq
         self._in_mark = 0
         self._in_at = self._out_at = self._in_was = self._out_was = 0.0
         self._starved_at: float | None = None
@@ -201,15 +204,22 @@ class Distance:
         """The client waits for the replica from now on, or does not. One that never was let go has no turns."""
         if waits:
             self.turn += self.turn & 1
+            self.agrees_at = self.furthest_seq
             return
         self.turn += not self.turn & 1
-        self._returns_at = self._own.snd_nxt_seq
+        self.returns_at = self._own.snd_nxt_seq
+
+    @property
+    def furthest_seq(self) -> int:
+        """The end of what either server has sent, as far as we have been told."""
+        own, replica = self._own.snd_nxt_seq, self.sent_seq
+        return own if diff(own, replica) >= 0 else replica
 
     @property
     def near(self) -> bool:
         """Whether a replica that was let go is worth waiting for again: it has sent what the server had sent when that
         was decided, its TCP has room, and it is not far behind."""
         own, acks = self._own, self._acks
-        if diff(self.sent_seq, self._returns_at) < 0 or acks.backup_edge <= self.taken or self.starved:
+        if diff(self.sent_seq, self.returns_at) < 0 or acks.backup_edge <= self.taken or self.starved:
             return False
         return max(own.rcv_nxt - self.taken, self.bytes_out) <= NEAR_BYTES

@@ -166,7 +166,7 @@ class GateTable:
                 self._look_soon(now)  # our TCP may have given it up
                 self.out.accept(event.queue, event.packet_id)
                 return
-        if connection.gated:
+        if connection.gated or connection.awaited:
             self.digests.sent(connection, seg, now)
         held = connection.state is Gate.PROTECTED and self.ends.outbound(connection, event, seg, now)
         held = held or (connection.gated and self.digests.holds(connection, event, seg, now))
@@ -276,6 +276,8 @@ class GateTable:
             self.pace.progressed(now)
             connection.release_data(self.out)
         self.digests.on_seen(record, now)
+        if connection is not None and connection.awaited:
+            self._protect_late(connection, now)
 
     def _on_end(self, record: End, now: float) -> None:
         """The backup has told where its replica's stream is."""
@@ -292,7 +294,7 @@ class GateTable:
         if not self.protecting or (self.pace.stands_still and connection.distance.turn):
             return
         before = connection.state
-        if connection.protect_late(now):
+        if connection.protect_late(now, lambda seq: self.digests.agrees(connection, seq)):
             self.pace.back(connection, now)
             if connection.distance.turn:
                 self.out.log("info", "connection protected again", conn=connection.conn)
@@ -302,8 +304,9 @@ class GateTable:
                 self.pace.watch(connection, now)  # its server may have sent more than the replica
             self._poll(connection)  # the backup, too, is to know
         elif connection.gated:
-            if connection.state is not before and connection.distance.turn:
+            if connection.state is not before:
                 self.pace.ask(connection, now)
+                self.digests.remind(connection, now)
             self.timers.set_earlier(connection.conn, now + POLL_MAX_S)
 
     def _on_ack_asked(self, record: AckAsked, _: float) -> None:
@@ -391,6 +394,7 @@ class GateTable:
             if not connection.awaited:
                 return False
             connection.explain(reason)  # it will never be ready: stop asking
+            self.digests.forget(connection.conn)
             connection.retained.forget()
             self.pace.back(connection, now)
             self.out.log("warning", "connection unprotected", conn=connection.conn, reason=reason)
@@ -428,7 +432,7 @@ class GateTable:
 
     def _let_go(self, connection: GatedConnection, reason: str, now: float) -> None:
         connection.note_shadowed()
-        self.digests.let_go(connection.conn)
+        self.digests.let_go(connection.conn, connection.awaited)
         if reason not in AWAITED:
             self.pace.back(connection, now)
             if not connection.fed:
@@ -555,14 +559,17 @@ class GateTable:
                 self._poll(connection)
                 self.timers.set(conn, now + connection.back_off(POLL_FIRST_S, FED_POLL_MAX_S))
         elif self.protecting and connection.awaited:
-            if connection.gated and not connection.give_up_catching_up(self.out, now):
+            if connection.give_up_catching_up(self.out, now):
+                self.digests.let_go(conn, awaited=True)
+            elif connection.gated:
                 acks.release(self.out, now)
             first_s = POLL_MAX_S if connection.distance.let_go else POLL_FIRST_S
             wait_s = connection.back_off(first_s, POLL_MAX_S if connection.gated else LATE_POLL_MAX_S)
             self._poll(connection)
-            if connection.distance.turn:
-                self.pace.ask(connection, now)
+            self.pace.ask(connection, now)
             self.timers.set(conn, now + wait_s)
+            if not connection.distance.turn or connection.distance.near:
+                self.digests.remind(connection, now)
 
     def _poll(self, connection: GatedConnection) -> None:
         own = connection.own

@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 from bisect import bisect_left
 
+from nfq_failover.wire.records import MAX_UNSEEN
+
 AGREE_BYTES = 16
 """By chance 16 random bytes are equal once in 2**128; what follows an HTTP date (`GMT`, the next header) is longer."""
 KEEP_BYTES = 1 << 20  # of output that the client has acknowledged and the primary has still to digest
-MAX_PENDING = 1024
+MAX_PENDING = MAX_UNSEEN + 64
 
 _RUNS = re.compile(rb"[^\0](?:\0{0,%d}[^\0])*" % (AGREE_BYTES - 1))
 

@@ -260,6 +260,11 @@ class ShadowConnection:
         """The client does not wait for us, and may have been told more than we have."""
         return self.inward.late or bool(self.turn & 1)
 
+    @property
+    def was_late(self) -> bool:
+        """The client has not waited for us for some time, now or earlier."""
+        return self.inward.was_late or self.turn > 0
+
     def note_turn(self, turn: int) -> None:
         """The primary has told whether the client waits for us; perhaps by an old record."""
         self.turn = max(self.turn, turn)

@@ -15,6 +15,9 @@ is kept until then. Blocks whose hashes differ are compared byte by byte: the pr
   come, the client decides: it is asked what it has. If it has all of the primary's bytes there, or will never need
   them, all is well; if it does not say so in time, it is reset.
 
+A connection that was let go (core/gate/pace.py) is compared all the while: it is protected again only when everything
+was compared. If a part of it can't be, it is given up.
+
 With the policy `strict` any difference makes the connection diverged.
 """
 
@@ -29,9 +32,10 @@ from nfq_failover.core.shadow.parts import Parts
 from nfq_failover.core.shadow.resending import INITIAL_SEGMENTS
 from nfq_failover.core.tcp.hashes import block_hashes, hash_seed, tail_hash
 from nfq_failover.core.timers import TimerQueue
-from nfq_failover.wire.records import DIGEST_BLOCK, TAIL_BYTES, BytesAsked, BytesSent, Digest, DigestSeen
+from nfq_failover.wire.records import DIGEST_BLOCK, MAX_UNSEEN, TAIL_BYTES, BytesAsked, BytesSent, Digest, DigestSeen
 
-GAP_PENDING = 33  # with this many digests behind a gap the primary no longer repeats the one that is missing
+GAP_PENDING = MAX_UNSEEN + 1  # with this many digests behind a gap the primary no longer repeats what is missing
+NOT_COMPARED = "the server's output was not compared while its client did not wait for the replica"
 
 
 def _goes_on(compare: Comparison) -> str:
@@ -131,6 +135,7 @@ class Divergence:
         compare = connection.output.compare
         if compare is None:
             return True
+        self._lengths.heard_replica(now)
         if compare.pending:
             if not self._advance(connection, compare, now):
                 return False
@@ -183,6 +188,8 @@ class Divergence:
                 if not compare.after and (self._strict or len(compare.pending) < GAP_PENDING):
                     return ""  # the one in between will be repeated
                 self.out.counters["digest-lost"] += 1
+                if connection.was_late and not compare.after:
+                    return NOT_COMPARED
                 compare.skip(start)
             before = compare.compared
             reason = self._compare_first(connection, compare)
@@ -201,14 +208,13 @@ class Divergence:
             return self._ended_early(connection, compare, connection.output.fin_out)
         have = min(connection.output.end, output.end)
         if not hashes or compare.compared < output.start:
-            self._skip_to(compare, output.start if hashes else end)
-            return ""
+            return self._skip_to(connection, compare, output.start if hashes else end)
         first = (compare.compared - start) // DIGEST_BLOCK
         blocks = len(hashes) if have >= end else (have - start) // DIGEST_BLOCK
         if blocks <= first:
             gone = min(connection.inward.own_una, connection.output.end)
             if output.end < gone:  # there was no room for it, and the replica's TCP will not send it again
-                self._skip_to(compare, gone)
+                return self._skip_to(connection, compare, gone)
             return ""
         at = compare.compared
         stop = min(end, start + blocks * DIGEST_BLOCK)
@@ -228,12 +234,16 @@ class Divergence:
         compare.advance(stop)
         return ""
 
-    def _skip_to(self, compare: Comparison, offset: int) -> None:
-        """What the first digest says of the bytes before an offset is not compared; nor the rest of the block."""
+    def _skip_to(self, connection: ShadowConnection, compare: Comparison, offset: int) -> str:
+        """What the first digest says of the bytes before an offset is not compared; nor the rest of the block. Returns
+        why the connection has to be given up, if so."""
         start, end, hashes, _ = compare.pending[0]
         self.out.counters["digest-not-compared"] += 1
+        if connection.was_late and not compare.after:
+            return NOT_COMPARED
         blocks = -(-(offset - start) // DIGEST_BLOCK)
         compare.skip(min(end, start + blocks * DIGEST_BLOCK) if hashes else end)
+        return ""
 
     def _ended_early(self, connection: ShadowConnection, compare: Comparison, end: int) -> str:
         """The replica has ended where the server goes on. If that is all, core/gate/end_gate.py judges it as an end."""

@@ -28,8 +28,8 @@ class Inward:
     `inbound` is the log; `rcv_nxt` the first byte that our TCP has not taken, `rcv_edge` the right edge that it
     accepts, `confirmed_edge` the one that the primary knows. `held` is the first byte that neither the log nor our TCP
     has; a FIN counts as a byte. `fin_in`: where the client has ended; `rst_in`: an RST that waits for our TCP to get
-    there. `late_until`: what the client has sent that was let in before our TCP had answered. `sent_to`: how far the
-    client has sent, for all that has come: what lies before it may be missing here.
+    there. `late_until`: what the client has sent that was let in before our TCP had answered; `was_late`: there was
+    such. `sent_to`: how far the client has sent, for all that has come: what lies before it may be missing here.
 
     In the server's stream, `own_una` is what our TCP was told that the client has acknowledged, with the window field
     `own_wnd`.
@@ -52,6 +52,7 @@ class Inward:
         "reset_by_client",
         "rst_in",
         "sent_to",
+        "was_late",
     )
 
     def __init__(self, opening: Open, limit: int, header: ClientHeader, output: Output) -> None:
@@ -67,6 +68,7 @@ class Inward:
         self.held = self.rcv_nxt = self.sent_to = 0
         self.rcv_edge = self.confirmed_edge = 0
         self.late_until = -1
+        self.was_late = False
         self.own_una = self.own_wnd = -1
 
     # ------------------------------------------------------------------------------------ what we hold
@@ -148,6 +150,7 @@ class Inward:
     def let_in(self, stop: int) -> None:
         """The client has sent up to `stop`, though our TCP has not answered: the primary has not waited for us."""
         self.late_until = max(self.late_until, stop)
+        self.was_late = True
 
     def caught_up(self) -> None:
         """The primary learns by our answer that we have what was let in, and protects the connection."""

@@ -4,6 +4,9 @@ What a server has sent, and its client has acknowledged, the other server must h
 not enough to ask whether both stand still: a subscriber that gets a message a second from the primary, and none from
 the replica, does not. After a takeover a replica that has still to produce what its client has got already would send
 into the void: whatever it says first, the client has. So its time to catch up is bounded, too.
+
+A replica that its client does not wait for (core/gate/pace.py) may be as late as it likes while it goes on, and while
+no replica says anything: then it is the application that stands still. It is not protected until it has caught up.
 """
 
 from __future__ import annotations
@@ -32,9 +35,20 @@ class Lengths:
         self._patience_s = settings.out_of_step_ms / 1000
         self._hold_s = min(settings.hole_deadline_ms, settings.out_of_step_ms) / 1000
         self._timers: TimerQueue[int] = TimerQueue()
+        self._heard_at = 0.0  # when any replica has last said something
         self._behind: dict[int, tuple[float, int]] = {}  # after a takeover: since when, and where it was last seen
 
     # ------------------------------------------------------------------------------------ while both live
+
+    def heard_replica(self, now: float) -> None:
+        """A replica has said something."""
+        self._heard_at = now
+
+    def _has_time(self, connection: ShadowConnection, compare: Comparison) -> bool:
+        before = compare.watched
+        if not connection.was_late or before is None or connection.output.end >= compare.sent:
+            return False
+        return connection.output.end > before[0] or self._heard_at <= compare.watched_at
 
     def moved(self, connection: ShadowConnection, compare: Comparison, now: float) -> None:
         """One of the two servers has sent something."""
@@ -56,7 +70,7 @@ class Lengths:
         left = compare.watched_at + self._patience_s - now
         if left > 0:
             self._timers.set_earlier(connection.conn, now + left)
-        elif reason := self._out_of_step(connection, compare):
+        elif not self._has_time(connection, compare) and (reason := self._out_of_step(connection, compare)):
             self.give_up(connection, f"diverged: {reason}", now)
         else:  # the time begins anew, for what both have sent by now
             compare.watch((connection.output.end, compare.sent), now)

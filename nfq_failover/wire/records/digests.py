@@ -9,12 +9,13 @@ from typing import Final, Self
 from nfq_failover.errors import InternalError, MalformedDatagram
 from nfq_failover.wire.records.base import MAX_DATA, THREE, TWO, Record, Towards, declare
 
-__all__ = ["DIGEST_BLOCK", "MAX_HASHES", "TAIL_BYTES", "BytesAsked", "BytesSent", "Digest", "DigestSeen"]
+__all__ = ["DIGEST_BLOCK", "MAX_HASHES", "MAX_UNSEEN", "TAIL_BYTES", "BytesAsked", "BytesSent", "Digest", "DigestSeen"]
 
 DIGEST_BLOCK: Final = 1280
 """Bytes per hash. Less than a usual segment: a replica that may send one segment can always complete a block."""
 MAX_HASHES: Final = 128
 TAIL_BYTES: Final = 64
+MAX_UNSEEN: Final = 2048  # digests of one connection that the primary keeps, and repeats, until they are compared
 """The end of a digest has a hash of its own: where it agrees, a difference before it has ended."""
 
 

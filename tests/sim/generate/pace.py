@@ -1,18 +1,20 @@
 """Kinds of incident in which the replicas can't keep up: their application stands still for a while, or the backup's
-daemon has too little time. They draw from a generator of their own."""
+daemon has too little time; some of them may answer differently. They draw from a generator of their own."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from random import Random
 
-from tests.sim.scenario import Incident, Scenario
+from tests.sim.scenario import ECHO, Connection, Incident, Scenario
 
 KINDS = (
     "replica-hangs",
     "replica-hangs-crash",  # and the primary dies meanwhile, or soon after
     "outrun",  # the backup can't handle as many packets as there are
     "outrun-crash",
+    "lopsided-hangs",  # as replica-hangs, and the replicas of some connections differ, which nobody sees meanwhile
+    "lopsided-hangs-crash",
 )
 PATIENCE_MS = (100, 300, 1000)
 
@@ -23,7 +25,7 @@ def extend(scenario: Scenario, length: float) -> Scenario:
     at = random.uniform(0, length)
     if scenario.kind.startswith("outrun"):
         return _outrun(scenario, random, at)
-    crash = scenario.kind == "replica-hangs-crash"
+    crash = scenario.kind.endswith("hangs-crash")
     seconds = random.choice((0.2, 1.0, 3.0)) if crash else random.choice((1.0, 6.0))
     incidents = [Incident(at, "app_hang", "backup", seconds)]
     if crash:
@@ -38,7 +40,15 @@ def extend(scenario: Scenario, length: float) -> Scenario:
         hosts=hosts,
         limits=replace(scenario.limits, replica_patience_ms=random.choice(PATIENCE_MS)),
         incidents=tuple(incidents),
+        connections=tuple(_differing(random, scenario, each) for each in scenario.connections),
     )
+
+
+def _differing(random: Random, scenario: Scenario, plan: Connection) -> Connection:
+    """Perhaps the two hosts answer it differently. It lasts long enough to be let go, and to be tried again."""
+    if not scenario.kind.startswith("lopsided") or random.random() < 0.3:
+        return plan
+    return replace(plan, server_port=ECHO, odd=True, pause=random.choice((0.01, 0.05, 0.2)), abort_at=None)
 
 
 def _outrun(scenario: Scenario, random: Random, at: float) -> Scenario:

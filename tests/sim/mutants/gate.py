@@ -7,6 +7,8 @@ from typing import Any
 from nfq_failover.core.events import PacketQueued, Verdict
 from nfq_failover.core.gate import opening, own_tcp
 from nfq_failover.core.gate.ack_gate import AckGate
+from nfq_failover.core.gate.connection import GatedConnection
+from nfq_failover.core.gate.digests import GateDigests
 from nfq_failover.core.gate.distance import Distance
 from nfq_failover.core.gate.end_gate import EndGate, Judgement
 from nfq_failover.core.gate.ends import GateEnds
@@ -14,12 +16,14 @@ from nfq_failover.core.gate.opening import Opening
 from nfq_failover.core.gate.pace import Pacing
 from nfq_failover.core.leftovers import LeftoverSweep
 from nfq_failover.core.outbox import Outbox
+from nfq_failover.core.shadow.connection import ShadowConnection
 from nfq_failover.core.tcp.seqspace import SeqSpace
 from nfq_failover.wire.segment import Segment
 
 from .mutant import Mutant, Patch, nothing
 
 APP = ("app-primary", "app-crash")
+LOPSIDED = ("lopsided-hangs",)
 HANGS = ("replica-hangs", "replica-hangs-crash")
 
 
@@ -65,6 +69,14 @@ def _no_mover(self: EndGate, *arguments: Any) -> Judgement:
 
 
 _judge = EndGate.judge
+
+
+def _sent_gated(self: GateDigests, connection: GatedConnection, seg: Segment, now: float) -> None:
+    if connection.gated:
+        _sent(self, connection, seg, now)
+
+
+_sent = GateDigests.sent
 
 
 GATE = (
@@ -155,6 +167,17 @@ GATE = (
         (Patch(Pacing, "_judge", lambda *_: ""),),
         ("replica-hangs", "outrun"),
         (9, "replica-hangs"),
+    ),
+    Mutant(
+        "protect again what was not compared meanwhile",
+        "is called protected again, though",
+        (
+            Patch(GateDigests, "sent", _sent_gated),
+            Patch(GateDigests, "agrees", lambda *_: True),
+            Patch(ShadowConnection, "was_late", property(lambda self: False)),
+        ),
+        LOPSIDED,
+        (38, "lopsided-hangs"),
     ),
     Mutant(
         "protect again before the backup knows",
