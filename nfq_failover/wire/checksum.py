@@ -1,25 +1,50 @@
-"""The Internet checksum (RFC 1071) over whole packets."""
+"""The Internet checksum (RFC 1071) over whole packets.
+
+numpy sums super-segments, where it is installed: 64 KiB take a fourth of the time then (docs/results). Packets of the
+wire's size cost the same without.
+"""
 
 from __future__ import annotations
 
-import numpy as np
+from typing import Final
 
 from nfq_failover.constants import IPPROTO_TCP
 
+try:
+    import numpy as np
+except ImportError:
+    np = None  # type: ignore[assignment]
+
 Buffer = bytes | bytearray | memoryview
+
+_NUMPY_BYTES: Final = 1536  # from here on numpy is the faster one
+_CHUNK_BYTES: Final = 512  # even; integers of this size are summed fastest
 
 
 def ones_sum(data: Buffer) -> int:
     """One's complement sum of big-endian 16-bit words, folded to 16 bits; an odd last byte is padded with zero."""
+    if np is not None and len(data) >= _NUMPY_BYTES:
+        return _numpy_sum(data)
+    return _integer_sum(data)
+
+
+def _integer_sum(data: Buffer) -> int:
     n = len(data)
-    if n < 512:
-        if n & 1:
-            data = bytes(data) + b"\0"
-        value = int.from_bytes(data, "big")
-        # 2^16 = 1 (mod 65535): the number itself modulo 65535 is the folded sum (0 and 65535 are the same value, but
-        # only the all-zero input sums to 0).
-        return (value % 65535) or (65535 if value else 0)
-    words = n >> 2
+    if n & 1:
+        data = bytes(data) + b"\0"
+    if n <= _CHUNK_BYTES:
+        total = int.from_bytes(data, "big")
+    else:
+        total = 0
+        for i in range(0, n, _CHUNK_BYTES):
+            total += int.from_bytes(data[i : i + _CHUNK_BYTES], "big")
+    # 2^16 = 1 (mod 65535): the number itself modulo 65535 is the folded sum (0 and 65535 are the same value, but only
+    # the all-zero input sums to 0).
+    return (total % 65535) or (65535 if total else 0)
+
+
+def _numpy_sum(data: Buffer) -> int:
+    words = len(data) >> 2
     total = int(np.frombuffer(data, dtype="<u4", count=words).sum(dtype=np.uint64))
     total = (total & 0xFFFFFFFF) + (total >> 32)
     total = (total & 0xFFFF) + ((total >> 16) & 0xFFFF) + (total >> 32)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
+
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 from scapy.utils import checksum as scapy_checksum
 
+from nfq_failover.wire import checksum
 from nfq_failover.wire.checksum import ipv4_header_checksum, ones_sum, tcp_sum
 
 
@@ -23,8 +26,8 @@ def reference(data: bytes) -> int:
 
 
 small = st.binary(max_size=600)
-# Around the border between the two ways of summing, and whole super-segments.
-lengths = st.one_of(st.integers(500, 530), st.integers(1400, 1520), st.integers(65500, 65535))
+# Around a chunk, around the border between the two ways of summing, and whole super-segments.
+lengths = st.one_of(st.integers(500, 530), st.integers(1400, 1560), st.integers(65500, 65535))
 patterns = st.sampled_from((b"\xff", b"\0", b"\xff\xff\0", b"\x80\0\0", b"\xff\xfe", b"\1"))
 
 
@@ -44,7 +47,13 @@ def test_large_and_extreme_inputs(pattern: bytes, length: int, patch: bytes, at:
     data = bytearray((pattern * (length // len(pattern) + 1))[:length])
     at %= length
     data[at : at + len(patch)] = patch
-    assert ones_sum(bytes(data)) == reference(bytes(data))
+    expected = reference(bytes(data))
+    assert ones_sum(bytes(data)) == expected
+    # With numpy and without, whichever of the two is used for this length here.
+    assert importlib.util.find_spec("numpy"), "it belongs to what the tests install"
+    for buffer in (bytes(data), memoryview(b"!" + data)[1:]):
+        assert checksum._numpy_sum(buffer) == expected
+        assert checksum._integer_sum(buffer) == expected
 
 
 @given(small, st.integers(0, 40))
@@ -65,6 +74,13 @@ def test_sums_add_up(left: bytes, right: bytes) -> None:
 @given(small)
 def test_same_as_scapy(data: bytes) -> None:
     assert ~ones_sum(data) & 0xFFFF == scapy_checksum(data)
+
+
+@pytest.mark.parametrize("length", [1461, 1536, 65483])
+def test_without_numpy_everything_is_summed_the_other_way(length: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = (bytes(range(1, 252)) * (length // 251 + 1))[:length]
+    monkeypatch.setattr("nfq_failover.wire.checksum.np", None)
+    assert ones_sum(data) == reference(data)
 
 
 @given(st.binary(min_size=20, max_size=60))

@@ -24,6 +24,7 @@ _CFG_PARAMS: Final = 2
 _CFG_QUEUE_MAXLEN: Final = 3
 _CFG_MASK: Final = 4
 _CFG_FLAGS: Final = 5
+CMD_BIND: Final = 1
 CMD_UNBIND: Final = 2
 COPY_PACKET: Final = 2
 COPY_RANGE: Final = 0xFFFF
@@ -70,6 +71,10 @@ def _config(queue: int, body: bytes, sequence: int) -> bytes:
     return _HEADER.pack(length, MSG_CONFIG, flags, sequence, 0, AF_UNSPEC, 0, htons(queue)) + body
 
 
+def _command(command: int) -> bytes:
+    return _attribute(_CFG_CMD, Struct("!BBH").pack(command, 0, AF_UNSPEC))
+
+
 def config_flags(queue: int, flags: int, on: bool = True, sequence: int = 0) -> bytes:
     """Set these NFQA_CFG_F_* flags, or take them away (`on`), and leave the others. A sequence number other than 0 asks
     for an answer."""
@@ -87,9 +92,14 @@ def config_copy_packet(queue: int, copy_range: int = COPY_RANGE, sequence: int =
     return _config(queue, _attribute(_CFG_PARAMS, Struct("!IB").pack(copy_range, COPY_PACKET)), sequence)
 
 
+def config_bind(queue: int, sequence: int = 0) -> bytes:
+    """Make the queue, for the netlink port that sends this. The kernel refuses (EPERM) one that another port has."""
+    return _config(queue, _command(CMD_BIND), sequence)
+
+
 def config_unbind(queue: int, sequence: int = 0) -> bytes:
     """Give the queue up; the kernel drops what still waits in it."""
-    return _config(queue, _attribute(_CFG_CMD, Struct("!BBH").pack(CMD_UNBIND, 0, AF_UNSPEC)), sequence)
+    return _config(queue, _command(CMD_UNBIND), sequence)
 
 
 def verdict(queue: int, packet_id: int, accept: bool, mark: int | None, packet: Buffer | None) -> list[Buffer]:

@@ -1,8 +1,7 @@
 """A netfilter queue: packets in, verdicts out, neither ever blocking.
 
-The NetfilterQueue library binds and unbinds the queue. Its own receive path hands over at most 4016 bytes and knows no
-queue flags, so we take over its socket (same netlink port, which is what the kernel checks) and speak nfnetlink
-ourselves: whole packets, super-segments uncut (NFQA_CFG_F_GSO), several verdicts per system call.
+`binding` makes the queue and gives us its socket, on which we speak nfnetlink ourselves: whole packets, super-segments
+uncut (NFQA_CFG_F_GSO), several verdicts per system call.
 
 An attribute's length has 16 bits, so of a packet of 64 KiB and more (IPv4 BIG TCP; a loopback MTU of 65536) the kernel
 can't give us the end. To everybody behind this module such a packet is one that is shorter: the rest is lost, as it
@@ -22,11 +21,11 @@ from pathlib import Path
 from typing import Final
 
 import structlog
-from netfilterqueue import NetfilterQueue
 
 from nfq_failover.constants import DEFAULT_QUEUE_BUFFER, DEFAULT_QUEUE_PACKETS
 from nfq_failover.core.events import PacketQueued, Queue, QueueOverrun
-from nfq_failover.errors import CommandError, InternalError, MalformedSegment
+from nfq_failover.errors import CommandError, MalformedSegment
+from nfq_failover.shell.packets import binding
 from nfq_failover.shell.packets import netlink as nl
 from nfq_failover.wire.segment import cut_short
 
@@ -151,11 +150,10 @@ class PacketQueue:
         self._receive = bytearray(_RECEIVE_BYTES)
         self._view = memoryview(self._receive)
         try:
-            self._library = NetfilterQueue()
-            self._library.bind(number, _no_callback, max_len=max_len, mode=0, sock_len=rcvbuf)  # COPY_NONE for now
+            self._bound = binding.bind(number, max_len, rcvbuf)
         except OSError as problem:
             raise QueueUnavailable(self._explain(problem)) from problem
-        self._socket = socket.socket(fileno=os.dup(self._library.get_fd()))
+        self._socket = self._bound.socket
         try:
             self._configure(max_len, rcvbuf)
         except OSError as problem:
@@ -176,27 +174,13 @@ class PacketQueue:
     def _configure(self, max_len: int, rcvbuf: int) -> None:
         self._socket.setsockopt(socket.SOL_SOCKET, _SOL_SOCKET_RCVBUFFORCE, rcvbuf)
         self._socket.setsockopt(socket.SOL_SOCKET, _SOL_SOCKET_SNDBUFFORCE, _SNDBUF)
-        self._ask(nl.config_flags(self.number, nl.F_GSO, sequence=1), 1)
-        self._ask(nl.config_max_len(self.number, max_len, sequence=2), 2)
+        binding.ask(self._socket, nl.config_flags(self.number, nl.F_GSO, sequence=1), 1)
+        binding.ask(self._socket, nl.config_max_len(self.number, max_len, sequence=2), 2)
         # Packets may come from here on, before an answer could be read: so none is asked for, and /proc is looked at.
         self._socket.send(nl.config_copy_packet(self.number))
         row = queue_row(self.number, self._counters)
         if row is None or row.copy_mode != nl.COPY_PACKET or row.copy_range < _KERNEL_COPY_RANGE:
             raise OSError(errno.EPROTO, f"the kernel did not take the configuration: {row}")
-
-    def _ask(self, message: bytes, sequence: int) -> None:
-        """Send a request and read its answer, which is there when send returns."""
-        self._socket.send(message)
-        # Ends: nothing is queued yet: what is not there raises.
-        while True:
-            self._socket.recv_into(self._view, 0, socket.MSG_DONTWAIT)
-            if nl.message_header(self._view, 0)[1] != nl.NLMSG_ERROR:
-                continue
-            code, answered = nl.error_answer(self._view, 0)
-            if answered == sequence:
-                if code:
-                    raise OSError(code, os.strerror(code))
-                return
 
     def fileno(self) -> int:
         """The descriptor, readable when there are packets."""
@@ -350,7 +334,7 @@ class PacketQueue:
         try:
             self.flush()
             self._socket.send(nl.config_unbind(self.number))
-            # The library would hand what is unread to its own callback. Ends: nothing is added after the unbinding.
+            # Nobody else is to read what is unread (see binding). Ends: nothing is added after the unbinding.
             while True:
                 try:
                     self._socket.recv_into(self._view, 0, socket.MSG_DONTWAIT)
@@ -360,9 +344,4 @@ class PacketQueue:
                     if problem.errno != errno.ENOBUFS:
                         raise
         finally:
-            self._socket.close()
-            self._library.unbind()
-
-
-def _no_callback(packet: object) -> None:
-    raise InternalError("the library's own receive path is not used")
+            self._bound.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import select
 import socket
 import threading
@@ -31,6 +32,17 @@ Decide = Callable[[PacketQueue, PacketQueued], None]
 def namespaces() -> Iterator[tuple[Namespace, Namespace]]:
     with pair() as both:
         yield both
+
+
+@pytest.fixture(params=["the library", "a message of our own"])
+def maker(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Who makes the queue: both must do."""
+    maker: str = request.param
+    if maker == "the library":
+        assert importlib.util.find_spec("netfilterqueue"), "it belongs to what the tests install"
+    else:
+        monkeypatch.setattr("nfq_failover.shell.packets.binding.library", None)
+    return maker
 
 
 def divert_output(server: Namespace) -> None:
@@ -99,7 +111,7 @@ def stream(client: Namespace, server: Namespace, size: int) -> bytes:
     return bytes(received)
 
 
-def test_whole_super_segments_pass_rewritten_and_marked(namespaces: tuple[Namespace, Namespace]) -> None:
+def test_whole_super_segments_pass_rewritten_and_marked(namespaces: tuple[Namespace, Namespace], maker: str) -> None:
     client, server = namespaces
     divert_output(server)
     # An accepted packet leaves with our mark: count those that do, and those that don't.
@@ -225,7 +237,7 @@ def queue_row_in(server: Namespace) -> int:
     return row.waiting
 
 
-def test_unread_packets_beyond_the_buffers_are_told(namespaces: tuple[Namespace, Namespace]) -> None:
+def test_unread_packets_beyond_the_buffers_are_told(namespaces: tuple[Namespace, Namespace], maker: str) -> None:
     _, server = namespaces
     divert_output(server)
     with server.entered():
@@ -266,7 +278,9 @@ def test_packets_beyond_the_queue_length_are_counted(namespaces: tuple[Namespace
             queue.close()
 
 
-def test_bound_number_names_its_holder_and_is_free_after_close(namespaces: tuple[Namespace, Namespace]) -> None:
+def test_bound_number_names_its_holder_and_is_free_after_close(
+    namespaces: tuple[Namespace, Namespace], maker: str
+) -> None:
     _, server = namespaces
     divert_output(server)
     with server.entered():
