@@ -370,7 +370,8 @@ class Checks:
         """
         settings = host.settings
         found = how in ("die", "exit") or settings.health_checked
-        moves = found and settings.on_app_failure == "service"
+        degraded = host.running and host.node.gate.missed.reason  # then one end alone proves nothing
+        moves = found and settings.on_app_failure == "service" and not degraded
         serves = host.running and host.node.members.role is Role.PRIMARY
         able = moves and serves and host.node.members.state is State.PROTECTED
         ready = [other for other in self.world.others(host) if able and self._follows(other)]
@@ -405,8 +406,12 @@ class Checks:
 
     def yielded(self, host: SimHost) -> None:
         """The service of `host` moves: not to where the application is known to have failed."""
-        failed = [self._known_to_fail(other) for other in self.world.others(host)]
-        assert not all(failed), f"{host.name} moves to a host whose application has failed"
+        others = self.world.others(host)
+        assert not all(map(self._known_to_fail, others)), f"{host.name} moves to a host whose application has failed"
+        served = [tcp for tcp in host.kernel.flows.values() if tcp.state == "open" and tcp.fin_at is None]
+        if served and host.application.well:
+            lacking = [other.node.shadow.wholeness.missed for other in others]
+            assert not all(lacking), f"{host.name}, whose application goes on, moves to one that has missed input"
 
     def _known_to_fail(self, host: SimHost) -> bool:
         since = self.world.clock.now - host.application.failed_at

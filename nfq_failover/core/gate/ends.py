@@ -81,8 +81,9 @@ class GateEnds:
     """Judges the ends of all connections. `numbers` is the gate's table by connection number.
 
     `part(connection, reason, now)` gives a connection up, and lets its replica be fed on; `close(connection, reason,
-    now)` forgets it after an RST; `replicas_hang()` says whether no replica seems to go on. What was found of our
-    application is put into `findings`, again with each answer of the backup, as long as nothing has come of it.
+    now)` forgets it after an RST; `replicas_hang()` says whether no replica seems to go on, `replica_whole()` whether
+    the backup's application has got all that clients have sent. What was found of our application is put into
+    `findings`, again with each answer of the backup, as long as nothing has come of it.
     """
 
     def __init__(
@@ -94,6 +95,7 @@ class GateEnds:
         close: Callable[[GatedConnection, str, float], None],
         *,
         replicas_hang: Callable[[], bool],
+        replica_whole: Callable[[], bool],
     ) -> None:
         self.out = out
         self.numbers = numbers
@@ -109,6 +111,7 @@ class GateEnds:
         self._part = part
         self._close = close
         self._replicas_hang = replicas_hang
+        self._replica_whole = replica_whole
         self.questions = EndQuestions(out, self._question)
 
     def note_well(self, began_at: float) -> None:
@@ -220,7 +223,7 @@ class GateEnds:
 
     def _failed(self, connection: GatedConnection, end: EndGate, now: float) -> None:
         ended = "reset" if end.kind is EndKind.RST else "closed"
-        if not self._moves:
+        if not self._moves or not (self._alone or self._replica_whole() or self._all_ended()):
             self._give_up(connection, f"the server has {ended} the connection, its replica has not", now)
             return
         if self._alone:
@@ -229,6 +232,14 @@ class GateEnds:
             reason = f"the application has failed: it has {ended} connection {connection.conn} "
             reason += f"(client port {connection.flow[1]}), its replica has not"
         self.findings.append(ApplicationFailed(connection, reason, self._alone))
+
+    def _all_ended(self) -> bool:
+        """Whether our server has ended everything at once. An application that has missed input may well go on where
+        ours ends: a single such end proves nothing of ours, and the service must not move to that one for it."""
+        held = sum(c.end is not None and c.end.held for c in self.numbers.values())
+        return held > 1 and all(
+            c.own.fin_sent or (c.end is not None and (c.end.held or c.end.passed)) for c in self.numbers.values()
+        )
 
     def _give_up(self, connection: GatedConnection, reason: str, now: float) -> None:
         self.questions.stop(connection.conn)

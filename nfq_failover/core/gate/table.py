@@ -98,7 +98,11 @@ class GateTable:
         self.served = ServedAlone(out, flows, lambda: self.protecting)
         self.copies = Copies(out, flows, numbers, self.missed, self._unprotect, self._look_soon)
         self.digests = GateDigests(settings, out, self._part)
-        self.ends = GateEnds(settings, out, numbers, self._part, self._close, replicas_hang=self.pace.replicas_hang)
+        self.ends = GateEnds(
+            *(settings, out, numbers, self._part, self._close),
+            replicas_hang=self.pace.replicas_hang,
+            replica_whole=lambda: not self.missed.reason,
+        )
         self.handovers = Handovers(settings, out, flows, numbers, self.digests, self._unprotect, self._give_back)
         self.findings = self.ends.findings
         self.takes: dict[type[Record], Handler] = {

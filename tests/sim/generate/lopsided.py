@@ -20,13 +20,12 @@ def extend(scenario: Scenario, length: float) -> Scenario:
     deaf = random.random() < 0.6
     hosts = {name: replace(plan, deaf=deaf and name == "b") for name, plan in scenario.hosts.items()}
     at = random.uniform(0.2, length + 1.5)
-    return replace(
-        scenario,
-        limits=Limits(),
-        hosts=hosts,
-        connections=tuple(_connection(random, number, length) for number in range(random.choice((2, 4, 6)))),
-        incidents=_crash(random, at) if scenario.kind == "lopsided-crash" else (),
-    )
+    connections = tuple(_connection(random, number, length) for number in range(random.choice((2, 4, 6))))
+    crash = scenario.kind == "lopsided-crash"
+    incidents = _crash(random, at) if crash else _failure(random, at)
+    # A table that is full: what clients send on the other connections the replica misses.
+    limits = Limits(max_connections=random.choice((0, 2, 3)) if incidents and not crash else 0)
+    return replace(scenario, limits=limits, hosts=hosts, connections=connections, incidents=incidents)
 
 
 def _connection(random: Random, number: int, length: float) -> Connection:
@@ -45,3 +44,13 @@ def _crash(random: Random, at: float) -> tuple[Incident, ...]:
     """A crash; sometimes the survivor is not heard at first."""
     deaf = Incident(at + 0.03, "cut", "service>client", random.choice((0.5, 1.0, 2.0)))
     return (Incident(at, "crash", "primary"), *((deaf,) if random.random() < 0.4 else ()))
+
+
+def _failure(random: Random, at: float) -> tuple[Incident, ...]:
+    """Sometimes the primary's application fails, or one of its processes: the replica, which has perhaps missed what
+    clients have sent, goes on."""
+    what = random.choice((None, "app_exit", "app_exit", "app_die"))
+    if what is None:
+        return ()
+    written = "written" if what == "app_exit" or random.random() < 0.5 else ""
+    return (Incident(at, what, "primary", 0.0, written, random.choice((1, 100, 1000, 9000))),)

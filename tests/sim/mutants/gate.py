@@ -155,6 +155,13 @@ GATE = (
         (7, "app-crash"),
     ),
     Mutant(
+        "move for one end to a replica that has missed input",
+        "moves to one that has missed input",
+        (Patch(GateEnds, "_all_ended", lambda *_: True),),
+        ("lopsided",),
+        (1100, "lopsided"),
+    ),
+    Mutant(
         "wait for a replica for ever",
         "has stood still",
         (Patch(Pacing, "_let_go_worst", nothing),),

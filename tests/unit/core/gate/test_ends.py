@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from nfq_failover.core.events import FlowsGone
-from nfq_failover.core.gate.connection import Gate
+from nfq_failover.core.gate.connection import Gate, GatedConnection
 from nfq_failover.core.gate.ends import ApplicationFailed
-from nfq_failover.wire.records import Close, EndAsked, EndKind, Fed, Opened, Unprotected, UnprotectedSeen
+from nfq_failover.wire.records import Close, EndAsked, EndKind, Fed, Opened, Unprotected, UnprotectedSeen, Whole
 from tests.support.gate import TS, Gated
 from tests.support.transcript import (
     FLOW,
@@ -188,6 +190,27 @@ def test_policy_off_lets_the_end_go_and_says_so() -> None:
         t >> replica_end(101, EndKind.OPEN) << GONE << "log warning: connection unprotected"
         t << Fed(1, "the server has closed the connection, its replica has not")
         assert not t.failures
+
+
+def test_one_end_moves_nothing_to_a_replica_that_has_missed_input() -> None:
+    """Why it goes on where our server ends may be just that."""
+    with Ending() as t:
+        t >> Whole(7, told=1, missed=1)
+        t.ends()
+        t >> replica_end(101, EndKind.OPEN) << GONE << "log warning: connection unprotected"
+        t << Fed(1, "the server has closed the connection, its replica has not")
+        assert not t.failures
+
+
+def test_end_of_everything_moves_the_service_to_whatever_replica_there_is() -> None:
+    with Ending() as t:
+        t >> Whole(7, told=1, missed=1)
+        other = GatedConnection(replace(opening(), conn=2, flow=(FLOW[0], 41000, *FLOW[2:])), t.now)
+        t.side.numbers[2] = other
+        other.begin_end(t.now).hold(EndKind.FIN, 0, t.now)
+        t.ends()
+        t >> replica_end(101, EndKind.OPEN)
+        assert len(t.failures) == 1
 
 
 @pytest.mark.parametrize(("at", "taken"), [(99, 0), (100, -1)])
