@@ -61,13 +61,15 @@ class Stopped(Protocol):
 
 class Application:
     """`state`: well, dead or hung. `refuses`: it goes on, but its listeners are gone. `broken`: the connections whose
-    process has failed on this host, in this life. `exit_at`: it exits when one connection has written this many bytes,
+    process has failed on this host, in this life, but for those whose port was used again since; `lost` has all, with
+    the client's initial sequence number. `exit_at`: it exits when one connection has written this many bytes,
     the whole application or (`alone`) the one process that serves it."""
 
     def __init__(self, host: Machine) -> None:
         self.host = host
         self.state, self.refuses, self.alone = "well", False, False
         self.broken: set[FlowKey] = set()
+        self.lost: set[tuple[FlowKey, int]] = set()
         self.exit_at: int | None = None
         self.failed_at = 0.0
         self._stopped: list[Stopped] = []
@@ -77,7 +79,7 @@ class Application:
     def boot(self) -> None:
         """The host has booted."""
         self.state, self.refuses, self.exit_at = "well", False, None
-        self.broken = set()
+        self.broken, self.lost = set(), set()
         self._stopped.clear()
         self.sockets = frozenset()
 
@@ -130,7 +132,8 @@ class Application:
         self._deaf()
         for tcp in list(kernel.flows.values()):
             self._close(tcp)
-        self.broken.update((*app.tcp.remote, *app.tcp.local) for app in self._stopped)  # what it had to read is lost
+        for app in self._stopped:
+            self._break(app.tcp)  # what it had to read is lost
         self._stopped.clear()
 
     def hang(self, seconds: float) -> None:
@@ -172,11 +175,16 @@ class Application:
             self.host.application_failed("exit", (*tcp.remote, *tcp.local))
             self._close(tcp)
 
+    def _break(self, tcp: Tcp) -> None:
+        flow = (*tcp.remote, *tcp.local)
+        self.broken.add(flow)
+        self.lost.add((flow, tcp.theirs.base))
+
     def _close(self, tcp: Tcp) -> None:
         """The kernel closes what a process has left open."""
         if tcp.state in ("closed", "time-wait") or tcp.fin_at is not None:
             return
-        self.broken.add((*tcp.remote, *tcp.local))
+        self._break(tcp)
         tcp.app = None
         if tcp.state == "syn-received":
             tcp.abandon()  # a request that nobody will accept; what comes next is answered by RST

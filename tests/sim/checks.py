@@ -129,7 +129,12 @@ class Checks:
 
         Except for one: a half-open connection may be left from a time when this host served before. Its SYN is
         forgotten, its SYN-ACK is repeated, and it is listed as unprotected.
+
+        A primary that goes on without a backup protects nothing any more, also if no client hears it say anything.
         """
+        if log.event == "state" and log.fields.get("after") == "unprotected" and not _begins_to_serve(log):
+            for seen in self.flows.values():
+                seen.protected = False
         if log.fields.get("reason") != "opened before the rules were there":
             return
         client, client_port, server, server_port = host.node.gate.numbers[cast(int, log.fields["conn"])].flow
@@ -472,7 +477,7 @@ class Checks:
             name, *_, acked = seen.behind
             host = self.world.host(name)
             apps = host.apps.get(flow, [])
-            if flow not in host.application.broken:
+            if (flow, seen.client_space.base) not in host.application.lost:
                 read = max((len(app.read) for app in apps if seen.client.out.startswith(bytes(app.read))), default=0)
                 assert read >= acked, f"{flow}: {acked} bytes were acknowledged, {name}'s application has {read}"
         if seen.must_hear is not None and self._lives_on(*seen.must_hear):
