@@ -15,7 +15,7 @@ from nfq_failover.wire.segment import Segment
 from nfq_failover.wire.seqnum import diff
 from nfq_failover.wire.tcp_options import SynOptions
 
-from .tcp_send import CHALLENGE_S, DELAYED_ACK_S, MSS, MTU, SEND_BUFFER, Address, App, Personality, Sender
+from .tcp_send import CHALLENGE_S, DELAYED_ACK_S, MSS, MTU, SEND_BUFFER, Address, App, Blocks, Personality, Sender
 
 __all__ = ["MSS", "MTU", "Address", "App", "Personality", "Tcp"]
 
@@ -96,7 +96,7 @@ class Tcp(Sender):
         if end < self.rcv_nxt or offset > max(self.rcv_edge, self.rcv_nxt):
             if seg.payload_len:
                 self.counters["out-of-window"] += 1
-                self._send_ack()
+                self._send_ack(self._repeated(offset, min(end, self.rcv_nxt)))
             else:
                 self._challenge("out-of-window")
             return
@@ -111,6 +111,10 @@ class Tcp(Sender):
             self._input_data(seg, offset)
         self._output()
         self._maybe_finished()
+
+    def _repeated(self, offset: int, end: int) -> Blocks:
+        """The block that says that these bytes have come once more (RFC 2883)."""
+        return [(offset, end)] if self.who.dsack and offset < end else []
 
     def is_news(self, seg: Segment) -> bool:
         """Whether the segment brings new data."""
@@ -220,7 +224,7 @@ class Tcp(Sender):
         advanced = self.rcv_nxt - before
         self.unacked += 1
         if not advanced or self.received.has_islands or fin or self.unacked >= 2:
-            self._send_ack()
+            self._send_ack(self._repeated(offset, min(offset + len(data), before)))
         else:
             self._arm("delayed-ack", DELAYED_ACK_S, keep=True)
         if advanced:

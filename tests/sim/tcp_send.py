@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from random import Random
 from typing import Protocol
@@ -38,12 +38,16 @@ class Personality:
     wscale: int
     buffer: int
     sack: bool = True
+    dsack: bool = True
     timestamps: bool = True
     scaling: bool = True
     mtu: int = MTU
     time_wait: float = 10.0
     super_segment: int = 1  # how many segments leave the stack as one (GSO)
     wrap: int = 0  # initial sequence numbers lie at most so far before 0 (0: anywhere)
+
+
+Blocks = Sequence[tuple[int, int]]
 
 
 class App(Protocol):
@@ -180,8 +184,9 @@ class Sender:
         self.rcv_edge = max(self.rcv_edge, self.rcv_nxt + (window << self.our_scale))
         return window
 
-    def _send(self, offset: int, data: bytes, flags: int) -> None:
-        blocks = [(self.theirs.seq(a), self.theirs.seq(b)) for a, b in self.received.ranges(3)] if self.sack else []
+    def _send(self, offset: int, data: bytes, flags: int, repeated: Blocks = ()) -> None:
+        ranges = [*repeated, *self.received.ranges(3)][:3] if self.sack else []
+        blocks = [(self.theirs.seq(a), self.theirs.seq(b)) for a, b in ranges]
         options = ack_options((self._tsval(), self.ts_recent) if self.timestamps else None, blocks)
         packet = build_segment(
             self.local, self.remote, self.ours.seq(offset), self._ack_seq(), flags, self._window(), options, data
@@ -190,8 +195,8 @@ class Sender:
         self.timers.pop("delayed-ack", None)
         self._emit(packet, len(data) > self.mss)
 
-    def _send_ack(self) -> None:
-        self._send(self.top, b"", ACK)
+    def _send_ack(self, repeated: Blocks = ()) -> None:
+        self._send(self.top, b"", ACK, repeated)
 
     def _end(self) -> int:
         """The offset one past the last byte that there is to send, the FIN included."""

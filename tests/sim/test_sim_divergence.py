@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from nfq_failover.core.shadow import divergence
 from nfq_failover.core.shadow.comparison import Comparison
 from nfq_failover.core.shadow.connection import ShadowConnection
 from nfq_failover.core.shadow.divergence import Divergence
@@ -271,9 +272,9 @@ def test_strict_does_not_stop_at_a_part_of_a_block() -> None:
             assert not host.up or not host.node.out.counters["strict-given-up"], seed
 
 
-def crash_in_the_middle(seed: int) -> tuple[Counter[str], Counter[str]]:
+def crash_in_the_middle(seed: int, late_s: float | None = None) -> tuple[Counter[str], Counter[str]]:
     """Three transfers to a client that loses some of it; the primary dies amid them. Returns what the clients have got,
-    and the survivor's counters."""
+    and the survivor's counters. `late_s`: how late its replicas are at most; then the clients lose more."""
     dice = Random(seed)
     plans = [Connection(0.0, 40_000 + n, dice.choice((ECHO, DOWNLOAD)), dice.randrange(1 << 30)) for n in range(3)]
     scenario = Scenario(
@@ -281,10 +282,14 @@ def crash_in_the_middle(seed: int) -> tuple[Counter[str], Counter[str]]:
         "healing",
         connections=tuple(plans),
         incidents=(Incident(dice.uniform(0.01, 0.06), "crash", "primary"),),
-        quality={"client": Quality(0.004, 0.001, loss=0.05), "tap": Quality(), "sync": Quality(0.0002, 0.00002)},
+        quality={
+            "client": Quality(0.004, 0.001, loss=0.1 if late_s else 0.05),
+            "tap": Quality(),
+            "sync": Quality(0.0002, 0.00002),
+        },
         super_segment=dice.choice((1, 4)),
-        sack=bool(dice.getrandbits(1)),
-        hosts={"a": HostPlan(app_delay=0.0), "b": HostPlan(boot=0.1, app_delay=dice.choice((0.0, 0.02)))},
+        sack=bool(dice.getrandbits(1)) or late_s is not None,
+        hosts={"a": HostPlan(app_delay=0.0), "b": HostPlan(boot=0.1, app_delay=late_s or dice.choice((0.0, 0.02)))},
     )
     world = Twisted(scenario, digits)
     try:
@@ -303,6 +308,21 @@ def test_client_sees_the_primarys_bytes_and_then_the_replicas() -> None:
         counters += counts
     assert got["changed"] > 4 * (got["cut"] + got["mixture"]), got
     assert counters["difference-healed"] > 50, counters
+
+
+def crashes_of_late_replicas() -> Counter[str]:
+    """The primary's bytes are only known by their hashes when the replicas come to where they differ."""
+    return sum((crash_in_the_middle(seed, 0.06)[0] for seed in range(60)), Counter[str]())
+
+
+def test_client_of_a_late_replica_has_all_of_a_difference_from_one_server() -> None:
+    got = crashes_of_late_replicas()
+    assert not got["mixture"] and got["changed"] > 20 and got["whole"] + got["changed"] > 20 * got["cut"], got
+
+
+def test_check_finds_clients_that_were_not_asked_what_they_have(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(divergence, "hear", lambda _, compare, *__: bool(compare.doubts))
+    assert crashes_of_late_replicas()["mixture"]
 
 
 def _block_before(self: Output, start: int, data: bytes) -> bool:
@@ -326,7 +346,7 @@ def test_check_finds_healed_bytes_at_the_wrong_place(
             crash_in_the_middle(seed)
 
 
-def _blind(self: Comparison, start: int, end: int, hashes: tuple[int, ...], tail: int) -> bool:
+def _blind(self: Comparison, start: int, end: int, hashes: tuple[int, ...], marks: object) -> bool:
     return True
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Any
 
 from nfq_failover.core.gate.digests import FLUSH_S
-from nfq_failover.core.tcp.hashes import block_hashes, hash_seed, tail_hash
+from nfq_failover.core.tcp.hashes import block_hashes, hash_seed, make_marks
 from nfq_failover.wire.records import Digest, DigestSeen, Opened
 from tests.support.transcript import (
     FLOW,
@@ -66,11 +67,12 @@ class Digesting(GateTranscript):
             self.effects.remove("query")
 
 
-def digest(start: int, length: int, data: bytes | None = None) -> Digest:
-    """What the primary says of its output; by default that is the replica's, too."""
+def digest(start: int, length: int, data: bytes | None = None, *, cuts: tuple[int, ...] = ()) -> Digest:
+    """What the primary says of its output, by default the replica's, too. `cuts`: where new segments of it begin."""
     data = server_bytes(start, length) if data is None else data
     hashes = tuple(block_hashes([data], SEED))
-    return Digest(1, server_seq(start), length, hashes, tail_hash([data], length, SEED) if length else 0)
+    pieces = [data[left:right] for left, right in pairwise((0, *(cut - start for cut in cuts), length)) if right]
+    return Digest(1, server_seq(start), length, hashes, make_marks(pieces, SEED))
 
 
 def seen(upto: int, differences: int = 0, is_open: bool = False) -> DigestSeen:

@@ -11,6 +11,7 @@ from nfq_failover.wire.records import (
     DIGEST_BLOCK,
     MAX_DATA,
     MAX_HASHES,
+    MAX_MARKS,
     MAX_NEIGHBOURS,
     AckAsked,
     BytesAsked,
@@ -32,6 +33,7 @@ from nfq_failover.wire.records import (
     HandedOver,
     HandOver,
     InputMissed,
+    Mark,
     Missing,
     OnLink,
     Open,
@@ -77,8 +79,13 @@ PINNED: list[tuple[Record, str]] = [
     (Digest(1, 2, 0), "1e 000c 00000001 00000002 00000000"),
     (Digest(1, 2, 9000), "1e 000c 00000001 00000002 00002328"),
     (
-        Digest(1, 2, 1281, (3, 4), 5),
-        "1e 0024 00000001 00000002 00000501 0000000000000003 0000000000000004 0000000000000005",
+        Digest(1, 2, 1281, (3, 4)),
+        "1e 001c 00000001 00000002 00000501 0000000000000003 0000000000000004",
+    ),
+    (
+        Digest(1, 2, 3, (4,), (Mark(1, 5, 6, 7), Mark(2, 8, 9, 10))),
+        "1e 0034 00000001 00000002 00000003 0000000000000004"
+        "00000001 00000005 00000006 00000007 00000002 00000008 00000009 0000000a",
     ),
     (DigestSeen(1, 2, 3), "1f 000c 00000001 00000002 00000003"),
     (DigestSeen(1, 2, 3, True), "1f 000c 00000001 00000002 80000003"),
@@ -132,6 +139,11 @@ digests = st.lists(u64, min_size=1, max_size=MAX_HASHES).flatmap(
         u32,
         st.integers((len(hashes) - 1) * DIGEST_BLOCK + 1, len(hashes) * DIGEST_BLOCK),
         st.just(tuple(hashes)),
+    )
+)
+marked = st.lists(st.builds(Mark, st.integers(1, 80), u32, u32, u32), min_size=1, max_size=MAX_MARKS).flatmap(
+    lambda marks: st.builds(
+        Digest, u32, u32, st.just(sum(mark.length for mark in marks)), st.tuples(u64), st.just(tuple(marks))
     )
 )
 words = st.text(st.characters(codec="utf-8"), max_size=40)

@@ -24,7 +24,7 @@ from nfq_failover.core.gate.connection import GatedConnection
 from nfq_failover.core.gate.held_data import longest_data
 from nfq_failover.core.outbox import Outbox
 from nfq_failover.core.settings import Settings
-from nfq_failover.core.tcp.hashes import block_hashes, hash_seed, tail_hash
+from nfq_failover.core.tcp.hashes import block_hashes, cut, hash_seed, make_marks
 from nfq_failover.core.tcp.seqspace import SeqSpace
 from nfq_failover.core.timers import TimerQueue
 from nfq_failover.wire.records import DIGEST_BLOCK, MAX_HASHES, MAX_UNSEEN, BytesAsked, BytesSent, Digest, DigestSeen
@@ -42,7 +42,7 @@ KEEP_BYTES = 1 << 20  # per connection, of what the backup has not compared yet
 KEEP_TOTAL = 64 << 20  # of all connections
 KEEP_PIECES = 2048
 MAX_UNSEEN_HASHES = 1 << 20  # of all connections: some 40 MB, for up to 1.3 GB of output that is not compared yet
-RECORD_HASHES = 8  # a digest takes as much memory, its hashes apart
+RECORD_HASHES = 8  # a digest takes as much memory, its hashes apart; and so does a mark
 REPEAT_FIRST_S = 0.03
 REPEAT_MAX_S = 2.0
 REPEAT_AT_ONCE = 8
@@ -51,6 +51,11 @@ _FLUSH, _FLUSH_LATE = -1, -2  # the keys of the timers that all streams share; c
 NOT_COMPARED = "there was no more room for what is to be compared with its replica's output"
 
 Piece = tuple[int, memoryview]
+
+
+def _weight(record: Digest) -> int:
+    """How much memory a digest takes, in hashes."""
+    return RECORD_HASHES * (1 + len(record.marks)) + len(record.hashes)
 
 
 class SentStream:
@@ -244,15 +249,15 @@ class GateDigests:
             self._dirty[conn] = stream  # what the backup has not seen is not forgotten: it would be passed over
             self._timers.set_earlier(_FLUSH, now + FLUSH_S)
             return
-        hashes = block_hashes(stream.pending, self._seed)
         stream.mark = stream.snd_nxt
-        for i in range(0, max(len(hashes), 1), MAX_HASHES):
-            part = tuple(hashes[i : i + MAX_HASHES])
-            length = min(size, len(part) * DIGEST_BLOCK)
-            tail = tail_hash(stream.pending, length, self._seed) if length and length == size else 0
-            self._say(stream, Digest(conn, stream.space.seq(start), length, part, tail))
+        if not size:
+            self._say(stream, Digest(conn, stream.space.seq(start), 0))
+        for part in cut(stream.pending, FLUSH_BYTES):
+            length = sum(map(len, part))
+            hashes = tuple(block_hashes(part, self._seed))
+            marks = make_marks(part, self._seed) if stream.connection.gated else ()  # for a takeover
+            self._say(stream, Digest(conn, stream.space.seq(start), length, hashes, marks))
             start += length
-            size -= length
         stream.pending.clear()
         self._bound(stream)
         if stream.connection.gated:
@@ -261,13 +266,13 @@ class GateDigests:
     def _say(self, stream: SentStream, record: Digest) -> None:
         stream.said = True
         stream.unseen.append(record)
-        self._hashes_total += RECORD_HASHES + len(record.hashes)
+        self._hashes_total += _weight(record)
         self.out.record(record)
 
     def _drop_first(self, stream: SentStream) -> int:
         """Repeat the oldest digest no more. Returns the end of its bytes."""
         record = stream.unseen.popleft()
-        self._hashes_total -= RECORD_HASHES + len(record.hashes)
+        self._hashes_total -= _weight(record)
         return stream.space.offset(record.seq) + record.length
 
     def _bound(self, stream: SentStream) -> None:
@@ -358,7 +363,7 @@ class GateDigests:
             self._dirty_late.pop(conn, None)
             self._timers.cancel(conn)
             self._kept_total -= stream.outbound_bytes
-            self._hashes_total -= sum(RECORD_HASHES + len(record.hashes) for record in stream.unseen)
+            self._hashes_total -= sum(map(_weight, stream.unseen))
 
     def clear(self) -> None:
         """Forget everything."""

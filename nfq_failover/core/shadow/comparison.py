@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from bisect import bisect_left
 
-from nfq_failover.wire.records import MAX_UNSEEN
+from nfq_failover.wire.records import MAX_UNSEEN, Mark
 
 AGREE_BYTES = 16
 """By chance 16 random bytes are equal once in 2**128; what follows an HTTP date (`GMT`, the next header) is longer."""
@@ -26,14 +26,19 @@ class Comparison:
 
     `compared`: first byte that is not, which never goes back: loops end because of that; `told`: up to where the
     primary knows that they agree, with the policy `strict` perhaps within a block; `sent`: what the primary is known to
-    have sent; `pending`: digests that are not used up (start, end, hashes, hash of the tail), in order; `last`: the
+    have sent; `pending`: digests that are not used up (start, end, hashes, marks), in order; `last`: the
     latest difference; `asked`: bytes that the primary is asked for; `doubts`: where its bytes are other ones than we
-    have, or may be: a client that has the first of them must have all of them from it.
+    have, or may be: a client that has the first of them must have all of them from it. `client_end`: after a takeover
+    the client has said that it has nothing of the primary's from there on. `asked_at`: where the client, which then has
+    everything before it, was asked for that, the first time at the time `asked_since`.
     """
 
     __slots__ = (
         "after",
         "asked",
+        "asked_at",
+        "asked_since",
+        "client_end",
         "compared",
         "differences",
         "doubts",
@@ -50,8 +55,11 @@ class Comparison:
         self.started = False
         self.after = False  # the primary can't be asked any more
         self.compared = self.told = self.sent = 0
-        self.pending: list[tuple[int, int, tuple[int, ...], int]] = []
+        self.pending: list[tuple[int, int, tuple[int, ...], tuple[Mark, ...]]] = []
         self.doubts: list[tuple[int, int]] = []
+        self.client_end: int | None = None
+        self.asked_at: int | None = None
+        self.asked_since = 0.0
         self.last: tuple[int, int] | None = None
         self.differences = 0
         self.asked: tuple[int, int] | None = None
@@ -108,7 +116,7 @@ class Comparison:
         """The latest difference has ended."""
         return self.last is None or self.compared - self.last[1] >= AGREE_BYTES
 
-    def add(self, start: int, end: int, hashes: tuple[int, ...], tail: int) -> bool:
+    def add(self, start: int, end: int, hashes: tuple[int, ...], marks: tuple[Mark, ...]) -> bool:
         """A digest has come. False if there is no room for it."""
         self.started = True
         self.sent = max(self.sent, end)
@@ -120,7 +128,7 @@ class Comparison:
             return True  # it is there
         if len(pending) >= MAX_PENDING:
             return False
-        pending.insert(at, (start, end, hashes, tail))
+        pending.insert(at, (start, end, hashes, marks))
         return True
 
     def differs(self, start: int, stop: int) -> bool:
@@ -134,12 +142,25 @@ class Comparison:
 
     def doubt(self, start: int, stop: int) -> None:
         """The primary's bytes [start, stop) are not known, and are not the replica's."""
-        self.doubts.append((start, stop))
+        if self.client_end is None or start < self.client_end:
+            self.doubts.append((start, stop))
 
     def client_has(self, ack: int) -> None:
         """The client has everything before `ack`."""
         if self.doubts:
             self.doubts = [doubt for doubt in self.doubts if doubt[1] > ack]
+
+    def ask_client(self, ack: int, now: float) -> bool:
+        """The client has everything before `ack`, and is to be asked what it has beyond. False: it was asked there."""
+        if self.asked_at is None:
+            self.asked_since = now
+        news, self.asked_at = ack != self.asked_at, ack
+        return news
+
+    def client_ends(self, ack: int) -> None:
+        """The client has everything before `ack`, and nothing beyond: it gets all of that from us."""
+        self.client_end = ack
+        self.doubts = [doubt for doubt in self.doubts if doubt[0] < ack]
 
     @property
     def trusted(self) -> int:

@@ -30,10 +30,13 @@ from nfq_failover.core.shadow.connection import Die, Shadow, ShadowConnection
 from nfq_failover.core.shadow.lengths import Lengths
 from nfq_failover.core.shadow.parts import Parts
 from nfq_failover.core.shadow.resending import INITIAL_SEGMENTS
-from nfq_failover.core.tcp.hashes import block_hashes, hash_seed, tail_hash
+from nfq_failover.core.shadow.unknown import ask, differing, hear
+from nfq_failover.core.tcp.hashes import block_hashes, hash_seed
 from nfq_failover.core.timers import TimerQueue
-from nfq_failover.wire.records import DIGEST_BLOCK, MAX_UNSEEN, TAIL_BYTES, BytesAsked, BytesSent, Digest, DigestSeen
+from nfq_failover.wire.records import DIGEST_BLOCK, MAX_UNSEEN, BytesAsked, BytesSent, Digest, DigestSeen
+from nfq_failover.wire.segment import Segment
 
+UNKNOWN_BYTES = 2 * DIGEST_BLOCK  # a difference of some bytes may lie in two blocks of which nobody knows more
 GAP_PENDING = MAX_UNSEEN + 1  # with this many digests behind a gap the primary no longer repeats what is missing
 NOT_COMPARED = "the server's output was not compared while its client did not wait for the replica"
 
@@ -80,7 +83,7 @@ class Divergence:
         if compare is None:  # we don't compare: there is nothing to be repeated
             self.out.record(DigestSeen(record.conn, connection.map.seen.seq(end), 0))
             return
-        if not compare.add(start, end, record.hashes, record.tail):
+        if not compare.add(start, end, record.hashes, record.marks):
             self.out.counters["digest-no-room"] += 1
         if compare.asked is not None:
             self._ask(connection, compare.asked)
@@ -146,7 +149,7 @@ class Divergence:
                     self._seen(connection, compare)
                 self._parts.watch(connection, compare, now)
             if compare.after:
-                connection.resending.resend(connection.mapping, self.out, INITIAL_SEGMENTS, now)
+                self._send_on(connection, compare, now)
         self._lengths.moved(connection, compare, now)
         return True
 
@@ -167,7 +170,21 @@ class Divergence:
         """After a takeover the client has acknowledged more: what was in doubt may be so no more."""
         compare = connection.output.compare
         if compare is not None and (compare.pending or self._caught_up(connection, compare, now)):
-            connection.resending.resend(connection.mapping, self.out, INITIAL_SEGMENTS, now)
+            self._send_on(connection, compare, now)
+
+    def client_said(self, connection: ShadowConnection, seg: Segment, ack: int, now: float) -> bool:
+        """After a takeover the client has sent `seg`, which acknowledges everything before `ack`. Returns whether it
+        has said that it has nothing beyond."""
+        compare = connection.output.compare
+        if compare is None or not hear(connection, compare, seg, ack, self._hold_s / 2, now):
+            return False
+        compare.client_ends(ack)
+        return True
+
+    def _send_on(self, connection: ShadowConnection, compare: Comparison, now: float) -> None:
+        """After a takeover: send what may be sent, or ask the client."""
+        connection.resending.resend(connection.mapping, self.out, INITIAL_SEGMENTS, now)
+        ask(connection, compare, self.out, now)
 
     def _advance(self, connection: ShadowConnection, compare: Comparison, now: float) -> bool:
         """Compare what can be. False: the connection was given up."""
@@ -264,9 +281,9 @@ class Divergence:
         known: bool = True,
     ) -> str:
         """The block [start, end) was compared. Returns why the connection has to be given up, if so. Of one whose bytes
-        are not `known` a single byte may differ, so it alone is no reason: what follows will tell."""
+        are not `known` a single byte may differ, so one or two of them are no reason: what follows will tell."""
         compare.advance(end)
-        limit = self._run if known else self._run + end - start
+        limit = self._run if known else self._run + UNKNOWN_BYTES
         for left, right in runs:
             if compare.differs(start + left, start + right):
                 self.out.counters["difference"] += 1
@@ -286,15 +303,10 @@ class Divergence:
     def _unknown(
         self, connection: ShadowConnection, compare: Comparison, start: int, end: int
     ) -> list[tuple[int, int]]:
-        """Where a block of the first digest differs whose bytes nobody can tell any more: anywhere before its tail, if
-        that agrees."""
-        first, stop, _, tail = compare.pending[0]
-        size = min(TAIL_BYTES, stop - first)
-        if stop == end and tail:
-            mine = connection.output.outbound.pieces(stop - size, size)
-            if sum(map(len, mine)) == size and tail_hash(mine, size, self._seed) == tail:
-                return [(0, max(end - start - size, 1))]
-        return [(0, end - start)]
+        """Where a block of the first digest differs whose bytes nobody can tell any more, from its start on."""
+        first, _, _, marks = compare.pending[0]
+        runs = differing(connection.output.outbound, first, marks, (start, end), self._seed)
+        return [(left - start, right - start) for left, right in runs]
 
     def _diverged(self, connection: ShadowConnection, reason: str, now: float) -> None:
         self._timers.cancel(connection.conn)

@@ -179,10 +179,13 @@ class Resending:
     def probe(self, mapping: Translation, out: Outbox, now: float) -> None:
         """A client whose window is closed may have opened it meanwhile, and told nobody who is alive; or it has more of
         the primary's bytes than it has said, where we have none. Make it say so again: its TCP answers a segment from
-        before its window with an acknowledgement (RFC 9293 section 3.10.7.4, first)."""
-        if not self._header.wnd or self._output.compare is not None:
+        before its window with an acknowledgement (RFC 9293 section 3.10.7.4, first). Where its answer decides, the
+        segment has a byte: then the answer is known (core/shadow/unknown.py), and comes however often it is asked."""
+        compare = self._output.compare
+        if not self._header.wnd or compare is not None:
             told = self.told_ack
-            self.send(mapping, out, self._output.snd_una - 1, b"", ACK, now)
+            byte = b"\0" if compare is not None and compare.doubts else b""
+            self.send(mapping, out, self._output.snd_una - 1, byte, ACK, now)
             self.told_ack = told  # of what is outside its window it takes no acknowledgement
 
     def answer(self, mapping: Translation, out: Outbox, now: float) -> None:

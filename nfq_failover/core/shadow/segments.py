@@ -117,9 +117,10 @@ class Segments:
         connection.note_client(mapping, seg, ack, now)
         if before < 0 <= output.snd_una:
             self._unconfirmed[connection.conn] = connection
+        ends = active and self._divergence.client_said(connection, seg, ack, now)  # before `seg` is translated
         inward.deliver(mapping, event, seg, ack, out)
         if active:
-            self._takeover.heard_client(connection, mapping, offset, seg, before, now)
+            self._takeover.heard_client(connection, mapping, offset, seg, before, ends, now)
 
     def _inbound_dead(self, event: PacketQueued, seg: Segment, connection: ShadowConnection, now: float) -> None:
         """A client's segment of a connection that can't be continued."""

@@ -135,14 +135,22 @@ class Takeover:
                 self.cut(connection, now)
 
     def heard_client(
-        self, connection: ShadowConnection, mapping: Translation, offset: int, seg: Segment, before: int, now: float
+        self,
+        connection: ShadowConnection,
+        mapping: Translation,
+        offset: int,
+        seg: Segment,
+        before: int,
+        ends: bool,
+        now: float,
     ) -> None:
-        """A client has sent `seg`, at `offset` of its stream; it had acknowledged everything before `before`."""
+        """A client has sent `seg`, at `offset` of its stream; it had acknowledged everything before `before`. `ends`:
+        it has nothing beyond what it acknowledges now."""
         resending = connection.resending
         if resending.next is not None:
             resending.on_client_ack(mapping, connection.output.snd_una - max(before, 0), self.out, now)
         self.recovery.heard(connection, before, now)
-        if connection.output.snd_una > before:
+        if connection.output.snd_una > before or ends:
             self._divergence.client_has(connection, now)
             self._lengths.behind(connection, now)
         if seg.payload_len and resending.stuck(offset, now, self._settings.hole_deadline_ms / 1000):

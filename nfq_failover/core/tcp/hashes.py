@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from hashlib import blake2s
 
 from xxhash import xxh3_64, xxh3_64_intdigest
 
-from nfq_failover.wire.records import DIGEST_BLOCK, TAIL_BYTES
+from nfq_failover.wire.records import DIGEST_BLOCK, EDGE_BYTES, MAX_MARKS, Mark
 
 
 def hash_seed(key: bytes) -> int:
@@ -40,10 +40,42 @@ def block_hashes(pieces: Iterable[bytes | memoryview], seed: int) -> list[int]:
     return found
 
 
-def tail_hash(pieces: Sequence[bytes | memoryview], length: int, seed: int) -> int:
-    """The hash of the last `TAIL_BYTES` of the concatenated pieces, or of the last `length` if those are fewer."""
-    size = min(TAIL_BYTES, length)
-    if pieces and len(pieces[-1]) >= size:
-        return xxh3_64_intdigest(pieces[-1][len(pieces[-1]) - size :], seed)
-    whole = b"".join(pieces)
-    return xxh3_64_intdigest(whole[len(whole) - size :], seed)
+def make_marks(pieces: Sequence[bytes | memoryview], seed: int) -> tuple[Mark, ...]:
+    """The marks of pieces that follow each other, none of them empty; neighbours share one if there are too many."""
+    share = -(-len(pieces) // MAX_MARKS)
+    if share > 1:
+        pieces = [b"".join(pieces[i : i + share]) for i in range(0, len(pieces), share)]
+    return tuple(
+        Mark(
+            len(piece), short_hash(piece, seed), short_hash(piece[:EDGE_BYTES], seed), short_hash(tail_of(piece), seed)
+        )
+        for piece in pieces
+    )
+
+
+def tail_of(piece: bytes | memoryview) -> bytes | memoryview:
+    """The last `EDGE_BYTES` of it."""
+    return piece[max(len(piece) - EDGE_BYTES, 0) :]
+
+
+def short_hash(data: bytes | memoryview, seed: int) -> int:
+    """32 bits of the hash: where two blocks are known to differ, it says where."""
+    return xxh3_64_intdigest(data, seed) & 0xFFFFFFFF
+
+
+def cut(pieces: Sequence[bytes | memoryview], size: int) -> Iterator[list[bytes | memoryview]]:
+    """The pieces in parts of `size` bytes together, the last one perhaps shorter; a piece between two is cut."""
+    part: list[bytes | memoryview] = []
+    room = size
+    for piece in pieces:
+        at = 0
+        while at < len(piece):  # Ends: `at` grows, since there always is room
+            taken = piece[at : at + room]
+            part.append(taken)
+            at += len(taken)
+            room -= len(taken)
+            if not room:
+                yield part
+                part, room = [], size
+    if part:
+        yield part

@@ -19,6 +19,7 @@ from nfq_failover.wire.records import (
     Confirm,
     Data,
     Digest,
+    Mark,
     Open,
     Record,
     Towards,
@@ -69,7 +70,11 @@ def test_unknown_outcome_of_a_hand_over_is_refused() -> None:
     assert reason_of(b"\x33\0\5" + bytes(4) + b"\3") == "bad-handed-over"
 
 
-@pytest.mark.parametrize("value", ["", "00" * 11, "00" * 16, "00" * 12 + "00" * 8, "00" * 8 + "00000501" + "00" * 8])
+@pytest.mark.parametrize(
+    "value",
+    ["", "00" * 11, "00" * 16, "00" * 12 + "00" * 8, "00" * 8 + "00000501" + "00" * 8]
+    + ["00" * 8 + "00000005" + "00" * 8 + f"{length:08x}" + "00" * 12 for length in (4, 6)],
+)
 def test_digests_whose_hashes_do_not_fit_their_length_are_refused(value: str) -> None:
     body = bytes.fromhex(value)
     assert reason_of(b"\x1e" + pack("!H", len(body)) + body) in ("bad-digest", "bad-record")
@@ -81,6 +86,8 @@ def test_digests_and_bytes_that_no_peer_would_accept_are_not_sent() -> None:
         Digest(1, 2, 5, (1, 2)),
         Digest(1, 2, 0, (1,)),
         Digest(1, 2, too_many * DIGEST_BLOCK, (0,) * too_many),
+        Digest(1, 2, 5, (1,), (Mark(4, 0, 0, 0),)),
+        Digest(1, 2, 17, (1,), (Mark(1, 0, 0, 0),) * 17),
         BytesSent(1, 2, bytes(MAX_DATA + 1)),
     ):
         with pytest.raises(InternalError):

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, Final
 
-from nfq_failover.constants import RST
+from nfq_failover.constants import FIN, RST, SYN
 from nfq_failover.lab.measure.verdict import Packet
 
 RIGHT: Final = "right"
@@ -48,8 +48,15 @@ UNSEEN: Final = "opened after status was asked"
 
 
 def reset_ports(packets: Iterable[Packet], since: float) -> frozenset[int]:
-    """The client's ports of the connections that the service has reset since that Unix time."""
-    return frozenset(p.client_port for p in packets if p.from_service and p.flags & RST and p.time >= since)
+    """The client's ports of the connections that the service has reset since that Unix time, while the client went on:
+    what is answered with a reset when the client has closed is no loss."""
+    found, ended = set[int](), set[int]()
+    for packet in packets:
+        if not packet.from_service and packet.flags & (SYN | FIN | RST):
+            (ended.discard if packet.flags & SYN else ended.add)(packet.client_port)
+        elif packet.flags & RST and packet.time >= since and packet.client_port not in ended:
+            found.add(packet.client_port)
+    return frozenset(found)
 
 
 def silence_ms(packets: Iterable[Packet], crashed_at: float) -> float | None:

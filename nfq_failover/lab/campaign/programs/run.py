@@ -12,6 +12,7 @@ import argparse
 import contextlib
 import hashlib
 import json
+import math
 import os
 import random
 import shutil
@@ -54,6 +55,8 @@ PROGRAMS: Final[tuple[Program, ...]] = (
     *files.PROGRAMS,
 )
 TAPS: Final = ("clone", "multicast")
+AIM_LEAST_MS: Final = 3
+ASK_S: Final = 0.05  # how long before the crash status is asked
 CLIENT_S: Final = 75.0
 PREPARE_S: Final = 120.0
 _HOST_PRELUDE: Final = 'umask 022; cd "$(mktemp -d "$CASE/host-XXXXXX")"; chmod 755 .\n'
@@ -62,18 +65,30 @@ _PATH: Final = "/usr/local/sbin:/usr/sbin:/sbin"
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """One run of a program. `seed` decides when the crash comes."""
+    """One run of a program. `seed` decides when the crash comes; if `within_ms` is not 0, that many milliseconds after
+    a full second at most."""
 
     key: str
     program: Program
     tap: str
     seed: int
+    within_ms: int = 0
+
+    def wait(self, now: float) -> tuple[float, float]:
+        """When the crash comes, for a client that has started at the Unix time `now`; and when to ask what is protected
+        just before."""
+        dice = random.Random(self.seed)
+        at = now + self.program.warm_s + dice.random() * self.program.spread_s
+        if self.within_ms:
+            at = math.ceil(at) + dice.uniform(AIM_LEAST_MS, max(self.within_ms, AIM_LEAST_MS)) / 1000
+        return at, at - ASK_S
 
 
-def plan(programs: Sequence[Program], runs: int, seed: int) -> list[Task]:
+def plan(programs: Sequence[Program], runs: int, seed: int, within_ms: int = 0) -> list[Task]:
     """The tasks: every program once, then every one again, so that an early end has something of each."""
+    aimed = f"-within-{within_ms}-ms" if within_ms else ""
     return [
-        Task(f"{program.key}/{number}", program, TAPS[number % len(TAPS)], seed + number)
+        Task(f"{program.key}{aimed}/{number}", program, TAPS[number % len(TAPS)], seed + number, within_ms)
         for number in range(runs)
         for program in programs
     ]
@@ -146,11 +161,13 @@ class ProgramRunner:
         client, capture = case / "client", case / "client.pcap"
         client.mkdir(mode=0o755)
         with driver.capture(capture), self._client(program.client, client, env) as process:
-            time.sleep(program.warm_s + random.Random(task.seed).random() * program.spread_s)
+            at, ask_at = task.wait(time.time())
+            _sleep_until(ask_at)
             if process.poll() is not None:
                 raise LabError(f"the client ended before the crash: {_tail(case / 'client.log')}")
-            before = reasons(driver.lab.status()["connections"])
             crashed = driver.lab.resolve("primary")
+            before = reasons(driver.lab.status()["connections"])
+            _sleep_until(at)
             crashed_at = driver.crash(crashed)
             code = _ended(process, CLIENT_S)
         packets = read_capture(capture, driver.service)
@@ -207,6 +224,11 @@ class ProgramRunner:
         (place / "record.json").write_text(json.dumps(asdict(record), indent=2) + "\n")
 
 
+def _sleep_until(moment: float) -> None:
+    """Sleep until a Unix time."""
+    time.sleep(max(moment - time.time(), 0.0))
+
+
 def _ended(process: subprocess.Popen[bytes], timeout_s: float) -> int | None:
     """The exit code, or None if it does not end."""
     try:
@@ -237,6 +259,13 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--only", metavar="TEXT", help="only programs whose name contains this")
     parser.add_argument("--list", action="store_true", help="say what there is, and what is missing, and run nothing")
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument(
+        "--after-second",
+        type=int,
+        default=0,
+        metavar="MS",
+        help="crash so many milliseconds after a full second at most, when clocks have just changed (at any moment)",
+    )
     parser.add_argument("--name", default="nfqfprog", help="of the lab")
     parser.add_argument("--output", type=Path, default=Path("results-output"), help="results and odd runs")
     parser.add_argument("--docs", type=Path, default=Path("docs/results/README.md"), help="file that holds the section")
@@ -272,7 +301,7 @@ def _campaign(
     programs: Sequence[Program], absent: Sequence[str], arguments: argparse.Namespace, say: Callable[[str], None]
 ) -> int:
     journal = Journal(arguments.output / "programs.jsonl", Record)
-    tasks = plan(programs, arguments.runs, arguments.seed)
+    tasks = plan(programs, arguments.runs, arguments.seed, arguments.after_second)
     campaign = Campaign(tasks, journal, lambda: runner(arguments.name, arguments.output), describe, "runs", say)
     records, code = campaign.command(arguments.report_only)
     say(table(records.values(), programs))

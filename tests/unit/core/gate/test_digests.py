@@ -33,7 +33,7 @@ def test_segments_are_digested_together_after_a_moment() -> None:
         t >> server(100, 2000, wnd=10000, ts=TS) << "pass"
         t >> server(0, 100, wnd=10000, ts=TS) << "pass"  # a retransmission
         t.flush()
-        t << digest(0, 2100)
+        t << digest(0, 2100, cuts=(100,))
         t >> seen(2100)
         t >> After(1.0)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from nfq_failover.constants import ACK, RST
+from nfq_failover.constants import ACK, FIN, RST, SYN
 from nfq_failover.lab.campaign.programs import run as programs
 from nfq_failover.lab.campaign.programs.case import Program
 from nfq_failover.lab.campaign.programs.judge import (
@@ -53,6 +53,16 @@ def test_plan_has_something_of_each_first_and_both_taps() -> None:
     of_one = [task for task in tasks if task.program is PROGRAMS[0]]
     assert Counter(task.tap for task in of_one) == {"clone": 2, "multicast": 2}
     assert len({task.seed for task in of_one}) == 4
+
+
+@pytest.mark.parametrize("within_ms", [1, 50, 200])
+def test_crash_comes_just_after_a_full_second_if_it_is_to(within_ms: int) -> None:
+    for task in programs.plan(PROGRAMS[:1], 50, 1, within_ms):
+        at, asked_at = task.wait(1000.3)
+        assert 0.003 <= at % 1 <= max(within_ms, 3) / 1000 + 1e-6
+        assert 1000.3 + task.program.warm_s <= at and at - 0.1 < asked_at < at
+    anywhere = [task.wait(1000.3)[0] % 1 for task in programs.plan(PROGRAMS[:1], 50, 1)]
+    assert max(anywhere) - min(anywhere) > 0.5
 
 
 def test_what_is_missing_is_said() -> None:
@@ -102,6 +112,14 @@ def test_silence_begins_with_what_was_on_its_way_at_the_crash() -> None:
 def test_resets_of_the_service_after_the_crash() -> None:
     seen = [packet(9.0, 1, RST), packet(11.0, 2, RST), packet(11.0, 3, RST, from_service=False), packet(11.0, 4)]
     assert reset_ports(seen, 10.0) == {2}
+
+
+@pytest.mark.parametrize("flag", [FIN, RST])
+def test_resets_of_clients_that_have_ended_are_no_losses(flag: int) -> None:
+    end = packet(10.5, 2, flag | ACK, from_service=False)
+    assert reset_ports([end, packet(11.0, 2, RST)], 10.0) == frozenset()
+    again = packet(10.7, 2, SYN, from_service=False)
+    assert reset_ports([end, again, packet(11.0, 2, RST)], 10.0) == {2}
 
 
 def test_status_is_read_by_the_clients_port() -> None:
