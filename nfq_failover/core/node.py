@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from nfq_failover import __version__
 from nfq_failover.constants import ACK, RST, SYN
 from nfq_failover.core import bounds, restart
 from nfq_failover.core.concerns import Concern, Part, Weight
@@ -50,6 +51,7 @@ from nfq_failover.core.events import (
     WitnessAnswered,
 )
 from nfq_failover.core.gate.table import GateTable
+from nfq_failover.core.history import History
 from nfq_failover.core.leftovers import LeftoverSweep
 from nfq_failover.core.outbox import Outbox
 from nfq_failover.core.overruns import Overruns
@@ -66,13 +68,16 @@ from nfq_failover.core.shadow.connection import HEARD
 from nfq_failover.core.shadow.table import ShadowTable
 from nfq_failover.core.status import (
     Status,
+    Versions,
     concerns_of,
     connections_of,
+    happenings_of,
     link_status,
     mishaps_of,
     pace_status,
     protected_of,
     standing,
+    takeover_of,
 )
 from nfq_failover.errors import MalformedSegment
 from nfq_failover.wire.icmp import is_icmp
@@ -113,6 +118,7 @@ class Node:
         earlier life on this boot has left."""
         self.settings = settings
         self.out = Outbox()
+        self.history = History()
         self.links = Links(settings, rng, self.out, now)
         self.protector, self.shadowed = self.links.protector, self.links.shadowed
         self.members = Membership(settings, self.protector.view, stored_epoch, served, now)
@@ -356,6 +362,7 @@ class Node:
         self.sweep.on_timer(self.checkpoint is not None and self.members.state in _SERVING, now)
         self.rules.on_timer(self.members.role)
         self.links.tell(self.telling.due(now))
+        self._observe(now)
 
     def _set_up(self, event: HostFacts) -> None:
         """Take note of how this host is set up, and tell it."""
@@ -478,11 +485,19 @@ class Node:
                 epoch=members.epoch,
                 reason=change.reason or change.given.value,
             )
+            self.history.changed(change, members.peer.monitor.last_heard, now)
         # Ends: each turn takes one out; no action makes another one, nor a change.
         while members.actions:
             self._do(members.actions.popleft(), now)
         out.concerns.act_as(_PARTS.get(members.role, Part.ANY))
+        self._observe(now)
         self.links.publish(self.members)
+
+    def _observe(self, now: float) -> None:
+        """Keep what people are shown, if it has changed."""
+        members = self.members
+        state, reason = standing(members, self.out.concerns)
+        self.history.observe(members.role, state, members.epoch, reason, now)
 
     def _do(self, action: Do, now: float) -> None:
         members, emit = self.members, self.out.effects.append
@@ -533,6 +548,7 @@ class Node:
         going, reset = self.shadow.take_over(now)
         self.gate.explain("taken over: no backup")
         self.out.effects.append(TellClients(self.shadowed_clients))
+        self.history.took_over(members.epoch, going, reset, now)
         self.out.log("warning", "takeover", epoch=members.epoch, connections=going, reset=reset)
         if self.checkpoint is not None:
             self.checkpoint.begin([c for c in self.shadow.flows.values() if c.state in HEARD])
@@ -564,6 +580,9 @@ class Node:
             state=state,
             reason=reason,
             membership=members.state.label,
+            versions=Versions(__version__, (self.protector.told.facts or {}).get("version", "")),
+            happenings=happenings_of(self.history, now),
+            takeover=takeover_of(self.history, now),
             concerns=concerns_of(self.out.concerns, now),
             mishaps=mishaps_of(self.out.mishaps, now),
             epoch=members.epoch,

@@ -9,6 +9,7 @@ from ipaddress import ip_address
 from nfq_failover.core.concerns import Concerns, Weight
 from nfq_failover.core.gate.connection import Gate
 from nfq_failover.core.gate.table import GateTable
+from nfq_failover.core.history import History
 from nfq_failover.core.mishaps import Mishaps
 from nfq_failover.core.pair.health import HealthStatus
 from nfq_failover.core.pair.link import Link
@@ -88,6 +89,37 @@ class MishapStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class HappeningStatus:
+    """What this host was from `ago_s` seconds ago on, until the next one."""
+
+    role: str
+    state: str
+    epoch: int
+    reason: str
+    ago_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class TakeoverStatus:
+    """The last takeover of this host: `connections` went on, `reset` did not. `phases`: (what had been reached, how
+    many milliseconds after the peer was heard for the last time) in the order of time."""
+
+    epoch: int
+    connections: int
+    reset: int
+    phases: list[tuple[str, float | None]]
+    ago_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Versions:
+    """The versions of both hosts; empty: not told."""
+
+    own: str
+    peer: str
+
+
+@dataclass(frozen=True, slots=True)
 class PaceStatus:
     """How far the replicas are behind, all together: how late the latest was when they were last looked at, how many
     connections are slowed, and how many were let go and are not back. `fetched_percent`: of the clients' bytes in the
@@ -136,6 +168,9 @@ class Status:
     membership: str
     concerns: list[ConcernStatus]
     mishaps: list[MishapStatus]
+    versions: Versions
+    happenings: list[HappeningStatus]
+    takeover: TakeoverStatus | None
 
     def as_dict(self) -> dict[str, object]:
         """The JSON object."""
@@ -147,6 +182,9 @@ class Status:
             "application": _members(self.application),
             "concerns": [_members(each) for each in self.concerns],
             "mishaps": [_members(each) for each in self.mishaps],
+            "versions": _members(self.versions),
+            "happenings": [_members(each) for each in self.happenings],
+            "takeover": None if self.takeover is None else _members(self.takeover),
         }
 
 
@@ -158,7 +196,10 @@ def _members(
     | PactStatus
     | HealthStatus
     | ConcernStatus
-    | MishapStatus,
+    | MishapStatus
+    | Versions
+    | HappeningStatus
+    | TakeoverStatus,
 ) -> dict[str, object]:
     return {field.name: getattr(value, field.name) for field in fields(value)}
 
@@ -204,6 +245,23 @@ def mishaps_of(mishaps: Mishaps, now: float) -> list[MishapStatus]:
         )
         for each in mishaps.latest()
     ]
+
+
+def happenings_of(history: History, now: float) -> list[HappeningStatus]:
+    """What this host has been lately, the latest first; the first one is what it is."""
+    return [
+        HappeningStatus(each.role, each.state, each.epoch, each.reason, round(now - each.at, 1))
+        for each in reversed(history.happenings)
+    ]
+
+
+def takeover_of(history: History, now: float) -> TakeoverStatus | None:
+    """The last takeover of this host; None if there was none since its daemon's start."""
+    took = history.takeover
+    if took is None:
+        return None
+    phases = [(phase.reached, phase.after_ms) for phase in took.phases]
+    return TakeoverStatus(took.epoch, took.going, took.reset, phases, round(now - took.at, 1))
 
 
 def connections_of(gate: GateTable, shadow: ShadowTable, denied: str = "") -> list[ConnectionStatus]:

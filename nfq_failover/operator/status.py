@@ -50,6 +50,7 @@ def lines(status: dict[str, Any], most: int) -> Iterator[str]:
         f"peer {peer['name']} at {peer['address']}: {'silent' if peer['lost'] else 'alive'}, heartbeat every "
         f"{heartbeat['interval_ms']} ms ({heartbeat['bandwidth_bps'] / 1000:.1f} kbit/s each way)"
     )
+    yield from _history(status)
     for concern in status.get("concerns", ()):
         yield from _concern(concern)
     yield from _mishaps(status.get("mishaps", ()))
@@ -59,6 +60,34 @@ def lines(status: dict[str, Any], most: int) -> Iterator[str]:
         yield f"  {row['client']:<22} {row['server']:<22} lag {row['lag_bytes']:>8} B  {_protection(row)}"
     if len(rows) > most:
         yield f"  ... and {len(rows) - most} more (--rows)"
+
+
+def _history(status: dict[str, Any]) -> Iterator[str]:
+    """Since when it is so, the versions, and how the last takeover went."""
+    happenings = status.get("happenings") or ()
+    versions = status.get("versions") or {"own": "", "peer": ""}
+    said = [f"so since {clock(happenings[0]['ago_s'])}"] if happenings else []
+    if versions["own"]:
+        its = versions["peer"] or "not told"
+        said.append(f"version {versions['own']}" + ("" if its == versions["own"] else f", the peer's: {its}"))
+    if said:
+        yield "; ".join(said)
+    took = status.get("takeover")
+    if took:
+        yield (
+            f"last takeover at {clock(took['ago_s'])}: {took['connections']} connections went on, {took['reset']} were "
+            f"reset; {phases(took)}"
+        )
+
+
+def clock(ago_s: float) -> str:
+    """The time of day, so many seconds ago."""
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(time.time() - ago_s))
+
+
+def phases(took: dict[str, Any]) -> str:
+    """The steps of a takeover, with the milliseconds since the peer was heard for the last time."""
+    return ", ".join(what if ms is None else f"{what} after {ms:.0f} ms" for what, ms in took["phases"])
 
 
 def _concern(concern: dict[str, Any]) -> Iterator[str]:
@@ -71,7 +100,7 @@ def _concern(concern: dict[str, Any]) -> Iterator[str]:
 def _mishaps(mishaps: Sequence[dict[str, Any]]) -> Iterator[str]:
     """What went wrong lately, with the time of day."""
     for each in mishaps:
-        at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(time.time() - each["ago_s"]))
+        at = clock(each["ago_s"])
         whom = f" ({each['client']})" if each["client"] else ""
         often = f", {each['count']} times, at last" if each["count"] > 1 else ""
         yield f"went wrong{often} at {at}: {each['what']}{whom}: {each['reason']}"

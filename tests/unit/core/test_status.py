@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+from nfq_failover import __version__
 from nfq_failover.core.concerns import Concern, Weight
 from nfq_failover.core.events import HostChecked
 from nfq_failover.core.gate.digests import SentStream
@@ -22,6 +23,7 @@ from tests.unit.core.test_node_packets import LoneNode, Protected, shadowing
 KEYS = [
     *("name", "alive", "role", "state", "reason", "epoch", "generation", "witness", "peer", "connections"),
     *("protected_connections", "pace", "application", "bounds", "counters", "membership", "concerns", "mishaps"),
+    *("versions", "happenings", "takeover"),
 ]
 
 PRIMARY = (
@@ -33,7 +35,9 @@ PRIMARY = (
     '"protected":true,"reason":"","logged_bytes":0,"confirmed_bytes":0,"lag_bytes":1000,"differences":0,"lag_out_bytes":0,"lag_ms":0,"slowed":false}'
     '],"protected_connections":1,"pace":{"worst_ms":0,"slowed":0,"let_go":0,"fetched_percent":0.0},"application":{"checked":false,"well":true,"failed_checks":0,'
     '"detail":""},"counters":{"ack-held":1,"record-without-session":1,"syn-ack-held":1},'
-    '"membership":"protected","concerns":[],"mishaps":[]}'
+    '"membership":"protected","concerns":[],"mishaps":[],"versions":{"own":"VERSION","peer":""},"happenings":['
+    '{"role":"primary","state":"protected","epoch":0,"reason":"waiting for the peer","ago_s":0.0},'
+    '{"role":"joining","state":"waiting","epoch":0,"reason":"waiting for the peer","ago_s":0.0}],"takeover":null}'
 )
 """A primary with one protected connection, of which 1000 bytes are not confirmed; without `bounds`."""
 
@@ -62,7 +66,7 @@ def test_keys_and_their_order_are_what_operators_read() -> None:
     found = host.node.status(host.now).as_dict()
     assert list(found) == KEYS
     bounds = found.pop("bounds")
-    assert text(found) == PRIMARY
+    assert text(found) == PRIMARY.replace("VERSION", __version__)
     assert isinstance(bounds, dict)
     assert text(bounds["connections"]) == '{"now":1,"limit":20000,"full":0}'
 
