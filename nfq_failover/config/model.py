@@ -63,6 +63,7 @@ class Config:
     check_targets: tuple[tuple[str, int], ...]  # (address, port); port 0: ICMP echo
     check_deadline_ms: int
     announce_refresh_ms: int  # 0: never
+    notify: tuple[str, ...]  # a program and its arguments, with placeholders; empty: none
     queue_in: int
     queue_out: int
     mark: int

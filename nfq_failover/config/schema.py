@@ -44,6 +44,7 @@ class Kind(Enum):
     TARGETS = "a list of ADDRESS (ICMP echo) or ADDRESS:PORT (TCP)"
     COMMAND = "a list of words: a program and its arguments"
     FENCE = "a list of words, a program and its arguments; or the table [fence]"
+    HOOK = "a list of words: a program and its arguments, with {event}, {role}, {state}, {epoch}, {reason}, ..."
     CAPABILITIES = "a list of capabilities"
     PARAMETERS = "a table: names and texts, numbers, or true and false"
     SECRETS = "a table: names and absolute paths of files (mode 600, one line)"
@@ -209,6 +210,15 @@ _SERVING: Final = (
         "How long the answer of such a machine may take."
     ),
 )
+_NOTIFY: Final = (
+    _setting(
+        "notify", Kind.HOOK, default=(), example=["/usr/local/bin/notify", "{event}", "{role}", "{state}", "{reason}"]
+    ).says(
+        "A program that is run, as the daemon's user, when what this host is changes: once for each change, in "
+        "order. {event} is start, role or state; {name}, {service}, {role}, {state}, {epoch} and {reason} are as in "
+        "the status."
+    ),
+)
 _DETECTION: Final = (
     _ms("heartbeat_interval_ms", 50, 10, 5000, core=True).says("The time between two heartbeats."),
     _number("heartbeat_count", 3, 2, 100, core=True).says(
@@ -371,6 +381,7 @@ SECTIONS: Final = (
     Section("Files", _FILES),
     Section("Tap and firewall rules", _RULES),
     Section("Who serves", _SERVING),
+    Section("Telling others", _NOTIFY),
     Section("Detection", _DETECTION),
     Section("Fence", _FENCING),
     Section("Opening and taking over", _CONNECTIONS),

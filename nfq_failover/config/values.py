@@ -22,6 +22,8 @@ _INTERFACE = re.compile(r"[^\s/\0]{1,15}")
 _MAC = re.compile(r"([0-9a-f]{2}:){5}[0-9a-f]{2}")
 _NUMBER = re.compile(r"[0-9]{1,5}")
 _USER = re.compile(r"[a-z_][a-z0-9_-]{0,30}\$?")
+_PLACEHOLDER = re.compile(r"\{[A-Za-z_]*\}")
+HOOK_NAMES: Final = ("event", "name", "service", "role", "state", "epoch", "reason")
 _CAPABILITY = re.compile(r"CAP_[A-Z_]{3,24}")
 
 
@@ -66,6 +68,17 @@ def command(value: list[Any]) -> tuple[str, ...]:
     if not value or not all(isinstance(word, str) and word and "\0" not in word for word in value):
         raise ValueError("must be a list of words: the command and its arguments")
     return tuple(value)
+
+
+def hook(value: list[Any]) -> tuple[str, ...]:
+    """A program and its arguments, with placeholders."""
+    made = command(value)
+    known = ", ".join(f"{{{name}}}" for name in HOOK_NAMES)
+    for word in made:
+        for placeholder in _PLACEHOLDER.findall(word):
+            if placeholder[1:-1] not in HOOK_NAMES:
+                raise ValueError(f"{placeholder} is none of {known}")
+    return made
 
 
 def capabilities(value: list[Any]) -> tuple[str, ...]:
@@ -167,6 +180,7 @@ CHECKS: Final[dict[Kind, tuple[type, Callable[[Any], Any] | None]]] = {
     Kind.PORTS: (list, ports),
     Kind.TARGETS: (list, targets),
     Kind.COMMAND: (list, command),
+    Kind.HOOK: (list, hook),
     Kind.CAPABILITIES: (list, capabilities),
 }
 """The TOML type of a value, and its check; None: the declaration's bounds and choices say all. What a fence is made of

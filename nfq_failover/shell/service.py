@@ -51,6 +51,7 @@ from nfq_failover.shell.host.address import ServiceAddress
 from nfq_failover.shell.host.arp_settings import ArpSettings
 from nfq_failover.shell.host.connections import FlowList, FlowQueries
 from nfq_failover.shell.host.health import HealthChecks
+from nfq_failover.shell.host.hook import Hook
 from nfq_failover.shell.host.listeners import Listening
 from nfq_failover.shell.host.rtnetlink import Changes
 from nfq_failover.shell.loop import Loop
@@ -149,6 +150,7 @@ class Service:
         self._reach = undo.closing(ReachWatch(config, self._heartbeats, self._delivery))
         self._second_opinion = undo.closing(SecondOpinion(config, loop, self, self._reach.trouble))
         self._health = undo.closing(HealthChecks(config.health, config.service, loop, self))
+        self._hook = undo.closing(Hook(config.notify, settings.name, config.service, loop))
         checkpoint = CheckpointWriter(own.store.life)
         self.node = Node(settings, os.urandom, epoch, served, time.monotonic(), checkpoint, earlier)
         self._host_facts = HostFactsReader(config)
@@ -237,6 +239,7 @@ class Service:
         self._feed(OperatorCommand("shutdown"), time.monotonic())
         self._carry_out()
         self._heartbeats.drain()
+        self._hook.finish(self.node.history)
 
     def fail(self, for_good: bool) -> None:
         """Something has gone wrong and the daemon ends: not even then does a host that serves alone stop serving."""
@@ -324,6 +327,7 @@ class Service:
         if (checked := self._second_opinion.tick(now)) is not None:
             self._feed(checked, now)
         self._health.tick(now)
+        self._hook.tick(self.node.history, now)
         self._tell_facts(now)
         if (host_checked := self._self_checks.tick(now)) is not None:
             self._feed(host_checked, now)

@@ -48,10 +48,13 @@ class CommandCheck:
         """The descriptor, readable when the command has ended."""
         return self._pidfd
 
+    def ended(self) -> bool:
+        """Whether it has ended. It is not reaped: the number of its group can't belong to somebody else before that."""
+        return os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+
     def finish(self) -> str:
         """Returns what is wrong, '' for nothing. A command that still runs is killed, with its process group."""
-        # Not reaped yet, so that the number of its group can't belong to somebody else when we kill it.
-        if os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+        if not self.ended():
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
