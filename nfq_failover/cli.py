@@ -11,7 +11,7 @@ from pathlib import Path
 
 from nfq_failover import __version__
 from nfq_failover.errors import CommandError, ConfigError, NfqFailoverError
-from nfq_failover.operator import check, doctor, keygen, metrics, orders, status
+from nfq_failover.operator import check, doctor, keygen, metrics, orders, status, top, web
 from nfq_failover.operator.daemon import SETTINGS, add_config_option
 
 DESCRIPTION = """\
@@ -122,7 +122,9 @@ def build_parser() -> argparse.ArgumentParser:
     add_config_option(run)
     _log_options(run)
     status.add_parser(commands)
+    top.add_parser(commands)
     metrics.add_parser(commands)
+    web.add_parser(commands)
     orders.add_parsers(commands)
     witness = command("witness", "decide between two hosts that don't hear each other (on a third machine)", _witness)
     witness.add_argument("--listen", required=True, metavar="ADDRESS[:PORT]", help="where the hosts ask (port 7767)")
