@@ -106,9 +106,8 @@ def _loop(screen: curses.window, look: Callable[[], dict[str, Any] | str], every
         height, width = screen.getmaxyx()
         screen.erase()
         for number, (style, text) in enumerate(draw(status, view, width, height)):
-            screen.addnstr(
-                number, 0, text, width - 1, styles[style]
-            )  # the last column of the last line can't be written
+            with contextlib.suppress(curses.error):  # the terminal has just become smaller
+                screen.addnstr(number, 0, text, width - 1, styles[style])  # the last column can't be written
         screen.refresh()
         screen.timeout(max(int((due - time.monotonic()) * 1000), 0))
         key = screen.getch()
