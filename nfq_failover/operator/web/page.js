@@ -46,6 +46,10 @@ function box(svg, x, title, lines, mark, serves) {
   draw(svg, "path", { d: `M450 58 C450 90 ${x + 150} 70 ${x + 150} 110`, class: wire, "stroke-dasharray": serves ? "" : "3 6" });
 }
 
+function wrong(found) {
+  return found.length ? `what is wrong there: ${found.length}, see below` : "nothing wrong is known";
+}
+
 function hosts(status) {
   const svg = byId("hosts");
   const peer = status.peer;
@@ -58,11 +62,11 @@ function hosts(status) {
   draw(svg, "text", { x: 450, y: 42, "text-anchor": "middle" }, "clients of the service");
   box(svg, 40, `${status.name} (this host)`, [
     `${status.role}, ${status.state}`, `epoch ${status.epoch}, version ${status.versions.own}`,
-    own.length ? `${own.length} things wrong` : "nothing wrong is known"], kind(status.state), serves);
+    wrong(own)], kind(status.state), serves);
   box(svg, 560, peer.name, [
     peer.lost ? "silent" : `alive, ${serves ? "shadows this host" : status.role === "backup" ? "serves" : "heard"}`,
     `${peer.address}, version ${status.versions.peer || "not told"}`,
-    its.length ? `${its.length} things wrong` : "nothing wrong is known"], peer.lost ? "bad" : "good", status.role === "backup" && !peer.lost);
+    wrong(its)], peer.lost ? "bad" : "good", status.role === "backup" && !peer.lost);
   draw(svg, "path", { d: "M340 170 H560", class: peer.lost ? "wire bad" : "wire good" });
   draw(svg, "text", { x: 450, y: 162, "text-anchor": "middle", class: "small" }, peer.lost ? "no heartbeats" : `heartbeats, ${beat.interval_ms} ms`);
   draw(svg, "text", { x: 450, y: 192, "text-anchor": "middle", class: "small" }, `${beat.missed} missed`);
@@ -90,16 +94,18 @@ function takeover(status) {
     return;
   }
   byId("takeover-text").textContent = `${moment(took.ago_s)}: ${took.connections} connections went on, ${took.reset} were reset.`;
+  // A row for each step: how long it took, and when it was over, reckoned from the last sign of life.
   const phases = took.phases.filter(([, after]) => after !== null);
   const end = Math.max(1, ...phases.map(([, after]) => after));
-  const place = (ms) => 30 + (ms / end) * 840;
+  const place = (ms) => 230 + (ms / end) * 540;
+  svg.setAttribute("viewBox", `0 0 900 ${50 + 30 * phases.length}`);
+  draw(svg, "text", { x: 20, y: 26, class: "small" }, "the other host was heard for the last time at 0 ms; then was reached:");
   let before = 0;
-  draw(svg, "text", { x: 30, y: 22, class: "small" }, "the other host was heard for the last time");
   phases.forEach(([what, after], number) => {
-    draw(svg, "rect", { x: place(before), y: 60, width: Math.max(place(after) - place(before), 1), height: 26, class: number % 2 ? "bar even" : "bar" });
-    const late = after / end > 0.6;
-    draw(svg, "text", { x: place(after) + (late ? -4 : 4), y: number % 2 ? 108 : 52, class: "small", "text-anchor": late ? "end" : "start" }, what);
-    draw(svg, "text", { x: place(after) + (late ? -4 : 4), y: number % 2 ? 124 : 38, class: "small", "text-anchor": late ? "end" : "start" }, `${Math.round(after)} ms`);
+    const y = 40 + 30 * number;
+    draw(svg, "text", { x: 20, y: y + 17 }, what);
+    draw(svg, "rect", { x: place(before), y, width: Math.max(place(after) - place(before), 2), height: 22, class: "bar" });
+    draw(svg, "text", { x: place(after) + 8, y: y + 17, class: "small" }, `${Math.round(after)} ms`);
     before = after;
   });
 }
