@@ -219,7 +219,8 @@ class HostChecked:
 
 @dataclass(slots=True)
 class ListenersSeen:
-    """The application's listening sockets, by inode; none: it does not listen. A new life of it has others."""
+    """The application's listening sockets, by inode; none: it does not listen. A new life of it has others. Comes when
+    they have changed, and soon after the node has begun to want a look at them (`Wholeness.wants_look`)."""
 
     inodes: frozenset[int]
 

@@ -114,7 +114,11 @@ class Application:
     def _seen(self) -> None:
         """The daemon sees the listening sockets, a little later."""
         if self.host.running:
-            self.host.later(SEEN_S, self.host.feed, ListenersSeen(self.sockets))
+            self.host.later(SEEN_S, self.look)
+
+    def look(self) -> None:
+        """The daemon looks at them."""
+        self.host.feed(ListenersSeen(self.sockets))
 
     # ------------------------------------------------------------------------------------ failures
 

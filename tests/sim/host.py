@@ -68,6 +68,7 @@ if TYPE_CHECKING:
 
 CARD_PACKETS = 100
 LOOK_S = 0.05  # between two looks at what is needed to talk to others
+WANTED_LOOK_S = 0.03
 BUSY_S, BUSY_TIMERS = 0.01, 500
 OVERDUE = 4  # times in a row that a deadline may still have passed when the timers have been fired
 UDP_HEADERS = 28
@@ -146,7 +147,7 @@ class SimHost:
             self.profile, self.inherited = Profile.BACKUP, frozenset[FlowKey]()
         self.running, self.owns = True, resumes
         self.run += 1
-        self.copying = False
+        self.copying = self._looking = False
         checkpoint = CheckpointWriter(self.boot_id)
         old: Node | None = self.node if self.saved else None
         randbytes, now = self.random.randbytes, self.ticks.now
@@ -390,6 +391,15 @@ class SimHost:
             self._overdue = self._overdue + 1 if self.node.poll_timeout() <= now else 0
             assert self._overdue < OVERDUE, f"{self.name}: a deadline stays in the past in {self.node.members.state}"
         self._schedule()
+        if self.node.shadow.wholeness.wants_look and not self._looking:
+            self._looking = True
+            self.later(WANTED_LOOK_S, self._look_at_listeners, self.run)
+
+    def _look_at_listeners(self, run: int) -> None:
+        """The daemon looks at them."""
+        if run == self.run:
+            self._looking = False
+            self.application.look()
 
     def _dies(self, effect: Effect, before: bool) -> bool:
         for death in self.deaths:

@@ -4,8 +4,8 @@ connections whose own replica is in step.
 The primary knows most of it: it sees what clients send on connections that have no replica (core/gate/missed.py), and
 says so. Here is added what was logged and could not be delivered. An application that has missed input counts as whole
 again when it has been restarted, which its listening sockets tell: none of those is left that were seen next after it
-had missed something. Or an operator says so. Each such life has a number (`instance`), by which the primary knows what
-its count is about.
+had missed something (so they are looked at at once then). Or an operator says so. Each such life has a number
+(`instance`), by which the primary knows what its count is about.
 """
 
 from __future__ import annotations
@@ -45,6 +45,11 @@ class Wholeness:
     def missed(self) -> int:
         """Of how many connections it has missed input, at the least: both hosts may have seen the same one."""
         return max(self._told, len(self._own))
+
+    @property
+    def wants_look(self) -> bool:
+        """Whether it has missed something, and its sockets have not been looked at since."""
+        return self._at_miss is None and self.missed > 0
 
     # ------------------------------------------------------------------------------------ what is missing
 

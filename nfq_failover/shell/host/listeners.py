@@ -29,27 +29,30 @@ _MAPPED: Final = bytes(10) + b"\xff\xff"  # RFC 4291 section 2.5.5.2
 
 
 LOOK_EVERY_S: Final = 1.0
+WANTED_EVERY_S: Final = 0.05
 
 
 class Listening:
-    """Looks at them once a second."""
+    """Looks at them once a second, and when it is wanted."""
 
     def __init__(self, service: bytes, serves: Callable[[int], bool]) -> None:
         self._service = service
         self._serves = serves
-        self._next = 0.0
+        self._next = self._next_wanted = 0.0
         self._seen: frozenset[int] | None = None
 
-    def tick(self, now: float) -> ListenersSeen | None:
-        """Returns what there is now, if that has changed. A kernel that can't be asked changes nothing."""
-        if now < self._next:
+    def tick(self, now: float, wanted: bool = False) -> ListenersSeen | None:
+        """Returns what there is now, if that has changed or is wanted. A kernel that can't be asked changes nothing."""
+        if now < (self._next_wanted if wanted else self._next):
             return None
-        self._next = now + LOOK_EVERY_S
+        self._next, self._next_wanted = now + LOOK_EVERY_S, now + WANTED_EVERY_S
         try:
             found = listeners(self._service, self._serves)
         except OSError:
-            found = self._seen or frozenset()
-        if found == self._seen:
+            if self._seen is not None:
+                return None
+            found = frozenset()
+        if found == self._seen and not wanted:
             return None
         self._seen = found
         return ListenersSeen(found)

@@ -63,7 +63,11 @@ class Applications(SharedLab):
         def there() -> bool:
             return all(self.says(node).get("state") == state for node, state in states.items())
 
-        assert eventually(there, 20), {node: self.says(node).get("state") for node in states}
+        assert eventually(there, 20), {node: self._why(node) for node in states}
+
+    def _why(self, node: str) -> dict[str, object]:
+        said = self.says(node)
+        return {key: said.get(key) for key in ("state", "reason", "membership", "concerns", "mishaps")}
 
     def heal(self, node: str) -> None:
         """The application on the node is well again, and the pair protected."""

@@ -77,6 +77,21 @@ def test_primary_tells_what_it_has_seen() -> None:
     assert behind.told() == Whole(behind.life, 3, 3)
 
 
+def test_its_sockets_are_to_be_looked_at_when_it_has_missed_something() -> None:
+    behind = Behind()
+    assert not behind.whole.wants_look
+    for _ in range(2):
+        behind.miss()
+        assert behind.whole.wants_look
+        behind.whole.sockets(OLD, 2.0)
+        assert not behind.whole.wants_look
+        behind.whole.on_missed(InputMissed(behind.life, behind.whole.missed + 1), 2.0)
+        assert behind.whole.wants_look
+    behind.whole.sockets(OLD, 3.0)
+    behind.whole.sockets(NEW, 4.0)
+    assert not behind.concerned and not behind.whole.wants_look
+
+
 def test_what_another_life_has_missed_is_no_matter() -> None:
     behind = Behind()
     behind.whole.on_missed(InputMissed(behind.life + 1, 3), 1.0)

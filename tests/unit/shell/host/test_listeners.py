@@ -7,7 +7,9 @@ import socket
 
 import pytest
 
-from nfq_failover.shell.host.listeners import listeners
+from nfq_failover.core.events import ListenersSeen
+from nfq_failover.shell.host import listeners as module
+from nfq_failover.shell.host.listeners import LOOK_EVERY_S, WANTED_EVERY_S, Listening, listeners
 
 LOOPBACK = bytes([127, 0, 0, 1])
 
@@ -52,3 +54,25 @@ def test_all_listeners_of_many_are_found() -> None:
     finally:
         for each in many:
             each.close()
+
+
+def test_node_hears_of_changes_and_what_it_wants_to_know(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A restart takes less time than there is between two looks: what has listened before it must be known."""
+    now: list[frozenset[int] | None] = [frozenset((1,))]
+
+    def found(*_: object) -> frozenset[int]:
+        if now[0] is None:
+            raise OSError
+        return now[0]
+
+    monkeypatch.setattr(module, "listeners", found)
+    listening = Listening(LOOPBACK, lambda port: True)
+    assert listening.tick(1.0) == ListenersSeen(frozenset((1,)))
+    assert listening.tick(1.1) is None and listening.tick(2.1) is None
+    assert listening.tick(2.2, True) == ListenersSeen(frozenset((1,)))
+    assert listening.tick(2.21, True) is None
+    now[0] = None
+    assert listening.tick(2.2 + WANTED_EVERY_S, True) is None
+    now[0] = frozenset((2,))
+    assert listening.tick(2.3) is None
+    assert listening.tick(2.3 + LOOK_EVERY_S) == ListenersSeen(frozenset((2,)))
