@@ -29,7 +29,8 @@ class Inward:
     accepts, `confirmed_edge` the one that the primary knows. `held` is the first byte that neither the log nor our TCP
     has; a FIN counts as a byte. `fin_in`: where the client has ended; `rst_in`: an RST that waits for our TCP to get
     there. `late_until`: what the client has sent that was let in before our TCP had answered; `was_late`: there was
-    such. `sent_to`: how far the client has sent, for all that has come: what lies before it may be missing here.
+    such. `given_to`: our TCP is behind, and was given again what is before this; None: it is not. `sent_to`: how far
+    the client has sent, for all that has come: what lies before it may be missing here.
 
     In the server's stream, `own_una` is what our TCP was told that the client has acknowledged, with the window field
     `own_wnd`.
@@ -40,6 +41,7 @@ class Inward:
         "confirmed_edge",
         "fin_in",
         "flow",
+        "given_to",
         "header",
         "held",
         "inbound",
@@ -69,6 +71,7 @@ class Inward:
         self.rcv_edge = self.confirmed_edge = 0
         self.late_until = -1
         self.was_late = False
+        self.given_to: int | None = None
         self.own_una = self.own_wnd = -1
 
     # ------------------------------------------------------------------------------------ what we hold
@@ -277,8 +280,8 @@ class Inward:
         )
         out.counters["injected-inward"] += 1
 
-    def redeliver(self, mapping: Translation, out: Outbox) -> None:
-        """Give our TCP again what it has not taken, within its window."""
+    def redeliver(self, mapping: Translation, out: Outbox, probe: bool = False) -> None:
+        """Give our TCP again what it has not taken, within its window. `probe`: if that is closed, ask for it."""
         at = self.rcv_nxt
         end = self.inbound.end
         for _ in range(REDELIVER_BURST):
@@ -286,11 +289,23 @@ class Inward:
             data = self.inbound.read(at, min(REDELIVER_BYTES, room)) if room > 0 else b""
             fin = self.fin_in == at + len(data) and at + len(data) == end
             if not data and not fin:
-                return
+                break
             self.inject(mapping, out, at, data, ACK | PSH | (FIN if fin else 0))
-            at += len(data)
+            at += len(data) + fin
             if fin:
-                return
+                break
+        self.given_to = at
+        if probe and self.rcv_edge <= self.rcv_nxt == at:
+            self.inject(mapping, out, at - 1)  # no news to our TCP, which answers with its window (RFC 9293 3.8.6.1)
+
+    @property
+    def takes_more(self) -> bool:
+        """Our TCP, which was behind, has taken all that it was given again, and has room for more."""
+        return self.given_to is not None and self.given_to <= self.rcv_nxt < min(self.held, self.rcv_edge)
+
+    def no_lag(self) -> None:
+        """Our TCP has what we hold: what the tap brings is enough."""
+        self.given_to = None
 
     # ------------------------------------------------------------------------------------ after a restart
 

@@ -67,8 +67,11 @@ class Repair:
         if inward.rcv_nxt > before:
             gap.our_tcp_went_on()
         if inward.rcv_nxt >= inward.held:
+            inward.no_lag()
             return
-        if inward.rcv_nxt == before and seg.is_pure_ack and gap.complains(now):
+        if inward.takes_more:
+            inward.redeliver(connection.mapping, self.out)
+        elif inward.rcv_nxt == before and seg.is_pure_ack and gap.complains(now):
             inward.redeliver(connection.mapping, self.out)  # it lacks something in between, or its window has opened
         self.watch_lag(connection, now)
 
@@ -120,7 +123,7 @@ class Repair:
             gap.no_lag()
         elif gap.lag_since is not None:
             if gap.lag_due(now):
-                inward.redeliver(connection.mapping, self.out)
+                inward.redeliver(connection.mapping, self.out, probe=connection.state is not Shadow.ACTIVE)
             self.timers.set_earlier(connection.conn, gap.lag_since + gap.lag_retry_s)
 
     def _ask(self, connection: ShadowConnection, now: float) -> None:

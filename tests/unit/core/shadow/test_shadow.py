@@ -193,10 +193,70 @@ def test_redelivery_stays_within_the_replicas_window() -> None:
         t >> replica(ack=EDGE - 8000) << SILENT
         t >> After(0.061) << f"kernel [P.] {EDGE - 8000}:{EDGE} ack 0 wnd 500 ts 1001/7000000"
         t >> replica(ack=EDGE, edge=EDGE) << SILENT
-        t >> After(0.061)
-        t.now += 0.006
-        t >> replica(ack=EDGE, edge=EDGE + 8000) << SILENT
+        t >> replica(ack=EDGE, edge=EDGE + 8000) << SILENT  # at once: it had taken everything before
         t << f"kernel [P.] {EDGE}:{EDGE + 1000} ack 0 wnd 500 ts 1001/7000000" << confirmed(EDGE + 1000, EDGE + 8000)
+
+
+def test_replica_that_goes_on_gets_the_rest_as_fast_as_it_takes_it() -> None:
+    """Not by the clock: what it has missed meanwhile may be much."""
+    big = EDGE * 8
+    with Shadowing() as t:
+        for at in range(0, big, EDGE):
+            t >> from_client(at, EDGE)
+            t.effects.clear()
+        t >> replica(ack=EDGE, edge=EDGE)
+        t.effects.clear()
+        t >> After(0.061)
+        t.effects.clear()
+        taken = EDGE
+        for _ in range(200):
+            edge = min(taken + 60_000, big)
+            t >> replica(ack=taken, edge=edge)
+            given = [str(each) for each in t.effects if str(each).startswith("kernel [P.]")]
+            t.effects.clear()
+            if taken == edge:
+                break
+            assert given, taken
+            taken = max(int(each.split(":")[1].split()[0]) for each in given)
+            assert taken <= edge
+        assert taken == big
+        t >> replica(ack=big, edge=big + 60_000)
+        assert not any(str(each).startswith("kernel [P.]") for each in t.effects)
+        t.effects.clear()
+
+
+def test_part_that_its_tcp_takes_does_not_bring_the_rest_again() -> None:
+    """It would get everything many times."""
+    with Shadowing() as t:
+        for at in range(0, EDGE, 8000):
+            t >> from_client(at, 8000)
+            t.effects.clear()
+        t >> replica(ack=8000)
+        t.effects.clear()
+        t >> After(0.061)
+        t.effects.clear()
+        for upto in range(9000, EDGE, 1000):
+            t >> replica(ack=upto) << SILENT
+        t >> replica(ack=EDGE) << SILENT
+        t >> After(2.0)
+
+
+def test_replica_is_asked_for_its_window_once_that_has_been_closed_for_some_time() -> None:
+    """What opens it is told once, and may be lost in our queue."""
+    with Shadowing() as t:
+        for at in range(0, EDGE + 8000, 8000):
+            t >> from_client(at, 8000)
+            t.effects.clear()
+        t >> replica(ack=EDGE, edge=EDGE) << SILENT
+        times = []
+        for _ in range(100):
+            t >> After(0.05)
+            if t.effects and str(t.effects[0]).startswith(f"kernel [.] {EDGE - 1} ack 0"):
+                times.append(t.now)
+            t.effects.clear()
+        assert 5 <= len(times) <= 10 and times[-1] - times[-2] > 0.9, times
+        t >> replica(ack=EDGE, edge=EDGE + 8000) << SILENT
+        t << f"kernel [P.] {EDGE}:{EDGE + 8000} ack 0 wnd 500 ts 1001/7000000" << confirmed(EDGE + 8000, EDGE + 8000)
 
 
 def test_replicas_output_is_kept_and_goes_nowhere() -> None:
