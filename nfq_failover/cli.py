@@ -10,8 +10,8 @@ from functools import partial
 from pathlib import Path
 
 from nfq_failover import __version__
-from nfq_failover.errors import CommandError, ConfigError, NfqFailoverError
-from nfq_failover.operator import check, doctor, keygen, metrics, orders, status, top, web
+from nfq_failover.errors import CommandError, ConfigError, NfqFailoverError, StartRefused
+from nfq_failover.operator import check, claim, doctor, keygen, metrics, orders, status, top, web
 from nfq_failover.operator.daemon import SETTINGS, add_config_option
 
 DESCRIPTION = """\
@@ -34,13 +34,22 @@ examples:
   sudo nfq-failover lab up                           a whole pair on this one machine, to try it
 """
 
+RUN = """\
+signals: SIGTERM ends the daemon, and leaves the service up where nobody could take it over; SIGINT ends that, too.
+SIGUSR1 writes the status into the log. SIGHUP and SIGUSR2 end nothing.
+
+exit code: 0 ended as it was told to; 1 the host is not as a daemon needs it (start again); 2 the configuration is wrong
+(starting again is of no use); 70 the privileged helper has ended; 71 out of memory
+"""
+
 
 def _run(args: argparse.Namespace) -> int:
     # What numpy loads for linear algebra starts threads at once: nobody needs them, and they would keep rights.
     os.environ["OPENBLAS_NUM_THREADS"] = os.environ["OMP_NUM_THREADS"] = "1"
     from nfq_failover.config import advice, load
-    from nfq_failover.shell import logs
+    from nfq_failover.shell import logs, signals
 
+    signals.survive()  # until the daemon stands and takes them
     if os.geteuid():
         raise CommandError("run as root: netfilter queues and raw sockets need it")
     config = load(args.config)
@@ -49,12 +58,18 @@ def _run(args: argparse.Namespace) -> int:
     from nfq_failover.shell.start import prepare
     from nfq_failover.shell.trouble import prepare_last_words
 
-    prepared = prepare(config)
+    try:
+        prepared = prepare(config)
+    except CommandError as error:
+        raise StartRefused(str(error)) from None
     logs.configure(args.log_level, args.log_json)
     prepare_last_words(partial(logs.last_words, args.log_json))
     for sentence in sentences:
         log.warning("configuration", advice=sentence)
-    Daemon(prepared).run(lambda: log.info("ready", name=config.settings.name, service=config.service))
+    try:
+        Daemon(prepared).run(lambda: log.info("ready", name=config.settings.name, service=config.service))
+    except CommandError as error:
+        raise StartRefused(str(error)) from None
     return 0
 
 
@@ -118,13 +133,15 @@ def build_parser() -> argparse.ArgumentParser:
         sub.set_defaults(run=run)
         return sub
 
-    run = command("run", "run the daemon", _run, SETTINGS)
+    run = command("run", "run the daemon", _run, f"{RUN}\n{SETTINGS}")
+    run.formatter_class = argparse.RawDescriptionHelpFormatter
     add_config_option(run)
     _log_options(run)
     status.add_parser(commands)
     top.add_parser(commands)
     metrics.add_parser(commands)
     web.add_parser(commands)
+    claim.add_parser(commands)
     orders.add_parsers(commands)
     witness = command("witness", "decide between two hosts that don't hear each other (on a third machine)", _witness)
     witness.add_argument("--listen", required=True, metavar="ADDRESS[:PORT]", help="where the hosts ask (port 7767)")

@@ -76,5 +76,10 @@ class CommandError(NfqFailoverError):
     """A command can't be carried out; the message says what to do next. Exit code 2."""
 
 
+class StartRefused(NfqFailoverError):
+    """The configuration is right, and the host is not as a daemon needs it: it may be at the next start. Exit code 1,
+    after which a service manager tries again, as it does not after that of a `ConfigError`."""
+
+
 class InternalError(NfqFailoverError):
     """A broken invariant: our own bug."""

@@ -133,12 +133,14 @@ class PaceStatus:
 
 @dataclass(frozen=True, slots=True)
 class LinkStatus:
-    """The sync channel to one peer. `session`: there is one; `lost`: no living heartbeat for the detection time."""
+    """The sync channel to one peer. `session`: there is one; `lost`: no living heartbeat for the detection time.
+    `said`: the state that the peer has said last, empty for none."""
 
     name: str
     address: str
     session: bool
     lost: bool
+    said: str
     heartbeat: HeartbeatStatistics
 
 
@@ -346,4 +348,6 @@ def link_status(link: Link, now: float) -> LinkStatus:
     """The sync channel to one peer."""
     peer, monitor = link.peer, link.view.monitor
     address = f"{peer.address}:{peer.port}"
-    return LinkStatus(peer.name, address, link.session.established, monitor.lost(now), monitor.statistics(now))
+    said = "" if link.view.state is None else link.view.state.label
+    session = link.session.established
+    return LinkStatus(peer.name, address, session, monitor.lost(now), said, monitor.statistics(now))

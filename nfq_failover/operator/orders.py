@@ -1,4 +1,4 @@
-"""`nfq-failover claim`, `replica-is-whole` and `leave`: what an operator tells a daemon to do."""
+"""`nfq-failover replica-is-whole` and `leave`: what an operator tells a daemon to do."""
 
 from __future__ import annotations
 
@@ -9,22 +9,14 @@ from nfq_failover.operator.daemon import add_config_option, ask_daemon
 
 
 def add_parsers(subparsers: Any) -> None:
-    """Add the commands `leave`, `claim` and `replica-is-whole`."""
+    """Add the commands `leave` and `replica-is-whole`."""
     for name, about, run in (
         ("leave", "end the daemon for good: hand the service over, or end it", leave),
-        ("claim", "the other host is off, I say so: let this one serve", claim),
         ("replica-is-whole", "the backup's application has the server's state, I say so: protect again", whole),
     ):
         parser = subparsers.add_parser(name, help=about, description=about)
         parser.set_defaults(run=run)
         add_config_option(parser)
-
-
-def claim(args: argparse.Namespace) -> int:
-    """Say that the other host is off. Returns the exit code: 1 if nothing has come of it."""
-    answer = ask_daemon(args, "claim")
-    print(f"{answer['before']} -> {answer['state']}")
-    return 0 if answer["before"] != answer["state"] else 1
 
 
 def whole(args: argparse.Namespace) -> int:

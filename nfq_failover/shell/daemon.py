@@ -16,7 +16,7 @@ from typing import Any
 
 import structlog
 
-from nfq_failover.shell import logs
+from nfq_failover.shell import logs, signals
 from nfq_failover.shell.control import ControlServer
 from nfq_failover.shell.loop import Loop
 from nfq_failover.shell.service import Service
@@ -43,15 +43,17 @@ class Daemon:
         self._undo = Undo()
         self._stopping = False
         self._for_good = False
+        self._signals: set[int] = set()  # that have come, and end nothing
 
     # ------------------------------------------------------------------------------------ life
 
     def run(self, ready: Callable[[], None] = lambda: None) -> None:
-        """Start, serve until SIGTERM, SIGINT or SIGHUP, undo. Raises `NfqFailoverError` if it can't start."""
+        """Start, serve until SIGTERM or SIGINT, undo. Raises `NfqFailoverError` if it can't start."""
         with contextlib.suppress(ValueError, OSError):  # no standard error
             faulthandler.enable()  # systemd's watchdog ends a hanging daemon by SIGABRT: say where it hung
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._stop)
+        signals.survive(self._signals.add)
         manager = self._prepared.manager
         try:
             self._start()
@@ -94,10 +96,21 @@ class Daemon:
         # Ends: with the daemon.
         while True:
             self._turn()
+            # Ends: each turn takes one out.
+            while self._signals:
+                self._signalled(self._signals.pop())
             if self._stopping:
                 break
         for service in self.services:
             service.end(self._for_good)
+
+    def _signalled(self, number: int) -> None:
+        """Do what a signal asks for, if anything."""
+        if number == signal.SIGUSR1:
+            for service in self.services:
+                service.dump()
+        elif number == signal.SIGHUP:
+            log.warning("SIGHUP changes nothing: restart the daemon to have it read its configuration")
 
     def _turn(self) -> None:
         """One wake-up, with the wait before it."""

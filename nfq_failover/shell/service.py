@@ -45,6 +45,7 @@ from nfq_failover.core.node import Node
 from nfq_failover.core.shadow.checkpoint import CheckpointWriter
 from nfq_failover.core.status import standing
 from nfq_failover.errors import InternalError
+from nfq_failover.shell.dump import dump
 from nfq_failover.shell.fencing.second_opinion import SecondOpinion
 from nfq_failover.shell.firewall.keeper import RulesKeeper
 from nfq_failover.shell.host.address import ServiceAddress
@@ -499,6 +500,10 @@ class Service:
             return {"error": why}
         self.answer(OperatorCommand("claim"))
         return {"before": before, "state": self.state}
+
+    def dump(self) -> None:
+        """Write the status into the log."""
+        dump(self.node.status(time.monotonic()))
 
     def status(self) -> dict[str, Any]:
         """The whole status, JSON-ready."""

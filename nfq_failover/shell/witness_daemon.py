@@ -20,7 +20,7 @@ import structlog
 
 from nfq_failover.core.pair.witness import Grant, decide
 from nfq_failover.errors import CommandError, ConfigError, MalformedDatagram
-from nfq_failover.shell import logs
+from nfq_failover.shell import logs, signals
 from nfq_failover.wire.witness import Answer, Question, seal, unseal, witness_key
 
 MAX_PAIRS = 1000
@@ -48,6 +48,11 @@ class Decisions:
             raise ConfigError(
                 f"the witness's record {path} can't be read ({error}). Remove it only while every pair is protected"
             ) from None
+
+    @property
+    def count(self) -> int:
+        """How many pairs have had a decision."""
+        return len(self._grants)
 
     def decide(self, question: Question) -> tuple[bool, str]:
         """Returns (whether it is granted, who has the right). Raises OSError if nothing could be decided."""
@@ -89,6 +94,7 @@ class Witness:
         self.decisions = Decisions(state_dir / "decisions.json")
         self.refused: dict[str, int] = {}
         self._stopping = False
+        self._asked = False
         self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
         self._socket.setblocking(False)
         try:
@@ -139,7 +145,7 @@ class Witness:
         return seal(Answer(question.nonce, question.pair, holder, question.high, granted), self._key)
 
     def run(self, ready: Callable[[], None] = lambda: None) -> None:
-        """Answer questions until SIGTERM or SIGINT."""
+        """Answer questions until SIGTERM or SIGINT. SIGUSR1 has it say what it has done."""
 
         def stop(number: int, frame: object) -> None:
             del number, frame
@@ -147,6 +153,7 @@ class Witness:
 
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, stop)
+        signals.survive(self._signalled)
         ready()
         poller = select.poll()
         poller.register(self._socket, select.POLLIN)
@@ -154,8 +161,14 @@ class Witness:
         while not self._stopping:
             if poller.poll(500):
                 self.serve()
+            if self._asked:
+                self._asked = False
+                log.info("status of the witness", decisions=self.decisions.count, refused=self.refused)
             logs.pass_time(time.monotonic())
         self._socket.close()
+
+    def _signalled(self, number: int) -> None:
+        self._asked = self._asked or number == signal.SIGUSR1
 
     def close(self) -> None:
         """Stop listening."""

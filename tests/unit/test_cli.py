@@ -193,13 +193,6 @@ def test_word_of_an_operator_about_the_replica(config: Path, capsys: pytest.Capt
     assert capsys.readouterr().out.startswith("protected: said")
 
 
-@pytest.mark.parametrize(("after", "code"), [("claiming", 0), ("waiting", 1)])
-def test_claim_says_what_came_of_it(config: Path, after: str, code: int, capsys: pytest.CaptureFixture[str]) -> None:
-    with daemon(config.parent, {"claim": {"before": "waiting", "state": after}}):
-        assert main(["claim", "--config", str(config)]) == code
-    assert f"waiting -> {after}" in capsys.readouterr().out
-
-
 def test_a_bug_that_ends_a_daemon_is_raised_or_logged(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(path: Path) -> None:
         raise RuntimeError(f"bug in {path}")

@@ -25,6 +25,7 @@ import sys
 import time
 
 from nfq_failover.errors import MalformedDatagram
+from nfq_failover.shell import signals
 from nfq_failover.shell.privileged import rights
 from nfq_failover.wire.heartbeat import HeartbeatTemplate
 
@@ -210,8 +211,9 @@ def be_punctual() -> None:
 def main(arguments: list[str]) -> None:
     """Entry point of the process."""
     interval_ms, udp, orders, memory, *user = (int(word) for word in arguments)
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
+    signals.survive()
     be_punctual()
     if user:
         rights.become(user[0], user[1], rights.NOTHING)

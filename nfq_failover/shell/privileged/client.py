@@ -21,6 +21,7 @@ from nfq_failover.config import Config
 from nfq_failover.core.events import Fence, FenceFinished, Profile
 from nfq_failover.core.settings import Peer
 from nfq_failover.errors import CommandError
+from nfq_failover.shell import signals
 from nfq_failover.shell.answers import Answers
 from nfq_failover.shell.firewall.script import PROBLEM, PeerHost, RulesError, RulesOptions
 from nfq_failover.shell.loop import Loop
@@ -146,7 +147,10 @@ class HelperClient:
                 file.flush()
                 os.lseek(copy, 0, os.SEEK_SET)
                 argv = [sys.executable, "-P", "-m", "nfq_failover.shell.privileged.helper", str(theirs.fileno())]
-                self.process = subprocess.Popen(argv, stdin=copy, pass_fds=(theirs.fileno(),), start_new_session=True)
+                with signals.kept_back():
+                    self.process = subprocess.Popen(
+                        argv, stdin=copy, pass_fds=(theirs.fileno(),), start_new_session=True
+                    )
         except OSError as error:
             self._socket.close()
             raise CommandError(f"can't start the privileged helper: {error}") from None

@@ -27,6 +27,7 @@ import time
 from ipaddress import IPv4Address
 
 from nfq_failover.core.events import Event, Fence, FenceFinished
+from nfq_failover.shell import signals
 from nfq_failover.shell.fencing.agent import FenceKeeper
 from nfq_failover.shell.fencing.check import UNKNOWN, RunningCheck, fault
 from nfq_failover.shell.firewall.script import RulesError, RulesRunner, RunningScript
@@ -272,7 +273,8 @@ class Helper:
             words += map(str, self._settings.user)
         argv = [sys.executable, "-P", "-m", "nfq_failover.shell.peer.heartbeat_sender", *words]
         try:
-            process = subprocess.Popen(argv, pass_fds=fds, stdin=subprocess.DEVNULL)
+            with signals.kept_back():
+                process = subprocess.Popen(argv, pass_fds=fds, stdin=subprocess.DEVNULL)
         except OSError as error:
             self._reply(number, -1, f"can't start the heartbeat sender: {error}")
             return
@@ -289,8 +291,9 @@ class Helper:
 
 def main(arguments: list[str]) -> None:
     """Entry point of the process."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # a group's: the daemon says when it is over
+    for number in (signal.SIGINT, signal.SIGTERM):  # a group's: the daemon says when it is over
         signal.signal(number, lambda *_: None)  # not SIG_IGN, which scripts and fences would inherit
+    signals.survive()
     # Written by our parent before it gave its rights up and had read anything from outside.
     settings: HelperSettings = pickle.load(sys.stdin.buffer)  # noqa: S301
     for name in ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS"):

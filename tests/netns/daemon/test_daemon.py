@@ -160,7 +160,7 @@ def pings(world: DaemonWorld) -> bool:
 # ------------------------------------------------------------------------------------------ coming and going
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_it_waits_in_silence_and_leaves_the_host_as_it_was(world: DaemonWorld, number: signal.Signals) -> None:
     before = world.snapshot()
     process, log = world.ready(world.config())
@@ -184,6 +184,40 @@ def test_group_signals_as_a_terminal_or_a_service_manager_sends_them(world: Daem
     assert process.wait(15) == 0, log.read_text()
     assert "Traceback" not in log.read_text()
     assert world.snapshot() == before
+
+
+def handles(pid: int, number: int) -> bool:
+    """Whether a process has a handler of its own for a signal."""
+    with suppress(OSError, StopIteration):
+        rows = Path(f"/proc/{pid}/status").read_text().splitlines()
+        return bool(int(next(row for row in rows if row.startswith("SigCgt")).split()[1], 16) >> (number - 1) & 1)
+    return False
+
+
+def test_signals_that_end_nothing(world: DaemonWorld) -> None:
+    """Sent while it starts, and then to the daemon and each of its helpers, as `systemctl kill` does."""
+    numbers = (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+    process, log = world.start(world.config())
+    path = Path(str(log.name))
+    wait_until(lambda: handles(process.pid, signal.SIGUSR2))
+    assert "ready" not in path.read_text()
+    give_up = time.monotonic() + 20
+    while "ready" not in path.read_text():
+        assert process.poll() is None and time.monotonic() < give_up, path.read_text()
+        for pid in run("ip", "netns", "pids", world.server.name).split():
+            if Path(f"/proc/{pid}/cmdline").read_bytes().find(b"nfq_failover.shell") >= 0 or int(pid) == process.pid:
+                for number in numbers:
+                    os.kill(int(pid), number)
+    before = set(str(world.snapshot()["processes"]).split())
+    assert len(before) >= 3  # daemon, helper, heartbeat sender
+    for number in numbers:
+        for pid in before:
+            os.kill(int(pid), number)
+    wait_until(lambda: "peer_heard" in path.read_text())
+    assert world.status()["state"] == "waiting"
+    assert set(str(world.snapshot()["processes"]).split()) == before
+    process.terminate()
+    assert process.wait(15) == 0, path.read_text()
 
 
 def test_the_capabilities_that_the_service_unit_names_are_enough(world: DaemonWorld) -> None:

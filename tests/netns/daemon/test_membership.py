@@ -135,7 +135,7 @@ def test_a_host_that_boots_alone_waits_until_it_is_told_to_serve(world: FaultWor
 def claim(world: FaultWorld, node: str) -> subprocess.CompletedProcess[str]:
     """The operator says on this host that the other one is off."""
     config = world.lab.store.directory / node / "config.toml"
-    return world.lab.run(node, [sys.executable, "-m", "nfq_failover", "claim", "--config", str(config)])
+    return world.lab.run(node, [sys.executable, "-m", "nfq_failover", "claim", "--yes", "--config", str(config)])
 
 
 def test_a_claim_against_a_peer_that_serves_is_refused(world: FaultWorld) -> None:

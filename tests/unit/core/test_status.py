@@ -29,7 +29,7 @@ KEYS = [
 PRIMARY = (
     '{"name":"a","alive":true,"role":"primary","state":"protected","reason":"waiting for the peer",'
     '"epoch":0,"generation":0,"witness":null,"peer":{"name":"b","address":"10.77.0.3:7766",'
-    '"session":false,"lost":true,"heartbeat":{"interval_ms":50,"count":3,"detection_ms":150,'
+    '"session":false,"lost":true,"said":"","heartbeat":{"interval_ms":50,"count":3,"detection_ms":150,'
     '"datagram_bytes":113,"bandwidth_bps":18080,"received":0,"missed":0,"largest_gap_ms":0.0,'
     '"silent_ms":null}},"connections":[{"client":"10.77.0.1:40000","server":"10.77.0.100:80",'
     '"protected":true,"reason":"","logged_bytes":0,"confirmed_bytes":0,"lag_bytes":1000,"differences":0,"lag_out_bytes":0,"lag_ms":0,"slowed":false}'
