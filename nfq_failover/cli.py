@@ -11,7 +11,7 @@ from pathlib import Path
 
 from nfq_failover import __version__
 from nfq_failover.errors import CommandError, ConfigError, NfqFailoverError, StartRefused
-from nfq_failover.operator import check, claim, doctor, keygen, metrics, orders, status, top, web
+from nfq_failover.operator import check, claim, doctor, keygen, metrics, orders, reload, status, top, web
 from nfq_failover.operator.daemon import SETTINGS, add_config_option
 
 DESCRIPTION = """\
@@ -27,6 +27,7 @@ examples:
   nfq-failover check-config                          is the configuration right?
   nfq-failover doctor                                what would keep a takeover from working? (on both hosts)
   nfq-failover run                                   run the daemon (on both hosts)
+  nfq-failover reload                                take over what has changed in the configuration
   nfq-failover status                                who serves, what is protected, and why not
   nfq-failover probe --help                          do both applications answer the same?
   nfq-failover claim                                 "the other host is off": serve alone
@@ -36,7 +37,7 @@ examples:
 
 RUN = """\
 signals: SIGTERM ends the daemon, and leaves the service up where nobody could take it over; SIGINT ends that, too.
-SIGUSR1 writes the status into the log. SIGHUP and SIGUSR2 end nothing.
+SIGHUP reloads the configuration, SIGUSR1 writes the status into the log, SIGUSR2 does nothing.
 
 exit code: 0 ended as it was told to; 1 the host is not as a daemon needs it (start again); 2 the configuration is wrong
 (starting again is of no use); 70 the privileged helper has ended; 71 out of memory
@@ -52,7 +53,7 @@ def _run(args: argparse.Namespace) -> int:
     signals.survive()  # until the daemon stands and takes them
     if os.geteuid():
         raise CommandError("run as root: netfilter queues and raw sockets need it")
-    config = load(args.config)
+    config = load(args.config.absolute())  # to be found again
     sentences = advice(config)  # now, as root, who can see all that it asks for
     from nfq_failover.shell.daemon import Daemon, log
     from nfq_failover.shell.start import prepare
@@ -62,12 +63,13 @@ def _run(args: argparse.Namespace) -> int:
         prepared = prepare(config)
     except CommandError as error:
         raise StartRefused(str(error)) from None
-    logs.configure(args.log_level, args.log_json)
+    logs.configure(args.log_level or config.log_level, args.log_json)
     prepare_last_words(partial(logs.last_words, args.log_json))
     for sentence in sentences:
         log.warning("configuration", advice=sentence)
     try:
-        Daemon(prepared).run(lambda: log.info("ready", name=config.settings.name, service=config.service))
+        daemon = Daemon(prepared, follows_level=args.log_level is None)
+        daemon.run(lambda: log.info("ready", name=config.settings.name, service=config.service))
     except CommandError as error:
         raise StartRefused(str(error)) from None
     return 0
@@ -110,8 +112,9 @@ def _crashed(args: argparse.Namespace, error: Exception) -> bool:
     return logs.crashed(error)
 
 
-def _log_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--log-level", choices=("debug", "info", "warning", "error"), default="info")
+def _log_options(parser: argparse.ArgumentParser, default: str | None) -> None:
+    levels = ("debug", "info", "warning", "error")
+    parser.add_argument("--log-level", choices=levels, default=default, help="what is logged, at the least")
     parser.add_argument("--log-json", action="store_true", help="log as JSON lines")
 
 
@@ -129,25 +132,26 @@ def build_parser() -> argparse.ArgumentParser:
     def command(
         name: str, help_text: str, run: Callable[[argparse.Namespace], int], epilog: str | None = None
     ) -> argparse.ArgumentParser:
-        sub = commands.add_parser(name, help=help_text, description=help_text, epilog=epilog)
+        form = argparse.RawDescriptionHelpFormatter
+        sub = commands.add_parser(name, help=help_text, description=help_text, epilog=epilog, formatter_class=form)
         sub.set_defaults(run=run)
         return sub
 
     run = command("run", "run the daemon", _run, f"{RUN}\n{SETTINGS}")
-    run.formatter_class = argparse.RawDescriptionHelpFormatter
     add_config_option(run)
-    _log_options(run)
+    _log_options(run, None)  # the configuration has it
     status.add_parser(commands)
     top.add_parser(commands)
     metrics.add_parser(commands)
     web.add_parser(commands)
     claim.add_parser(commands)
+    reload.add_parser(commands)
     orders.add_parsers(commands)
     witness = command("witness", "decide between two hosts that don't hear each other (on a third machine)", _witness)
     witness.add_argument("--listen", required=True, metavar="ADDRESS[:PORT]", help="where the hosts ask (port 7767)")
     witness.add_argument("--key", type=Path, required=True, metavar="FILE", help="the hosts' key, or their witness key")
     witness.add_argument("--state-dir", type=Path, default=Path("/var/lib/nfq-failover-witness"), metavar="DIRECTORY")
-    _log_options(witness)
+    _log_options(witness, "info")
     keygen.add_parser(commands)
     check.add_parser(commands)
     doctor.add_parser(commands)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from nfq_failover.config.checks import advice, doubts
 from nfq_failover.config.fence import FencePlan, WitnessPlan
 from nfq_failover.config.model import Config, HealthConfig, Limits, Privileges
-from nfq_failover.config.parse import load, parse, parse_text, read_key, read_text
+from nfq_failover.config.parse import load, parse, parse_text, read_key, read_text, state_dir
 from nfq_failover.config.values import address_and_port
 
 __all__ = [
@@ -23,4 +23,5 @@ __all__ = [
     "parse_text",
     "read_key",
     "read_text",
+    "state_dir",
 ]

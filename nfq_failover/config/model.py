@@ -45,6 +45,8 @@ class Limits:
 class Config:
     """A daemon's configuration: what the core needs (`settings`), and the shell's own things.
 
+    `file` is where it is from.
+
     `values` are what the settings of the file are, by table and name, defaults included: what two configurations are
     compared by. The fence is not among them.
     """
@@ -56,6 +58,7 @@ class Config:
     tap_mac: str | None
     listen: tuple[str, int]
     state_dir: Path
+    log_level: str
     run_dir: Path  # outlives the daemon, not the host
     conntrack: str  # notrack | liberal
     fence: FencePlan
@@ -74,4 +77,5 @@ class Config:
     health: HealthConfig | None
     privileges: Privileges
     limits: Limits
+    file: str = field(compare=False)
     values: Mapping[str, Mapping[str, Any]] = field(compare=False, repr=False)

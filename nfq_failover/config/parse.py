@@ -39,6 +39,21 @@ def load(path: Path) -> Config:
     return parse_text(read_text(path), str(path), path.stat().st_mode)
 
 
+def state_dir(path: Path) -> Path:
+    """Where a daemon of this file is found, whatever else is wrong with the file by now. Raises `ConfigError`."""
+    text = read_text(path)
+    try:
+        given = tomllib.loads(text).get("state_dir", ...)
+    except tomllib.TOMLDecodeError:
+        return parse_text(text, str(path)).state_dir  # which says what is wrong
+    setting = schema.find("state_dir")
+    try:
+        found: Path = judged(setting, setting.default if given is ... else given)
+    except ValueError as error:
+        raise ConfigError(f"{path}: 'state_dir'{error}") from None
+    return found
+
+
 def read_text(path: Path) -> str:
     """The text of a file. Raises `ConfigError`."""
     try:
@@ -92,7 +107,7 @@ def parse(table: dict[str, Any], where: str = "config", places: Places | None = 
         )
     key = _key(read[""]["key_file"], "", faults)
     witness_key = _key(read["witness"]["key_file"], "witness", faults) if "witness" in read else b""
-    config = made(read, plan, key, witness_key or key)
+    config = made(read, plan, key, witness_key or key, where)
     checks.check(config, faults)
     faults.refuse()
     return config
@@ -224,12 +239,13 @@ def _settings(read: Mapping[str, _Values], plan: FencePlan, key: bytes) -> Setti
     )
 
 
-def made(read: Mapping[str, _Values], plan: FencePlan, key: bytes, witness_key: bytes) -> Config:
+def made(read: Mapping[str, _Values], plan: FencePlan, key: bytes, witness_key: bytes, file: str) -> Config:
     """The configuration that these values give, by table and setting."""
     top, peer = read[""], read["peer"]
     return _filled(
         Config,
         top,
+        file=file,
         values=read,
         settings=_settings(read, plan, key),
         fence=plan,

@@ -32,10 +32,11 @@ wrong with it, each with its line, and warns of what is allowed but hardly meant
 [`config.toml.sample`](config.toml.sample) has all of this as a file to copy. Settings of the top level come before the
 first table. An unknown setting is refused.
 
-A daemon reads the file when it starts, so every change takes a restart ([failures](failures.md) says what clients see
-meanwhile). The column "change" says why. *restart*: the peer, the privileged helper or the kernel has been told the
-value, or what is under way rests on it. *live*: neither is so, and a running daemon could take another value; there is
-no command for that yet.
+A daemon reads the file when it starts, and when it is told to (`nfq-failover reload`, `systemctl reload nfq-failover`,
+or SIGHUP: [reload](reload.md)). The column "change" says what that applies. *reload*: any other value. *reload: more*:
+ports that are added, a number that is raised. *reload: another*: another one of what was there before. *restart*: the
+peer or the kernel has been told the value, or what is under way rests on it, so a reload says that it takes a restart
+([failures](failures.md) has what clients see meanwhile).
 """
 
 _SAMPLE: Final = f"""\

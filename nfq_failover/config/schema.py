@@ -52,10 +52,13 @@ class Kind(Enum):
 
 class Change(Enum):
     """What a changed value takes. A running daemon may be given another one where nothing rests on the old one that it
-    has agreed upon with its peer, its privileged helper or the kernel."""
+    has agreed upon with its peer or the kernel. `MORE`: ports that are added, a number that is raised. `OTHER`: another
+    of what is there before and after."""
 
     RESTART = "restart"
-    LIVE = "live"
+    LIVE = "reload"
+    MORE = "reload: more"
+    OTHER = "reload: another"
 
     @property
     def about(self) -> str:
@@ -65,7 +68,9 @@ class Change(Enum):
 
 _CHANGES: Final = {
     Change.RESTART: "takes a restart of the daemon",
-    Change.LIVE: "a running daemon could take it; there is no command for that yet",
+    Change.LIVE: "'nfq-failover reload' applies it",
+    Change.MORE: "'nfq-failover reload' applies it if it is more than before; less takes a restart of the daemon",
+    Change.OTHER: "'nfq-failover reload' exchanges it; what is new, or gone, takes a restart of the daemon",
 }
 
 
@@ -122,8 +127,8 @@ def _setting(name: str, kind: Kind, *, core: bool | str = False, **more: Any) ->
     return Setting(name, kind, core=name if core is True else core or "", **more)
 
 
-def _needed(name: str, kind: Kind, example: Any, core: bool = False) -> Setting:
-    return _setting(name, kind, required=True, example=example, core=core)
+def _needed(name: str, kind: Kind, example: Any, **more: Any) -> Setting:
+    return _setting(name, kind, required=True, example=example, **more)
 
 
 def _number(name: str, default: int, low: int, high: int, **more: Any) -> Setting:
@@ -152,7 +157,9 @@ _HOST: Final = (
     _needed("service", Kind.ADDRESS, "192.0.2.100").says(
         "The address that clients connect to; the same on both hosts."
     ),
-    _needed("ports", Kind.PORTS, [80, "7000-7099"], core=True).says("The service's TCP ports; the same on both hosts."),
+    _needed("ports", Kind.PORTS, [80, "7000-7099"], core=True, change=Change.MORE).says(
+        "The service's TCP ports; the same on both hosts."
+    ),
     _needed("interface", Kind.INTERFACE, "eth0").says("The interface towards the clients and the peer."),
     _needed("listen", Kind.LISTEN, "192.0.2.11:7766").says(
         "This host's own address, and the UDP port of the sync channel."
@@ -172,6 +179,9 @@ _FILES: Final = (
     _setting("run_dir", Kind.PATH, default="/run/nfq-failover").says(
         "What must outlive the daemon, and not the host's boot: the checkpoint for a restart."
     ),
+    _setting(
+        "log_level", Kind.CHOICE, default="info", choices=("debug", "info", "warning", "error"), change=Change.LIVE
+    ).says("What is logged, at the least; `--log-level` on the command line comes first."),
 )
 _RULES: Final = (
     _choice("tap", ("clone", "multicast")).says(
@@ -229,7 +239,7 @@ _DETECTION: Final = (
     ),
 )
 _FENCING: Final = (
-    _setting("fence", Kind.FENCE, example=["/usr/local/sbin/power-off", "{peer}"]).says(
+    _setting("fence", Kind.FENCE, change=Change.OTHER, example=["/usr/local/sbin/power-off", "{peer}"]).says(
         "How to make sure that the peer is off. A program says so by exit code 0; {peer} and {address} are the peer's."
     ),
     _ms("fence_deadline_ms", 5000, 10, 600_000, core=True).says(
@@ -238,7 +248,7 @@ _FENCING: Final = (
     _ms("fence_delay_ms", 0, 0, 600_000, core=True).says(
         "How long this host waits before it acts against its peer: set it on one host."
     ),
-    _number("fence_attempts", 0, 0, 1000).says(
+    _number("fence_attempts", 0, 0, 1000, change=Change.LIVE).says(
         "How often a failing fence is tried within the deadline; 0: as often as it fits."
     ),
     _ms("fence_retry_ms", 5000, 0, 3_600_000, core=True, change=Change.LIVE).says(
@@ -266,20 +276,22 @@ _CONNECTIONS: Final = (
     ),
 )
 _PACE: Final = (
-    _ms("replica_slow_ms", 200, 10, 60_000, core=True).says(
+    _ms("replica_slow_ms", 200, 10, 60_000, core=True, change=Change.LIVE).says(
         "How late a replica must be before its client is slowed: what the server sends waits for the replica then."
     ),
-    _choice("slow_backup", ("wait", "unprotect"), core=True).says(
+    _choice("slow_backup", ("wait", "unprotect"), core=True, change=Change.LIVE).says(
         "What becomes of a connection that is slowed all the time: it stays protected at the backup's pace, or goes on "
         "unprotected after `replica_patience_ms`."
     ),
-    _ms("replica_patience_ms", 2000, 0, 600_000, core=True).says(
+    _ms("replica_patience_ms", 2000, 0, 600_000, core=True, change=Change.LIVE).says(
         "How long a client waits for a replica that stands still or can't keep up; then its connection goes on "
         "unprotected, until the replica has caught up. 0: as long as it takes."
     ),
 )
 _LIMITS: Final = (
-    _number("max_connections", 20_000, 1, 1_000_000, core=True).says("The connections that a host keeps track of."),
+    _number("max_connections", 20_000, 1, 1_000_000, core=True, change=Change.MORE).says(
+        "The connections that a host keeps track of."
+    ),
     _bytes("max_log_bytes", 16 << 20, 1 << 16, 1 << 30, core=True, change=Change.LIVE).says(
         "Per connection: the client's bytes that the replica has not taken. A new value counts for new connections."
     ),
@@ -303,23 +315,28 @@ _PEER: Final = (
     ),
 )
 _FENCE: Final = (
-    _setting("agent", Kind.AGENT, example="fence_virsh").says("A fence agent with the standard interface."),
-    _setting("command", Kind.COMMAND, example=["/usr/local/sbin/power-off", "{peer}"]).says(
+    _setting("agent", Kind.AGENT, change=Change.OTHER, example="fence_virsh").says(
+        "A fence agent with the standard interface."
+    ),
+    _setting("command", Kind.COMMAND, change=Change.OTHER, example=["/usr/local/sbin/power-off", "{peer}"]).says(
         "A program and its arguments, instead of an agent: the same as `fence = [...]`."
     ),
-    _flag("verify", True).says(
+    _flag("verify", True, change=Change.LIVE).says(
         "Off is believed only when the agent's status says so; `false` for an agent that has none."
     ),
-    _setting("parameters", Kind.PARAMETERS, example={"ip": "192.0.2.1", "username": "fence", "plug": "{peer}"}).says(
-        "What the agent is told; {peer} and {address} are the peer's."
-    ),
-    _setting("secrets", Kind.SECRETS, example={"password": "/etc/nfq-failover/fence-password"}).says(
-        "Parameters that are read from files."
-    ),
+    _setting(
+        "parameters",
+        Kind.PARAMETERS,
+        change=Change.LIVE,
+        example={"ip": "192.0.2.1", "username": "fence", "plug": "{peer}"},
+    ).says("What the agent is told; {peer} and {address} are the peer's."),
+    _setting(
+        "secrets", Kind.SECRETS, change=Change.LIVE, example={"password": "/etc/nfq-failover/fence-password"}
+    ).says("Parameters that are read from files."),
 )
 _WITNESS: Final = (
-    _needed("address", Kind.WITNESS, "192.0.2.13").says("Where the witness listens."),
-    _setting("key_file", Kind.PATH, example="/etc/nfq-failover/witness-key").says(
+    _needed("address", Kind.WITNESS, "192.0.2.13", change=Change.OTHER).says("Where the witness listens."),
+    _setting("key_file", Kind.PATH, change=Change.OTHER, example="/etc/nfq-failover/witness-key").says(
         "The key that the hosts share with the witness; if it is left out, the key that they share with each other."
     ),
     _ms("lease_ms", 0, 0, 600_000, core="witness_lease_ms").says(
@@ -378,7 +395,7 @@ _PRIVILEGES: Final = (
 
 SECTIONS: Final = (
     Section("The host and the service", _HOST),
-    Section("Files", _FILES),
+    Section("Files and the log", _FILES),
     Section("Tap and firewall rules", _RULES),
     Section("Who serves", _SERVING),
     Section("Telling others", _NOTIFY),

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from enum import Enum, IntEnum
 
 from nfq_failover.core.concerns import Concern
+from nfq_failover.core.settings import Settings
 
 
 class Queue(IntEnum):
@@ -166,11 +167,12 @@ class EpochStored:
 
 @dataclass(slots=True)
 class RulesApplied:
-    """This answers `ApplyRules`."""
+    """This answers `ApplyRules`, with the same `ports`."""
 
     profile: Profile
     ok: bool
     detail: str = ""
+    ports: tuple[tuple[int, int], ...] | None = None
 
 
 @dataclass(slots=True)
@@ -242,6 +244,14 @@ class OperatorCommand:
     name: str
 
 
+@dataclass(slots=True)
+class SettingsChanged:
+    """The daemon has been given other settings; only such differ from the old ones as a running core may be given.
+    Ports are never fewer than before."""
+
+    settings: Settings
+
+
 Event = (
     PacketQueued
     | FrameCopied
@@ -267,6 +277,7 @@ Event = (
     | ListenersSeen
     | LinkKnown
     | OperatorCommand
+    | SettingsChanged
 )
 
 # ----------------------------------------------------------------------------------------------- effects
@@ -355,11 +366,13 @@ class ApplyRules:
     """Bring the firewall rules to a profile.
 
     `inherited` lists the flows that were taken over and are still open: their packets need translation, so their
-    diversion must never carry bypass.
+    diversion must never carry bypass. `ports` are those of the service that they are to divert; None: those that the
+    daemon was started with.
     """
 
     profile: Profile
     inherited: tuple[tuple[bytes, int, bytes, int], ...] = ()
+    ports: tuple[tuple[int, int], ...] | None = None
 
 
 @dataclass(slots=True)

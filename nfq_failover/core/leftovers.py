@@ -17,6 +17,8 @@ from nfq_failover.constants import ACK, RST, SYN
 from nfq_failover.core.events import ListFlows, PacketQueued
 from nfq_failover.core.gate.table import GateTable
 from nfq_failover.core.outbox import Outbox
+from nfq_failover.core.pair.sharing import Sharing
+from nfq_failover.core.ports import has
 from nfq_failover.core.shadow.table import ShadowTable
 from nfq_failover.wire.build import build_segment
 from nfq_failover.wire.segment import FlowKey, Segment
@@ -29,10 +31,11 @@ CLEAN = 2  # lists in a row without an unknown connection: a walk through the ke
 class LeftoverSweep:
     """The search for leftover connections. It runs while this host serves, until unknown ones may be adopted."""
 
-    def __init__(self, out: Outbox, gate: GateTable, shadow: ShadowTable) -> None:
+    def __init__(self, out: Outbox, gate: GateTable, shadow: ShadowTable, sharing: Sharing) -> None:
         self.out = out
         self.gate = gate
         self.shadow = shadow
+        self._sharing = sharing
         self._next = 0.0
         self._clean = 0
         self._asked = False
@@ -54,8 +57,10 @@ class LeftoverSweep:
         if not self._asked:
             return False  # it was asked for in another role
         self._asked = False
-        gate, shadow = self.gate, self.shadow
-        unknown = [flow for flow in flows if flow not in shadow.flows and not gate.knows(flow)]
+        gate, shadow, diverted = self.gate, self.shadow, self._sharing.served
+        unknown = [
+            flow for flow in flows if flow not in shadow.flows and not gate.knows(flow) and has(diverted, flow[3])
+        ]
         gate.opening.note_probed(frozenset(unknown[:PROBES]))
         if unknown:
             self._clean = 0

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from nfq_failover import __version__
 from nfq_failover.constants import ACK, RST, SYN
-from nfq_failover.core import bounds, restart
+from nfq_failover.core import bounds, ports, restart
 from nfq_failover.core.concerns import Concern, Part, Weight
 from nfq_failover.core.events import (
     AskWitness,
@@ -43,6 +43,7 @@ from nfq_failover.core.events import (
     RulesApplied,
     RulesLost,
     SaveCheckpoint,
+    SettingsChanged,
     StoreEpoch,
     StrangerHeard,
     TellClients,
@@ -59,7 +60,8 @@ from nfq_failover.core.pair.agreement import HEADERS, Agreement, datagram_bytes,
 from nfq_failover.core.pair.link import Link, Links
 from nfq_failover.core.pair.membership import Membership
 from nfq_failover.core.pair.roles import Do, Role, State
-from nfq_failover.core.pair.told import Telling
+from nfq_failover.core.pair.sharing import Sharing
+from nfq_failover.core.pair.told import Pairs, Telling
 from nfq_failover.core.rules import Rules
 from nfq_failover.core.settings import Settings
 from nfq_failover.core.shadow import path_mtu
@@ -121,13 +123,15 @@ class Node:
         self.history = History()
         self.links = Links(settings, rng, self.out, now)
         self.protector, self.shadowed = self.links.protector, self.links.shadowed
+        self.sharing = Sharing(settings)
         self.members = Membership(settings, self.protector.view, stored_epoch, served, now)
         self.gate = GateTable(settings, self.out.towards(self.protector.lane), served or stored_epoch == 0)
         self.shadow = ShadowTable(settings, self.out.towards(self.shadowed.lane), checkpoint)
         self.overruns = Overruns(self.out)
-        self.sweep = LeftoverSweep(self.out, self.gate, self.shadow)
-        self.rules = Rules(self.out, self.gate, self.shadow, restarts=checkpoint is not None)
-        self.telling = Telling(self.out.concerns, facts_of(settings))
+        self.sweep = LeftoverSweep(self.out, self.gate, self.shadow, self.sharing)
+        self.rules = Rules(self.out, self.gate, self.shadow, self.sharing, restarts=checkpoint is not None)
+        self._host_facts: Pairs = ()
+        self.telling = Telling(self.out.concerns, facts_of(settings, self.sharing))
         self.agreement = Agreement(settings, self.protector.peer.name, self.protector.told, self.out)
         self.agreement.set_own(self.telling.facts)
         if not settings.may_act:
@@ -364,16 +368,41 @@ class Node:
         self.links.tell(self.telling.due(now))
         self._observe(now)
 
-    def _set_up(self, event: HostFacts) -> None:
+    def _set_up(self) -> None:
         """Take note of how this host is set up, and tell it."""
-        facts = facts_of(self.settings) + event.facts
+        facts = facts_of(self.settings, self.sharing) + self._host_facts
         self.telling.set_facts(facts)
         self.agreement.set_own(facts)
         mtu = mtu_of(self.agreement.own)
         self.shadow.openings.fit_host(None if mtu is None else mtu - HEADERS)
 
+    def _follow_settings(self, settings: Settings, now: float) -> None:
+        """Go on with other settings. Rules for ports that came with them are asked for at once where this host follows,
+        and else when the peer has them."""
+        more = ports.minus(settings.ports, self.settings.ports)
+        self.settings.adopt(settings)
+        if more:
+            self.sharing.added(more)
+            if self.members.role is not Role.PRIMARY:
+                self.rules.again(self.members.role)
+        self._set_up()
+        self._share(now)
+        self._review_agreement(now)
+
+    def _share(self, now: float) -> None:
+        """Protect what is sent from ports that both hosts have from now on."""
+        shared = self.sharing.told(self.agreement.diverted)
+        if not shared:
+            return
+        self.out.log("info", "ports were added", ports=ports.text(shared))
+        if self.members.role is Role.PRIMARY:
+            self.gate.ports_join(shared, now)
+            self.rules.again(self.members.role)
+        self._set_up()
+
     def _review_agreement(self, now: float) -> None:
         if self.agreement.review(now):
+            self._share(now)
             self._follow_agreement(now)
 
     def _follow_agreement(self, now: float) -> None:
@@ -424,7 +453,8 @@ class Node:
         elif isinstance(event, StrangerHeard | Undelivered):
             self.links.clue(event, now)
         elif isinstance(event, HostFacts):
-            self._set_up(event)
+            self._host_facts = event.facts
+            self._set_up()
         elif isinstance(event, HostChecked):
             self.out.concerns.replace("host", event.concerns, now)
         elif isinstance(event, ListenersSeen):
@@ -433,6 +463,8 @@ class Node:
             self.telling.on_link(event.hardware, event.neighbours)
         elif isinstance(event, OperatorCommand):
             self._operator(event, now)
+        elif isinstance(event, SettingsChanged):
+            self._follow_settings(event.settings, now)
 
     def _health_checked(self, event: HealthChecked, now: float) -> None:
         """Take the outcome of a check of our application. What follows from it comes with the next tick."""
@@ -466,8 +498,11 @@ class Node:
     def _rules_applied(self, event: RulesApplied) -> None:
         if not event.ok:
             self.out.log("error", "firewall rules not applied", profile=event.profile.value, detail=event.detail)
-        elif event.profile is Profile.PRIMARY:
+            return
+        if event.profile is Profile.PRIMARY:
             self.members.rules_applied()
+        if self.sharing.applied(event.ports):
+            self._set_up()
 
     # ------------------------------------------------------------------------------------ actions
 

@@ -6,6 +6,7 @@ from nfq_failover.core.events import ApplyRules, Profile
 from nfq_failover.core.gate.table import GateTable
 from nfq_failover.core.outbox import Outbox
 from nfq_failover.core.pair.roles import Role
+from nfq_failover.core.pair.sharing import Sharing
 from nfq_failover.core.shadow.connection import HEARD
 from nfq_failover.core.shadow.table import ShadowTable
 from nfq_failover.wire.segment import FlowKey
@@ -18,8 +19,9 @@ class Rules:
     backup must still hear its client. `restarts`: a later life of the daemon goes on with such connections.
     """
 
-    def __init__(self, out: Outbox, gate: GateTable, shadow: ShadowTable, restarts: bool) -> None:
+    def __init__(self, out: Outbox, gate: GateTable, shadow: ShadowTable, sharing: Sharing, restarts: bool) -> None:
         self._out = out
+        self._sharing = sharing
         self._gate = gate
         self._shadow = shadow
         self._restarts = restarts
@@ -37,7 +39,7 @@ class Rules:
             profile = Profile.PRIMARY
         elif profile is Profile.ALONE and self._restarts and not self._gate.opening.adopts_unknown:
             profile = Profile.BACKUP  # what a leftover connection says must not find a bypass if the daemon dies now
-        self._out.effects.append(ApplyRules(profile, flows))
+        self._out.effects.append(ApplyRules(profile, flows, self._sharing.for_rules(profile is Profile.BACKUP)))
 
     def again(self, role: Role) -> None:
         """Ask for them once more: what they depend on has changed."""

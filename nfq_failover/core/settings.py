@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,10 +14,13 @@ class Peer:
     port: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Settings:
     """What the core is told. Times are in milliseconds, sizes in bytes. Defaults and bounds are the configuration's
-    (`config.schema`): here is none."""
+    (`config.schema`): here is none.
+
+    A node has one object of it, which all of its parts read when they need a value, and only `adopt` changes it.
+    """
 
     name: str
     service: bytes  # packed address
@@ -57,6 +60,10 @@ class Settings:
     out_of_step_ms: int  # how long one server may lack output that the other has sent
     health_checked: bool  # the shell checks the application's health
     health_failures: int  # failed checks in a row that make a failed application
+
+    def adopt(self, other: Settings) -> None:
+        """Become equal to `other`."""
+        self.__init__(**{field.name: getattr(other, field.name) for field in fields(other)})  # type: ignore[misc]
 
     @property
     def detection_ms(self) -> int:

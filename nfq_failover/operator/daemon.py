@@ -19,9 +19,9 @@ def add_config_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", type=Path, default=DEFAULT_CONFIG, help=f"configuration file ({DEFAULT_CONFIG})")
 
 
-def ask_daemon(args: argparse.Namespace, command: str) -> dict[str, Any]:
+def ask_daemon(args: argparse.Namespace, command: str, **more: Any) -> dict[str, Any]:
     """Ask the daemon of the configuration that is meant. Raises `CommandError`, `ConfigError`."""
-    from nfq_failover.config import load  # not for --help
+    from nfq_failover.config import state_dir  # not for --help
     from nfq_failover.shell.control import ask
 
-    return ask(load(args.config).state_dir / "control.sock", command)
+    return ask(state_dir(args.config) / "control.sock", command, **more)

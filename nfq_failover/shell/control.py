@@ -153,12 +153,13 @@ class ControlServer:
         self.path.unlink(missing_ok=True)
 
 
-def ask(path: Path, command: str, timeout_s: float = 5.0, service: str = "") -> dict[str, Any]:
+def ask(path: Path, command: str, timeout_s: float = 5.0, service: str = "", **more: Any) -> dict[str, Any]:
     """Returns a daemon's answer. Raises `CommandError` if there is none.
 
-    `service`: the address of the one that is asked; it need not be named where there is one.
+    `service`: the address of the one that is asked; it need not be named where there is one. `more`: what the command
+    needs besides.
     """
-    request = {"command": command, "service": service} if service else {"command": command}
+    request = {"command": command, **({"service": service} if service else {}), **more}
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as s:
             s.settimeout(timeout_s)

@@ -36,7 +36,9 @@ class Daemon:
     serves alone (see `Service`); only `leave` (or SIGINT) ends that as well.
     """
 
-    def __init__(self, prepared: Prepared) -> None:
+    def __init__(self, prepared: Prepared, *, follows_level: bool = False) -> None:
+        """`follows_level`: a reload may change what is logged."""
+        self._follows_level = follows_level
         self.services: list[Service] = []
         self._prepared = prepared
         self._loop = Loop()
@@ -78,7 +80,7 @@ class Daemon:
         for warning in prepared.warnings():
             log.warning("privileges", said=warning)
         for own in prepared.services:
-            self.services.append(self._undo.closing(Service.open(own, prepared, loop)))
+            self.services.append(self._undo.closing(Service.open(own, prepared, loop, self._follow_level)))
         control = ControlServer(prepared.control, self._control, prepared.may_ask())
         self._undo.add(control.close)
         loop.watch(control.fileno(), control.serve)
@@ -110,7 +112,12 @@ class Daemon:
             for service in self.services:
                 service.dump()
         elif number == signal.SIGHUP:
-            log.warning("SIGHUP changes nothing: restart the daemon to have it read its configuration")
+            for service in self.services:
+                service.reload()
+
+    def _follow_level(self, level: str) -> None:
+        if self._follows_level:
+            logs.set_level(level)
 
     def _turn(self) -> None:
         """One wake-up, with the wait before it."""
@@ -141,12 +148,15 @@ class Daemon:
         if command == "leave":
             self._stopping = self._for_good = True
             return {"state": ", ".join(service.state for service in self.services)}
-        if command not in ("status", "claim", "replica-is-whole"):
-            return {"error": f"unknown command '{command}': status, claim, replica-is-whole, leave or ping"}
+        if command not in ("status", "claim", "replica-is-whole", "reload"):
+            return {"error": f"unknown command '{command}': status, claim, replica-is-whole, reload, leave or ping"}
         wanted = request.get("service")
         asked = [service for service in self.services if wanted in (None, service.name)]
         if len(asked) != 1:
             return {"error": f"name one 'service' of {', '.join(service.name for service in self.services)}"}
         if command == "replica-is-whole":
             return asked[0].replica_is_whole()
+        if command == "reload":
+            number = request.get("number")
+            return asked[0].reloaded(number) if isinstance(number, int) else {"number": asked[0].reload()}
         return asked[0].status() if command == "status" else asked[0].claim()

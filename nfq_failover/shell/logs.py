@@ -109,18 +109,25 @@ class Form:
 class Log:
     """The daemon's log: events go through here on their way to the writer."""
 
-    def __init__(self, form: Form, file: TextIO) -> None:
+    def __init__(self, form: Form, file: TextIO, level: str) -> None:
         self._form = form
+        self.least = PRIORITIES[level]
         self._repeats = Repeats()
         self._next_sum = 0.0
         self.writer = BackgroundWriter(file, self._lost)
 
     def process(self, _: Any, method: str, event: Any) -> str:
-        """Be structlog's last processor. Raises `DropEvent` for what is only counted."""
+        """Be structlog's last processor. Raises `DropEvent` for what is only counted, or not to be logged at all."""
+        if PRIORITIES[method] > self.least:
+            raise structlog.DropEvent
         event["level"] = method
         if method != "debug" and not self._repeats.admit(event, time.monotonic()):
             raise structlog.DropEvent
         return self._form.line(event)
+
+    def set_level(self, level: str) -> None:
+        """Log from this level on."""
+        self.least = PRIORITIES[level]
 
     def pass_time(self, now: float, *, at_once: bool = False) -> None:
         """Sum up what was said too often, if it is time."""
@@ -153,15 +160,21 @@ _current: list[Log] = []
 
 def configure(level: str, as_json: bool) -> None:
     """Log to stderr from now on. `level`: debug, info, warning or error."""
-    log = Log(Form(as_json, is_journal(2)), sys.stderr)
+    log = Log(Form(as_json, is_journal(2)), sys.stderr, level)
     _current[:] = [log]
     atexit.register(log.close)
     structlog.configure(
         processors=[log.process],
-        wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, level.upper())),
+        wrapper_class=structlog.make_filtering_bound_logger(logging.DEBUG),  # the level may change: `process` knows it
         logger_factory=structlog.WriteLoggerFactory(log.writer),  # type: ignore[arg-type]  # it needs write and flush only
         cache_logger_on_first_use=True,
     )
+
+
+def set_level(level: str) -> None:
+    """Log from this level on."""
+    for log in _current:
+        log.set_level(level)
 
 
 def pass_time(now: float) -> None:

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import structlog
 
+from nfq_failover.config.differences import Differences, with_keys
+from nfq_failover.core import ports
 from nfq_failover.core.events import (
     ApplyRules,
     AskWitness,
@@ -36,6 +39,7 @@ from nfq_failover.core.events import (
     Queue,
     SaveCheckpoint,
     SendDatagram,
+    SettingsChanged,
     StoreEpoch,
     TellClients,
     TimerFired,
@@ -65,6 +69,7 @@ from nfq_failover.shell.peer.reader import SyncReader
 from nfq_failover.shell.peer.socket import open_sync
 from nfq_failover.shell.privileged.client import RemoteFences, RemoteRules
 from nfq_failover.shell.privileged.rights import describe
+from nfq_failover.shell.reload import Reloads
 from nfq_failover.shell.selfcheck.address import AddressCheck
 from nfq_failover.shell.selfcheck.checks import Check, SelfChecks
 from nfq_failover.shell.selfcheck.conflict import ConflictCheck
@@ -91,8 +96,11 @@ class Service:
     its own connections pass) until the daemon is back.
     """
 
-    def __init__(self, own: PreparedService, prepared: Prepared, loop: Loop, undo: Undo) -> None:
+    def __init__(
+        self, own: PreparedService, prepared: Prepared, loop: Loop, undo: Undo, follow_level: Callable[[str], None]
+    ) -> None:
         """Use `open`: whoever hands `undo` in must run it if this fails."""
+        self._follow_level = follow_level
         config, settings, helper = own.config, own.config.settings, own.helper
         self.name = config.service
         self._config, self._loop, self._undo, self._checkpoints = config, loop, undo, own.store
@@ -164,14 +172,18 @@ class Service:
         loop.watch(self._epochs.fileno(), self._epochs_stored)
         loop.watch(helper.fileno(), self._hear_helper)
         loop.watch(self._changes.fileno(), self._host_changed)
+        self._reloads = undo.closing(Reloads(helper, loop, self._apply, lambda: self._rules.busy))
         self._stay = False
 
     @classmethod
-    def open(cls, own: PreparedService, prepared: Prepared, loop: Loop) -> Service:
-        """Prepare the host, silently; `begin` lets the service act. It undoes all if it raises `NfqFailoverError`."""
+    def open(cls, own: PreparedService, prepared: Prepared, loop: Loop, follow_level: Callable[[str], None]) -> Service:
+        """Prepare the host, silently; `begin` lets the service act. It undoes all if it raises `NfqFailoverError`.
+
+        `follow_level` is told what the configuration has for the log's level when that has changed.
+        """
         undo = Undo()
         try:
-            return cls(own, prepared, loop, undo)
+            return cls(own, prepared, loop, undo, follow_level)
         except BaseException:
             undo.run()
             raise
@@ -487,6 +499,37 @@ class Service:
         members = self.node.members
         state, _ = standing(members, self.node.out.concerns)
         return f"{members.role.name.lower()}, {state}, epoch {members.epoch}"
+
+    def reload(self) -> int:
+        """Begin to take over what has changed in the configuration. Returns the number to ask `reloaded` with."""
+        return self._reloads.start()
+
+    def reloaded(self, number: int) -> dict[str, Any]:
+        """What has come of a reload, JSON-ready."""
+        outcome = self._reloads.outcome(number)
+        fresh = self.node.sharing.fresh
+        if outcome.get("ok") and fresh:
+            outcome["waiting"] = f"ports {ports.text(fresh)} are not protected until the other host has them, too"
+        if outcome.get("ok"):
+            outcome["problems"] = [concern.what for concern in self._rules.concerns(time.monotonic())]
+        return outcome
+
+    def _apply(self, changes: Differences) -> None:
+        """Go on with another configuration."""
+        before = self._config
+        config = self._config = with_keys(changes.config, before)
+        settings = config.settings
+        if config.log_level != before.log_level:
+            self._follow_level(config.log_level)
+        self.answer(SettingsChanged(settings))
+        if self._copies is not None and settings.ports != before.settings.ports:
+            self._copies.serve(settings.service, settings.ports)
+        self._second_opinion.follow(config)
+        if config.health != before.health:
+            self._health.follow(config.health)
+        self._address.announcer.refresh(config.announce_refresh_ms / 1000)
+        self._host_facts.follow(config)
+        self._self_checks.look_again("fence")
 
     def replica_is_whole(self) -> dict[str, Any]:
         """Believe the operator that the replica's application is as the server's. Returns the state."""

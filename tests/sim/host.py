@@ -514,7 +514,7 @@ class SimHost:
     def _apply(self, effect: ApplyRules, run: int) -> None:
         if run == self.run:
             self.profile, self.inherited = effect.profile, frozenset(effect.inherited)
-            self.feed(RulesApplied(effect.profile, True))
+            self.feed(RulesApplied(effect.profile, True, ports=effect.ports))
 
     # ------------------------------------------------------------------------------------ the sync channel
 

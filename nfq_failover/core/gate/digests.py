@@ -130,7 +130,7 @@ class GateDigests:
         self.out = out
         self.on = settings.divergence != "off"
         self._strict = settings.divergence == "strict"
-        self._patience_s = settings.out_of_step_ms / 1000
+        self._settings = settings
         self._part = part
         self._seed = hash_seed(settings.key)
         self._streams: dict[int, SentStream] = {}
@@ -385,7 +385,11 @@ class GateDigests:
                 continue
             if not again.connection.gated:  # `remind` begins again
                 continue
-            if self._strict and again.released < again.snd_nxt and now - again.waits_since > self._patience_s:
+            if (
+                self._strict
+                and again.released < again.snd_nxt
+                and now - again.waits_since > self._settings.out_of_step_ms / 1000
+            ):
                 self.out.counters["strict-given-up"] += 1
                 self._part(again.connection, "the replica does not follow (policy: strict)", now)
                 continue

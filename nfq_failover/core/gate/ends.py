@@ -100,19 +100,24 @@ class GateEnds:
         self.out = out
         self.numbers = numbers
         self.findings: deque[ApplicationFailed] = deque()
-        self._moves = settings.on_app_failure != "off"
-        self._alone = settings.on_app_failure == "connection"
-        self._deadline_s = settings.end_deadline_ms / 1000
+        self._settings = settings
         # What the backup has told unasked, it may have told before it had our digests: if the streams differ, nobody
         # has failed.
         self._failures = 1 if settings.divergence == "off" else 2
-        self._checked = settings.health_checked
         self._well_at: float | None = None
         self._part = part
         self._close = close
         self._replicas_hang = replicas_hang
         self._replica_whole = replica_whole
         self.questions = EndQuestions(out, self._question)
+
+    @property
+    def _deadline_s(self) -> float:
+        return self._settings.end_deadline_ms / 1000
+
+    @property
+    def _alone(self) -> bool:
+        return self._settings.on_app_failure == "connection"
 
     def note_well(self, began_at: float) -> None:
         """A check of our application has ended well; this is when it began."""
@@ -206,7 +211,7 @@ class GateEnds:
 
     def _alive(self, end: EndGate) -> bool:
         """Whether our application has passed a check that began after the replica's end; without checks it has."""
-        if not self._checked or end.ended_at is None:
+        if not self._settings.health_checked or end.ended_at is None:
             return True
         return self._well_at is not None and self._well_at > end.ended_at
 
@@ -223,7 +228,8 @@ class GateEnds:
 
     def _failed(self, connection: GatedConnection, end: EndGate, now: float) -> None:
         ended = "reset" if end.kind is EndKind.RST else "closed"
-        if not self._moves or not (self._alone or self._replica_whole() or self._all_ended()):
+        may_move = self._alone or self._replica_whole() or self._all_ended()
+        if self._settings.on_app_failure == "off" or not may_move:
             self._give_up(connection, f"the server has {ended} the connection, its replica has not", now)
             return
         if self._alone:

@@ -93,7 +93,7 @@ class Handovers:
     ) -> None:
         self.out = out
         self.flows: dict[FlowKey, HandedConnection] = {}
-        self._limit = settings.max_connections
+        self._settings = settings
         self._by_number: dict[int, HandedConnection] = {}
         self._numbers = numbers
         self._tracked = tracked
@@ -106,7 +106,7 @@ class Handovers:
     def start(self, connection: GatedConnection, reason: str, now: float) -> None:
         """Be silent about the connection from now on, and give it to the backup. Without room it is unprotected."""
         flow, conn = connection.flow, connection.conn
-        if len(self.flows) >= self._limit:
+        if len(self.flows) >= self._settings.max_connections:
             self.out.counters["hand-over-full"] += 1
             self._unprotect(connection, "too many connections were handed over", now)
             return

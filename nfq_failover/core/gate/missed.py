@@ -63,6 +63,10 @@ class MissedInput:
         connection.miss_from(max(connection.acks.confirmed, 0), counts)
         self.look(connection, now)
 
+    def ports_join(self, now: float) -> None:
+        """Ports were added: a connection that is half open there is from before that."""
+        self._since = now
+
     def look(self, connection: GatedConnection, now: float) -> None:
         """Our TCP has taken something of a connection without a replica."""
         if not connection.has_missed():

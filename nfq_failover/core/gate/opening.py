@@ -23,6 +23,7 @@ from nfq_failover.core.gate.connection import (
 )
 from nfq_failover.core.gate.pace import Pacing
 from nfq_failover.core.outbox import Outbox
+from nfq_failover.core.ports import Ports, has, union
 from nfq_failover.core.settings import Settings
 from nfq_failover.core.tcp.syn import hold_to_mss, strip
 from nfq_failover.core.timers import TimerQueue
@@ -38,6 +39,8 @@ OPEN_RETRY_FIRST_S: Final = 0.005
 FULL_LOG_EVERY_S: Final = 1.0
 HURRIED_S: Final = 0.05  # how long a SYN-ACK waits for the replica while no replica goes on
 NO_ROOM: Final = "there was no room in the table when it was opened"
+UNSEEN: Final = "opened while no daemon was there"
+OLDER_THAN_PORT: Final = "opened before its port was added"
 DIALLED: Final = "opened by the server: no replica can open it"
 
 
@@ -67,8 +70,8 @@ class Opening:
     ) -> None:
         self.out = out
         self.adopts_unknown = adopts_unknown
-        self._limit = settings.max_connections
-        self._deadline_s = settings.open_deadline_ms / 1000
+        self._settings = settings
+        self._joined: Ports = ()
         self._flows = flows
         self._numbers = numbers
         self._timers = timers
@@ -90,7 +93,7 @@ class Opening:
     @property
     def has_room(self) -> bool:
         """Whether another connection fits into the table."""
-        return len(self._flows) < self._limit
+        return len(self._flows) < self._settings.max_connections
 
     # ------------------------------------------------------------------------------------ handshakes
 
@@ -210,7 +213,9 @@ class Opening:
 
     def repeat(self, connection: GatedConnection, now: float) -> None:
         """The backup has not answered in time: ask again, until the deadline."""
-        deadline_s = min(self._deadline_s, HURRIED_S) if self._pace.stands_still else self._deadline_s
+        deadline_s = self._settings.open_deadline_ms / 1000
+        if self._pace.stands_still:
+            deadline_s = min(deadline_s, HURRIED_S)
         if now - connection.opened_at > deadline_s:
             self._unprotect(connection, NOT_READY, now)
             self._timers.set(connection.conn, now + POLL_MAX_S)
@@ -237,6 +242,13 @@ class Opening:
     def adopt_unknown(self, adopts: bool) -> None:
         """Say whether connections that nobody saw open may speak from now on."""
         self.adopts_unknown = adopts
+        if not adopts:
+            self._joined = ()
+
+    def ports_join(self, more: Ports) -> None:
+        """From now on packets from these ports are seen, too, while this host serves: what is open there is its own,
+        and known to its clients by our TCP's numbers."""
+        self._joined = union(self._joined, more)
 
     def note_probed(self, flows: frozenset[FlowKey]) -> None:
         """These connections were probed: a reset of theirs is the answer to us, not to the client."""
@@ -252,12 +264,12 @@ class Opening:
         elif seg.flags & RST and flow in self._probed:
             self.out.drop(event.queue, event.packet_id, "stranger-gone")
             return None
-        elif not self.adopts_unknown and not seg.flags & RST and self.has_room:
+        elif not (self.adopts_unknown or has(self._joined, flow[3])) and not seg.flags & RST and self.has_room:
             self.out.drop(event.queue, event.packet_id, "stranger")
             self.out.reset_unknown(seg)
             return None
         elif seg.flags & (RST | FIN | ACK) == ACK and self.has_room:
-            found = self._adopt(seg, flow, "opened while no daemon was there", now)
+            found = self._adopt(seg, flow, OLDER_THAN_PORT if has(self._joined, flow[3]) else UNSEEN, now)
         self.out.accept(event.queue, event.packet_id)
         return found
 

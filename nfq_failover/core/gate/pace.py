@@ -54,11 +54,8 @@ class Pacing:
         self.stands_still = False
         self.worst_s = 0.0  # at the last look
         self.slowing = Slowing(settings, out)
-        self._slow_is_enough = settings.slow_backup == "unprotect"
         self._let_go = let_go
-        self._patience_s = settings.replica_patience_ms / 1000
-        self._end_doubt_s = settings.end_deadline_ms / 2000
-        self._end_patience_s = max(self._patience_s, 2 * settings.end_deadline_ms / 1000)  # is it our server's failure?
+        self._settings = settings
         self._watched: dict[int, GatedConnection] = {}
         self._gone: dict[int, GatedConnection] = {}  # let go, and not back yet
         self._heard = False
@@ -66,6 +63,19 @@ class Pacing:
         self._clock = self._progress = 0.0
         self._looked_at = 0.0
         self._next: float | None = None
+
+    @property
+    def _patience_s(self) -> float:
+        return self._settings.replica_patience_ms / 1000
+
+    @property
+    def _end_doubt_s(self) -> float:
+        return self._settings.end_deadline_ms / 2000
+
+    @property
+    def _end_patience_s(self) -> float:
+        """Is it our server's failure?"""
+        return max(self._patience_s, 4 * self._end_doubt_s)
 
     # ------------------------------------------------------------------------------------ what is known
 
@@ -207,7 +217,7 @@ class Pacing:
             return STANDS_STILL
         if patience_s and (lag_s >= patience_s or (end is not None and end.stands_still(self._end_patience_s))):
             return BEHIND
-        if self._slow_is_enough and distance.slow and clock - distance.slow_at >= patience_s:
+        if self._settings.slow_backup == "unprotect" and distance.slow and clock - distance.slow_at >= patience_s:
             return BEHIND
         longest_s = max(lag_s, starved_s)
         if self._quiet or (longest_s >= ASK_S and now - distance.asked_at >= ASK_S):

@@ -32,7 +32,7 @@ class Slowing:
     def __init__(self, settings: Settings, out: Outbox) -> None:
         self.out = out
         self.count = self.held_total = 0
-        self._slow_s = settings.replica_slow_ms / 1000
+        self._settings = settings
         self._first: float | None = None  # since when connections are slowed, with less than `CALM_S` between them
         self._last: float | None = None  # when a connection was last found slowed
 
@@ -58,11 +58,11 @@ class Slowing:
 
     def judge(self, connection: GatedConnection, lag_s: float, clock: float) -> None:
         """The replica of a connection is late by so much."""
-        distance = connection.distance
-        if not distance.slow and lag_s >= self._slow_s:
+        distance, slow_s = connection.distance, self._settings.replica_slow_ms / 1000
+        if not distance.slow and lag_s >= slow_s:
             distance.slow_down(clock)
             self.out.counters["pace-slowed"] += 1
-        elif distance.slow and 2 * lag_s < self._slow_s and not connection.held_data:
+        elif distance.slow and 2 * lag_s < slow_s and not connection.held_data:
             distance.speed_up()
         self.count += distance.slow
         self.held_total += connection.held_data.size

@@ -23,6 +23,7 @@ from nfq_failover.core.gate.opening import DIALLED, POLL_MAX_S, Opening
 from nfq_failover.core.gate.pace import Pacing
 from nfq_failover.core.gate.served import ServedAlone
 from nfq_failover.core.outbox import Outbox
+from nfq_failover.core.ports import Ports
 from nfq_failover.core.settings import Settings
 from nfq_failover.core.tcp.syn import refuses_syn
 from nfq_failover.core.timers import TimerQueue
@@ -123,6 +124,11 @@ class GateTable:
             Closed: self._on_told,
             Whole: self.missed.on_whole,
         }
+
+    def ports_join(self, more: Ports, now: float) -> None:
+        """This host begins to see what is sent from these ports."""
+        self.opening.ports_join(more)
+        self.missed.ports_join(now)
 
     def knows(self, flow: FlowKey) -> bool:
         """Whether the connection was opened before our eyes."""

@@ -17,7 +17,9 @@ from nfq_failover import __version__
 from nfq_failover.constants import MAX_DATAGRAM, OPT_SACK_PERMITTED, OPT_TIMESTAMPS, OPT_WSCALE
 from nfq_failover.core.concerns import Concern, Weight
 from nfq_failover.core.outbox import Outbox
+from nfq_failover.core.pair.sharing import Sharing
 from nfq_failover.core.pair.told import Pairs, Told
+from nfq_failover.core.ports import Ports, covers, read, union
 from nfq_failover.core.settings import Settings
 
 WAIT_S: Final = 1.0  # a peer that tells its settings at all does so as soon as it is heard
@@ -42,6 +44,17 @@ class Host:
         """A fact that is a number; 0 if it is none."""
         text = self.facts[name]
         return int(text) if text.isascii() and text.isdigit() and len(text) < 10 else 0
+
+    @property
+    def ports(self) -> Ports | None:
+        """The ports that it diverts; None if they can't be read."""
+        return read(self.facts["ports"])
+
+    @property
+    def diverted(self) -> Ports | None:
+        """The same, and those that it diverts only while it follows."""
+        mine, added = self.ports, read(self.facts.get("ports-added", ""))
+        return None if mine is None or added is None else union(mine, added)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +123,25 @@ def _two_witnesses(one: Host, other: Host) -> bool:
     return one.facts["witness"] != other.facts["witness"] and not _one_has_none(one, other)
 
 
+def _lacks_ports(one: Host, other: Host) -> bool:
+    """Whether a port that one diverts would find a replica on the other that nothing keeps silent."""
+    if one.facts["ports"] == other.facts["ports"] or (_all_ports(one) and _all_ports(one) == _all_ports(other)):
+        return False
+    theirs = [(host.ports, host.diverted) for host in (one, other)]
+    if any(mine is None or diverted is None for mine, diverted in theirs):
+        return True
+    (ports_of_one, all_of_one), (ports_of_other, all_of_other) = theirs
+    return not (covers(all_of_other or (), ports_of_one or ()) and covers(all_of_one or (), ports_of_other or ()))
+
+
+def _all_ports(host: Host) -> str:
+    return host.facts.get("ports-all", "")
+
+
+def _wants_others(one: Host, other: Host) -> bool:
+    return _all_ports(one) != _all_ports(other) and not _lacks_ports(one, other)
+
+
 def _off_on_one(one: Host, other: Host) -> bool:
     return (one.facts["divergence"] == "off") is not (other.facts["divergence"] == "off")
 
@@ -123,7 +155,15 @@ _UPGRADE = "install the same version on both hosts"
 
 RULES: Final = (
     Rule("service", ("service",), _U, "the service address differs"),
-    Rule("ports", ("ports",), _U, "`ports` differ"),
+    Rule("ports", ("ports",), _U, "`ports` differ", wrong=_lacks_ports),
+    Rule(
+        *("added-ports", ("ports-wanted",), _D, "`ports` differ"),
+        *(
+            "those that only one host has are not protected",
+            "give the other host the same, and run 'nfq-failover reload' there",
+            _wants_others,
+        ),
+    ),
     Rule("tap", ("tap",), _U, "`tap` differs", "the backup does not see what clients send"),
     Rule(
         *("heartbeat", ("heartbeat-ms", "heartbeat-count"), _U, "heartbeats differ (ms, count)"),
@@ -215,7 +255,7 @@ class Common:
         return None if self.mtu is None else self.mtu - HEADERS
 
 
-def facts_of(settings: Settings) -> Pairs:
+def facts_of(settings: Settings, sharing: Sharing) -> Pairs:
     """What the core's settings say of a host."""
     alone = [
         word
@@ -226,11 +266,10 @@ def facts_of(settings: Settings) -> Pairs:
         )
         if there
     ]
-    ports = ", ".join(f"{low}-{high}" if low < high else f"{low}" for low, high in sorted(settings.ports))
     return (
         ("version", __version__),
         ("service", str(ip_address(settings.service))),
-        ("ports", short(ports)),
+        *((name, short(value)) for name, value in sharing.facts()),
         ("heartbeat-ms", str(settings.heartbeat_interval_ms)),
         ("heartbeat-count", str(settings.heartbeat_count)),
         ("divergence", settings.divergence),
@@ -319,6 +358,12 @@ class Agreement:
         self.obstacle = "; ".join(refused)
         lacking = (kind for name, kind in _OPTIONS.items() if facts.get(name) == "0")
         self.common = Common(frozenset(lacking), mtu_of(facts))
+
+    @property
+    def diverted(self) -> Ports | None:
+        """The ports that the peer diverts, or will as soon as it follows; None if it has not told."""
+        facts = self._told.facts or {}
+        return Host(self._peer, facts).diverted if "ports" in facts else None
 
     @property
     def heartbeat_ms(self) -> int:

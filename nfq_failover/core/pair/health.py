@@ -26,8 +26,7 @@ class Health:
     """What the checks have found. Without checks, the application counts as well."""
 
     def __init__(self, settings: Settings) -> None:
-        self._checked = settings.health_checked
-        self._failures = settings.health_failures
+        self._settings = settings
         self.failed = 0  # in a row
         self.detail = ""
         self._well_at: float | None = None
@@ -36,7 +35,7 @@ class Health:
     @property
     def well(self) -> bool:
         """Whether too few checks in a row have failed for the application to count as failed."""
-        return self.failed < self._failures
+        return self.failed < self._settings.health_failures
 
     @property
     def reason(self) -> str:
@@ -58,10 +57,10 @@ class Health:
 
     def recovered(self, now: float) -> bool:
         """Whether the application is well again after the service was given away."""
-        if not self._checked:
+        if not self._settings.health_checked:
             return now - self._yielded_at >= UNCHECKED_REST_S
         return self.failed == 0 and self._well_at is not None and self._well_at > self._yielded_at + CHECKED_REST_S
 
     def status(self) -> HealthStatus:
         """What the checks say, for people."""
-        return HealthStatus(self._checked, self.well, self.failed, self.detail)
+        return HealthStatus(self._settings.health_checked, self.well, self.failed, self.detail)

@@ -65,8 +65,7 @@ class Divergence:
         self._die = die
         self._seed = hash_seed(settings.key)
         self._strict = settings.divergence == "strict"
-        self._run = settings.divergence_run_bytes
-        self._hold_s = settings.hole_deadline_ms / 1000
+        self._settings = settings
         self._timers: TimerQueue[int] = TimerQueue()
         self._parts = Parts(numbers, self._ask, self._seen, self._diverged) if self._strict else None
 
@@ -176,7 +175,7 @@ class Divergence:
         """After a takeover the client has sent `seg`, which acknowledges everything before `ack`. Returns whether it
         has said that it has nothing beyond."""
         compare = connection.output.compare
-        if compare is None or not hear(connection, compare, seg, ack, self._hold_s / 2, now):
+        if compare is None or not hear(connection, compare, seg, ack, self._settings.hole_deadline_ms / 2000, now):
             return False
         compare.client_ends(ack)
         return True
@@ -283,7 +282,7 @@ class Divergence:
         """The block [start, end) was compared. Returns why the connection has to be given up, if so. Of one whose bytes
         are not `known` a single byte may differ, so one or two of them are no reason: what follows will tell."""
         compare.advance(end)
-        limit = self._run if known else self._run + UNKNOWN_BYTES
+        limit = self._settings.divergence_run_bytes + (0 if known else UNKNOWN_BYTES)
         for left, right in runs:
             if compare.differs(start + left, start + right):
                 self.out.counters["difference"] += 1
@@ -377,7 +376,7 @@ class Divergence:
         if not compare.pending and not compare.in_step:
             return f"diverged: {_goes_on(compare)}"
         if compare.pending or compare.doubts:
-            self._timers.set(connection.conn, now + self._hold_s)
+            self._timers.set(connection.conn, now + self._settings.hole_deadline_ms / 1000)
             compare.watch((connection.output.outbound.end, compare.compared), now)
         else:
             connection.output.stop_comparing()
@@ -394,7 +393,7 @@ class Divergence:
             self._diverged(connection, "the replica does not complete what the server had sent", now)
             return
         compare.watch(state, now)
-        self._timers.set(connection.conn, now + self._hold_s)
+        self._timers.set(connection.conn, now + self._settings.hole_deadline_ms / 1000)
 
     def clear(self) -> None:
         """No more deadlines."""

@@ -4,6 +4,7 @@ decides)."""
 from __future__ import annotations
 
 from nfq_failover.core.outbox import Outbox
+from nfq_failover.core.settings import Settings
 from nfq_failover.core.shadow.connection import Shadow, ShadowConnection
 from nfq_failover.core.shadow.divergence import Divergence
 from nfq_failover.core.timers import TimerQueue
@@ -32,15 +33,14 @@ class ShadowEnds:
     the client has the FIN."""
 
     def __init__(
-        self, out: Outbox, numbers: dict[int, ShadowConnection], divergence: Divergence, checked: bool
+        self, out: Outbox, numbers: dict[int, ShadowConnection], divergence: Divergence, settings: Settings
     ) -> None:
-        """`numbers`: the connections by number. `divergence`: knows when an end may be told. `checked`: somebody checks
-        the application's health."""
+        """`numbers`: the connections by number. `divergence`: knows when an end may be told."""
         self.out = out
         self.numbers = numbers
         self._divergence = divergence
         self._timers: TimerQueue[int] = TimerQueue()
-        self._checked = checked
+        self._settings = settings
         self._well_at: float | None = None  # when a check has last begun that ended well
 
     def note_well(self, began_at: float) -> None:
@@ -50,7 +50,7 @@ class ShadowEnds:
     def _end(self, connection: ShadowConnection) -> End:
         since = connection.end.primary_ended_at
         well = since is None or (self._well_at is not None and self._well_at > since)
-        return end_of(connection, well or not self._checked)
+        return end_of(connection, well or not self._settings.health_checked)
 
     def ended(self, connection: ShadowConnection, now: float, tell: bool = True) -> None:
         """The replica has just ended. `tell`: now; else only later."""

@@ -32,11 +32,18 @@ class Lengths:
         self._resets = resets
         self._numbers = numbers
         self._die = die
-        self._patience_s = settings.out_of_step_ms / 1000
-        self._hold_s = min(settings.hole_deadline_ms, settings.out_of_step_ms) / 1000
+        self._settings = settings
         self._timers: TimerQueue[int] = TimerQueue()
         self._heard_at = 0.0  # when any replica has last said something
         self._behind: dict[int, tuple[float, int]] = {}  # after a takeover: since when, and where it was last seen
+
+    @property
+    def _patience_s(self) -> float:
+        return self._settings.out_of_step_ms / 1000
+
+    @property
+    def _hold_s(self) -> float:
+        return min(self._settings.hole_deadline_ms / 1000, self._patience_s)
 
     # ------------------------------------------------------------------------------------ while both live
 

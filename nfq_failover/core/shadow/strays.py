@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from nfq_failover.constants import ACK, RST, SYN
 from nfq_failover.core.outbox import Outbox
+from nfq_failover.core.settings import Settings
 from nfq_failover.core.shadow.resets import places
 from nfq_failover.wire.records import Open, Served
 from nfq_failover.wire.segment import FlowKey, Segment
@@ -64,10 +65,10 @@ def unanswered(opening: Open) -> Stray:
 class Strays:
     """All of them, by flow."""
 
-    def __init__(self, out: Outbox, most: int) -> None:
-        """`most`: how many are kept."""
+    def __init__(self, out: Outbox, settings: Settings) -> None:
+        """At most `settings.max_connections` are kept."""
         self.out = out
-        self._most = most
+        self._settings = settings
         self._numbers: dict[int, FlowKey] = {}
         self.flows: dict[FlowKey, Stray] = {}
 
@@ -79,7 +80,7 @@ class Strays:
             return
         if stray is not None:
             del self._numbers[stray.told.conn]
-        elif len(self.flows) >= self._most:
+        elif len(self.flows) >= self._settings.max_connections:
             self.out.counters["stray-not-kept"] += 1
             return
         self.flows[record.flow] = Stray(record)

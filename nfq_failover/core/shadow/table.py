@@ -75,10 +75,10 @@ class ShadowTable:
         self.wholeness = Wholeness(out, settings.service_state == "shared")
         self.feeding = Feeding(out, numbers, self._fed_enough)
         self.resets = Resets(out)
-        self.strays = Strays(out, settings.max_connections)
+        self.strays = Strays(out, settings)
         self.lengths = Lengths(settings, out, numbers, self.resets, self._part)
         self.divergence = Divergence(settings, out, numbers, self.lengths, self._part)
-        self.ends = ShadowEnds(out, numbers, self.divergence, settings.health_checked)
+        self.ends = ShadowEnds(out, numbers, self.divergence, settings)
         self.takeover = Takeover(
             *(settings, out, flows, numbers, self.repair, self.divergence, self.lengths, self.feeding),
             *(self.resets, self.strays, self.wholeness),

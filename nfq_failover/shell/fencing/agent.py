@@ -227,6 +227,10 @@ class FenceKeeper:
         self._answers = answers
         self._running: dict[str, RunningFence] = {}
 
+    def follow(self, plan: FencePlan) -> None:
+        """Fence by another plan from the next order on."""
+        self._plan = plan
+
     def start(self, order: Fence) -> None:
         """Begin a fence. One of the same peer that still runs is killed: its success would concern an earlier life."""
         self._stop(order.peer)

@@ -26,12 +26,23 @@ class SecondOpinion:
 
     def __init__(self, config: Config, loop: Loop, answers: Answers, trouble: Callable[[], str]) -> None:
         """`trouble` looks at our own way to the peer, and says what is wrong with it."""
-        self._answers = answers
+        self._answers, self._loop, self._config = answers, loop, config
         self._link = LinkChecker(trouble, config.listen[0], config.check_targets, config.check_deadline_ms)
         self._witness = WitnessClient(config.witness, config.settings.name) if config.witness else None
         self._unanswered_at: float | None = None
         if self._witness is not None:
             loop.watch(self._witness.fileno(), self._heard)
+
+    def follow(self, config: Config) -> None:
+        """Ask others from now on. What is being asked at this moment goes on."""
+        self._link.follow(config.check_targets, config.check_deadline_ms)
+        before, self._config = self._config, config
+        if config.witness is None or self._witness is None or config.witness == before.witness:
+            return
+        self._loop.unwatch(self._witness.fileno())
+        self._witness.close()
+        self._witness = WitnessClient(config.witness, config.settings.name)
+        self._loop.watch(self._witness.fileno(), self._heard)
 
     def seek(self, order: CheckLink | AskWitness) -> LinkChecked | None:
         """Find out whether it is this host that is cut off; or ask the witness, once. Returns what is known at once."""

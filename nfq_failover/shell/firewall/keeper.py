@@ -8,6 +8,7 @@ import structlog
 
 from nfq_failover.core.concerns import Concern, Weight
 from nfq_failover.core.events import ApplyRules, Event, Profile, RulesApplied, RulesLost
+from nfq_failover.core.ports import Ports
 from nfq_failover.shell.firewall.script import RulesError
 from nfq_failover.shell.loop import Loop
 from nfq_failover.wire.segment import FlowKey
@@ -38,10 +39,10 @@ class Script(Protocol):
 class Runner(Protocol):
     """What runs the script: firewall/script.py itself, or the privileged helper. All of it raises `RulesError`."""
 
-    def start_apply(self, profile: Profile, inherited: tuple[FlowKey, ...] = ()) -> Script:
-        """Begin to install a profile."""
+    def start_apply(self, profile: Profile, inherited: tuple[FlowKey, ...] = (), ports: Ports | None = None) -> Script:
+        """Begin to install a profile. `ports`: of the service; None: those of the start."""
 
-    def apply(self, profile: Profile, inherited: tuple[FlowKey, ...] = ()) -> str:
+    def apply(self, profile: Profile, inherited: tuple[FlowKey, ...] = (), ports: Ports | None = None) -> str:
         """Install a profile and wait for it. Returns warnings."""
 
     def start_check(self) -> Script:
@@ -87,7 +88,7 @@ class RulesKeeper:
         self._pending = False
         wanted = self._wanted
         try:
-            self._run(self._runner.start_apply(wanted.profile, wanted.inherited), wanted)
+            self._run(self._runner.start_apply(wanted.profile, wanted.inherited, wanted.ports), wanted)
         except RulesError as error:
             self._failed(wanted, str(error))
 
@@ -110,7 +111,7 @@ class RulesKeeper:
                 self._wrong.clear()
                 if warnings:
                     log.warning("firewall rules", profile=wanted.profile.value, said=warnings)
-                self._events.append(RulesApplied(wanted.profile, True))
+                self._events.append(RulesApplied(wanted.profile, True, ports=wanted.ports))
         except RulesError as error:
             if wanted is not None:
                 self._failed(wanted, str(error))
@@ -119,7 +120,7 @@ class RulesKeeper:
         self._next()
 
     def _failed(self, wanted: ApplyRules, detail: str) -> None:
-        self._events.append(RulesApplied(wanted.profile, False, detail))
+        self._events.append(RulesApplied(wanted.profile, False, detail, wanted.ports))
         self._wrong["rules-not-applied"] = f"the rules '{wanted.profile.value}' could not be installed: {detail}"
         self._retry_at = 0.0
 
@@ -176,6 +177,11 @@ class RulesKeeper:
             "pending": self._pending or self._running is not None,
         }
 
+    @property
+    def busy(self) -> bool:
+        """Whether rules that were asked for are on their way."""
+        return self._pending or (self._running is not None and self._running[1] is not None)
+
     def close(self, stay: bool = False) -> None:
         """Take all rules out again, unless the service address stays: then the host stays silent.
 
@@ -191,7 +197,7 @@ class RulesKeeper:
             if stay:
                 late = self._pending or self._retry_at is not None or self._installed is not self._wanted.profile
                 if late and self._was_told:
-                    self._runner.apply(self._wanted.profile, self._wanted.inherited)
+                    self._runner.apply(self._wanted.profile, self._wanted.inherited, self._wanted.ports)
                 return
             self._runner.remove()
         except RulesError as error:

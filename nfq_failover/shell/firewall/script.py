@@ -11,13 +11,14 @@ import socket
 import subprocess
 import tempfile
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from ipaddress import ip_address
 from pathlib import Path
 from typing import IO, Final
 
 from nfq_failover.constants import DEFAULT_MARK, DEFAULT_QUEUE_IN, DEFAULT_QUEUE_OUT
 from nfq_failover.core.events import Profile
+from nfq_failover.core.ports import Ports
 from nfq_failover.errors import ConfigError, NfqFailoverError
 from nfq_failover.wire.segment import FlowKey
 
@@ -149,10 +150,14 @@ class RulesRunner:
         self._script = find_script(options.script)
         self._macs: dict[str, str] = {}
 
-    def arguments(self, profile: Profile, inherited: bool = False) -> list[str]:
+    def serve(self, ports: Ports) -> None:
+        """The service has these ports now."""
+        self.options = replace(self.options, ports=ports)
+
+    def arguments(self, profile: Profile, inherited: bool = False, ports: Ports | None = None) -> list[str]:
         """Returns the argument vector of an installation; the inherited connections are passed on standard input."""
         options = self.options
-        argv = [*self._command("install"), "--role", profile.value, *self._choices()]
+        argv = [*self._command("install"), "--role", profile.value, *self._choices(ports or options.ports)]
         argv += ["--queue-in", str(options.queue_in), "--queue-out", str(options.queue_out), "--guard", options.guard]
         if options.strict:
             argv.append("--strict")
@@ -163,18 +168,21 @@ class RulesRunner:
                 argv += ["--peer", address, "--peer-mac", mac]
         return argv
 
-    def start_apply(self, profile: Profile, inherited: tuple[FlowKey, ...] = ()) -> RunningScript:
-        """Begin to install a profile; call `finish` on the answer. Raises RulesError if a peer's MAC is unknown."""
+    def start_apply(
+        self, profile: Profile, inherited: tuple[FlowKey, ...] = (), ports: Ports | None = None
+    ) -> RunningScript:
+        """Begin to install a profile; call `finish` on the answer. `ports`: those that are diverted; None: all. Raises
+        RulesError if a peer's MAC is unknown."""
         flows = "".join(f"{ip_address(c)} {c_port} {s_port}\n" for c, c_port, _, s_port in inherited)
-        return self._start(self.arguments(profile, bool(inherited)), flows)
+        return self._start(self.arguments(profile, bool(inherited), ports), flows)
 
-    def apply(self, profile: Profile, inherited: tuple[FlowKey, ...] = ()) -> str:
+    def apply(self, profile: Profile, inherited: tuple[FlowKey, ...] = (), ports: Ports | None = None) -> str:
         """Install a profile and wait for it, with unknown peers found by ARP. Returns warnings. Raises RulesError."""
         if self.options.tap == "clone" and profile is Profile.PRIMARY:
             for peer in self.options.peers:
                 if peer.mac is None:
                     self._note_mac(peer.address, resolve_mac(peer.address))
-        return self.start_apply(profile, inherited).finish()
+        return self.start_apply(profile, inherited, ports).finish()
 
     def start_check(self) -> RunningScript:
         """Begin to compare the rules with what was installed; call `finish_check` on the answer."""
@@ -183,7 +191,7 @@ class RulesRunner:
     def start_look(self) -> RunningScript:
         """Begin to see what of the host's own rules does not go with ours; call `finish_check` on the answer, whose
         lines are code, weight, what it is and the cure, with tabs between them."""
-        return self._start([*self._command("host"), *self._choices()])
+        return self._start([*self._command("host"), *self._choices(self.options.ports)])
 
     def check(self) -> str | None:
         """Returns None if all rules are as installed, else what is missing or changed."""
@@ -198,11 +206,11 @@ class RulesRunner:
         """Take everything out again, and wait for it. Raises RulesError."""
         return self.start_remove(force).finish()
 
-    def _choices(self) -> list[str]:
+    def _choices(self, ports: Ports) -> list[str]:
         """What the service is, and how its packets are treated."""
         options = self.options
-        ports = ",".join(f"{low}:{high}" if low != high else str(low) for low, high in options.ports)
-        argv = ["--service", options.service, "--ports", ports, "--interface", options.interface]
+        listed = ",".join(f"{low}:{high}" if low != high else str(low) for low, high in ports)
+        argv = ["--service", options.service, "--ports", listed, "--interface", options.interface]
         argv += ["--tap", options.tap, "--conntrack", options.conntrack, "--mark", f"{options.mark:#x}"]
         return argv if options.owned else [*argv, "--own", "mark"]
 

@@ -27,6 +27,10 @@ class Announcer:
         self.sent = 0
         self.seen_after_s: float | None = None
 
+    def refresh(self, every_s: float) -> None:
+        """Repeat announcements this often; 0 for never."""
+        self._refresh_s = every_s
+
     @property
     def waiting(self) -> bool:
         """Whether nobody has been heard since the announcements began."""

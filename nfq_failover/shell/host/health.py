@@ -148,6 +148,11 @@ class HealthChecks:
         self._deadline = self._began = 0.0
         self._next = time.monotonic()
 
+    def follow(self, config: HealthConfig | None) -> None:
+        """Check by another plan from the next round on; one that is under way is given up."""
+        self.close()
+        self._config, self._next = config, time.monotonic()
+
     def tick(self, now: float) -> None:
         """Begin a round if it is due, and end what is finished or late."""
         config = self._config

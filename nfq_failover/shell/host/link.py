@@ -141,6 +141,11 @@ class LinkChecker:
         self._probes: list[Probe] = []
         self._give_up = self._repeat_at = 0.0
 
+    def follow(self, targets: tuple[tuple[str, int], ...], deadline_ms: int) -> None:
+        """Ask these from the next check on."""
+        self._targets = targets
+        self._deadline_s = deadline_ms / 1000
+
     def start(self) -> LinkChecked | None:
         """Begin a check."""
         self.close()

@@ -53,6 +53,10 @@ class InboundCopies:
             self._socket.close()
             raise
 
+    def serve(self, service: bytes, ports: Sequence[tuple[int, int]]) -> None:
+        """Copy what comes for these ports from now on. Nothing is missed meanwhile. Raises OSError."""
+        bpf.attach(self._socket, bpf.inbound_data_filter(service, ports))
+
     def fileno(self) -> int:
         """The descriptor, readable when there are copies."""
         return self._socket.fileno()

@@ -18,7 +18,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from nfq_failover.config import Config
+from nfq_failover.config.differences import without_keys
 from nfq_failover.core.events import Fence, FenceFinished, Profile
+from nfq_failover.core.ports import Ports
 from nfq_failover.core.settings import Peer
 from nfq_failover.errors import CommandError
 from nfq_failover.shell import signals
@@ -42,6 +44,7 @@ from nfq_failover.shell.privileged.requests import (
     encode_request,
     flow_file,
 )
+from nfq_failover.shell.privileged.reread import Known, fingerprint
 from nfq_failover.shell.privileged.rights import HELPER
 from nfq_failover.wire.segment import FlowKey
 
@@ -51,6 +54,13 @@ CLOSE_WAIT_S = 35.0
 _GONE = -1
 _SNDBUF = 1 << 20
 _SPARE = 8  # descriptors for requests under way: rules, fence, checks, ping
+
+
+def _content(fd: int) -> bytes:
+    """What is in a file that has come with a message; it is closed."""
+    with open(fd, "rb") as file:
+        file.seek(0)
+        return file.read()
 
 
 def _event() -> int:
@@ -81,6 +91,11 @@ def helper_settings(config: Config, user: Account | None, owned: bool = True) ->
         fence=config.fence,
         peers=settings.peers,
         max_flows=settings.max_connections,
+        known=Known(
+            without_keys(config),
+            fingerprint(settings.key),
+            b"" if config.witness is None else fingerprint(config.witness.key),
+        ),
         heartbeat_interval_ms=settings.heartbeat_interval_ms,
         user=(user.uid, user.gid) if user else None,
         keep=HELPER | frozenset(wanted.fence_capabilities) if user else None,
@@ -96,14 +111,15 @@ class Pending:
     number: int
     _event: int
     reply: Reply | None = None
+    file: bytes = b""
 
     def fileno(self) -> int:
         """The descriptor, readable when the reply is there."""
         return self._event
 
-    def settle(self, reply: Reply) -> None:
-        """Take the reply."""
-        self.reply = reply
+    def settle(self, reply: Reply, file: bytes = b"") -> None:
+        """Take the reply, and the content of the file that may come with it."""
+        self.reply, self.file = reply, file
         os.eventfd_write(self._event, 1)
 
     def wait(self, timeout_s: float = WAIT_S) -> Reply:
@@ -181,11 +197,12 @@ class HelperClient:
         # Ends: the helper answers each question once.
         while not self.gone:
             try:
-                data = self._socket.recv(MAX_MESSAGE)
+                data, fds, _, _ = socket.recv_fds(self._socket, MAX_MESSAGE, 1, socket.MSG_CMSG_CLOEXEC)
             except BlockingIOError:
                 return
             except OSError:
-                data = b""
+                data, fds = b"", []
+            file = b"".join(map(_content, fds))
             if not data:
                 self._lose()
                 return
@@ -193,7 +210,7 @@ class HelperClient:
             pending = self._pending.get(reply.number)
             if pending is not None:
                 self.forget(reply.number)
-                pending.settle(reply)
+                pending.settle(reply, file)
 
     def _lose(self) -> None:
         self.gone = True
@@ -278,22 +295,24 @@ class RemoteRules:
     def __init__(self, helper: HelperClient) -> None:
         self._helper = helper
 
-    def start_apply(self, profile: Profile, inherited: Sequence[FlowKey] = ()) -> RemoteScript:
+    def start_apply(
+        self, profile: Profile, inherited: Sequence[FlowKey] = (), ports: Ports | None = None
+    ) -> RemoteScript:
         """Begin to install a profile. Raises RulesError."""
         if not inherited:
-            return RemoteScript(self._helper.ask(InstallRules(profile)))
+            return RemoteScript(self._helper.ask(InstallRules(profile, ports=ports)))
         try:
             flows = flow_file(inherited)
         except OSError as error:
             raise RulesError(-1, f"no memory for {len(inherited)} connections: {error}") from error
         try:
-            return RemoteScript(self._helper.ask(InstallRules(profile, True), [flows]))
+            return RemoteScript(self._helper.ask(InstallRules(profile, True, ports), [flows]))
         finally:
             os.close(flows)
 
-    def apply(self, profile: Profile, inherited: Sequence[FlowKey] = ()) -> str:
+    def apply(self, profile: Profile, inherited: Sequence[FlowKey] = (), ports: Ports | None = None) -> str:
         """Install a profile and wait for it. Returns warnings. Raises RulesError."""
-        return self.start_apply(profile, inherited).finish()
+        return self.start_apply(profile, inherited, ports).finish()
 
     def start_check(self) -> RemoteScript:
         """Begin to compare the rules with what was installed."""

@@ -24,9 +24,15 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
+from dataclasses import replace
 from ipaddress import IPv4Address
 
+from nfq_failover.config import Config
+from nfq_failover.config.differences import Differences, without_keys
 from nfq_failover.core.events import Event, Fence, FenceFinished
+from nfq_failover.core.ports import covers
+from nfq_failover.errors import ConfigError
 from nfq_failover.shell import signals
 from nfq_failover.shell.fencing.agent import FenceKeeper
 from nfq_failover.shell.fencing.check import UNKNOWN, RunningCheck, fault
@@ -47,6 +53,7 @@ from nfq_failover.shell.privileged.requests import (
     LookAtHost,
     Ping,
     Refused,
+    Reload,
     RemoveRules,
     Reply,
     Request,
@@ -55,7 +62,9 @@ from nfq_failover.shell.privileged.requests import (
     descriptors,
     encode_reply,
     read_flows,
+    sealed,
 )
+from nfq_failover.shell.privileged.reread import Known, fingerprint
 
 MAX_DESCRIPTORS = 4
 TICK_S = 0.05  # while a fence runs
@@ -74,6 +83,7 @@ class Helper:
         self._loop.watch(control.fileno(), self._serve)
         self._ending = False
         self._rules = RulesRunner(settings.rules)
+        self._first_ports = settings.rules.ports
         self._fences = FenceKeeper(settings.fence, settings.peers, self._loop, self)
         self._fence_numbers: dict[str, int] = {}
         self._check: tuple[int, RunningCheck] | None = None
@@ -151,10 +161,13 @@ class Helper:
                 os.write(2, f"nfq-failover: the helper refuses a request ({self.refused} so far): {why}\n".encode())
         self._reply(number, REFUSED, f"refused: {why}")
 
-    def _reply(self, number: int, status: int, said: str = "") -> None:
-        # If nobody reads the answers, they are not worth waiting for.
-        with contextlib.suppress(OSError):
-            self._control.send(encode_reply(Reply(number, status, said)), socket.MSG_DONTWAIT)
+    def _reply(self, number: int, status: int, said: str = "", fds: Sequence[int] = ()) -> bool:
+        """Answer. Returns whether that could be sent: if nobody reads the answers, they are not worth waiting for."""
+        try:
+            socket.send_fds(self._control, [encode_reply(Reply(number, status, said))], list(fds), socket.MSG_DONTWAIT)
+        except OSError:
+            return False
+        return True
 
     def _carry_out(self, number: int, request: Request, fds: list[int]) -> None:
         if isinstance(request, InstallRules | CheckRules | RemoveRules):
@@ -174,6 +187,47 @@ class Helper:
             self._reply(number, -1 if problem else 0, problem)
         elif isinstance(request, StartSender):
             self._start_sender(number, fds)
+        elif isinstance(request, Reload):
+            self._reload(number)
+
+    def _reload(self, number: int) -> None:
+        """Read the configuration again, go by it, and hand it to the daemon."""
+        known = self._settings.known
+        if known is None:
+            raise Refused("there is no file to read again")
+        changes: Differences | ConfigError
+        try:
+            changes = known.reread()
+        except ConfigError as error:
+            changes = error
+        try:
+            answer = sealed("nfqf-changes", pickle.dumps(changes))
+        except OSError as error:
+            self._reply(number, -1, f"no memory for the configuration: {error}")
+            return
+        try:
+            if isinstance(changes, ConfigError):
+                self._reply(number, 1, "", (answer,))
+                return
+            if self._reply(number, 0, "", (answer,)):
+                self._follow(known, changes.config)
+        finally:
+            os.close(answer)
+
+    def _follow(self, known: Known, config: Config) -> None:
+        """Go by another configuration. What it can't have changed, `reread` has left as it was."""
+        settings = self._settings
+        changed = config.witness is not None and config.witness.key
+        witness = fingerprint(changed) if changed else known.witness_key
+        self._settings = replace(
+            settings,
+            rules=replace(settings.rules, ports=config.settings.ports),
+            fence=config.fence,
+            max_flows=config.settings.max_connections,
+            known=Known(without_keys(config), known.key, witness),
+        )
+        self._rules.serve(config.settings.ports)
+        self._fences.follow(config.fence)
 
     # ------------------------------------------------------------------------------------ rules
 
@@ -184,7 +238,10 @@ class Helper:
             if isinstance(request, InstallRules):
                 options, most = self._settings.rules, self._settings.max_flows
                 flows = read_flows(fds[0], self._settings.service, options.ports, most) if request.flows else ()
-                script = self._rules.start_apply(request.profile, flows)
+                diverted = self._first_ports if request.ports is None else request.ports
+                if not covers(options.ports, diverted):
+                    raise Refused("ports of another service")
+                script = self._rules.start_apply(request.profile, flows, diverted)
             elif isinstance(request, CheckRules):
                 script = self._rules.start_check()
             else:

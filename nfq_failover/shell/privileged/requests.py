@@ -19,10 +19,13 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from nfq_failover.config.fence import FencePlan
+from nfq_failover.core import ports
 from nfq_failover.core.events import Profile
+from nfq_failover.core.ports import Ports
 from nfq_failover.core.settings import Peer
 from nfq_failover.errors import NfqFailoverError
 from nfq_failover.shell.firewall.script import RulesOptions
+from nfq_failover.shell.privileged.reread import Known
 from nfq_failover.wire.segment import FlowKey
 
 MAX_MESSAGE: Final = 16384
@@ -39,10 +42,12 @@ class Refused(NfqFailoverError):
 
 @dataclass(frozen=True, slots=True)
 class InstallRules:
-    """Bring the rules to a profile. `flows`: a file of inherited connections comes with it."""
+    """Bring the rules to a profile. `flows`: a file of inherited connections comes with it. `ports`: those that are
+    diverted, all of them the service's; None: those that the helper was started with."""
 
     profile: Profile
     flows: bool = False
+    ports: Ports | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,12 +96,27 @@ class ChangeAddress:
 
 
 @dataclass(frozen=True, slots=True)
+class Reload:
+    """Read the configuration again, and go by what may change in it. The answer brings a file with `Differences`,
+    pickled; with status 1 a `ConfigError` instead, and nothing has changed."""
+
+
+@dataclass(frozen=True, slots=True)
 class StartSender:
     """Start the heartbeat sender on three descriptors: UDP socket, orders, progress."""
 
 
 Request = (
-    InstallRules | CheckRules | LookAtHost | RemoveRules | FencePeer | CheckFence | Ping | ChangeAddress | StartSender
+    InstallRules
+    | CheckRules
+    | LookAtHost
+    | RemoveRules
+    | FencePeer
+    | CheckFence
+    | Ping
+    | ChangeAddress
+    | StartSender
+    | Reload
 )
 _KINDS: Final[dict[str, type[Any]]] = {
     "install-rules": InstallRules,
@@ -108,10 +128,11 @@ _KINDS: Final[dict[str, type[Any]]] = {
     "ping": Ping,
     "address": ChangeAddress,
     "sender": StartSender,
+    "reload": Reload,
 }
 _WORDS: Final = {kind: word for word, kind in _KINDS.items()}
 _FIELDS: Final[dict[str, dict[str, type]]] = {
-    "install-rules": {"profile": str, "flows": bool},
+    "install-rules": {"profile": str, "flows": bool, "ports": str},
     "check-rules": {},
     "look-at-host": {},
     "remove-rules": {"force": bool},
@@ -120,6 +141,7 @@ _FIELDS: Final[dict[str, dict[str, type]]] = {
     "ping": {},
     "address": {"add": bool},
     "sender": {},
+    "reload": {},
 }
 
 
@@ -136,6 +158,7 @@ def encode_request(number: int, request: Request) -> bytes:
     fields = {name: getattr(request, name) for name in _FIELDS[word]}
     if isinstance(request, InstallRules):
         fields["profile"] = request.profile.value
+        fields["ports"] = "as before" if request.ports is None else ports.text(request.ports)
     return json.dumps({"number": number, "do": word, **fields}).encode()
 
 
@@ -163,6 +186,10 @@ def decode_request(data: bytes) -> tuple[int, Request]:
             table["profile"] = Profile(table["profile"])
         except ValueError:
             raise Refused("there is no such profile") from None
+        said = table["ports"]
+        table["ports"] = None if said == "as before" else ports.read(said)
+        if said != "as before" and not table["ports"]:
+            raise Refused("these are no ports")
     if word in ("fence", "check-fence") and not 0 < table["deadline_ms"] <= MAX_DEADLINE_MS:
         raise Refused("the deadline is out of range")
     request: Request = _KINDS[word](**table)
@@ -195,11 +222,10 @@ def decode_reply(data: bytes) -> Reply:
 # ------------------------------------------------------------------------------------------------ inherited connections
 
 
-def flow_file(flows: Sequence[FlowKey]) -> int:
+def sealed(name: str, data: bytes) -> int:
     """Returns a descriptor of a memfd that can't be changed any more, so that reading it can neither block nor race."""
-    fd = os.memfd_create("nfqf-flows", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
-        data = b"".join(_FLOW.pack(client, client_port, port) for client, client_port, _, port in flows)
         # Ends: `write` takes something.
         while data:
             data = data[os.write(fd, data) :]
@@ -210,20 +236,25 @@ def flow_file(flows: Sequence[FlowKey]) -> int:
     return fd
 
 
-def read_flows(fd: int, service: bytes, ports: Sequence[tuple[int, int]], most: int) -> tuple[FlowKey, ...]:
+def flow_file(flows: Sequence[FlowKey]) -> int:
+    """Returns a descriptor of a sealed memfd of connections."""
+    return sealed("nfqf-flows", b"".join(_FLOW.pack(client, cport, port) for client, cport, _, port in flows))
+
+
+def read_flows(fd: int, service: bytes, diverted: Sequence[tuple[int, int]], most: int) -> tuple[FlowKey, ...]:
     """Returns the connections in a `flow_file`, all of this service. Raises `Refused`."""
     try:
-        sealed = fcntl.fcntl(fd, fcntl.F_GET_SEALS) & _SEALS == _SEALS
+        kept = fcntl.fcntl(fd, fcntl.F_GET_SEALS) & _SEALS == _SEALS
         size = os.fstat(fd).st_size
     except OSError:
-        sealed, size = False, 0
-    if not sealed:
+        kept, size = False, 0
+    if not kept:
         raise Refused("the connections do not come in a sealed file")
     if size % _FLOW.size or size > most * _FLOW.size:
         raise Refused(f"{size} bytes are not at most {most} connections")
     flows: list[FlowKey] = []
     for client, client_port, port in _FLOW.iter_unpack(os.pread(fd, size, 0)):
-        if not client_port or not any(low <= port <= high for low, high in ports):
+        if not client_port or not any(low <= port <= high for low, high in diverted):
             raise Refused("a connection of another service")
         if client[0] in (0, 127) or client[0] >= 224:
             raise Refused("a connection whose client can't be one")
@@ -236,7 +267,8 @@ def read_flows(fd: int, service: bytes, ports: Sequence[tuple[int, int]], most: 
 
 @dataclass(frozen=True, slots=True)
 class HelperSettings:
-    """The helper's own copy of what it needs of the configuration; it never sees the sync channel's key."""
+    """The helper's own copy of what it needs of the configuration. The sync channel's key is not in it: that is seen
+    only while the file is read again."""
 
     service: bytes
     rules: RulesOptions
@@ -248,3 +280,4 @@ class HelperSettings:
     user: tuple[int, int] | None  # of the heartbeat sender
     keep: frozenset[str] | None  # capabilities; None: all
     no_new_privileges: bool
+    known: Known | None = None  # what a reload goes by; None: there is none

@@ -56,6 +56,12 @@ class SelfChecks:
             self._found[number] = found
         return HostChecked(tuple(each for found in self._found for each in found)) if changed else None
 
+    def look_again(self, name: str) -> None:
+        """Run the check of that name at the next tick."""
+        for number, check in enumerate(self._checks):
+            if check.name == name:
+                self._due[number] = 0.0
+
     def _run(self, check: Check, now: float) -> tuple[Concern, ...] | None:
         try:
             found = check.run(now)

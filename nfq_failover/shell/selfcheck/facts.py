@@ -39,6 +39,10 @@ class HostFactsReader:
         self._next = 0.0
         self._told: HostFacts | None = None
 
+    def follow(self, config: Config) -> None:
+        """The host is set up in another way; it is told at the next tick."""
+        self._config, self._next = config, 0.0
+
     def tick(self, now: float) -> HostFacts | None:
         """The facts, if it is time to read them and they are new. `now` is seconds of the monotonic clock."""
         if now < self._next:

@@ -185,7 +185,7 @@ def test_failure_that_can_not_move_now_is_reported_again_and_nothing_is_released
 
 def test_policy_off_lets_the_end_go_and_says_so() -> None:
     with Ending() as t:
-        t.side.ends._moves = False
+        t.side.settings.adopt(replace(t.side.settings, on_app_failure="off"))
         t.ends()
         t >> replica_end(101, EndKind.OPEN) << GONE << "log warning: connection unprotected"
         t << Fed(1, "the server has closed the connection, its replica has not")
@@ -309,7 +309,7 @@ def test_backup_that_asks_about_a_connection_that_is_over_is_told_so() -> None:
 def test_server_that_hangs_is_not_what_goes_on() -> None:
     """The replica ends first; our application has passed no check since, so nobody can say that it goes on."""
     with Ending() as t:
-        t.side.ends._checked = True
+        t.side.settings.adopt(replace(t.side.settings, health_checked=True))
         t >> replica_end(100) << asked(100, EndKind.OPEN)
         t.side.ends.note_well(t.now)  # began before
         t.still(8.0, 100, kind=EndKind.FIN)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from nfq_failover.core.events import FlowsGone
 from nfq_failover.core.gate.connection import Gate
 from nfq_failover.core.gate.ends import ApplicationFailed
@@ -52,7 +54,7 @@ class Failing(Gated):
     def __init__(self) -> None:
         super().__init__()
         self.may = True
-        self.side.ends._alone = True
+        self.side.settings.adopt(replace(self.side.settings, on_app_failure="connection"))
         self >> server(0, 100, wnd=10000, ts=TS) << "pass"
 
     def judge(self, found: ApplicationFailed) -> None:

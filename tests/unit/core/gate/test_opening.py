@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -220,7 +221,7 @@ def test_connection_that_had_no_room_is_no_stranger_when_there_is_room_again() -
         t.side.opening.adopt_unknown(False)
         t >> syn() << "pass"
         t >> syn_ack() << "log error: connection table full: new connections are not protected" << "pass"
-        t.side.opening._limit = 1
+        t.side.settings.adopt(replace(t.side.settings, max_connections=1))
         t >> server(0, 10, ack=100) << "pass"
         assert "no room" in t.side.flows[FLOW].reason
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from random import Random
-from typing import Any
+from typing import Any, Self
 
 import pytest
 
@@ -27,6 +27,7 @@ from nfq_failover.core.events import (
 from nfq_failover.core.node import Node
 from nfq_failover.core.pair.agreement import RULES, WAIT_S, Host, datagram_bytes, facts_of, short
 from nfq_failover.core.pair.roles import State
+from nfq_failover.core.pair.sharing import Sharing
 from nfq_failover.wire.heartbeat import HeartbeatTemplate
 from nfq_failover.wire.records import Facts, encode_record
 from tests.support import configured
@@ -42,6 +43,12 @@ KERNEL = {
     "window-scaling": "1",
     "ecn": "2",
 }
+
+
+def own_facts(**changes: Any) -> tuple[tuple[str, str], ...]:
+    """What a host tells of its settings."""
+    settings = configured.settings(**changes)
+    return facts_of(settings, Sharing(settings))
 
 
 def pairs(facts: dict[str, str]) -> tuple[tuple[str, str], ...]:
@@ -72,7 +79,7 @@ class Pair:
             self.nodes[name] = node
             node.handle(HostFacts(pairs({**KERNEL, **(kernel or {}).get(name, {})})), self.now)
 
-    def run(self, seconds: float = 2.0) -> Pair:
+    def run(self, seconds: float = 2.0) -> Self:
         stop = self.now + seconds
         while self.now < stop:
             self.now += 0.005
@@ -107,9 +114,12 @@ class Pair:
             elif isinstance(effect, StoreEpoch):
                 node.handle(EpochStored(effect.epoch, True), self.now)
             elif isinstance(effect, ApplyRules):
-                node.handle(RulesApplied(effect.profile, True), self.now)
+                self.apply(name, effect)
             else:
                 self.done.append((name, effect))
+
+    def apply(self, name: str, effect: ApplyRules) -> None:
+        self.nodes[name].handle(RulesApplied(effect.profile, True, ports=effect.ports), self.now)
 
     def states(self) -> list[State]:
         return [node.members.state for node in self.nodes.values()]
@@ -195,7 +205,7 @@ def test_two_addresses_of_a_witness_are_told_and_no_more() -> None:
 
 
 def test_each_rule_asks_for_facts_that_hosts_tell() -> None:
-    told = dict(facts_of(configured.settings())) | KERNEL
+    told = dict(own_facts()) | KERNEL
     assert {name for rule in RULES for name in rule.facts} <= told.keys()
     assert len({rule.code for rule in RULES}) == len(RULES)
     for rule in RULES:
@@ -205,10 +215,10 @@ def test_each_rule_asks_for_facts_that_hosts_tell() -> None:
 
 def test_whole_list_fits_into_one_record() -> None:
     many = tuple((port, port) for port in range(1, 5000, 2))
-    facts = facts_of(configured.settings(ports=many)) + pairs(KERNEL)
+    facts = own_facts(ports=many) + pairs(KERNEL)
     assert len(encode_record(Facts(facts))) < 1300
     assert dict(facts)["ports"] == short(", ".join(str(low) for low, _ in many))
-    other = dict(facts_of(configured.settings(ports=(*many[:-1], (6000, 6000)))))
+    other = dict(own_facts(ports=(*many[:-1], (6000, 6000))))
     assert other["ports"] != dict(facts)["ports"]
 
 

@@ -1,0 +1,97 @@
+"""A pair is given another configuration while it serves: connections go on, and an added port survives a crash."""
+
+from __future__ import annotations
+
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from nfq_failover.lab.state import Options
+from nfq_failover.lab.topology import TWO_HOSTS
+from tests.support.fault_world import CALM_MS, FaultWorld, Talk, ended_well, faultless, speakers, talk
+from tests.support.lab_world import PORT, connect, eventually, lab
+
+pytestmark = [pytest.mark.netns, pytest.mark.slow]
+
+ADDED = PORT + 1
+
+
+@pytest.fixture
+def world() -> Iterator[FaultWorld]:
+    with lab(Options(ports=(str(PORT),), rate="100mbit", heartbeat_ms=CALM_MS)) as made:
+        world = FaultWorld(made)
+        world.driver.serve_workloads(str(PORT), str(ADDED))
+        assert eventually(world.is_protected)
+        yield world
+
+
+def config(world: FaultWorld, node: str) -> Path:
+    return world.lab.store.directory / node / "config.toml"
+
+
+def edit(world: FaultWorld, node: str, old: str, new: str) -> None:
+    path = config(world, node)
+    text = path.read_text()
+    assert len(re.findall(old, text)) == 1
+    path.write_text(re.sub(old, new, text))
+
+
+def reload(world: FaultWorld, node: str) -> subprocess.CompletedProcess[str]:
+    argv = [sys.executable, "-m", "nfq_failover", "reload", "--config", str(config(world, node))]
+    return world.lab.run(node, argv)
+
+
+def codes(world: FaultWorld, node: str) -> set[str]:
+    return {concern["code"] for concern in world.ask(node)["concerns"]}
+
+
+def test_connections_go_on_and_an_added_port_survives_a_crash(world: FaultWorld, tmp_path: Path) -> None:
+    primary = world.lab.resolve("primary")
+    backup = TWO_HOSTS.other(primary)
+    both = f"ports = [{PORT}, {ADDED}]"
+    with world.capture(tmp_path / "client.pcap") as running, talk(world) as old:
+        early = Talk(connect(world.lab, ADDED))  # at a port that nobody protects so far
+        early.exchange()
+        load = world.start("bulk", "--size", "80M")  # 7 s
+
+        # One host has the port, and the other has not: that is named, and nothing is lost.
+        edit(world, primary, r"ports = .*", f"{both}\nlog_level = 'debug'\nqueue_max_packets = 9999")
+        done = reload(world, primary)
+        assert done.returncode == 0, done.stderr
+        assert f"applied: ports: {PORT} -> {PORT}-{ADDED}" in done.stdout
+        assert "takes a restart: queue_max_packets" in done.stdout
+        assert f"ports {ADDED} are not protected until the other host has them" in done.stdout
+        assert eventually(lambda: "differs-added-ports" in codes(world, backup))
+        assert world.membership() == {primary: "protected", backup: "shadowing"}
+        assert world.protects(old.connection)
+        early.exchange()
+
+        # A file that is wrong changes nothing.
+        said = len(world.log(backup))
+        edit(world, backup, r"ports = .*", f"ports = [{PORT}, {ADDED}, 99999]")
+        done = reload(world, backup)
+        assert done.returncode == 1 and "99999" in done.stderr and "nothing has changed" in done.stderr
+        assert world.comes(backup, said, "configuration not reloaded", "config.toml:")
+
+        # Then the other host, by a signal.
+        edit(world, backup, r", 99999", "")
+        world.kill_daemon(backup, signal.SIGHUP)
+        assert world.comes(backup, said, "configuration reloaded")
+        assert eventually(lambda: "differs-added-ports" not in codes(world, primary))
+        assert eventually(world.is_protected)
+        early.exchange()
+        early.connection.close()
+        with Talk(connect(world.lab, ADDED)) as new:
+            new.exchange()
+            assert world.protects(new.connection) and world.protects(old.connection)
+            world.lab.crash(primary)
+            new.exchange()
+            old.exchange()
+            ended_well(load)
+    faultless(running)
+    assert speakers(running.path) == [primary, backup]
