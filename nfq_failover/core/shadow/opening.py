@@ -92,6 +92,8 @@ class Openings:
             return
         old = self._flows.get(record.flow)
         if old is not None:
+            if old.state in (Shadow.SHADOW, Shadow.FED) and old.inward.lagging and old.inward.unread:
+                return  # our application has still to read what that client has sent: the primary asks again
             if old.map is not None:
                 old.reset_own(self.out)  # our TCP may still hold the old connection
             self._forget(old)

@@ -384,6 +384,8 @@ class ShadowTable:
                 connection.resync.ask(connection.map, connection.inward, self.out)  # it shows itself, and is reset
             return False
         if connection.state is Shadow.FED:
+            if self.feeding.drains(connection):
+                return False  # what our application has still to read comes first: the client repeats its SYN
             connection.reset_own(self.out)
         self.forget(connection)
         return True

@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from nfq_failover.core.shadow.connection import Shadow
 from nfq_failover.core.shadow.feeding import GRACE_S, PATIENCE_S
 from nfq_failover.wire.records import Close, Closed, Data, EndAsked, EndKind, Fed, FedSeen, PaceAsked, Progress
+from nfq_failover.wire.segment import Segment
 from tests.support.gate import digest
 from tests.support.shadow import EDGE, SILENT, from_client, replica
-from tests.support.transcript import FLOW, After, client_bytes, client_seq, confirmed, server_seq
+from tests.support.transcript import (
+    FLOW,
+    IRS,
+    ISS,
+    After,
+    client,
+    client_bytes,
+    client_seq,
+    confirmed,
+    opening,
+    server_seq,
+)
 from tests.unit.core.shadow.test_divergence import Comparing, lost
 
 TS_OWN = "ts 1001/7000000"
@@ -165,3 +179,34 @@ def test_replica_that_was_let_go_gets_the_rest_before_it_is_reset() -> None:
         quiet(t)
         assert any("kernel [R.] 100" in each for each in after(t, GRACE_S + 0.15))
         assert not t.side.wholeness.missed
+
+
+def test_new_connection_from_the_port_waits_until_the_replica_has_the_rest_of_the_last_one() -> None:
+    """Our TCP can't have both, and would throw away what its application has not read."""
+    following = replace(opening(), conn=2, irs=70_000)
+    with fed() as t:
+        t >> from_client(0, 100) << f"pass [.] 0:100 ack 1200 wnd 65535 {TS_OWN}" << confirmed(100, EDGE)
+        t >> Close(1, "replaced by a new connection") << Closed(1)
+        t >> following
+        assert not any("[S" in each or "[R" in each for each in after(t, 0.2))
+        t >> replica(1200, 0, ack=100)
+        quiet(t)
+        t >> following
+        assert [each.split()[:2] for each in quiet(t)] == [["kernel", "[R.]"], ["kernel", "[S]"]]
+        assert t.side.flows[FLOW].conn == 2
+        assert not t.side.wholeness.missed
+        t.side.clear("the end")
+        quiet(t)
+
+
+def test_new_connection_from_the_port_waits_also_after_a_takeover() -> None:
+    syn = Segment(client(-1, ack=None, flags="S", irs=IRS + 70_000).packet(ISS))
+    with fed() as t:
+        t >> from_client(0, 100) << f"pass [.] 0:100 ack 1200 wnd 65535 {TS_OWN}" << confirmed(100, EDGE)
+        t >> "takeover"
+        quiet(t)
+        assert not t.side.gives_way(t.shadow, syn)
+        t >> replica(1200, 0, ack=100)
+        quiet(t)
+        after(t, GRACE_S + 0.15)
+        assert t.side.gives_way(t.shadow, syn)
