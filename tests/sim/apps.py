@@ -12,7 +12,7 @@ from .scenario import DOWNLOAD, ECHO, PUSH, Connection, HostPlan
 from .tcp import Tcp
 
 HEADER = 8
-PUSH_BYTES, PUSH_PIECE, PUSH_EVERY_S = 30_000, 500, 0.02
+PUSH_BYTES, PUSH_PIECE, PUSH_EVERY_S = 50_000, 500, 0.02
 
 
 def stream(count: int, salt: int) -> bytes:

@@ -41,9 +41,15 @@ def _connection(random: Random, number: int, length: float) -> Connection:
 
 
 def _crash(random: Random, at: float) -> tuple[Incident, ...]:
-    """A crash; sometimes the survivor is not heard at first."""
-    deaf = Incident(at + 0.03, "cut", "service>client", random.choice((0.5, 1.0, 2.0)))
-    return (Incident(at, "crash", "primary"), *((deaf,) if random.random() < 0.4 else ()))
+    """A crash; sometimes the survivor is not heard at first, or has joined when connections were there before."""
+    cut, seconds = random.random() < 0.4, random.choice((0.5, 1.0, 2.0))
+    joins: tuple[Incident, ...] = ()
+    if random.random() < 0.3:
+        gone = random.uniform(0.05, 0.4)
+        joins = (Incident(gone, "crash", "backup"), Incident(gone + 0.1, "boot", "all"))
+        at = gone + random.uniform(1.0, 1.8)
+    deaf = Incident(at + 0.03, "cut", "service>client", seconds)
+    return (*joins, Incident(at, "crash", "primary"), *((deaf,) if cut else ()))
 
 
 def _failure(random: Random, at: float) -> tuple[Incident, ...]:

@@ -251,7 +251,7 @@ SHADOW = (
         "has not heard that its connection is over",
         (Patch(Strays, "on_served", nothing),),
         ("lopsided-crash",),
-        (103, "lopsided-crash"),
+        (23, "lopsided-crash"),
     ),
     Mutant(
         "quote another byte",
