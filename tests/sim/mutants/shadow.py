@@ -59,10 +59,10 @@ def _unfed(self: Inward, mapping: Translation, event: PacketQueued, seg: Segment
         _deliver(self, mapping, event, seg, ack, out)
 
 
-def _unfed_again(self: Inward, mapping: Translation, out: Outbox) -> None:
+def _unfed_again(self: Inward, mapping: Translation, out: Outbox, *, probe: bool = False) -> None:
     """As `_unfed`, for what the replica's TCP has not taken."""
     if not self.output.discarded:
-        _redeliver(self, mapping, out)
+        _redeliver(self, mapping, out, probe=probe)
 
 
 def _once(self: Resets, told: Told, now: float) -> None:
