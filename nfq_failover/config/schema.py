@@ -184,7 +184,7 @@ _FILES: Final = (
     ).says("What is logged, at the least; `--log-level` on the command line comes first."),
 )
 _RULES: Final = (
-    _choice("tap", ("clone", "multicast")).says(
+    _choice("tap", ("clone", "multicast"), core=True).says(
         "How the backup gets the clients' packets: the primary clones them, or a multicast MAC brings them to both."
     ),
     _setting("tap_mac", Kind.MAC, example="01:00:5e:4d:00:64").says(

@@ -42,6 +42,7 @@ class Settings:
     witness_lease_ms: int  # 0: three times the detection time
     checks_target: bool  # our own link counts as up only if some other machine answers
     loop_stall_ms: int  # a peer whose packet loop has made no progress for this long is not alive
+    tap: str  # clone | multicast: how the clients' packets come to the backup
     open_deadline_ms: int  # how long a SYN-ACK waits for the replica
     replica_slow_ms: int  # how late a replica must be before its client is slowed
     slow_backup: str  # wait | unprotect: connections that have been slowed for as long as the patience lasts

@@ -22,12 +22,12 @@ REQUEST_BYTES = 40_000  # in one request; nor does the primary answer with more 
 class Repair:
     """Watches holes (the log lacks bytes that the primary has) and lag (our TCP has not taken what the log has)."""
 
-    def __init__(self, out: Outbox, timers: TimerQueue[int]) -> None:
-        """`timers`: the connections' own, by number."""
+    def __init__(self, out: Outbox, timers: TimerQueue[int], multicast: bool = False) -> None:
+        """`multicast`: after a takeover the clients' packets come the way of the tap. `timers`: the connections' own, by number."""
         self.out = out
         self.timers = timers
         self.pace = Pace()
-        self.tap = TapWatch(out)
+        self.tap = TapWatch(out, multicast)
 
     def logged(self, connection: ShadowConnection, offset: int, before: int, now: float) -> None:
         """A segment from `offset` on was put into the log, whose contiguous part ended at `before`."""

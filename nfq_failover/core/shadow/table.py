@@ -71,7 +71,7 @@ class ShadowTable:
         self.checkpoint = checkpoint
         self._unconfirmed: dict[int, ShadowConnection] = {}
         flows, numbers = self.flows, self.numbers
-        self.repair = Repair(out, self.timers)
+        self.repair = Repair(out, self.timers, settings.tap == "multicast")
         self.wholeness = Wholeness(out, settings.service_state == "shared")
         self.feeding = Feeding(out, numbers, self._fed_enough)
         self.resets = Resets(out)

@@ -3,6 +3,9 @@
 A backup protects a connection also when its tap brings nothing: it asks the primary for every byte. But then each byte
 costs the sync channel and the client's time, and nobody would notice that a rule, a switch or a link is not as it
 should be. So both are counted, and compared over some seconds.
+
+With a multicast MAC it matters more: the clients' packets come the same way after a takeover, when nobody can be asked
+for them. With a deaf tap it would fail, so nothing is called protected.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ EVERY_S: Final = 1.0
 SPANS: Final = 5  # of `EVERY_S` each, that are looked at together
 LOSSY_SHARE: Final = 0.05  # of the clients' bytes, fetched from the primary
 WELL_SHARE: Final = 0.02
+LEAST_PIECES: Final = 3  # that were missing: a tap that may have lost one packet is not called deaf for ever
 LEAST_BYTES: Final = 16_384  # of a share of fewer bytes nothing follows
 SOURCE: Final = "tap"
 DEAF: Final = "tap-deaf"
@@ -26,12 +30,13 @@ LOSSY: Final = "tap-lossy"
 
 @dataclass(slots=True)
 class Span:
-    """What has come in some time: packets and bytes by the tap; bytes that were fetched; and how often the primary was
-    asked for an acknowledgement that the tap had not brought."""
+    """What has come in some time: packets and bytes by the tap; bytes that were fetched, in how many pieces; and how
+    often the primary was asked for an acknowledgement that the tap had not brought."""
 
     packets: int = 0
     tapped: int = 0
     fetched: int = 0
+    pieces: int = 0
     unheard: int = 0
 
     def __add__(self, other: Span) -> Span:
@@ -39,6 +44,7 @@ class Span:
             self.packets + other.packets,
             self.tapped + other.tapped,
             self.fetched + other.fetched,
+            self.pieces + other.pieces,
             self.unheard + other.unheard,
         )
 
@@ -46,8 +52,10 @@ class Span:
 class TapWatch:
     """Counts, and judges once a second. `share`: of the clients' bytes in the last seconds, what was fetched."""
 
-    def __init__(self, out: Outbox) -> None:
+    def __init__(self, out: Outbox, multicast: bool = False) -> None:
+        """`multicast`: after a takeover the clients' packets come the same way."""
         self.out = out
+        self._multicast = multicast
         self.share = 0.0
         self._span = Span()
         self._spans: deque[Span] = deque(maxlen=SPANS)
@@ -62,6 +70,7 @@ class TapWatch:
     def fetched(self, size: int) -> None:
         """The primary has sent bytes that the tap had not brought."""
         self._span.fetched += size
+        self._span.pieces += 1
 
     def unheard(self) -> None:
         """The primary was asked to make a client acknowledge again."""
@@ -82,7 +91,7 @@ class TapWatch:
         deaf = not seen.packets
         lossy = not deaf and seen.fetched >= LEAST_BYTES and self.share > LOSSY_SHARE
         if deaf:
-            self.out.concerns.raised(SOURCE, _deaf(seen), now)
+            self.out.concerns.raised(SOURCE, _deaf(seen, self._multicast), now)
         else:
             self.out.concerns.over(SOURCE, DEAF, now)
         if lossy:
@@ -98,9 +107,14 @@ class TapWatch:
         self.out.concerns.replace(SOURCE, (), self._judged_at)
 
 
-def _deaf(seen: Span) -> Concern:
+def _deaf(seen: Span, multicast: bool) -> Concern:
     what = f"the tap has brought no packet of a client for {SPANS * EVERY_S:.0f} s, while "
     what += f"{seen.fetched} bytes of theirs had to be fetched" if seen.fetched else "clients have acknowledged data"
+    if multicast and seen.pieces + seen.unheard >= LEAST_PIECES:
+        what += ": after a takeover they would not reach this host either"
+        cure = "see whether the switch floods the multicast MAC address ('tap_mac') to this host's port (IGMP snooping "
+        cure += "may not), and whether this host's network card and firewalls let it in"
+        return Concern(DEAF, Weight.UNPROTECTED, what, cure)
     cure = "see whether the primary clones to this host's MAC address ('mac' in its [[peer]]), and whether the switch "
     cure += "and the firewalls let the service's packets reach this host"
     return Concern(DEAF, Weight.DEGRADED, what, cure)

@@ -46,6 +46,21 @@ def test_tap_that_brings_nothing_is_found_within_seconds_though_every_byte_is_th
         assert codes(t) == []
 
 
+def test_deaf_tap_with_a_multicast_mac_is_no_protection() -> None:
+    """What does not come now would not come after a takeover, when nobody can be asked."""
+    with Shadowing(tap="multicast") as t:
+        seconds(t, 5, tapped=1000)
+        seconds(t, 1, fetched=2000)
+        seconds(t, 4)
+        (concern,) = t.out.concerns.own
+        assert (concern.code, concern.weight) == ("tap-deaf", Weight.DEGRADED)  # two packets may have been lost
+        seconds(t, 1, fetched=3000)
+        (concern,) = t.out.concerns.own
+        assert (concern.code, concern.weight) == ("tap-deaf", Weight.UNPROTECTED) and "tap_mac" in concern.cure
+        seconds(t, 1, tapped=1000)
+        assert codes(t) == []
+
+
 def test_share_that_has_to_be_fetched_is_told() -> None:
     with Shadowing() as t:
         seconds(t, 5, tapped=40_000, fetched=10_000)
