@@ -122,12 +122,14 @@ class Versions:
 @dataclass(frozen=True, slots=True)
 class PaceStatus:
     """How far the replicas are behind, all together: how late the latest was when they were last looked at, how many
-    connections are slowed, and how many were let go and are not back. `fetched_percent`: of the clients' bytes in the
+    connections are slowed, and how many were let go and are not back. `wait_ms`: how late the clients' bytes of the
+    last seconds were acknowledged on average, because of the backup. `fetched_percent`: of the clients' bytes in the
     last seconds, what this host had to fetch from the primary."""
 
     worst_ms: int
     slowed: int
     let_go: int
+    wait_ms: float
     fetched_percent: float
 
 
@@ -341,7 +343,8 @@ def pace_status(gate: GateTable, shadow: ShadowTable) -> PaceStatus:
     """The pace of all replicas, of this host's connections and of those that it shadows."""
     pace = gate.pace
     share = shadow.repair.tap.share
-    return PaceStatus(round(pace.worst_s * 1000), pace.slowing.count, pace.let_go_count, round(100 * share, 1))
+    wait_ms = round(pace.brake.wait_s * 1000, 1)
+    return PaceStatus(round(pace.worst_s * 1000), pace.slowing.count, pace.let_go_count, wait_ms, round(100 * share, 1))
 
 
 def link_status(link: Link, now: float) -> LinkStatus:

@@ -249,6 +249,11 @@ class AckGate:
         return self.told_edge < self._own.rcv_edge and not self._inbound.client_ended
 
     @property
+    def held_since(self) -> float | None:
+        """Since when the oldest acknowledgement is held back; None if none is."""
+        return self.held_acks[0][2] if self.held_acks else None
+
+    @property
     def waiting(self) -> bool:
         """Whether something is held back until the backup says more."""
         return bool(self.held_acks) or self._own.rcv_nxt > self.confirmed or self.starving

@@ -17,6 +17,7 @@ from typing import Final
 
 from nfq_failover.core.concerns import Concern, Weight
 from nfq_failover.core.events import QueryFlows
+from nfq_failover.core.gate.brake import Brake
 from nfq_failover.core.gate.connection import BEHIND, STANDS_STILL, Gate, GatedConnection
 from nfq_failover.core.gate.slowing import Slowing
 from nfq_failover.core.outbox import Outbox
@@ -54,6 +55,7 @@ class Pacing:
         self.stands_still = False
         self.worst_s = 0.0  # at the last look
         self.slowing = Slowing(settings, out)
+        self.brake = Brake(out)
         self._let_go = let_go
         self._settings = settings
         self._watched: dict[int, GatedConnection] = {}
@@ -164,6 +166,7 @@ class Pacing:
         self._say_gone(now)
         self._goes_on(now)
         self.slowing.clear(now)
+        self.brake.clear(now)
 
     # ------------------------------------------------------------------------------------ time
 
@@ -183,7 +186,9 @@ class Pacing:
         late = self._look(now)
         if late:
             self._let_go_worst(late, now)
-        self._next = now + wait_s if self._watched or self.slowing.calming else None
+        self.brake.look(now)
+        goes_on = self._watched or self.slowing.calming or self.brake.calming
+        self._next = now + wait_s if goes_on else None
 
     def _look(self, now: float) -> list[tuple[int, str, GatedConnection]]:
         """Look at each connection. Returns those whose clients have waited for too long: by how many bytes, and why."""

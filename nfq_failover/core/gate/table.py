@@ -265,7 +265,10 @@ class GateTable:
         connection = self.numbers.get(record.conn)
         if connection is None:
             return
+        before, since = connection.acks.confirmed, connection.acks.held_since
         connection.confirm(record, self.out, now)
+        if since is not None and connection.acks.confirmed > before:
+            self.pace.brake.confirmed(connection.acks.confirmed - before, now - since)
         if connection.awaited:
             self._protect_late(connection, now)
 

@@ -23,7 +23,8 @@ class Repair:
     """Watches holes (the log lacks bytes that the primary has) and lag (our TCP has not taken what the log has)."""
 
     def __init__(self, out: Outbox, timers: TimerQueue[int], multicast: bool = False) -> None:
-        """`multicast`: after a takeover the clients' packets come the way of the tap. `timers`: the connections' own, by number."""
+        """`timers`: the connections' own, by number. `multicast`: after a takeover the clients' packets come the way of
+        the tap."""
         self.out = out
         self.timers = timers
         self.pace = Pace()

@@ -33,7 +33,7 @@ PRIMARY = (
     '"datagram_bytes":113,"bandwidth_bps":18080,"received":0,"missed":0,"largest_gap_ms":0.0,'
     '"silent_ms":null}},"connections":[{"client":"10.77.0.1:40000","server":"10.77.0.100:80",'
     '"protected":true,"reason":"","logged_bytes":0,"confirmed_bytes":0,"lag_bytes":1000,"differences":0,"lag_out_bytes":0,"lag_ms":0,"slowed":false}'
-    '],"protected_connections":1,"pace":{"worst_ms":0,"slowed":0,"let_go":0,"fetched_percent":0.0},"application":{"checked":false,"well":true,"failed_checks":0,'
+    '],"protected_connections":1,"pace":{"worst_ms":0,"slowed":0,"let_go":0,"wait_ms":0.0,"fetched_percent":0.0},"application":{"checked":false,"well":true,"failed_checks":0,'
     '"detail":""},"counters":{"ack-held":1,"record-without-session":1,"syn-ack-held":1},'
     '"membership":"protected","concerns":[],"mishaps":[],"versions":{"own":"VERSION","peer":""},"happenings":['
     '{"role":"primary","state":"protected","epoch":0,"reason":"waiting for the peer","ago_s":0.0},'

@@ -205,7 +205,7 @@ def test_client_is_slowed_no_more_when_the_replica_is_in_time_and_that_is_told_s
         assert "one connection is slowed" in t.out.concerns.own[0].what
         row = next(iter(connections_of(t.side, ShadowTable(settings(), t.out))))
         assert row.slowed and 200 <= row.lag_ms <= 400 and (row.lag_bytes, row.lag_out_bytes) == (100, 0)
-        assert pace_status(t.side, ShadowTable(settings(), t.out)) == PaceStatus(row.lag_ms, 1, 0, 0.0)
+        assert pace_status(t.side, ShadowTable(settings(), t.out)) == PaceStatus(row.lag_ms, 1, 0, 0.0, 0.0)
         t.passes(0.1, confirmed(100, 40000), told(10))
         assert not t.gate.distance.slow
         t >> server(10, 20, ack=100, wnd=9975, ts=TS)
