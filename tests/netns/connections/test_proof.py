@@ -29,9 +29,9 @@ def driver() -> Iterator[LabDriver]:
 
 
 def protected(driver: LabDriver) -> bool:
-    """Whether every connection is protected; a machine that is busy may need a moment, and its backup may be late."""
+    """Whether every connection is protected; a machine that is busy may need a moment."""
     status = driver.lab.status()
-    pair = any(node["state"] in ("protected", "degraded") for node in status["nodes"].values())
+    pair = any(node["state"] == "protected" for node in status["nodes"].values())
     rows = status["connections"]
     return pair and bool(rows) and all(row["protected"] for row in rows)
 
