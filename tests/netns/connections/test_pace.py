@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 
 from nfq_failover.lab import netns
 from nfq_failover.lab.state import Options
-from nfq_failover.lab.topology import namespace
+from nfq_failover.lab.topology import SWITCH, TWO_HOSTS, namespace, port
 from tests.support.connection_world import CALM, Case, SharedLab
 from tests.support.lab_world import PORT, eventually
 from tests.support.scripted_server import content
@@ -64,3 +65,27 @@ def test_an_upload_goes_on_without_a_replica_that_stands_still_and_is_protected_
         case.crash()
         talk.echo(2, 3000)
         late.echo(3, 3000)
+
+
+def codes(case: Case) -> list[set[str]]:
+    """What is wrong, as each of the two hosts says."""
+    return [{each["code"] for each in case.daemon(host)["concerns"]} for host in TWO_HOSTS.hosts]
+
+
+def test_a_backup_whose_link_is_the_brake_is_told(world: SharedLab, tmp_path: Path) -> None:
+    """Nothing is lost, and no replica is late: the client is only slower."""
+    with world.case(tmp_path) as case:
+        cable, switch = port(case.lab.resolve("backup")), namespace(case.lab.name, SWITCH)
+        talk = case.open([["take", BYTES], ["echo_all"]])
+        case.assert_protected(talk)
+        sending = threading.Thread(target=talk.socket.sendall, args=(content(1, BYTES),))
+        netns.tool(f"tc qdisc add dev {cable} root tbf rate 10mbit burst 16384 limit 262144".split(), namespace=switch)
+        try:
+            sending.start()
+            assert eventually(lambda: all("backup-brakes" in found for found in codes(case)))
+            assert case.row(talk)["protected"]
+        finally:
+            netns.tool(["tc", "qdisc", "delete", "dev", cable, "root"], namespace=switch)
+            sending.join()
+        assert eventually(lambda: not any("backup-brakes" in found for found in codes(case)))
+        talk.echo(2, 3000)
