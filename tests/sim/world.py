@@ -120,6 +120,7 @@ class SimWorld:
             fence_deadline_ms=FENCE_DEADLINE_MS,
             fence_retry_ms=scenario.fence_retry_ms,
             has_witness=scenario.witness,
+            tap=scenario.tap,
             health_checked=scenario.health,
             on_app_failure=scenario.on_failure,
             **limits,
