@@ -29,9 +29,12 @@ def driver() -> Iterator[LabDriver]:
 
 
 def protected(driver: LabDriver) -> bool:
-    """Whether every connection is protected; a machine that is busy may need a moment."""
+    """Whether every connection is protected; a machine that is busy may need a moment, and its clients may be slowed to
+    its backup's pace: that degrades the pair, and is all that may."""
     status = driver.lab.status()
-    pair = any(node["state"] == "protected" for node in status["nodes"].values())
+    says = [driver.status(host) or {} for host in driver.hosts]
+    wrong = {concern["code"] for each in says for concern in each.get("concerns", ()) if concern["weight"] != "warning"}
+    pair = any(each.get("membership") == "protected" for each in says) and wrong <= {"backup-slow", "backup-brakes"}
     rows = status["connections"]
     return pair and bool(rows) and all(row["protected"] for row in rows)
 
