@@ -63,7 +63,7 @@ def test_connections_go_on_and_an_added_port_survives_a_crash(world: FaultWorld,
         edit(world, primary, r"ports = .*", f"{both}\nlog_level = 'debug'\nqueue_max_packets = 9999")
         done = reload(world, primary)
         assert done.returncode == 0, done.stderr
-        assert f"applied: ports: {PORT} -> {PORT}-{ADDED}" in done.stdout
+        assert f"applied: ports: {PORT} -> {PORT}, {ADDED}" in done.stdout
         assert "takes a restart: queue_max_packets" in done.stdout
         assert f"ports {ADDED} are not protected until the other host has them" in done.stdout
         assert eventually(lambda: "differs-added-ports" in codes(world, backup))
