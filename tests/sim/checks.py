@@ -7,10 +7,11 @@ from math import inf
 from typing import TYPE_CHECKING, cast
 
 from nfq_failover.constants import FIN, RST, SYN
-from nfq_failover.core.events import Log
+from nfq_failover.core.events import Log, Profile
 from nfq_failover.core.gate.connection import Gate, GatedConnection
 from nfq_failover.core.node import Node
 from nfq_failover.core.pair.roles import Role, State
+from nfq_failover.core.ports import covers
 from nfq_failover.core.shadow.connection import Shadow
 from nfq_failover.core.tcp.seqspace import SeqSpace
 from nfq_failover.core.tcp.window import ROUNDING_BYTES
@@ -165,6 +166,16 @@ class Checks:
         if not self.world.split_brain:
             latest = max(self.heard)
             assert epoch == latest, f"{host.name} sends {what} in epoch {epoch}, but epoch {latest} has begun"
+
+    def diverts(self, host: SimHost) -> None:
+        """`host` has other rules: nobody clones to a host what that one's rules do not keep silent."""
+        for one in (host, *self.world.others(host)):
+            if one.profile is not Profile.PRIMARY or not one.running:
+                continue
+            for other in self.world.others(one):
+                assert not other.up or covers(other.diverted, one.diverted), (
+                    f"{one.name} clones ports {one.diverted}, and {other.name} diverts {other.diverted}"
+                )
 
     def owns(self, host: SimHost) -> None:
         """`host` is to be heard from now on: nobody else that has power may be, and nobody's client may have been told

@@ -42,6 +42,7 @@ from nfq_failover.core.events import (
     RulesApplied,
     SaveCheckpoint,
     SendDatagram,
+    SettingsChanged,
     StoreEpoch,
     TellClients,
     TimerFired,
@@ -50,6 +51,7 @@ from nfq_failover.core.events import (
 )
 from nfq_failover.core.node import Node
 from nfq_failover.core.pair.roles import State
+from nfq_failover.core.ports import Ports, union
 from nfq_failover.core.settings import Settings
 from nfq_failover.core.shadow.checkpoint import LIFE_BYTES, CheckpointWriter, read_checkpoint
 from nfq_failover.wire.heartbeat import HeartbeatTemplate
@@ -60,7 +62,7 @@ from .application import Application
 from .apps import Server
 from .clock import HostClock
 from .kernel import Kernel, cut_super_segment
-from .scenario import DOWNLOAD, ECHO, PUSH, UPLOAD, HostPlan
+from .scenario import ADDED, DOWNLOAD, ECHO, PUSH, UPLOAD, HostPlan
 from .tcp import Personality, Tcp
 
 if TYPE_CHECKING:
@@ -107,6 +109,7 @@ class SimHost:
         self._who = who
         self.epoch, self.served = 0, False
         self.up = self.running = self.owns = False
+        self.diverted: Ports = ()  # by the rules in force
         self.life = self.run = 0
         self.jumped = 0.0
         self._pending = self._fired = self._overdue = 0
@@ -145,6 +148,8 @@ class SimHost:
             found = replace(found, serving=False)
         if not resumes:
             self.profile, self.inherited = Profile.BACKUP, frozenset[FlowKey]()
+            self.diverted = self.settings.ports
+        self._first_ports = self.settings.ports
         self.running, self.owns = True, resumes
         self.run += 1
         self.copying = self._looking = False
@@ -174,6 +179,15 @@ class SimHost:
     def ports(self) -> tuple[int, ...]:
         """Where the application listens."""
         return (ECHO, DOWNLOAD, UPLOAD) if self.plan.deaf else (ECHO, DOWNLOAD, UPLOAD, PUSH)
+
+    def reload(self) -> None:
+        """The operator adds a port to the configuration, and has the daemon read it; one that starts later reads it,
+        too."""
+        settings = replace(self.settings, ports=union(self.settings.ports, ((ADDED, ADDED),)))
+        if self.running:
+            self.feed(SettingsChanged(settings))
+        else:
+            self.settings.adopt(settings)
 
     def _facts(self) -> tuple[tuple[str, str], ...]:
         plan = self.plan
@@ -514,6 +528,8 @@ class SimHost:
     def _apply(self, effect: ApplyRules, run: int) -> None:
         if run == self.run:
             self.profile, self.inherited = effect.profile, frozenset(effect.inherited)
+            self.diverted = self._first_ports if effect.ports is None else effect.ports
+            self.world.checks.diverts(self)
             self.feed(RulesApplied(effect.profile, True, ports=effect.ports))
 
     # ------------------------------------------------------------------------------------ the sync channel

@@ -89,6 +89,9 @@ class Incidents:
             if host.up and not host.running:
                 host.start()
 
+    def _reload(self, incident: Incident) -> None:
+        self.host(incident.target).reload()
+
     def _pause(self, incident: Incident) -> None:
         self.host(incident.target).paused_until = self.clock.now + incident.seconds
 

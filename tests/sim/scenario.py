@@ -14,6 +14,7 @@ from typing import Any
 from .network import Quality
 
 ECHO, DOWNLOAD, UPLOAD, PUSH = 7000, 7001, 7002, 7003
+ADDED = 7100  # a port of a reload, where nobody connects
 PROBE_PORT = 50_000  # from here on: connections after the healing
 DIRECTORY = Path(__file__).parent / "scenarios"
 
@@ -43,8 +44,8 @@ class Incident:
     `what`: crash (power loss), kill (of the daemon), boot, restart, pause (of the host), hang (of the packet loop), cut
     (of a path, see
     `Incidents.paths`), unplug, strand (its own address is gone: no datagram comes or goes), mute (none goes), jump (of
-    the clock), app_die, app_hang, app_refuse, app_exit (of the process of one
-    connection), app_start. A crash or kill with an `effect` waits from `at` on for
+    the clock), reload (the host is given another port, ADDED), app_die, app_hang, app_refuse, app_exit (of the
+    process of one connection), app_start. A crash or kill with an `effect` waits from `at` on for
     the `count`th effect of that name ("any": of any) and strikes right before or after it is carried out. An app_exit,
     and an app_die with the effect "written", waits until a connection has written `count` bytes.
     """

@@ -10,6 +10,7 @@ from typing import Any
 
 from nfq_failover.core.events import Fence, FenceFinished, OperatorCommand
 from nfq_failover.core.pair.roles import State
+from nfq_failover.core.ports import has
 from nfq_failover.wire.segment import FlowKey
 from tests.support import configured
 
@@ -23,7 +24,7 @@ from .incidents import Incidents
 from .kernel import Kernel
 from .network import Path, Quality
 from .opinions import Fences, Witness
-from .scenario import DOWNLOAD, ECHO, PROBE_PORT, PUSH, UPLOAD, Connection, HostPlan, Scenario
+from .scenario import ADDED, DOWNLOAD, ECHO, PROBE_PORT, PUSH, UPLOAD, Connection, HostPlan, Scenario
 from .stalls import Stalls
 from .tcp import Personality
 
@@ -270,6 +271,10 @@ class SimWorld:
             clock.run(clock.now + SETTLE_S)
         clock.run(clock.now + END_S, self._protected)
         assert self._protected(), f"not protected again: {self._states()}"
+        if self._reloads:
+            clock.run(clock.now + SETTLE_S)  # both know
+            for host in self.hosts:
+                assert has(host.diverted, ADDED), f"{host.name} does not divert the port that both were given"
         self._declare_whole()
         self._probe()
         clock.run(clock.now + END_S, self._all_over)
@@ -280,6 +285,11 @@ class SimWorld:
                 bounds.empty(host)
         self.trace.update(f"{clock.now:.6f}".encode())
         return self.trace.hexdigest()
+
+    @property
+    def _reloads(self) -> bool:
+        """Whether hosts are given another port, some before the healing and all with it."""
+        return any(incident.what == "reload" for incident in self.scenario.incidents)
 
     def _states(self) -> str:
         return ", ".join(
@@ -299,6 +309,9 @@ class SimWorld:
     def _heal(self) -> None:
         """From now on nothing is lost, and everybody is there."""
         self.healed = True
+        if self._reloads:
+            for host in self.hosts:
+                host.reload()
         for path in [path for paths in self.paths.values() for path in paths]:
             path.quality = path.quality.healed()
         self.witness.heal()

@@ -9,7 +9,7 @@ from typing import Any
 from tests.sim.generate import application, incidents, lopsided, pace, witness
 from tests.sim.generate.times import most_rate
 from tests.sim.network import Quality
-from tests.sim.scenario import DOWNLOAD, ECHO, UPLOAD, Connection, HostPlan, Limits, Scenario
+from tests.sim.scenario import DOWNLOAD, ECHO, UPLOAD, Connection, HostPlan, Incident, Limits, Scenario
 
 KINDS = (
     "none",
@@ -75,13 +75,18 @@ def from_seed(seed: int, kind: str = "") -> Scenario:
         incidents=incidents.draw(random, kind, length, detection_s),
     )
     scenario = _with_differences(_with_marks_lost(scenario))
-    if kind in lopsided.KINDS:
+    return _with_reload(_extended(scenario, length, detection_s), length)
+
+
+def _extended(scenario: Scenario, length: float, detection_s: float) -> Scenario:
+    """The scenario with the incidents of a kind that has its own generator."""
+    if scenario.kind in lopsided.KINDS:
         return lopsided.extend(scenario, length)
-    if kind in application.KINDS:
+    if scenario.kind in application.KINDS:
         return application.extend(scenario, length)
-    if kind in pace.KINDS:
+    if scenario.kind in pace.KINDS:
         return pace.extend(scenario, length)
-    return witness.extend(scenario, length, detection_s) if kind in witness.KINDS else scenario
+    return witness.extend(scenario, length, detection_s) if scenario.kind in witness.KINDS else scenario
 
 
 def _with_marks_lost(scenario: Scenario) -> Scenario:
@@ -108,6 +113,19 @@ def _with_differences(scenario: Scenario) -> Scenario:
     name = random.choice(tuple(scenario.hosts))
     changed = replace(scenario.hosts[name], **random.choice(less))
     return replace(scenario, hosts=scenario.hosts | {name: changed})
+
+
+def _with_reload(scenario: Scenario, length: float) -> Scenario:
+    """Sometimes each host is given another port while it runs, one after the other, or one of them not before the
+    healing. Drawn apart, too."""
+    random = Random(f"reload {scenario.seed}")
+    if random.random() < 0.85:
+        return scenario
+    names = random.sample(tuple(scenario.hosts), random.choice((1, 2, 2, 2)))
+    at = random.uniform(0, length)
+    later = random.choice((0.0, 0.02, 0.5, 2.0))
+    reloads = [Incident(at + place * later, "reload", name) for place, name in enumerate(names)]
+    return replace(scenario, incidents=(*scenario.incidents, *reloads))
 
 
 def _quality(random: Random, lossy: bool, most_delay: float, most_loss: float) -> Quality:

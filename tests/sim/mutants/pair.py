@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from nfq_failover.core import node
+from nfq_failover.core import node, ports
 from nfq_failover.core.pair import witness
 from nfq_failover.core.pair.membership import Membership
 from nfq_failover.core.pair.pact import Pact
 from nfq_failover.core.pair.peer import PeerView
 from nfq_failover.core.pair.reach import Reach
 from nfq_failover.core.pair.roles import Do, Input, State
+from nfq_failover.core.pair.sharing import Sharing
+from nfq_failover.core.ports import Ports
 from nfq_failover.core.shadow.checkpoint import Checkpoint
 
 from .mutant import Mutant, Patch, nothing
@@ -56,6 +58,18 @@ def _hears_silence(self: Membership, now: float) -> None:
         self._go(Input.BACKUP_HARMLESS, "released at once")
 
 
+def _everything(self: Sharing, follows: bool) -> Ports | None:
+    """Asks for rules for all ports, whatever the other host has."""
+    del follows
+    return ports.union(self._settings.ports)
+
+
+def _promised(self: Sharing) -> tuple[tuple[str, str], ...]:
+    """Tells of ports at once."""
+    everything = ports.text(ports.union(self._settings.ports))
+    return ("ports", everything), ("ports-added", ""), ("ports-wanted", everything), ("ports-all", everything)
+
+
 def _careless_backup(self: Membership, now: float) -> None:
     """A backup that goes on whatever its checks say."""
     if self.state is not State.SHADOWING:
@@ -99,6 +113,27 @@ PAIR = (
         (Patch(Reach, "_proof_s", property(lambda self: 0.0, lambda self, value: None)),),
         ("strand",),
         (1, "strand"),
+    ),
+    Mutant(
+        "divert and clone a port that the other host may not have",
+        "clones ports",
+        (Patch(Sharing, "for_rules", _everything),),
+        ("rejoin", "crash-backup", "kill-backup"),
+        (26, "rejoin"),
+    ),
+    Mutant(
+        "tell of ports before the rules are there",
+        "clones ports",
+        (Patch(Sharing, "facts", _promised),),
+        ("none", "crash-backup", "kill-backup"),
+        (55, "none"),
+    ),
+    Mutant(
+        "never divert a port that was added",
+        "does not divert the port",
+        (Patch(Sharing, "told", lambda self, theirs: ()),),
+        ("none",),
+        (0, "none"),
     ),
     Mutant(
         "never continue a connection",
