@@ -288,6 +288,16 @@ def test_an_address_that_the_operator_manages_keeps_its_silence(world: DaemonWor
 # ------------------------------------------------------------------------------------------ refusals
 
 
+def test_a_refused_start_leaves_nothing_that_alarms_the_next(world: DaemonWorld) -> None:
+    """As when the network is late at boot: exit code 1, and tried again."""
+    process, _ = world.start(world.config(interface="eth7"))
+    assert process.wait(30) == 1
+    process, _ = world.start(world.config(ports=[0]))
+    assert process.wait(30) == 2
+    _, log = world.ready(world.config(fence=["/bin/true"]))
+    assert not [line for line in log.read_text().splitlines() if "[error" in line]
+
+
 def refused(world: DaemonWorld, config: Path) -> str:
     process, log = world.start(config)
     code = process.wait(30)

@@ -44,7 +44,9 @@ class World:
         self.reloads = Reloads(self.helper, self.loop, self.applied.append, lambda: self.busy)
 
     def reload(self) -> dict[str, Any]:
-        number = self.reloads.start()
+        return self.wait(self.reloads.start())
+
+    def wait(self, number: int) -> dict[str, Any]:
         give_up = time.monotonic() + 20
         while not (outcome := self.reloads.outcome(number))["done"]:
             assert time.monotonic() < give_up
@@ -104,12 +106,20 @@ def test_a_wrong_file_changes_nothing(world: World) -> None:
     assert not (world.directory / "fenced").exists()
 
 
-def test_several_reloads_at_once_are_one_and_later_ones_their_own(world: World) -> None:
+def test_a_reload_during_another_reads_the_file_once_more(world: World) -> None:
+    """It may have been read before the last change."""
     first = world.reloads.start()
-    assert world.reloads.start() == first and world.reloads.outcome(first) == {"done": False}
-    assert world.reload()["ok"]
-    assert world.reloads.start() == first + 1
-    assert "error" in world.reloads.outcome(first)
+    give_up = time.monotonic() + 20
+    while (pending := world.reloads._pending) is not None and pending.reply is None:
+        assert time.monotonic() < give_up
+        world.helper.serve(0.05)  # the answer is there, and not taken
+    change(world.file, "[80]", "[80, 8081]")
+    assert world.reloads.start() == world.reloads.start() == first + 1
+    assert world.reloads.outcome(first) == world.reloads.outcome(first + 1) == {"done": False}
+    assert [each["name"] for each in world.wait(first + 1)["applied"]] == ["ports"]
+    assert world.wait(first)["applied"] == []
+    assert "error" in world.reloads.outcome(first + 2)
+    assert world.reloads.start() == first + 2
 
 
 def test_it_is_not_over_before_the_rules_are_there(world: World) -> None:
