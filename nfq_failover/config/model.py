@@ -29,6 +29,7 @@ class Privileges:
     user: str | None
     drop: bool
     fence_capabilities: tuple[str, ...]  # that the helper keeps for the fence command, besides its own
+    status_group: str | None  # whose members may ask for the status
     fence_setuid: bool  # the fence command gets rights by setuid programs
 
 

@@ -34,6 +34,7 @@ class Kind(Enum):
     INSTANCE = "at most 16 letters, digits, '_'"
     INTERFACE = "an interface's name"
     USER = "a user's name"
+    GROUP = "a group's name"
     ADDRESS = "an IPv4 address"
     LISTEN = f"ADDRESS, or ADDRESS:PORT (port {DEFAULT_SYNC_PORT} if left out)"
     WITNESS = f"ADDRESS, or ADDRESS:PORT (port {DEFAULT_WITNESS_PORT} if left out)"
@@ -389,6 +390,10 @@ _PRIVILEGES: Final = (
     _flag("drop", True).says("`false`: the daemon keeps all of root's rights."),
     _setting("fence_capabilities", Kind.CAPABILITIES, default=(), example=["CAP_SYS_RAWIO"]).says(
         "What the fence needs besides the privileged helper's own capabilities."
+    ),
+    _setting("status_group", Kind.GROUP, example="nfq-failover-status").says(
+        "Members of this group may ask for the status without being root (`status`, `top`, `web`, `metrics`), and "
+        "nothing else."
     ),
     _flag("fence_setuid", False).says("`true`: the fence may gain rights by setuid programs."),
 )

@@ -55,6 +55,13 @@ def user(value: str) -> str:
     return value
 
 
+def group(value: str) -> str:
+    """A group's name; whether there is one is not asked."""
+    if not _USER.fullmatch(value):
+        raise ValueError(f"'{value}' is not the name of a group")
+    return value
+
+
 def path(value: str) -> Path:
     """An absolute path."""
     made = Path(value)
@@ -172,6 +179,7 @@ CHECKS: Final[dict[Kind, tuple[type, Callable[[Any], Any] | None]]] = {
     Kind.INSTANCE: (str, instance),
     Kind.INTERFACE: (str, interface),
     Kind.USER: (str, user),
+    Kind.GROUP: (str, group),
     Kind.ADDRESS: (str, address),
     Kind.LISTEN: (str, listen),
     Kind.WITNESS: (str, witness),

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 from typing import Any
+
+from nfq_failover.errors import CommandError
 
 DEFAULT_CONFIG = Path("/etc/nfq-failover/config.toml")
 
@@ -20,8 +23,27 @@ def add_config_option(parser: argparse.ArgumentParser) -> None:
 
 
 def ask_daemon(args: argparse.Namespace, command: str, **more: Any) -> dict[str, Any]:
-    """Ask the daemon of the configuration that is meant. Raises `CommandError`, `ConfigError`."""
+    """Ask the daemon of the configuration that is meant. Raises `CommandError`, `ConfigError`.
+
+    Who is not root is answered as a member of the status group.
+    """
     from nfq_failover.config import state_dir  # not for --help
     from nfq_failover.shell.control import ask
 
-    return ask(state_dir(args.config) / "control.sock", command, **more)
+    path = _status_socket() if os.geteuid() else state_dir(args.config) / "control.sock"
+    return ask(path, command, **more)
+
+
+def _status_socket() -> Path:
+    """The socket of this host's daemon for members of the status group."""
+    from nfq_failover.config import schema
+    from nfq_failover.shell.control import status_directory
+
+    directory = status_directory(Path(schema.find("run_dir").default))
+    path = directory / f"{schema.find('instance').default}.sock"
+    if not os.access(path, os.W_OK):
+        raise CommandError(
+            "only root, and the members of 'status_group', may ask: run this as root, or set 'status_group' in "
+            "[privileges] and become a member of that group"
+        )
+    return path

@@ -40,10 +40,11 @@ class ControlServer:
     It has a poll object of its own: `fileno()` is readable when there is something to do, `serve()` does it.
     """
 
-    def __init__(self, path: Path, handler: Handler, users: frozenset[int] | None = None) -> None:
+    def __init__(self, path: Path, handler: Handler, users: frozenset[int] | None = None, group: bool = False) -> None:
         """`handler(command, request)` returns the answer. A stale socket file is replaced.
 
-        `users`: the ids of the users who may ask, as the kernel names them; None: the owner, by the file's mode.
+        `users`: the ids of the users who may ask, as the kernel names them; None: the owner, by the file's mode, and
+        with `group` the file's group as well.
         """
         self._users = users
         self.path = path
@@ -52,7 +53,7 @@ class ControlServer:
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
         self._poll = select.epoll()
         self._clients: dict[int, _Client] = {}
-        old = os.umask(0o177 if users is None else 0o111)
+        old = os.umask(0o117 if group else 0o177 if users is None else 0o111)
         try:
             self._socket.bind(str(path))
             self._socket.listen(16)
@@ -151,6 +152,22 @@ class ControlServer:
         self._poll.close()
         self._socket.close()
         self.path.unlink(missing_ok=True)
+
+
+def status_directory(run_dir: Path) -> Path:
+    """Where the sockets are at which members of the status group ask: one for each instance."""
+    return run_dir.with_name(f"{run_dir.name}-status")
+
+
+def status_only(handler: Handler) -> Handler:
+    """The same for people who may look, and order nothing."""
+
+    def answer(command: str, request: dict[str, Any]) -> dict[str, Any]:
+        if command not in ("status", "ping"):
+            return {"error": f"'{command}' is for root: members of the status group may ask for the status alone"}
+        return handler(command, request)
+
+    return answer
 
 
 def ask(path: Path, command: str, timeout_s: float = 5.0, service: str = "", **more: Any) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from typing import Any
 import structlog
 
 from nfq_failover.shell import logs, signals
-from nfq_failover.shell.control import ControlServer
+from nfq_failover.shell.control import ControlServer, status_only
 from nfq_failover.shell.loop import Loop
 from nfq_failover.shell.service import Service
 from nfq_failover.shell.start import Prepared
@@ -84,6 +84,10 @@ class Daemon:
         control = ControlServer(prepared.control, self._control, prepared.may_ask())
         self._undo.add(control.close)
         loop.watch(control.fileno(), control.serve)
+        if prepared.status_socket is not None:
+            shown = ControlServer(prepared.status_socket, status_only(self._control), group=True)
+            self._undo.add(shown.close)
+            loop.watch(shown.fileno(), shown.serve)
         for service in self.services:
             service.begin()
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import grp
 import os
 import socket
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ from pathlib import Path
 
 from nfq_failover.config import Config
 from nfq_failover.errors import CommandError
+from nfq_failover.shell.control import status_directory
 from nfq_failover.shell.firewall.script import find_script
 from nfq_failover.shell.host.arp_settings import open_record
 from nfq_failover.shell.host.presence import refuse_elsewhere
@@ -65,6 +67,7 @@ class Prepared:
     manager: ServiceManager
     counters: int  # a descriptor of the kernel's table of queues
     services: tuple[PreparedService, ...]
+    status_socket: Path | None  # where members of the status group ask
     threads: int  # how many there were, besides the main one, when rights were given up
 
     @property
@@ -112,10 +115,11 @@ def _prepare(configs: Sequence[Config], undo: Undo) -> Prepared:
     except OSError as error:
         raise CommandError(f"the kernel has no netfilter queues ({error}): load the module nfnetlink_queue") from None
     undo.add(lambda: os.close(counters))
+    status_socket = _status_socket(configs[0], who)
     threads = rights.threads() - 1
     if who is not None:
         rights.become(who.uid, who.gid, rights.DAEMON)
-    return Prepared(undo, who, manager, counters, services, threads)
+    return Prepared(undo, who, manager, counters, services, status_socket, threads)
 
 
 def _prepare_service(config: Config, who: Account | None, undo: Undo) -> PreparedService:
@@ -145,6 +149,34 @@ def _prepare_service(config: Config, who: Account | None, undo: Undo) -> Prepare
         if who is not None:  # root does not need it
             raise CommandError(f"can't hand {config.state_dir} over to the daemon's user: {error}") from None
     return PreparedService(config, directory, store, sync, helper, _arp_record(config.state_dir), injector)
+
+
+def _status_socket(config: Config, who: Account | None) -> Path | None:
+    """Make the directory where members of the status group find the daemon's socket, None without such a group.
+
+    The daemon's user can make sockets in it, which get its group; members of the group can reach them, and no more.
+    """
+    name = config.privileges.status_group
+    if name is None:
+        return None
+    try:
+        gid = grp.getgrnam(name).gr_gid
+    except KeyError:
+        raise CommandError(
+            f"there is no group '{name}': make it (groupadd --system {name}), or correct 'status_group' in [privileges]"
+        ) from None
+    directory = status_directory(config.run_dir)
+    try:
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            os.fchown(fd, who.uid if who else 0, gid)
+            os.fchmod(fd, 0o2710)
+        finally:
+            os.close(fd)
+    except OSError as error:
+        raise CommandError(f"can't make {directory} ({error.strerror}): check 'run_dir'") from None
+    return directory / f"{config.instance}.sock"
 
 
 def _arp_record(directory: Path) -> int:

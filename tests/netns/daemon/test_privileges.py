@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import grp
 import json
 import os
 import pwd
@@ -357,3 +358,36 @@ def test_what_only_root_can_see_is_not_missed(world: DaemonWorld) -> None:
     fence.chmod(0o700)
     _, log = world.ready(config(world, fence=[str(fence)]))
     assert "not there or not executable" not in log.read_text()
+
+
+ASK = "import json, sys; from pathlib import Path; from nfq_failover.shell.control import ask; "
+ASK += "print(json.dumps(ask(Path(sys.argv[1]), sys.argv[2])))"
+
+
+def ask_as_other(socket: Path, command: str, groups: str) -> subprocess.CompletedProcess[str]:
+    """Ask as another user; `groups`: an option of setpriv(1)."""
+    who = ("--reuid", str(OTHER.pw_uid), "--regid", str(OTHER.pw_gid), groups)
+    argv = ["setpriv", *who, sys.executable, "-c", ASK, str(socket), command]
+    return subprocess.run(argv, capture_output=True, text=True, timeout=30, cwd=ROOT)
+
+
+def test_members_of_the_status_group_may_look_and_order_nothing(open_world: DaemonWorld) -> None:
+    world = open_world
+    process, _ = world.ready(config(world, 'status_group = "users"'))
+    socket = world.disk / "run-status" / "default.sock"
+    member, stranger = f"--groups={grp.getgrnam('users').gr_gid}", "--clear-groups"
+    found = ask_as_other(socket, "status", member)
+    assert json.loads(found.stdout)["name"] == "a", found.stderr
+    for command in ("claim", "leave", "replica-is-whole"):
+        done = ask_as_other(socket, command, member)
+        assert done.returncode and "is for root" in done.stderr
+    assert world.status()["state"] == "waiting"
+    assert ask_as_other(socket, "status", stranger).returncode
+    assert "belongs to root" in ask_as_other(world.state / "control.sock", "status", member).stderr
+    process.terminate()
+    assert process.wait(15) == 0
+    assert list(socket.parent.iterdir()) == []
+
+
+def test_a_status_group_that_is_not_there_is_one_sentence(world: DaemonWorld) -> None:
+    assert "there is no group 'no-such-group'" in refused(world, config(world, 'status_group = "no-such-group"'))

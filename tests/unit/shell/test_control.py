@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from nfq_failover.errors import CommandError
-from nfq_failover.shell.control import MAX_CLIENTS, MAX_LINE, ControlServer, ask
+from nfq_failover.shell.control import MAX_CLIENTS, MAX_LINE, ControlServer, ask, status_only
 
 BIG = "x" * 4_000_000
 
@@ -191,3 +191,17 @@ def test_a_refusal_reaches_the_asker(running: ControlServer) -> None:
 def test_a_daemon_that_hangs_is_told_from_one_that_is_gone(server: ControlServer) -> None:
     with pytest.raises(CommandError, match="timed out"):
         ask(server.path, "ping", timeout_s=0.2)
+
+
+def test_who_may_only_look_can_order_nothing() -> None:
+    answered = status_only(lambda command, request: {"did": command})
+    assert answered("status", {}) == {"did": "status"}
+    assert answered("ping", {}) == {"did": "ping"}
+    for command in ("claim", "leave", "replica-is-whole", "reload", "Status", ""):
+        assert "is for root" in answered(command, {})["error"]
+
+
+def test_a_groups_socket_is_for_owner_and_group(tmp_path: Path) -> None:
+    server = ControlServer(tmp_path / "control.sock", handler, group=True)
+    assert stat.S_IMODE(server.path.stat().st_mode) == 0o660
+    server.close()
