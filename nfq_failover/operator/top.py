@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import curses
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -86,6 +87,8 @@ def run(args: argparse.Namespace) -> int:
         except (CommandError, ConfigError) as error:
             return str(error)
 
+    for name in ("LINES", "COLUMNS"):  # the terminal knows better, and it may change
+        os.environ.pop(name, None)
     try:
         curses.wrapper(_loop, look, args.every)
     except curses.error as error:
