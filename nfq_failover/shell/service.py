@@ -51,6 +51,7 @@ from nfq_failover.core.status import standing
 from nfq_failover.errors import InternalError
 from nfq_failover.shell.dump import dump
 from nfq_failover.shell.fencing.second_opinion import SecondOpinion
+from nfq_failover.shell.firewall.changes import RuleChanges
 from nfq_failover.shell.firewall.keeper import RulesKeeper
 from nfq_failover.shell.host.address import ServiceAddress
 from nfq_failover.shell.host.arp_settings import ArpSettings
@@ -140,7 +141,7 @@ class Service:
         self._stay = resuming  # leave the host as it is at the end, since it serves
         undo.add(lambda: self._address.restore(self._stay))
         self._address.prepare(silent=not resuming)
-        self._rules = RulesKeeper(RemoteRules(helper), loop)
+        self._rules = RulesKeeper(RemoteRules(helper), loop, RuleChanges())
         undo.add(lambda: self._rules.close(self._stay))
         if not resuming:
             self._rules.silence()  # before the address exists

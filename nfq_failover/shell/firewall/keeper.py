@@ -14,6 +14,8 @@ from nfq_failover.shell.loop import Loop
 from nfq_failover.wire.segment import FlowKey
 
 CHECK_EVERY_S = 2.0
+CHANGED_S = 0.05  # after a change somebody's next one is waited for
+CHECKS_APART_S = 1.0  # on a host whose rules change all the time
 RETRY_S = 1.0
 STUCK_S = 60.0
 
@@ -52,18 +54,36 @@ class Runner(Protocol):
         """Take all rules out, and wait for it."""
 
 
-class RulesKeeper:
-    """Runs one script at a time: for the profile that was wanted last, otherwise a periodic check."""
+class Changes(Protocol):
+    """Says when rules have changed, whosever they are."""
 
-    def __init__(self, runner: Runner, loop: Loop) -> None:
+    def fileno(self) -> int | None:
+        """Readable when there was a change."""
+
+    def came(self) -> bool:
+        """Whether there was one since the last call."""
+
+    def close(self) -> None:
+        """Nobody asks any more."""
+
+
+class RulesKeeper:
+    """Runs one script at a time: for the profile that was wanted last, otherwise a check, from time to time and when
+    rules have changed."""
+
+    def __init__(self, runner: Runner, loop: Loop, changes: Changes | None = None) -> None:
         self._runner = runner
         self._loop = loop
+        self._changes = changes
+        if changes is not None and (fd := changes.fileno()) is not None:
+            loop.watch(fd, self._heard)
+        self._changed = False
         self._wanted = ApplyRules(Profile.BACKUP)
         self._was_told = False
         self._pending = False
         self._running: tuple[Script, ApplyRules | None] | None = None
         self._events: list[Event] = []
-        self._next_check = 0.0
+        self._next_check = self._checked_at = 0.0
         self._stuck_at: float | None = None
         self._runs_since = 0.0
         self._retry_at: float | None = None
@@ -81,6 +101,11 @@ class RulesKeeper:
         """Bring the rules to a profile; the outcome is an event of a later `tick`."""
         self._wanted, self._pending, self._retry_at, self._was_told = wanted, True, None, True
         self._next()
+
+    def _heard(self) -> None:
+        """Rules have changed. What happens while we change ours is our own, or found by the next periodic check."""
+        ours = self._running is not None and self._running[1] is not None
+        self._changed = (self._changes is not None and self._changes.came() and not ours) or self._changed
 
     def _next(self) -> None:
         if self._running is not None or not self._pending:
@@ -160,7 +185,11 @@ class RulesKeeper:
             elif now >= self._stuck_at:
                 self._stuck_at = now + STUCK_S
                 log.error("the firewall rules are neither done nor refused: see what holds the script or the helper")
+        if self._changed:
+            self._changed = False
+            self._next_check = min(self._next_check, max(now + CHANGED_S, self._checked_at + CHECKS_APART_S))
         if now >= self._next_check and self._running is None:
+            self._checked_at = now
             self._next_check = now + CHECK_EVERY_S
             try:
                 self._run(self._runner.start_check(), None)
@@ -193,6 +222,7 @@ class RulesKeeper:
             status, _ = script.wait()
             if not status and wanted is not None:
                 self._installed = wanted.profile
+        self._ignore_changes()
         try:
             if stay:
                 late = self._pending or self._retry_at is not None or self._installed is not self._wanted.profile
@@ -202,3 +232,11 @@ class RulesKeeper:
             self._runner.remove()
         except RulesError as error:
             log.error("firewall rules stay in force", why=str(error))
+
+    def _ignore_changes(self) -> None:
+        if self._changes is None:
+            return
+        if (fd := self._changes.fileno()) is not None:
+            self._loop.unwatch(fd)
+        self._changes.close()
+        self._changes = None

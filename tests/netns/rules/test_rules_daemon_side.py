@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import socket
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from nfq_failover.core.events import Profile
+from nfq_failover.shell.firewall.changes import RuleChanges
 from nfq_failover.shell.firewall.script import PeerHost, RulesError, RulesOptions, RulesRunner, lookup_mac, resolve_mac
 from tests.support.namespaces import CLIENT, SERVICE
 from tests.support.rules_world import RulesHost, RulesWorld, world
@@ -34,6 +36,21 @@ def test_a_neighbours_mac_is_looked_up_and_asked_for(net: RulesWorld) -> None:
         assert resolve_mac(net.b.address) == net.b.mac
         assert lookup_mac(net.b.address) == net.b.mac
         assert resolve_mac("10.77.0.99", 0.2) is None
+
+
+def test_the_kernel_says_when_rules_have_changed(net: RulesWorld) -> None:
+    with net.b.namespace.entered():
+        changes = RuleChanges()
+        assert changes.fileno() is not None and not changes.came()
+        for change in ("-A", "-D"):
+            subprocess.run(["iptables-nft", "-t", "mangle", change, "OUTPUT", "-j", "ACCEPT"], check=True)
+            assert changes.came() and not changes.came()
+    with net.a.namespace.entered():
+        subprocess.run(["iptables-nft", "-t", "mangle", "-A", "OUTPUT", "-j", "ACCEPT"], check=True)
+    assert not changes.came()  # another host's
+    changes.close()
+    changes.close()
+    assert changes.fileno() is None and not changes.came()
 
 
 def test_a_hosts_life(net: RulesWorld) -> None:

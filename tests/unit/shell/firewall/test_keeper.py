@@ -122,3 +122,69 @@ def test_what_is_wrong_with_the_rules_is_a_concern_until_it_is_mended(runner: Ru
     assert codes(10.1 + STUCK_S / 2) == ["rules-stuck"] == codes(10 + STUCK_S + 1)
     keeper._ended()
     assert codes(80.0) == []
+
+
+class Changes:
+    """The kernel tells of changes."""
+
+    def __init__(self) -> None:
+        self.event: int | None = os.eventfd(0, os.EFD_NONBLOCK)
+        self.count = 0
+
+    def fileno(self) -> int | None:
+        return self.event
+
+    def came(self) -> bool:
+        assert self.event is not None
+        try:
+            return os.eventfd_read(self.event) > 0
+        except BlockingIOError:
+            return False
+
+    def happens(self, loop: Loop) -> None:
+        assert self.event is not None
+        os.eventfd_write(self.event, 1)
+        loop.serve(loop.wait(0.0, 0.0))
+
+    def close(self) -> None:
+        assert self.event is not None
+        os.close(self.event)
+        self.event = None
+
+
+def test_rules_are_looked_at_soon_after_any_change_and_not_all_the_time(runner: Runner) -> None:
+    loop, changes = Loop(), Changes()
+    keeper = RulesKeeper(runner, loop, changes)
+
+    def checks(*moments: float) -> int:
+        before = len(runner.scripts)
+        for now in moments:
+            keeper.tick(now)
+            keeper._ended()
+        return len(runner.scripts) - before
+
+    assert checks(10.0, 10.5, 11.5) == 1
+    changes.happens(loop)
+    assert checks(11.51) == 0  # there may be more to come
+    assert checks(11.6, 11.7) == 1
+    changes.happens(loop)
+    assert checks(11.8, 12.5) == 0
+    assert checks(12.65) == 1
+    keeper.close()
+    loop.close()
+
+
+def test_what_changes_while_our_own_rules_are_installed_is_ours(runner: Runner) -> None:
+    loop, changes = Loop(), Changes()
+    keeper = RulesKeeper(runner, loop, changes)
+    keeper.tick(10.0)
+    keeper._ended()
+    keeper.apply(ApplyRules(Profile.ALONE))
+    changes.happens(loop)
+    assert loop.wait(0.0, 0.0) == []  # it is read, and does not keep the loop busy
+    keeper._ended()
+    scripts = len(runner.scripts)
+    keeper.tick(11.5)
+    assert len(runner.scripts) == scripts
+    keeper.close()
+    loop.close()
