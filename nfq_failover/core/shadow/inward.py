@@ -182,16 +182,16 @@ class Inward:
 
     def deliver(self, mapping: Translation, event: PacketQueued, seg: Segment, ack: int, out: Outbox) -> None:
         """Translate a client's segment for our TCP and let it in. `ack`: the offset that it acknowledges."""
-        snd_nxt = self.output.snd_nxt
+        tellable = self.tellable
         if self.output.discarded:
-            told, window = snd_nxt, WIDEST
+            told, window = tellable, WIDEST
             if seg.is_pure_ack:
                 out.drop(event.queue, event.packet_id, "fed")  # it talks of another server's output
                 return
-        elif ack <= snd_nxt:
+        elif ack <= tellable:
             told, window = ack, seg.wnd
         else:
-            told = snd_nxt
+            told = tellable
             window = self.header.window_from(told, ack, seg.wnd)
             if seg.is_pure_ack and told <= self.own_una and window == self.own_wnd:
                 out.drop(event.queue, event.packet_id, "ack-clamped")  # a duplicate for our TCP; told later
@@ -202,6 +202,13 @@ class Inward:
         if window != seg.wnd:
             seg.set_wnd(window)
         self._translate(mapping, event, seg, told, out)
+
+    @property
+    def tellable(self) -> int:
+        """What our TCP may be told at most that the client has: nothing behind a hole in what we have seen, so that it
+        fills that; unless it was told before."""
+        whole_to = self.output.whole_to
+        return whole_to if whole_to >= self.own_una else self.output.snd_nxt
 
     def _translate(self, mapping: Translation, event: PacketQueued, seg: Segment, told: int, out: Outbox) -> None:
         """Let the segment in, with an acknowledgement of `told`."""
@@ -261,7 +268,7 @@ class Inward:
     def inject(self, mapping: Translation, out: Outbox, offset: int, data: bytes = b"", flags: int = ACK) -> None:
         """Deliver a segment that we build ourselves, with the client's newest acknowledgement."""
         header, snd_una = self.header, self.output.acknowledged_to
-        told = max(min(snd_una, self.output.snd_nxt), 0)
+        told = max(min(snd_una, self.tellable), 0)
         self.own_una = max(self.own_una, told)
         self.own_wnd = WIDEST if self.output.discarded else header.window_from(told, snd_una, header.wnd)
         timestamps = (header.tsval, mapping.own_tsecr(header.tsecr)) if mapping.timestamps else None

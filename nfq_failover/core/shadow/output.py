@@ -91,6 +91,14 @@ class Output:
         self.forget_bytes()
 
     @property
+    def whole_to(self) -> int:
+        """The end of what we have seen of it without a hole that is still to be compared. A hole: a packet of our TCP
+        was lost on its way to us, and a later one was not."""
+        if self.compare is None or self.compare.after or not self.outbound.has_islands:
+            return self.snd_nxt
+        return self.outbound.end
+
+    @property
     def acknowledged_to(self) -> int:
         """What our TCP may be told that the client has. Output that nobody gets is acknowledged as soon as it is there:
         a replica that waits for an acknowledgement would stop reading."""

@@ -225,7 +225,7 @@ class Segments:
         """Our TCP has sent `seg`, at `offset` of its stream; it had taken everything before `before`."""
         inward, output = connection.inward, connection.output
         snd_una = output.acknowledged_to
-        told_late = snd_una > inward.own_una and output.snd_nxt > inward.own_una
+        told_late = snd_una > inward.own_una and inward.tellable > inward.own_una
         repeated = not output.discarded and seg.seg_len and offset + seg.seg_len <= min(snd_una, inward.own_una)
         if told_late or repeated:
             connection.inject_ack(self.out)
