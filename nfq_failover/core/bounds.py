@@ -20,6 +20,7 @@ from nfq_failover.core.settings import Settings
 from nfq_failover.core.shadow.handover import MAX_OVER
 from nfq_failover.core.shadow.opening import MAX_FORGOTTEN
 from nfq_failover.core.shadow.table import ShadowTable
+from nfq_failover.core.tcp.heard import MAX_MARKS
 from nfq_failover.core.tcp.journal import BYTES_PER_PIECE, MAX_ISLANDS, MIN_PIECES
 
 Row = dict[str, int]
@@ -35,6 +36,7 @@ def limits(settings: Settings) -> dict[str, int]:
         "log_islands": MAX_ISLANDS,
         "unacked_bytes": settings.max_unacked_bytes,
         "retained_bytes": MAX_RETAINED,
+        "turns": MAX_MARKS,
         "held_acks": MAX_HELD,
         "syns": MAX_SYNS,
         "dialled": MAX_DIALLED,
@@ -87,6 +89,10 @@ def gauges(
         "log_islands": max((c.inward.inbound.islands for c in shadows), default=0),
         "unacked_bytes": max((c.output.outbound.size for c in shadows), default=0),
         "retained_bytes": max((c.retained.inbound.size for c in gated), default=0),
+        "turns": max(
+            max((len(c.inward.order.turns) for c in shadows), default=0),
+            max((len(c.retained.heard) for c in gated), default=0),
+        ),
         "held_acks": max((len(c.acks.held_acks) for c in gated), default=0),
         **gate.tables(),
         "handed_over": len(gate.handovers.flows),

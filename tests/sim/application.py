@@ -34,6 +34,10 @@ class Machine(Protocol):
     name: str
 
     @property
+    def serves(self) -> bool:
+        """Whether it is this host that clients hear."""
+
+    @property
     def ports(self) -> tuple[int, ...]:
         """Where the application listens."""
 

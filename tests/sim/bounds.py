@@ -9,6 +9,7 @@ from nfq_failover.core.injected import MAX_INJECTED
 from nfq_failover.core.pair.session import MAX_OUTGOING, MAX_RETIRED
 from nfq_failover.core.shadow.comparison import MAX_PENDING
 from nfq_failover.core.shadow.opening import MAX_FORGOTTEN
+from nfq_failover.core.tcp.heard import MAX_MARKS
 from nfq_failover.core.timers import TimerQueue
 from nfq_failover.wire.records import MAX_UNSEEN
 from nfq_failover.wire.segment import FlowKey
@@ -58,6 +59,7 @@ def check(host: SimHost, carried: int) -> None:
     _timers(host, "comparisons' timers", shadow.divergence._timers, len(shadow.flows))
     _timers(host, "lengths' timers", shadow.lengths._timers, len(shadow.flows))
     _timers(host, "feeding's timers", shadow.feeding._timers, len(shadow.flows))
+    _timers(host, "holding's timers", shadow.holding._timers, len(shadow.flows))
     for stream in digests._streams.values():
         _within(host, "bytes kept of a stream", stream.outbound_bytes, KEEP_BYTES + FLUSH_BYTES)
         _within(host, "digests that are repeated", len(stream.unseen), MAX_UNSEEN + 2)
@@ -65,6 +67,7 @@ def check(host: SimHost, carried: int) -> None:
         _within(host, "held acknowledgements", len(gated.acks.held_acks), MAX_HELD)
         _within(host, "retained bytes", gated.retained.inbound.size, gated.retained.inbound.limit)
     for each in shadow.flows.values():
+        _within(host, "turns", len(each.inward.order.turns), MAX_MARKS)
         _within(host, "log", each.inward.inbound.size, host.settings.max_log_bytes)
         _within(host, "kept output", each.output.outbound.size, host.settings.max_unacked_bytes)
         inward = each.inward

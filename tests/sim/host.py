@@ -62,7 +62,7 @@ from .application import Application
 from .apps import Server
 from .clock import HostClock
 from .kernel import Kernel, cut_super_segment
-from .scenario import ADDED, DOWNLOAD, ECHO, PUSH, UPLOAD, HostPlan
+from .scenario import ADDED, DOWNLOAD, ECHO, PUSH, TURNS, UPLOAD, HostPlan
 from .tcp import Personality, Tcp
 
 if TYPE_CHECKING:
@@ -176,9 +176,14 @@ class SimHost:
             self.application.watch(self.run)
 
     @property
+    def serves(self) -> bool:
+        """Whether it is this host that clients hear."""
+        return self.world.owner is self
+
+    @property
     def ports(self) -> tuple[int, ...]:
         """Where the application listens."""
-        return (ECHO, DOWNLOAD, UPLOAD) if self.plan.deaf else (ECHO, DOWNLOAD, UPLOAD, PUSH)
+        return (ECHO, DOWNLOAD, UPLOAD, TURNS, *(() if self.plan.deaf else (PUSH,)))
 
     def reload(self) -> None:
         """The operator adds a port to the configuration, and has the daemon read it; one that starts later reads it,

@@ -13,7 +13,7 @@ from typing import Any
 
 from .network import Quality
 
-ECHO, DOWNLOAD, UPLOAD, PUSH = 7000, 7001, 7002, 7003
+ECHO, DOWNLOAD, UPLOAD, PUSH, TURNS = 7000, 7001, 7002, 7003, 7004
 ADDED = 7100  # a port of a reload, where nobody connects
 PROBE_PORT = 50_000  # from here on: connections after the healing
 DIRECTORY = Path(__file__).parent / "scenarios"

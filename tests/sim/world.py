@@ -24,7 +24,7 @@ from .incidents import Incidents
 from .kernel import Kernel
 from .network import Path, Quality
 from .opinions import Fences, Witness
-from .scenario import ADDED, DOWNLOAD, ECHO, PROBE_PORT, PUSH, UPLOAD, Connection, HostPlan, Scenario
+from .scenario import ADDED, DOWNLOAD, ECHO, PROBE_PORT, TURNS, UPLOAD, Connection, HostPlan, Scenario
 from .stalls import Stalls
 from .tcp import Personality
 
@@ -110,7 +110,7 @@ class SimWorld:
         settings = configured.settings(
             name=name,
             service=SERVICE,
-            ports=((ECHO, PUSH),),
+            ports=((ECHO, TURNS),),
             **({"divergence_run_bytes": 64, "out_of_step_ms": 1000} if self._lopsided else {}),
             peers=tuple(configured.peer(other, other) for other in scenario.hosts if other != name),
             key=b"simulated" * 4,

@@ -32,6 +32,7 @@ from nfq_failover.wire.records import (
     Handed,
     HandedOver,
     HandOver,
+    HeardBefore,
     InputMissed,
     Mark,
     Missing,
@@ -93,6 +94,7 @@ PINNED: list[tuple[Record, str]] = [
     (BytesSent(1, 2, b"ab"), "21 000a 00000001 00000002 6162"),
     (SentAsked(1), "28 0004 00000001"),
     (AckAsked(1, 0x01020304), "2a 0008 00000001 01020304"),
+    (HeardBefore(1, 2, 3), "48 000c 00000001 00000002 00000003"),
     (SentUpTo(1, 2), "29 0008 00000001 00000002"),
     (
         HandOver(1, (b"\x0a\0\0\1", 40000, b"\x0a\0\0\2", 80), 2, 3, 4),
@@ -171,6 +173,7 @@ STRATEGIES: dict[type[Record], st.SearchStrategy[Record]] = {
     BytesAsked: st.builds(BytesAsked, u32, u32, u32),
     BytesSent: st.builds(BytesSent, u32, u32, st.binary(max_size=MAX_DATA)),
     SentAsked: st.builds(SentAsked, u32),
+    HeardBefore: st.builds(HeardBefore, u32, u32, u32),
     SentUpTo: st.builds(SentUpTo, u32, u32),
     AckAsked: st.builds(AckAsked, u32, u32),
     HandOver: st.builds(HandOver, u32, flows(), u32, u32, u32),

@@ -17,7 +17,7 @@ from nfq_failover.core.gate.missed import MissedInput
 from nfq_failover.core.outbox import Outbox
 from nfq_failover.core.tcp.claims import TWO_VERSIONS, URGENT, outdated
 from nfq_failover.errors import MalformedSegment
-from nfq_failover.wire.records import Data, Missing
+from nfq_failover.wire.records import Data, HeardBefore, Missing
 from nfq_failover.wire.segment import FlowKey, Segment
 from nfq_failover.wire.seqnum import diff
 
@@ -155,6 +155,9 @@ class Copies:
             if not data and not fin:
                 break
             served = True
+            for since, ack in retained.heard.between(at, at + len(data) + fin):
+                if ack > 0:
+                    self.out.record(HeardBefore(connection.conn, own.client.seq(since), retained.server.seq(ack)))
             self.out.record(Data(connection.conn, own.client.seq(at), data, fin))
             at += len(data) + fin
         if retained.unserved is not None and connection.acks.confirmed > retained.unserved[0]:

@@ -5,21 +5,27 @@ from __future__ import annotations
 from nfq_failover.constants import FIN, SYN
 from nfq_failover.core.gate.own_tcp import OwnTcp
 from nfq_failover.core.outbox import Outbox
+from nfq_failover.core.tcp.heard import Heard
 from nfq_failover.core.tcp.journal import Journal
+from nfq_failover.core.tcp.seqspace import SeqSpace
 from nfq_failover.wire.segment import Segment
+from nfq_failover.wire.seqnum import MASK
 
 MAX_RETAINED = 64 << 20
 
 
 class Retained:
     """Keeps what was copied of one client's stream. `inbound` has the bytes, by offset; `fin_in` is the offset of the
-    client's FIN; `unserved` says which byte the backup has asked for in vain, and since when."""
+    client's FIN; `unserved` says which byte the backup has asked for in vain, and since when. `heard`: what the client
+    had heard before it sent them, in offsets of `server`, the server's stream."""
 
-    __slots__ = ("_own", "fin_in", "inbound", "unserved")
+    __slots__ = ("_own", "fin_in", "heard", "inbound", "server", "unserved")
 
     def __init__(self, own: OwnTcp) -> None:
         self._own = own
+        self.server = SeqSpace((own.snd_nxt_seq - 1) & MASK)
         self.inbound = Journal(MAX_RETAINED)
+        self.heard = Heard()
         self.fin_in: int | None = None
         self.unserved: tuple[int, float] | None = None
 
@@ -33,6 +39,10 @@ class Retained:
         # window is not of this connection, or our TCP will not take it.
         if seg.flags & SYN or stop < min(confirmed, own.settled(now)) or offset > own.rcv_edge:
             return True
+        if stop > self.inbound.end <= offset and (seg.payload_len or self.fin_in is None):
+            ack = self.server.offset(seg.ack)
+            self.server.follow(ack)
+            self.heard.note(offset, ack)  # nothing that our server has sent depends on them
         kept = not seg.payload_len or self.inbound.insert(offset, seg.payload())
         if not kept:
             out.counters["retained-full"] += 1
@@ -55,10 +65,12 @@ class Retained:
     def forget_settled(self, confirmed: int, now: float) -> None:
         """Drop the bytes that the backup has, and of which no other version matters."""
         self.inbound.trim(min(confirmed, self._own.settled(now)))
+        self.heard.trim(confirmed)
 
     def forget(self) -> None:
         """Drop all bytes: the backup will not ask for any."""
         self.inbound = Journal(MAX_RETAINED, self.inbound.end)
+        self.heard = Heard()
 
     @property
     def client_ended(self) -> bool:

@@ -199,6 +199,7 @@ class ShadowConnection:
         if self.output.compare is not None:
             self.acceptance.primary_has_sent(self.output.compare.sent)
         self.output.discard()
+        self.inward.order.let_go()
 
     def cut(self) -> None:
         """The client is let know that the connection is over."""

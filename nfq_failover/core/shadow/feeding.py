@@ -65,8 +65,10 @@ class Feeding:
 
     def begin(self, connection: ShadowConnection, reason: str, now: float, tell: bool) -> None:
         """Its output is of no use from now on. `tell`: the primary does not know."""
+        held_back = connection.inward.order.edge
         connection.feed(reason)
         connection.inject_ack(self.out)
+        connection.inward.deliver_from(connection.mapping, held_back, self.out)
         self.out.counters["fed"] += 1
         if tell:
             self._telling[connection.conn] = TELL_FIRST_S

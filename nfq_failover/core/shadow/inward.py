@@ -6,6 +6,7 @@ from nfq_failover.constants import ACK, FIN, PSH, RST
 from nfq_failover.core.events import PacketQueued
 from nfq_failover.core.outbox import Outbox
 from nfq_failover.core.shadow.header import ClientHeader
+from nfq_failover.core.shadow.order import Order
 from nfq_failover.core.shadow.output import Output
 from nfq_failover.core.tcp.journal import Journal
 from nfq_failover.core.tcp.seqspace import SeqSpace
@@ -30,7 +31,8 @@ class Inward:
     has; a FIN counts as a byte. `fin_in`: where the client has ended; `rst_in`: an RST that waits for our TCP to get
     there. `late_until`: what the client has sent that was let in before our TCP had answered; `was_late`: there was
     such. `given_to`: our TCP is behind, and was given again what is before this; None: it is not. `sent_to`: how far
-    the client has sent, for all that has come: what lies before it may be missing here.
+    the client has sent, for all that has come: what lies before it may be missing here. `order`: what of the log our
+    TCP does not get yet.
 
     In the server's stream, `own_una` is what our TCP was told that the client has acknowledged, with the window field
     `own_wnd`.
@@ -46,6 +48,7 @@ class Inward:
         "held",
         "inbound",
         "late_until",
+        "order",
         "output",
         "own_una",
         "own_wnd",
@@ -64,6 +67,7 @@ class Inward:
         self.output = output
         self.client = SeqSpace(opening.irs)
         self.inbound = Journal(limit)
+        self.order = Order()
         self.fin_in: int | None = None
         self.rst_in: int | None = None
         self.reset_by_client = False
@@ -287,28 +291,52 @@ class Inward:
         )
         out.counters["injected-inward"] += 1
 
+    def tell_acknowledged(self, mapping: Translation, out: Outbox) -> None:
+        """Tell our TCP what the client's newest segment says, but for its bytes, if it may need that to go on: an
+        acknowledgement, or room in the client's window when less than half of that is left."""
+        header, snd_una, snd_nxt = self.header, self.output.acknowledged_to, self.output.snd_nxt
+        told = max(min(snd_una, snd_nxt), 0)
+        room = self.own_una + (self.own_wnd << header.wscale) - snd_nxt
+        window = header.window_from(told, snd_una, header.wnd) << header.wscale
+        if told > self.own_una or 2 * room < window:
+            self.inject(mapping, out, max(min(self.order.edge, self.held), self.rcv_nxt))
+
     def redeliver(self, mapping: Translation, out: Outbox, probe: bool = False) -> None:
         """Give our TCP again what it has not taken, within its window. `probe`: if that is closed, ask for it."""
-        at = self.rcv_nxt
-        end = self.inbound.end
-        for _ in range(REDELIVER_BURST):
-            room = self.rcv_edge - at
+        at = self.given_to = self._deliver_log(mapping, self.rcv_nxt, REDELIVER_BURST, out)
+        if probe and self.rcv_edge <= self.rcv_nxt == at:
+            self.inject(mapping, out, at - 1)  # no news to our TCP, which answers with its window (RFC 9293 3.8.6.1)
+
+    def deliver_from(self, mapping: Translation, offset: int, out: Outbox) -> bool:
+        """Give our TCP what was held back from `offset` on, within its window. Returns whether that is anything."""
+        at = max(offset, self.rcv_nxt)
+        given_to = self._deliver_log(mapping, at, -(-self.inbound.size // REDELIVER_BYTES) + 1, out)
+        if given_to == at:
+            return False
+        self.given_to = given_to
+        return True
+
+    def _deliver_log(self, mapping: Translation, at: int, most: int, out: Outbox) -> int:
+        """Deliver at most so many segments of what is logged from `at` on, and is not held back. Returns where what was
+        delivered ends."""
+        end, edge = self.inbound.end, self.order.edge
+        for _ in range(most):
+            room = min(self.rcv_edge, edge) - at
             data = self.inbound.read(at, min(REDELIVER_BYTES, room)) if room > 0 else b""
-            fin = self.fin_in == at + len(data) and at + len(data) == end
+            fin = self.fin_in == at + len(data) == end < edge
             if not data and not fin:
                 break
             self.inject(mapping, out, at, data, ACK | PSH | (FIN if fin else 0))
             at += len(data) + fin
             if fin:
                 break
-        self.given_to = at
-        if probe and self.rcv_edge <= self.rcv_nxt == at:
-            self.inject(mapping, out, at - 1)  # no news to our TCP, which answers with its window (RFC 9293 3.8.6.1)
+        return at
 
     @property
     def takes_more(self) -> bool:
-        """Our TCP, which was behind, has taken all that it was given again, and has room for more."""
-        return self.given_to is not None and self.given_to <= self.rcv_nxt < min(self.held, self.rcv_edge)
+        """Our TCP, which was behind, has taken all that it was given again, and has room for more that is for it."""
+        edge = min(self.held, self.rcv_edge, self.order.edge)
+        return self.given_to is not None and self.given_to <= self.rcv_nxt < edge
 
     def no_lag(self) -> None:
         """Our TCP has what we hold: what the tap brings is enough."""

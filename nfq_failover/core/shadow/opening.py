@@ -183,6 +183,7 @@ class Openings:
         connection.answered(mapping, seg.wnd)
         self._strays.forget(connection.conn)
         inward, output = connection.inward, connection.output
+        inward.order.wait_anew(now)
         if output.snd_una >= 0 or inward.lagging:
             output.established()
             connection.inject_ack(self.out)

@@ -7,6 +7,7 @@ from nfq_failover.constants import ACK, FIN
 from nfq_failover.core.outbox import Outbox
 from nfq_failover.core.shadow.connection import Shadow, ShadowConnection
 from nfq_failover.core.shadow.gap import HOLE_FIRST_S, LAG_FIRST_S
+from nfq_failover.core.shadow.holding import Holding
 from nfq_failover.core.shadow.pace import Pace
 from nfq_failover.core.shadow.tap import TapWatch
 from nfq_failover.core.timers import TimerQueue
@@ -22,10 +23,11 @@ REQUEST_BYTES = 40_000  # in one request; nor does the primary answer with more 
 class Repair:
     """Watches holes (the log lacks bytes that the primary has) and lag (our TCP has not taken what the log has)."""
 
-    def __init__(self, out: Outbox, timers: TimerQueue[int], multicast: bool = False) -> None:
-        """`timers`: the connections' own, by number. `multicast`: after a takeover the clients' packets come the way of
-        the tap."""
+    def __init__(self, out: Outbox, timers: TimerQueue[int], holding: Holding, multicast: bool = False) -> None:
+        """`timers`: the connections' own, by number. `holding`: what is held back from our TCP. `multicast`: after a
+        takeover the clients' packets come the way of the tap."""
         self.out = out
+        self._holding = holding
         self.timers = timers
         self.pace = Pace()
         self.tap = TapWatch(out, multicast)
@@ -99,7 +101,7 @@ class Repair:
             return
         self.out.counters["bytes-fetched"] += len(record.data)
         self.tap.fetched(size)
-        connection.inject(self.out, offset, record.data, ACK | (FIN if record.fin else 0))
+        self._give(connection, offset, record, now)
         incomplete = self._incomplete(connection)
         gap.asks_in(HOLE_FIRST_S if incomplete else 0.0)
         if incomplete:
@@ -107,6 +109,16 @@ class Repair:
             wait = self.pace.timeout_s if gap.asked_left > 0 else 0.0
             self.timers.set(connection.conn, now + wait)
         self.watch_lag(connection, now)
+
+    def _give(self, connection: ShadowConnection, offset: int, record: Data, now: float) -> None:
+        """Give our TCP what has come, but for what is held back."""
+        head = connection.inward.order.edge - offset
+        if len(record.data) + record.fin <= head:
+            connection.inject(self.out, offset, record.data, ACK | (FIN if record.fin else 0))
+            return
+        if head > 0:
+            connection.inject(self.out, offset, record.data[:head])
+        self._holding.watch(connection, now)
 
     @staticmethod
     def _incomplete(connection: ShadowConnection) -> bool:

@@ -10,6 +10,8 @@ from nfq_failover.core.shadow.connection import Die, GiveUp, Shadow, ShadowConne
 from nfq_failover.core.shadow.divergence import Divergence
 from nfq_failover.core.shadow.ends import ShadowEnds
 from nfq_failover.core.shadow.feeding import Feeding
+from nfq_failover.core.shadow.holding import Holding
+from nfq_failover.core.shadow.inward import Inward
 from nfq_failover.core.shadow.opening import Openings
 from nfq_failover.core.shadow.repair import Repair
 from nfq_failover.core.shadow.resets import Resets, send_reset
@@ -23,6 +25,16 @@ from nfq_failover.wire.segment import Segment
 EDGE_CONFIRM_S = 0.004
 EDGE_CLOSE_BYTES = 16384  # a right edge that the client may reach soon is confirmed at once
 OLD_ACK_BYTES = 65536  # how far the primary's TCP may be behind ours: it may have lost what the tap has seen
+
+
+def note_order(inward: Inward, offset: int, stop: int, ack: int) -> None:
+    """A client's segment acknowledges what our replica has still to send. What the client has sent before may be
+    needed for that: a segment that is sent again acknowledges more than it did at first. (After a takeover it is
+    these that come, so nothing is noted then.)"""
+    if stop > inward.held and ack <= inward.order.heard_to:
+        inward.order.heard(max(offset, inward.held), ack)  # perhaps overtaken on the way
+    elif stop >= inward.sent_to:
+        inward.order.heard(max(offset, inward.sent_to), ack)
 
 
 class Segments:
@@ -39,6 +51,7 @@ class Segments:
         resets: Resets,
         ends: ShadowEnds,
         takeover: Takeover,
+        holding: Holding,
         *,
         unconfirmed: dict[int, ShadowConnection],
         give_up: GiveUp,
@@ -55,6 +68,7 @@ class Segments:
         self._resets = resets
         self._ends = ends
         self._takeover = takeover
+        self._holding = holding
         self._unconfirmed = unconfirmed
         self._give_up = give_up
         self._die = die
@@ -96,7 +110,10 @@ class Segments:
                 out.record(SentAsked(connection.conn))
             self._refuse(connection, event, seg, refused)
             return
-        inward.client_is_at(offset + seg.seg_len)
+        stop = offset + seg.seg_len
+        if ack > output.snd_nxt and not (active or output.discarded):
+            note_order(inward, offset, stop, ack)
+        inward.client_is_at(stop)
         if active and connection.ended:
             out.drop(event.queue, event.packet_id, "ended")
             if seg.seg_len:  # a client that repeats its FIN; our TCP may be rid of the connection, and would reset it
@@ -107,10 +124,12 @@ class Segments:
             return
         if mapping is None:
             connection.note_unready(seg, ack)
-            inward.let_in(offset + seg.seg_len)  # the client has its SYN-ACK: the primary has not waited for us
+            inward.let_in(stop)  # the client has its SYN-ACK: the primary has not waited for us
+            if stop > inward.order.edge:
+                self._holding.watch(connection, now)
             out.drop(event.queue, event.packet_id, "replica-opening")
             return
-        if offset + seg.seg_len < inward.rcv_nxt - OLD_ACK_BYTES:
+        if stop < inward.rcv_nxt - OLD_ACK_BYTES:
             self._refuse(connection, event, seg, "outdated")  # TCP would not look at what it acknowledges
             return
         before = output.snd_una
@@ -118,7 +137,10 @@ class Segments:
         if before < 0 <= output.snd_una:
             self._unconfirmed[connection.conn] = connection
         ends = active and self._divergence.client_said(connection, seg, ack, now)  # before `seg` is translated
-        inward.deliver(mapping, event, seg, ack, out)
+        if stop > inward.order.edge:
+            self._holding.hold(connection, event, seg, offset, now)
+        else:
+            inward.deliver(mapping, event, seg, ack, out)
         if active:
             self._takeover.heard_client(connection, mapping, offset, seg, before, ends, now)
 
@@ -227,7 +249,8 @@ class Segments:
         snd_una = output.acknowledged_to
         told_late = snd_una > inward.own_una and inward.tellable > inward.own_una
         repeated = not output.discarded and seg.seg_len and offset + seg.seg_len <= min(snd_una, inward.own_una)
-        if told_late or repeated:
+        delivered = inward.order.watches and self._holding.replica_sent(connection, now)
+        if (told_late or repeated) and not delivered:
             connection.inject_ack(self.out)
         if inward.rst_in is not None:
             inward.release_rst(mapping, self.out)

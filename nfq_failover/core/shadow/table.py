@@ -1,7 +1,7 @@
 """The shadow's connections, by flow and by number: the primary's records, timers, and how a connection ends.
 
 What belongs to one subject is a part of its own, which is given the tables and the functions that it needs: `openings`,
-`segments`, `repair`, `divergence`, `lengths`, `feeding`, `ends`, `takeover`, `vanished`,
+`segments`, `repair`, `holding`, `divergence`, `lengths`, `feeding`, `ends`, `takeover`, `vanished`,
 `handovers`.
 """
 
@@ -18,6 +18,7 @@ from nfq_failover.core.shadow.divergence import Divergence
 from nfq_failover.core.shadow.ends import ShadowEnds
 from nfq_failover.core.shadow.feeding import Feeding
 from nfq_failover.core.shadow.handover import ShadowHandovers
+from nfq_failover.core.shadow.holding import Holding
 from nfq_failover.core.shadow.lengths import Lengths
 from nfq_failover.core.shadow.opening import Openings
 from nfq_failover.core.shadow.repair import Repair
@@ -39,6 +40,7 @@ from nfq_failover.wire.records import (
     Fed,
     FedSeen,
     HandOver,
+    HeardBefore,
     InputMissed,
     Open,
     PaceAsked,
@@ -71,7 +73,8 @@ class ShadowTable:
         self.checkpoint = checkpoint
         self._unconfirmed: dict[int, ShadowConnection] = {}
         flows, numbers = self.flows, self.numbers
-        self.repair = Repair(out, self.timers, settings.tap == "multicast")
+        self.holding = Holding(out, numbers)
+        self.repair = Repair(out, self.timers, self.holding, settings.tap == "multicast")
         self.wholeness = Wholeness(out, settings.service_state == "shared")
         self.feeding = Feeding(out, numbers, self._fed_enough)
         self.resets = Resets(out)
@@ -81,7 +84,7 @@ class ShadowTable:
         self.ends = ShadowEnds(out, numbers, self.divergence, settings)
         self.takeover = Takeover(
             *(settings, out, flows, numbers, self.repair, self.divergence, self.lengths, self.feeding),
-            *(self.resets, self.strays, self.wholeness),
+            *(self.resets, self.strays, self.wholeness, self.holding),
             die=self._die,
             forget=self.forget,
         )
@@ -102,7 +105,7 @@ class ShadowTable:
         )
         self.segments = Segments(
             *(out, self.timers, self.openings, self.repair, self.divergence, self.feeding, self.resets),
-            *(self.ends, self.takeover),
+            *(self.ends, self.takeover, self.holding),
             unconfirmed=self._unconfirmed,
             give_up=self._give_up,
             die=self._die,
@@ -111,12 +114,13 @@ class ShadowTable:
             *(self.timers.next, self.ends.poll_timeout, self.divergence.poll_timeout),
             *(self.takeover.backoff.poll_timeout, self.takeover.recovery.poll_timeout),
             *(self.vanished.poll_timeout, self.feeding.poll_timeout),
-            *(self.lengths.poll_timeout, self.resets.poll_timeout),
+            *(self.lengths.poll_timeout, self.resets.poll_timeout, self.holding.poll_timeout),
         )
         self.takes: dict[type[Record], Callable[[Any, float], None]] = {
             Progress: self._on_progress,
             Open: self.openings.on_open,
             Data: self._on_data,
+            HeardBefore: self.holding.on_heard,
             Close: self._on_close,
             Unprotected: self._on_unprotected,
             UnprotectedSeen: self._on_told,
@@ -338,6 +342,7 @@ class ShadowTable:
         self._unconfirmed.pop(conn, None)
         self.divergence.forget(conn)
         self.feeding.forget(conn)
+        self.holding.forget(conn)
 
     def clear(self, reason: str, keep_handed: bool = False) -> None:
         """Forget everything (but for what was handed over to us); our TCP is told to do the same."""
@@ -349,6 +354,7 @@ class ShadowTable:
             self.forget(connection)
         self.repair.tap.clear()
         self.feeding.clear()
+        self.holding.clear()
         self.strays.clear()
         self.resets.clear()
         self.ends.clear()
@@ -434,6 +440,7 @@ class ShadowTable:
         self.lengths.on_timer(now)
         self.resets.on_timer(now)
         self.feeding.on_timer(now)
+        self.holding.on_timer(now)
         self.takeover.backoff.on_timer(now)
         self.takeover.recovery.on_timer(now)
         if self.flows:

@@ -8,6 +8,7 @@ from nfq_failover.core.shadow.backoff import BackoffRevert
 from nfq_failover.core.shadow.connection import Die, Forget, Shadow, ShadowConnection
 from nfq_failover.core.shadow.divergence import Divergence
 from nfq_failover.core.shadow.feeding import Feeding
+from nfq_failover.core.shadow.holding import Holding
 from nfq_failover.core.shadow.lengths import Lengths
 from nfq_failover.core.shadow.recovery import Recovery
 from nfq_failover.core.shadow.repair import Repair
@@ -38,6 +39,7 @@ class Takeover:
         resets: Resets,
         strays: Strays,
         wholeness: Wholeness,
+        holding: Holding,
         *,
         die: Die,
         forget: Forget,
@@ -53,6 +55,7 @@ class Takeover:
         self._resets = resets
         self._strays = strays
         self._wholeness = wholeness
+        self._holding = holding
         self._die = die
         self._forget = forget
         self.backoff = BackoffRevert(numbers, out)
@@ -100,6 +103,7 @@ class Takeover:
         """The client of one connection in the shadow hears us from now on."""
         connection.take_over(self.out, now)
         self._repair.watch_lag(connection, now)
+        self._holding.goes_on(connection, now)
         self.recovery.begin(connection, now)
         self._lengths.behind(connection, now)
 

@@ -9,7 +9,7 @@ from typing import Final, Self
 from nfq_failover.errors import InternalError, MalformedDatagram
 from nfq_failover.wire.records.base import MAX_DATA, TWO, Record, Towards, declare
 
-__all__ = ["AckAsked", "Confirm", "Data", "Missing", "Progress", "SentAsked", "SentUpTo"]
+__all__ = ["AckAsked", "Confirm", "Data", "HeardBefore", "Missing", "Progress", "SentAsked", "SentUpTo"]
 
 MAX_RANGES: Final = 4
 _PROGRESS = Struct("!IIB")
@@ -99,6 +99,17 @@ class Data(Record):
         if len(value) > _DATA.size + MAX_DATA:
             raise MalformedDatagram("bad-data")
         return cls(conn, seq, value[_DATA.size :], bool(fin))
+
+
+@declare(72, Towards.SHADOW, "!III")
+@dataclass(frozen=True, slots=True)
+class HeardBefore(Record):
+    """Primary -> backup, before `Data`: what the client has sent from `seq` on, it has sent after it had acknowledged
+    the server's bytes before `ack`. Its loss lets the replica have the bytes too early."""
+
+    conn: int
+    seq: int
+    ack: int
 
 
 @declare(40, Towards.GATE, "!I")

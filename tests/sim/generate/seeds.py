@@ -6,7 +6,7 @@ from dataclasses import replace
 from random import Random
 from typing import Any
 
-from tests.sim.generate import application, incidents, lopsided, pace, witness
+from tests.sim.generate import application, incidents, lopsided, pace, turns, witness
 from tests.sim.generate.times import most_rate
 from tests.sim.network import Quality
 from tests.sim.scenario import DOWNLOAD, ECHO, UPLOAD, Connection, HostPlan, Incident, Limits, Scenario
@@ -36,6 +36,7 @@ KINDS = (
     *witness.KINDS,
     *pace.KINDS,
     *lopsided.KINDS,
+    *turns.KINDS,
 )
 
 
@@ -82,6 +83,8 @@ def _extended(scenario: Scenario, length: float, detection_s: float) -> Scenario
     """The scenario with the incidents of a kind that has its own generator."""
     if scenario.kind in lopsided.KINDS:
         return lopsided.extend(scenario, length)
+    if scenario.kind in turns.KINDS:
+        return turns.extend(scenario, length)
     if scenario.kind in application.KINDS:
         return application.extend(scenario, length)
     if scenario.kind in pace.KINDS:

@@ -12,7 +12,9 @@ from nfq_failover.core.shadow import checkpoint, connection, inward, output
 from nfq_failover.core.shadow.backoff import BackoffRevert
 from nfq_failover.core.shadow.connection import ShadowConnection
 from nfq_failover.core.shadow.header import ClientHeader
+from nfq_failover.core.shadow.holding import Holding
 from nfq_failover.core.shadow.inward import Inward
+from nfq_failover.core.shadow.order import Order
 from nfq_failover.core.shadow.recovery import Recovery
 from nfq_failover.core.shadow.resending import AckWait, Resending
 from nfq_failover.core.shadow.resets import Resets, Told, send_reset
@@ -238,6 +240,20 @@ SHADOW = (
         (Patch(Inward, "deliver", _unfed), Patch(Inward, "redeliver", _unfed_again)),
         ("lopsided-crash",),
         (6, "lopsided-crash"),
+    ),
+    Mutant(
+        "speak out of turn",
+        "before it could have been answered",
+        (Patch(Order, "heard", nothing),),
+        ("turns",),
+        (2, "turns"),
+    ),
+    Mutant(
+        "speak out of turn with what the primary has sent",
+        "before it could have been answered",
+        (Patch(Holding, "on_heard", nothing),),
+        ("turns",),
+        (2, "turns"),
     ),
     Mutant(
         "reset sent once",

@@ -10,11 +10,12 @@ from nfq_failover.core.gate.own_tcp import SETTLE_S
 from nfq_failover.core.tcp.claims import PAWS_SLACK, TWO_VERSIONS, URGENT
 from nfq_failover.wire.records import (
     Data,
+    HeardBefore,
     Missing,
     Unprotected,
     UnprotectedSeen,
 )
-from tests.support.gate import HELD, Gated, ack
+from tests.support.gate import HELD, TS, Gated, ack
 from tests.support.transcript import (
     After,
     Copy,
@@ -23,6 +24,8 @@ from tests.support.transcript import (
     client_bytes,
     client_seq,
     confirmed,
+    server,
+    server_seq,
 )
 
 
@@ -252,3 +255,28 @@ def test_copy_with_an_old_ack_may_have_been_taken() -> None:
         t >> Copy(client(0, 100, ack=-(1 << 30), payload=OTHER))
         t >> Copy(client(0, 1000))
         unprotected(t)
+
+
+def test_with_missing_bytes_goes_what_the_client_had_heard_before_it_sent_them() -> None:
+    with Gated() as t:
+        t >> server(0, 900, wnd=10000, ts=TS) << "pass"
+        t >> Copy(client(0, 100))
+        t >> Copy(client(100, 100, ack=600))
+        t >> Copy(client(0, 100, ack=600))  # sent again: it was sent before all the same
+        t >> Copy(client(200, 100, ack=900))
+        t >> ack(300, start=900) << HELD
+        t >> Missing(1, client_seq(0), client_seq(100)) << Data(1, client_seq(0), client_bytes(0, 100))
+        t >> Missing(1, client_seq(150), client_seq(300))
+        t << HeardBefore(1, client_seq(100), server_seq(600)) << HeardBefore(1, client_seq(200), server_seq(900))
+        t << Data(1, client_seq(150), client_bytes(150, 150))
+
+
+def test_what_was_overtaken_on_its_way_was_sent_before() -> None:
+    with Gated() as t:
+        t >> server(0, 900, wnd=10000, ts=TS) << "pass"
+        t >> Copy(client(100, 100, ack=900))
+        t >> Copy(client(0, 100, ack=300))
+        t >> ack(200, start=900) << HELD
+        t >> Missing(1, client_seq(0), client_seq(200))
+        t << HeardBefore(1, client_seq(0), server_seq(300)) << HeardBefore(1, client_seq(100), server_seq(900))
+        t << Data(1, client_seq(0), client_bytes(0, 200))

@@ -114,7 +114,8 @@ def test_urgent_data_ends_the_protection() -> None:
 def test_acks_outside_a_window_around_what_is_acknowledged_are_not_believed() -> None:
     with Shadowing() as t:
         wide = t.shadow.header.widest
-        t >> from_client(0, 100, ack=wide) << "pass [.] 0:100 ack 0 wnd 1012 ts 1001/7000000" << confirmed(100, EDGE)
+        t >> from_client(0, 100, ack=wide) << "drop held-back" << "kernel [.] 0 ack 0 wnd 1012 ts 1001/7000000"
+        t << confirmed(100, EDGE)
         t >> from_client(100, 100, ack=-1) << "drop ack-too-old"
         t >> from_client(100, 100, ack=2 * wide + 1) << "drop ack-of-unsent" << SentAsked(1)
         t >> from_client(100, 100, ack=2**31 - 10) << "drop ack-of-unsent"  # asked a moment ago
@@ -126,7 +127,8 @@ def test_primary_knows_whether_so_much_was_sent() -> None:
         far = 3 * t.shadow.header.widest
         t >> from_client(0, 100, ack=far) << "drop ack-of-unsent" << SentAsked(1)
         t >> SentUpTo(1, server_seq(far))
-        t >> from_client(0, 100, ack=far) << "pass [.] 0:100 ack 0 wnd 2036 ts 1001/7000000" << confirmed(100, EDGE)
+        t >> from_client(0, 100, ack=far) << "drop held-back" << "kernel [.] 0 ack 0 wnd 2036 ts 1001/7000000"
+        t << confirmed(100, EDGE)
         assert t.shadow.output.snd_una == far
         t.now += 2 * ASK_EVERY_S
         t >> from_client(100, 1, ack=2 * far) << "drop ack-of-unsent" << SentAsked(1)

@@ -104,6 +104,7 @@ def test_acknowledgements_of_a_replica_that_is_behind_reach_the_client() -> None
         t >> from_client(0, 0, ack=900) << "pass [.] 0 ack 0 wnd 508 ts 1001/7000000"
         t >> "takeover" << shown(900, 0, 0, 60)
         # The replica has not produced what the client has got from the primary: its SEQ is below the client's window.
+        t.shadow.inward.order.in_vain()  # nor is it waited for
         t >> from_client(0, 500, ack=900) << "pass [.] 0:500 ack 0 wnd 508 ts 1001/7000000"
         t >> replica(0, 0, ack=500) << f"pass [.] 900 ack 500 wnd {(EDGE - 500) // 4} ts {AT + 60}/1001"
         t >> replica(0, 300, ack=500) << "drop client-has-it" << "kernel [.] 500 ack 300 wnd 505 ts 1001/7000000"
