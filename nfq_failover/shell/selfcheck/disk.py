@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import Final, Protocol
 
 from nfq_failover.core.concerns import Concern, Part, Weight
@@ -11,9 +12,17 @@ from nfq_failover.shell.selfcheck.checks import CHEAP_S, DEAR_S
 HANGS_S: Final = 1.0  # a takeover would wait for so long, and nobody knows for how much longer
 SLOW_S: Final = 0.5
 AGAIN_S: Final = 10.0
-ROOM_BYTES: Final = 16 << 10
+RULES_BYTES: Final = 32 << 10
+"""For the record of the rules, written anew while the old one is there: four files of at most 8 KiB each with 100
+ports, half of that with one. The epoch has its room from the start, and what a fence says is not written down."""
+INHERITED_BYTES: Final = 512  # in that record for each connection that was taken over: some 400, in two files
 _CURE: Final = "make room, or mend the disk; 'state_dir' may be on any disk of this host"
 _ST_RDONLY: Final = 1  # statvfs(3)
+
+
+def room_bytes(inherited: int) -> int:
+    """How much has to be left on the disk of a host that takes so many connections over."""
+    return RULES_BYTES + INHERITED_BYTES * inherited
 
 
 class Store(Protocol):
@@ -30,15 +39,17 @@ class Store(Protocol):
 
 
 class StateDisk:
-    """Looks at the disk every second, and has the store write once a minute. `directory`: its descriptor."""
+    """Looks at the disk every second, and has the store write once a minute. `directory`: its descriptor; `inherits()`:
+    how many connections this host would take over now, or has taken over."""
 
     name = "state-disk"
     every_s = CHEAP_S
 
-    def __init__(self, store: Store, directory: int, path: str) -> None:
+    def __init__(self, store: Store, directory: int, path: str, inherits: Callable[[], int]) -> None:
         self._store = store
         self._directory = directory
         self._path = path
+        self._inherits = inherits
         self._next_probe = 0.0
 
     def run(self, now: float) -> list[Concern]:
@@ -51,7 +62,7 @@ class StateDisk:
         if now >= self._next_probe and not busy_s:
             self._next_probe = now + (AGAIN_S if store.failure or store.took_s >= SLOW_S else DEAR_S)
             store.probe()
-        found = full(self._directory, self._path)
+        found = full(self._directory, self._path, self._inherits())
         if store.failure:
             what = f"the epoch could not be stored in {self._path}: {store.failure}"
             found.append(_concern("state-disk-fails", Weight.UNPROTECTED, what))
@@ -61,15 +72,16 @@ class StateDisk:
         return found
 
 
-def full(directory: int, path: str) -> list[Concern]:
-    """Whether there is no room in a directory, by its descriptor, or nothing can be written to it."""
+def full(directory: int, path: str, inherited: int = 0) -> list[Concern]:
+    """Whether there is no room in a directory, by its descriptor, or nothing can be written to it. `inherited`: how
+    many connections the host takes over."""
     try:
         disk = os.fstatvfs(directory)
     except OSError as error:
         return [_concern("state-disk-fails", Weight.UNPROTECTED, f"{path}: {error.strerror}")]
     if disk.f_flag & _ST_RDONLY:
         return [_concern("state-disk-read-only", Weight.UNPROTECTED, f"{path} is read-only")]
-    if disk.f_bavail * disk.f_frsize < ROOM_BYTES or (disk.f_files and not disk.f_favail):
+    if disk.f_bavail * disk.f_frsize < room_bytes(inherited) or (disk.f_files and not disk.f_favail):
         what = f"the disk of {path} is full: a takeover works, but then the firewall rules can't be changed, "
         what += "so that nothing is protected again"
         return [Concern("state-disk-full", Weight.DEGRADED, what, _CURE)]

@@ -12,9 +12,10 @@ import pytest
 
 from nfq_failover.constants import ACK, PSH, SYN
 from nfq_failover.shell.packets.inject import Injector
+from nfq_failover.shell.selfcheck.disk import room_bytes
 from nfq_failover.wire.build import build_segment
 from tests.support.namespaces import CLIENT, SERVICE
-from tests.support.rules_world import MARK, MULTICAST_MAC, VARIANTS, RulesWorld, Sniffer, segment, world
+from tests.support.rules_world import MARK, MULTICAST_MAC, VARIANTS, RulesHost, RulesWorld, Sniffer, segment, world
 
 pytestmark = pytest.mark.netns
 
@@ -173,8 +174,22 @@ def test_many_inherited_connections(net: RulesWorld, tmp_path: Path) -> None:
         for port in (33000, 33000 + 200 * 61, 33000 + 399 * 61):
             assert not net.connects(80, source_port=port, timeout=0.1)
             assert net.connects(80, source_port=port + 1)
+    assert record_bytes(net.a) <= room_bytes(400), "the self-check asks for less room than the record takes"
     net.a.install("alone", peer=net.b)
     assert not [line for line in net.a.saved() if "-I6" in line], "chains no longer needed are gone"
+
+
+def test_there_is_room_for_the_record_of_many_ports(net: RulesWorld) -> None:
+    for role in ("backup", "primary", "alone"):
+        net.a.install(role, "--ports", ",".join(str(port) for port in range(8000, 8200, 2)), peer=net.b)
+        assert 16384 < record_bytes(net.a) <= room_bytes(0), role
+
+
+def record_bytes(host: RulesHost) -> int:
+    """How much room a disk must have for the record of the rules, beside the one that is there."""
+    files = list((host.directory / "default").iterdir())
+    assert {file.name for file in files} >= {"state", "wanted", "list", "guard"}
+    return sum(-(-file.stat().st_size // 4096) * 4096 for file in files)
 
 
 def test_no_role_change_lets_a_packet_slip(net: RulesWorld) -> None:

@@ -15,7 +15,7 @@ from nfq_failover.shell.privileged import descriptors
 from nfq_failover.shell.privileged.client import HelperClient
 from nfq_failover.shell.privileged.requests import CheckFence, Ping, Reply, Request
 from nfq_failover.shell.selfcheck.clock import ClockRate
-from nfq_failover.shell.selfcheck.disk import StateDisk
+from nfq_failover.shell.selfcheck.disk import StateDisk, room_bytes
 from nfq_failover.shell.selfcheck.fence import AGAIN_S, FenceReady
 from nfq_failover.shell.selfcheck.helper import Descriptors, HelperAlive
 from nfq_failover.shell.selfcheck.parts import HeartbeatsGo, QueuesOurs
@@ -149,7 +149,7 @@ def directory(tmp_path: Path) -> Iterator[int]:
 
 def test_a_disk_that_fails_hangs_or_is_slow(directory: int) -> None:
     store = FakeStore()
-    check = StateDisk(store, directory, "/state")
+    check = StateDisk(store, directory, "/state", lambda: 0)
     assert check.run(0.0) == [] and store.probes == 1
     assert check.run(59.0) == [] and store.probes == 1
     store.failure = "Read-only file system"
@@ -165,7 +165,7 @@ def test_a_disk_that_fails_hangs_or_is_slow(directory: int) -> None:
 
 
 def test_a_disk_that_is_full_or_read_only(directory: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    check = StateDisk(FakeStore(), directory, "/state")
+    check = StateDisk(FakeStore(), directory, "/state", lambda: 0)
     real = os.fstatvfs(directory)
 
     def disk(**changes: int) -> Callable[[int], object]:
@@ -180,6 +180,19 @@ def test_a_disk_that_is_full_or_read_only(directory: int, monkeypatch: pytest.Mo
     assert codes(check.run(1.0)) == ["state-disk-full"]
     monkeypatch.setattr(os, "fstatvfs", disk(f_flag=1))
     assert codes(check.run(2.0)) == ["state-disk-read-only"]
+
+
+def test_room_is_left_for_the_rules_of_each_connection(directory: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    connections, left = 0, room_bytes(100)
+    monkeypatch.setattr(
+        os, "fstatvfs", lambda fd: type("Disk", (), {"f_bavail": left, "f_frsize": 1, "f_files": 0, "f_flag": 0})
+    )
+    check = StateDisk(FakeStore(), directory, "/state", lambda: connections)
+    assert check.run(0.0) == []
+    connections = 100
+    assert check.run(1.0) == []
+    connections = 101
+    assert codes(check.run(2.0)) == ["state-disk-full"]
 
 
 # ---------------------------------------------------------------------------------------- parts, clock
