@@ -215,7 +215,7 @@ class Service:
             ForeignRules(RemoteRules(self._helper).start_look),
             TakenMark(self._config.mark, lambda: out.marked),
             *ready_checks(self._config, self._helper, self._queues.values(), lambda: self._hears(peer.name)),
-            StateDisk(self._epochs, self._directory, str(self._config.state_dir)),
+            StateDisk(self._epochs, self._directory, str(self._config.state_dir), lambda: len(self.node.shadow.flows)),
             HeartbeatsGo(self._heartbeats.silent_s, self._config.settings.heartbeat_interval_ms),
             Found("rules", self._rules.concerns),
             Found("witness", self._second_opinion.concerns),
@@ -230,7 +230,7 @@ class Service:
         before = self._address.reopened
         try:
             if self._changes.read():
-                self._address.repair(time.monotonic())
+                self._address.changed(time.monotonic())
             if self._address.reopened != before and self._copies is not None:
                 self._close_copies()
                 self._follow_profile(Profile.PRIMARY)

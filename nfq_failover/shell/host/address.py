@@ -25,6 +25,7 @@ import structlog
 
 from nfq_failover.errors import CommandError
 from nfq_failover.shell.host import rtnetlink
+from nfq_failover.shell.host.allowance import Allowance
 from nfq_failover.shell.host.announcer import Announcer
 from nfq_failover.shell.host.arp_settings import CONF, ArpSettings
 from nfq_failover.shell.host.conflicts import mac_text
@@ -38,6 +39,7 @@ _NETNS = Path("/proc/thread-self/ns/net")
 _SOL_PACKET, _PACKET_ADD_MEMBERSHIP, _PACKET_MR_MULTICAST = 263, 1, 0
 RECENT_S = 60.0  # so long it is remembered that the address was taken away
 _BURST, _REPAIR_EVERY_S = 5, 1.0  # repairs at once, and then one in a while: whoever removes it may do so each time
+_LOOKS, _LOOK_EVERY_S = 10, 0.1  # upon changes: each look reads the kernel's tables, and may open sockets anew
 _PROBES, _PROBE_WAIT_S = 2, 0.03
 
 log = structlog.get_logger()
@@ -87,7 +89,8 @@ class ServiceAddress:
         self.links_seen = 0  # how often other interfaces than before were there
         self.lived = False  # an earlier daemon has left traces on this boot
         self.repairs: deque[float] = deque(maxlen=64)
-        self._may_repair, self._credited_at = float(_BURST), 0.0
+        self._may_repair = Allowance(_BURST, _REPAIR_EVERY_S)
+        self._may_look = Allowance(_LOOKS, _LOOK_EVERY_S)
         self.problem = ""  # why the last repair has failed
         self._tap_mac = bytes.fromhex(tap_mac.replace(":", "")) if tap_mac else None
         self._read_record()
@@ -266,6 +269,13 @@ class ServiceAddress:
             self.links_seen += 1
         return find(self._packed, self.interface, rtnetlink.addresses(kept=self._netlink), links)
 
+    def changed(self, now: float) -> None:
+        """Something of the host has changed: `repair`, unless that happens all the time. Somebody who fights for an
+        address, or an interface that comes and goes, must not take the daemon's time; the self-check looks once a
+        second in any case. Raises OSError."""
+        if self._may_look.take(now):
+            self.repair(now)
+
     def repair(self, now: float) -> Presence:
         """Put back what somebody has taken away, as far as it is ours to keep, and not too often.
 
@@ -281,7 +291,7 @@ class ServiceAddress:
             missing.append("lo")
         if found.interface is not None and self.serves != found.heard:
             missing.append(self.interface)
-        if not missing or not self._allowed(now):
+        if not missing or not self._may_repair.take(now):
             return found
         problems = [self._mend(place, now) for place in missing]
         self.problem = "; ".join(filter(None, problems))
@@ -306,14 +316,6 @@ class ServiceAddress:
         else:
             log.error("the service address was to be heard on a host that does not serve; it is not", place=place)
         return problem
-
-    def _allowed(self, now: float) -> bool:
-        gained = max(now - self._credited_at, 0.0) / _REPAIR_EVERY_S
-        self._may_repair, self._credited_at = min(self._may_repair + gained, float(_BURST)), now
-        if self._may_repair < 1:
-            return False
-        self._may_repair -= 1
-        return True
 
     def _follow(self, index: int) -> None:
         """The interface has been made anew: what was bound to the old one hears and says nothing any more."""

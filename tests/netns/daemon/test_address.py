@@ -188,6 +188,23 @@ def test_somebody_who_takes_it_away_each_time_is_not_fought_without_end(world: W
             end(host)
 
 
+def test_a_host_that_changes_all_the_time_is_looked_at_now_and_then(
+    world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, server, _ = world
+    with server.entered():
+        host = make(server, tmp_path / "host.json")
+        try:
+            looks: list[float] = []
+            monkeypatch.setattr(host, "repair", looks.append)
+            for tick in range(1000):
+                host.changed(100.0 + tick / 1000)
+            assert looks[:3] == [100.0, 100.001, 100.002], "at once"
+            assert 10 <= len(looks) <= 20
+        finally:
+            end(host)
+
+
 def test_an_interface_that_is_made_anew_is_followed(world: World, tmp_path: Path) -> None:
     client, server, ears = world
     with server.entered():
