@@ -63,6 +63,7 @@ from nfq_failover.shell.host.rtnetlink import Changes
 from nfq_failover.shell.loop import Loop
 from nfq_failover.shell.packets.copies import InboundCopies
 from nfq_failover.shell.packets.nfqueue import PacketQueue
+from nfq_failover.shell.packets.outlet import Outlet
 from nfq_failover.shell.peer.delivery import Delivery
 from nfq_failover.shell.peer.heartbeat_process import HeartbeatProcess
 from nfq_failover.shell.peer.reach import ReachWatch
@@ -122,6 +123,8 @@ class Service:
         self._copies_due = False
         undo.add(self._close_copies)
         self._injector = own.injector
+        pause_s = settings.detection_ms / 1000
+        self._outlet = Outlet(self._queues, self._injector.send, config.mark, pause_s)
         self._address = ServiceAddress(
             config.service,
             config.interface,
@@ -380,6 +383,7 @@ class Service:
 
     def _feed(self, event: Event, now: float) -> None:
         """Hand the node one event; whatever goes wrong in there must not end the loop."""
+        self._outlet.decides(now)
         try:
             self.node.handle(event, now)
         except MemoryError:
@@ -419,26 +423,16 @@ class Service:
                 out_of_memory()
             except Exception as error:  # our own bug: the next effect may be right
                 self._alarms.report(error, "effects")
-        for queue in self._queues.values():
-            queue.flush()
+        self._outlet.flush()
 
     def _drain(self) -> None:
-        poll, queues = self.node.poll_effect, self._queues
-        inject = self._injector.send
-        marks = {Queue.IN: None, Queue.OUT: self._config.mark}  # what our TCP is told needs none, and must not keep one
+        poll, outlet = self.node.poll_effect, self._outlet
         # Ends: what is done adds no effect, but for a link check that is known already: one each.
         while (effect := poll()) is not None:
             if isinstance(effect, Verdict):
-                try:
-                    queues[effect.queue].verdict(effect.packet_id, effect.accept, effect.packet, marks[effect.queue])
-                except InternalError:
-                    queues[effect.queue].verdict(effect.packet_id, False)
-                    raise
+                outlet.verdict(effect)
             elif isinstance(effect, Inject):
-                # What was decided before must be in effect first: an overtaken window or ACK would be taken back.
-                for queue in queues.values():
-                    queue.flush()
-                inject(effect.packet, effect.inward)
+                outlet.inject(effect)
             elif isinstance(effect, SendDatagram):
                 self._delivery.send(effect.data, effect.destination)
             else:

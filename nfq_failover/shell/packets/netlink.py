@@ -118,6 +118,15 @@ def verdict(queue: int, packet_id: int, accept: bool, mark: int | None, packet: 
     return [header + _ATTR.pack(4 + len(packet), _PAYLOAD), packet, _PADDING[len(packet) & 3]]
 
 
+def refusal(parts: list[Buffer]) -> bytes | None:
+    """The verdict that drops the packet that one made by `verdict` lets go on; None if that drops it."""
+    *_, queue, _, _, word, packet_id = _VERDICT.unpack_from(parts[0])
+    if word == _DROP:
+        return None
+    head = (_VERDICT.size, MSG_VERDICT, _REQUEST, 0, 0, AF_UNSPEC, 0, queue, 12, _VERDICT_HDR, _DROP, packet_id)
+    return _VERDICT.pack(*head)
+
+
 def message_header(buffer: Buffer, offset: int) -> tuple[int, int]:
     """(length, type) of the netlink message at `offset`."""
     length, kind = _NLMSG.unpack_from(buffer, offset)

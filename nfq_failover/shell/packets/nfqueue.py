@@ -269,6 +269,15 @@ class PacketQueue:
             parts = nl.verdict(self.number, packet_id, True, None if mark is None else own | mark, packet)
         self._pending.append((sum(map(len, parts)) if packet is not None else len(parts[0]), parts))
 
+    def withdraw(self) -> int:
+        """Drop what was accepted since the last `flush`. Returns how many packets that are."""
+        withdrawn = 0
+        for place, (_, parts) in enumerate(self._pending):
+            if (refusal := nl.refusal(parts)) is not None:
+                self._pending[place] = len(refusal), [refusal]
+                withdrawn += 1
+        return withdrawn
+
     def flush(self) -> bool:
         """Send the verdicts given so far. Returns False if the kernel had no room: call it again."""
         pending = self._pending
