@@ -6,6 +6,7 @@ import contextlib
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -253,9 +254,42 @@ def children(pid: int) -> list[int]:
     return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
+STOPS_ITSELF = """
+import os, signal
+from nfq_failover.core.events import Queue
+from nfq_failover.shell.packets.nfqueue import PacketQueue
+
+decide, order = PacketQueue.verdict, {order!r}
+
+def verdict(self, packet_id, accept, *more):
+    decide(self, packet_id, accept, *more)
+    if accept and self.queue is Queue.OUT and os.path.exists(order):
+        with open(order) as file: pid = int(file.read())
+        if pid == os.getpid():
+            os.unlink(order)
+            os.kill(pid, signal.SIGSTOP)
+
+PacketQueue.verdict = verdict
+"""
+"""A daemon stops itself when it has decided to let a packet out, and has not yet done it: as soon as its process id is
+in the file `order`."""
+
+
 @pytest.fixture(scope="module")
-def accepting() -> Iterator[Shared]:
+def order() -> Iterator[Path]:
+    """The file that makes a daemon stop itself. Daemons started from now on know it."""
+    with tempfile.TemporaryDirectory() as directory, pytest.MonkeyPatch.context() as patch:
+        site = Path(directory)
+        site.chmod(0o777)  # a daemon has no rights of its own
+        (site / "sitecustomize.py").write_text(STOPS_ITSELF.format(order=str(site / "order")))
+        patch.setenv("PYTHONPATH", directory)
+        yield site / "order"
+
+
+@pytest.fixture(scope="module")
+def accepting(order: Path) -> Iterator[Shared]:
     """A fence, and if it fails, a split brain is accepted."""
+    del order
     lab = Shared(OPTIONS, adding('split_brain = "accepted"'))
     yield lab
     lab.close()
@@ -287,6 +321,28 @@ def test_a_host_that_wakes_in_an_older_epoch_steps_down_unheard(
     assert speakers(running.path) == [primary, backup], old[-20:]
     assert world.epoch() == epoch + 1
     assert world.comes(primary, said, "after=waiting", f"the peer serves in epoch {epoch + 1}")
+
+
+def test_what_was_decided_before_a_pause_is_not_heard_after_it(accepting: Shared, order: Path, tmp_path: Path) -> None:
+    """The daemon stands still between its decision and the act."""
+    world = accepting.ready()
+    primary = world.lab.resolve("primary")
+    backup = TWO_HOSTS.other(primary)
+    daemon, said = world.lab.daemon_pid(primary), len(world.log(primary))
+    with world.fence_fails(backup):
+        with world.capture(tmp_path / "client.pcap") as running, world.start("bulk", "--size", "30M") as workload:
+            time.sleep(0.4)
+            (order.parent / "new").write_text(str(daemon))
+            (order.parent / "new").rename(order)
+            assert eventually(lambda: not order.exists())
+            with world.stopped([daemon]):
+                assert eventually(lambda: world.state(backup) == "unprotected")
+                time.sleep(0.3)
+            ended_well(workload)
+            world.becomes(**{primary: "shadowing", backup: "protected"})
+        faultless(running)
+    assert speakers(running.path) == [primary, backup]
+    assert world.comes(primary, said, "warning", "paused between decision and act")
 
 
 def test_a_paused_primary_whose_backup_has_refused_goes_on_unprotected(world: FaultWorld, tmp_path: Path) -> None:
