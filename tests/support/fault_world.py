@@ -20,7 +20,7 @@ import pytest
 from nfq_failover.constants import RST, SYN
 from nfq_failover.core.tcp.window import ROUNDING_BYTES
 from nfq_failover.errors import CommandError
-from nfq_failover.lab import netns, nodes, power
+from nfq_failover.lab import netns, nodes
 from nfq_failover.lab.driver import LabDriver
 from nfq_failover.lab.lab import Lab
 from nfq_failover.lab.measure.capture import Capture
@@ -376,38 +376,3 @@ def world(options: Options | None = None, edit: Edit | None = None) -> Iterator[
     finally:
         with contextlib.suppress(CommandError):
             made.down()
-
-
-class Shared:
-    """A lab that several tests use one after the other, brought back to a protected pair before each."""
-
-    def __init__(self, options: Options | None = None, edit: Edit | None = None) -> None:
-        self._options, self._edit = options, edit
-        self._stack = contextlib.ExitStack()
-        self._world: FaultWorld | None = None
-
-    def ready(self) -> FaultWorld:
-        """The lab, protected. Built anew if the last test has left it in a state that can't be mended."""
-        if self._world is not None and not self._mend(self._world):
-            self.close()
-        if self._world is None:
-            self._world = self._stack.enter_context(world(self._options, self._edit))
-        return self._world
-
-    def close(self) -> None:
-        """Take it away."""
-        self._stack.close()
-        self._world = None
-
-    @staticmethod
-    def _mend(shared: FaultWorld) -> bool:
-        made = shared.lab
-        try:
-            for cut in made.store.read().cuts:
-                made.heal(cut.node)
-            off = [node for node in TWO_HOSTS.hosts if not power.is_on(made.name, node)]
-            for node in off:
-                made.restore(node)
-        except (CommandError, netns.LabError):
-            return False
-        return eventually(shared.is_protected, 3)

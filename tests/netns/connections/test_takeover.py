@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,7 +14,6 @@ from tests.support.fault_world import (
     CALM_MS,
     DETECTION_S,
     FaultWorld,
-    Shared,
     Talk,
     ended_well,
     faultless,
@@ -23,6 +21,7 @@ from tests.support.fault_world import (
     talk,
 )
 from tests.support.lab_world import eventually
+from tests.support.shared_lab import each_world, shared_lab
 
 pytestmark = [pytest.mark.netns, pytest.mark.slow]
 
@@ -34,16 +33,8 @@ WORKLOADS = {
 }
 
 
-@pytest.fixture(scope="module", params=["clone", "multicast"])
-def shared(request: pytest.FixtureRequest) -> Iterator[Shared]:
-    lab = Shared(Options(tap=request.param, rate="100mbit", heartbeat_ms=CALM_MS))
-    yield lab
-    lab.close()
-
-
-@pytest.fixture
-def world(shared: Shared) -> FaultWorld:
-    return shared.ready()
+shared = shared_lab(*(Options(tap=tap, rate="100mbit", heartbeat_ms=CALM_MS) for tap in ("clone", "multicast")))
+world = each_world()
 
 
 def listed(world: FaultWorld, old: Talk) -> tuple[bool, str]:

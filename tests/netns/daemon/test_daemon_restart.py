@@ -6,7 +6,6 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -19,7 +18,6 @@ from nfq_failover.lab.topology import TWO_HOSTS
 from tests.support.fault_world import (
     CALM_MS,
     FaultWorld,
-    Shared,
     ended_well,
     faultless,
     heard,
@@ -28,6 +26,7 @@ from tests.support.fault_world import (
     whole,
 )
 from tests.support.lab_world import eventually
+from tests.support.shared_lab import each_world, shared_lab
 
 pytestmark = [pytest.mark.netns, pytest.mark.slow]
 
@@ -36,16 +35,8 @@ LOADS = ("bulk --size 12M", "upload --size 12M", "echo --seconds 2 --rate 50")
 PATIENCE_S = 30  # a client that repeats its request at growing intervals
 
 
-@pytest.fixture(scope="module")
-def shared() -> Iterator[Shared]:
-    lab = Shared(OPTIONS)
-    yield lab
-    lab.close()
-
-
-@pytest.fixture
-def world(shared: Shared) -> FaultWorld:
-    return shared.ready()
+shared = shared_lab(OPTIONS)
+world = each_world()
 
 
 def end_daemon(world: FaultWorld, node: str, number: signal.Signals = signal.SIGKILL) -> None:

@@ -23,7 +23,6 @@ from tests.support.fault_world import (
     HOLD_AT_LEAST_S,
     HOLD_AT_MOST_S,
     FaultWorld,
-    Shared,
     adding,
     clock_set_back,
     ended_well,
@@ -34,6 +33,7 @@ from tests.support.fault_world import (
     whole,
 )
 from tests.support.lab_world import eventually
+from tests.support.shared_lab import Shared, each_world, shared_lab
 
 pytestmark = [pytest.mark.netns, pytest.mark.slow]
 
@@ -42,16 +42,8 @@ OPTIONS = Options(rate="100mbit", heartbeat_ms=CALM_MS)
 SERVING = ("unprotected", "arming", "protected", "backup-lost")
 
 
-@pytest.fixture(scope="module")
-def shared() -> Iterator[Shared]:
-    lab = Shared(OPTIONS)
-    yield lab
-    lab.close()
-
-
-@pytest.fixture
-def world(shared: Shared) -> FaultWorld:
-    return shared.ready()
+shared = shared_lab(OPTIONS)
+world = each_world()
 
 
 @contextlib.contextmanager
@@ -286,13 +278,8 @@ def order() -> Iterator[Path]:
         yield site / "order"
 
 
-@pytest.fixture(scope="module")
-def accepting(order: Path) -> Iterator[Shared]:
-    """A fence, and if it fails, a split brain is accepted."""
-    del order
-    lab = Shared(OPTIONS, adding('split_brain = "accepted"'))
-    yield lab
-    lab.close()
+# A fence, and if it fails, a split brain is accepted.
+accepting = shared_lab(OPTIONS, edit=adding('split_brain = "accepted"'), after="order")
 
 
 @pytest.mark.parametrize("whole_daemon", [False, True], ids=["packet loop", "whole daemon"])

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 
 import pytest
 
 from nfq_failover.lab import netns
 from nfq_failover.lab.state import Options
 from nfq_failover.lab.topology import TWO_HOSTS, namespace
-from tests.support.fault_world import CALM_MS, DETECTION_S, FaultWorld, Shared, talk
+from tests.support.fault_world import CALM_MS, DETECTION_S, FaultWorld, talk
 from tests.support.lab_world import eventually
+from tests.support.shared_lab import each_world, shared_lab
 
 pytestmark = [pytest.mark.netns, pytest.mark.slow]
 
@@ -19,16 +19,8 @@ OPTIONS = Options(rate="100mbit", heartbeat_ms=CALM_MS)
 OUTAGE_S = DETECTION_S + 2 * CALM_MS / 1000  # noticed as silence, and shorter than the time to act
 
 
-@pytest.fixture(scope="module")
-def shared() -> Iterator[Shared]:
-    lab = Shared(OPTIONS)
-    yield lab
-    lab.close()
-
-
-@pytest.fixture
-def world(shared: Shared) -> FaultWorld:
-    return shared.ready()
+shared = shared_lab(OPTIONS)
+world = each_world()
 
 
 def on(world: FaultWorld, node: str, *words: str) -> None:

@@ -17,8 +17,9 @@ from nfq_failover.lab import netns
 from nfq_failover.lab.state import Options
 from nfq_failover.lab.topology import SWITCH, TWO_HOSTS, namespace, port
 from nfq_failover.wire.datagram import Header, Kind, read_header, seal
-from tests.support.fault_world import CALM_MS, FaultWorld, Shared, ended_well, faultless, heard, speakers, talk
+from tests.support.fault_world import CALM_MS, FaultWorld, ended_well, faultless, heard, speakers, talk
 from tests.support.lab_world import eventually
+from tests.support.shared_lab import each_world, shared_lab
 
 pytestmark = [pytest.mark.netns, pytest.mark.slow]
 
@@ -31,16 +32,10 @@ PAUSE_S = 0.005
 PATIENT = ("replica_patience_ms = 20000",)
 
 
-@pytest.fixture(scope="module", params=["clone", "multicast"])
-def shared(request: pytest.FixtureRequest) -> Iterator[Shared]:
-    lab = Shared(Options(tap=request.param, rate="100mbit", heartbeat_ms=CALM_MS, settings=PATIENT))
-    yield lab
-    lab.close()
-
-
-@pytest.fixture
-def world(shared: Shared) -> FaultWorld:
-    return shared.ready()
+shared = shared_lab(
+    *(Options(tap=tap, rate="100mbit", heartbeat_ms=CALM_MS, settings=PATIENT) for tap in ("clone", "multicast"))
+)
+world = each_world()
 
 
 def our_rules(world: FaultWorld, node: str) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,6 @@ from tests.support.fault_world import (
     HOLD_AT_LEAST_S,
     HOLD_AT_MOST_S,
     FaultWorld,
-    Shared,
     adding,
     ended_well,
     faultless,
@@ -33,6 +31,7 @@ from tests.support.fault_world import (
 )
 from tests.support.fault_world import world as lab_world
 from tests.support.lab_world import eventually
+from tests.support.shared_lab import each_world, shared_lab
 
 pytestmark = [pytest.mark.netns, pytest.mark.slow]
 
@@ -43,16 +42,8 @@ BACKOFF_S = 1.0
 OPTIONS = Options(rate="100mbit", heartbeat_ms=CALM_MS)
 
 
-@pytest.fixture(scope="module")
-def shared() -> Iterator[Shared]:
-    lab = Shared(OPTIONS, adding("fence_retry_ms = 60000"))  # one refusal is enough to look at
-    yield lab
-    lab.close()
-
-
-@pytest.fixture
-def world(shared: Shared) -> FaultWorld:
-    return shared.ready()
+shared = shared_lab(OPTIONS, edit=adding("fence_retry_ms = 60000"))  # one refusal is enough to look at
+world = each_world()
 
 
 class Partition:

@@ -6,7 +6,6 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,8 +13,9 @@ import pytest
 from nfq_failover.lab import cables, netns, nodes
 from nfq_failover.lab.state import Cut, Options, write_private
 from nfq_failover.lab.topology import SWITCH, TWO_HOSTS, namespace
-from tests.support.fault_world import FaultWorld, Shared, Talk, heard, speakers, talk
+from tests.support.fault_world import FaultWorld, Talk, heard, speakers, talk
 from tests.support.lab_world import eventually
+from tests.support.shared_lab import Shared, each_world, shared_lab
 
 pytestmark = [pytest.mark.netns, pytest.mark.slow]
 
@@ -24,16 +24,8 @@ LEASE_S = 9 * HEARTBEAT_MS / 1000  # three times the detection time
 WITNESSED = Options(rate="100mbit", heartbeat_ms=HEARTBEAT_MS, fence=False, witness=True)
 
 
-@pytest.fixture(scope="module")
-def witnessed() -> Iterator[Shared]:
-    lab = Shared(WITNESSED)
-    yield lab
-    lab.close()
-
-
-@pytest.fixture
-def world(witnessed: Shared) -> FaultWorld:
-    return witnessed.ready()
+shared = shared_lab(WITNESSED)
+world = each_world()
 
 
 class Caller(threading.Thread):
@@ -282,11 +274,7 @@ def with_agent(text: str) -> str:
     return "fence_retry_ms = 200\n" + text.replace(line, "") + table
 
 
-@pytest.fixture(scope="module")
-def fenced() -> Iterator[Shared]:
-    lab = Shared(Options(rate="100mbit", heartbeat_ms=HEARTBEAT_MS), with_agent)
-    yield lab
-    lab.close()
+fenced = shared_lab(Options(rate="100mbit", heartbeat_ms=HEARTBEAT_MS), edit=with_agent)
 
 
 def test_a_fence_agent(fenced: Shared, tmp_path: Path) -> None:
