@@ -11,6 +11,7 @@ from typing import Any
 from nfq_failover.core.events import Fence, FenceFinished, OperatorCommand
 from nfq_failover.core.pair.roles import State
 from nfq_failover.core.ports import has
+from nfq_failover.core.shadow.connection import Shadow
 from nfq_failover.wire.segment import FlowKey
 from tests.support import configured
 
@@ -275,6 +276,7 @@ class SimWorld:
             clock.run(clock.now + SETTLE_S)  # both know
             for host in self.hosts:
                 assert has(host.diverted, ADDED), f"{host.name} does not divert the port that both were given"
+        clock.run(clock.now + END_S, self._settled)
         self._declare_whole()
         self._probe()
         clock.run(clock.now + END_S, self._all_over)
@@ -299,6 +301,13 @@ class SimWorld:
     def _protected(self) -> bool:
         states = [host.node.members.state for host in self.hosts if host.running]
         return sorted(states) == [State.SHADOWING, State.PROTECTED]
+
+    def _settled(self) -> bool:
+        """Whether it is known of all clients that are gone what the replica's application has missed of them."""
+        gone = {flow for flow, client in self.clients.items() if client.over}
+        shadows = [shadow for host in self.hosts if host.running for shadow in host.node.shadow.flows.values()]
+        fed = (Shadow.SHADOW, Shadow.FED)
+        return not any(each.state in fed and each.inward.unread for each in shadows if each.flow in gone)
 
     def _all_over(self) -> bool:
         waiting = [plan for plan in self.scenario.connections if plan.again is not None]
