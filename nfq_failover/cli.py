@@ -162,9 +162,8 @@ LAB_COMMANDS = ("lab", "bench", "campaign", "demo", "faults", "programs")
 PROBE_COMMANDS = ("probe", "probe-fetch")
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Entry point. Returns the exit code: 2 for misuse, 1 for failure."""
-    argv = list(sys.argv[1:] if arguments is None else arguments)
+def parser_for(argv: Sequence[str]) -> argparse.ArgumentParser:
+    """The command line, with the commands that are loaded only when they are meant, or when all are shown."""
     parser = build_parser()
     subparsers = next(a for a in parser._actions if isinstance(a, argparse._SubParsersAction))
     if not argv or argv[0] in (*LAB_COMMANDS, "-h", "--help"):
@@ -181,7 +180,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from nfq_failover.operator.probe import command as probe
 
         probe.add_parsers(subparsers)
-    args = parser.parse_args(argv)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point. Returns the exit code: 2 for misuse, 1 for failure."""
+    argv = list(sys.argv[1:] if arguments is None else arguments)
+    args = parser_for(argv).parse_args(argv)
     try:
         code: int = args.run(args)
     except NfqFailoverError as error:
