@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-from nfq_failover import __version__
+from nfq_failover import __version__, extras
 from nfq_failover.errors import CommandError, ConfigError, NfqFailoverError, StartRefused
 from nfq_failover.operator import check, claim, doctor, keygen, metrics, orders, reload, status, top, web
 from nfq_failover.operator.daemon import SETTINGS, add_config_option
@@ -183,11 +183,17 @@ def parser_for(argv: Sequence[str]) -> argparse.ArgumentParser:
     return parser
 
 
+def whole_parser() -> argparse.ArgumentParser:
+    """The command line with every command there is: what the man pages and the shell's completion are made of."""
+    return parser_for(())
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point. Returns the exit code: 2 for misuse, 1 for failure."""
     argv = list(sys.argv[1:] if arguments is None else arguments)
     args = parser_for(argv).parse_args(argv)
     try:
+        extras.need(args.command)
         code: int = args.run(args)
     except NfqFailoverError as error:
         _say(args, str(error))

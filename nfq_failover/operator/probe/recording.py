@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from nfq_failover import extras
 from nfq_failover.core.tcp.journal import Journal
 from nfq_failover.errors import CommandError
 
@@ -105,6 +106,7 @@ class _Reader:
 
 def read(path: Path, service: tuple[str, int]) -> Recording:
     """The first connection to the service that begins in a capture. Raises `CommandError`."""
+    extras.need("probe --recorded", ["scapy"])
     from scapy.error import Scapy_Exception
     from scapy.layers.inet import IP, TCP
     from scapy.utils import PcapReader
