@@ -1,4 +1,4 @@
-"""A client that downloads one file slowly, through a crash: tells when half of it is there, and whether all of it came."""
+"""A client that downloads one file slowly, through a crash: tells when half of it is there, and whether all came."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 
 def main() -> int:
-    """Arguments: address, port, the file's path here, the file to make at half. 0 if every byte came over one connection."""
+    """Arguments: address, port, the file's path here, the file to make at half. 0: all came by one connection."""
     address, port, original, half = sys.argv[1], int(sys.argv[2]), Path(sys.argv[3]), Path(sys.argv[4])
     wanted = original.read_bytes()
     longest = 0.0

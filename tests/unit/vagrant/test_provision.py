@@ -36,9 +36,12 @@ def write(directory: Path, *more: str, **changes: str) -> subprocess.CompletedPr
     (directory / "id").write_text("#!/bin/sh\necho 0\n")
     (directory / "id").chmod(0o755)
     (directory / "key").write_text("0123456789abcdef0123\n")
+    wheels = directory / "wheels"
+    wheels.mkdir(exist_ok=True)
+    (wheels / "nfq_failover-0-py3-none-any.whl").touch()
     words = [
         word
-        for name, value in (GIVEN | {"key": str(directory / "key")} | changes).items()
+        for name, value in (GIVEN | {"key": str(directory / "key"), "wheels": str(wheels)} | changes).items()
         if value
         for word in (f"--{name}", value)
     ]
@@ -104,3 +107,19 @@ def test_nothing_is_written_without_what_it_needs(tmp_path: Path, missing: str) 
 def test_a_mistake_is_told(tmp_path: Path, words: list[str]) -> None:
     assert write(tmp_path, *words).returncode != 0
     assert not (tmp_path / "etc").exists()
+
+
+def test_what_can_not_be_installed_is_said_before_anything_is(tmp_path: Path) -> None:
+    """Out of a checkout pip can take that; from elsewhere there must be wheels."""
+    for wheels, said in (("", "--wheels is missing"), (str(tmp_path), f"no nfq_failover-*.whl in {tmp_path}")):
+        done = write(tmp_path, wheels=wheels)
+        assert done.returncode == 1
+        assert said in done.stderr
+    assert not (tmp_path / "etc").exists()
+
+
+def test_help_is_the_head_of_the_file() -> None:
+    done = subprocess.run(["sh", str(PROVISION), "--help"], capture_output=True, text=True, timeout=30)
+    assert done.returncode == 0
+    assert done.stdout.startswith("Makes a Debian server")
+    assert "--prefer-primary" in done.stdout
