@@ -19,7 +19,7 @@ from nfq_failover.core.concerns import Concern, Weight
 from nfq_failover.core.outbox import Outbox
 from nfq_failover.core.pair.sharing import Sharing
 from nfq_failover.core.pair.told import Pairs, Told
-from nfq_failover.core.ports import Ports, covers, read, union
+from nfq_failover.core.ports import Ports, covers, digest, read, union
 from nfq_failover.core.settings import Settings
 
 WAIT_S: Final = 1.0  # a peer that tells its settings at all does so as soon as it is heard
@@ -139,7 +139,10 @@ def _all_ports(host: Host) -> str:
 
 
 def _wants_others(one: Host, other: Host) -> bool:
-    return _all_ports(one) != _all_ports(other) and not _lacks_ports(one, other)
+    """Whether one is to serve a port that is not, or not yet, diverted by both."""
+    added = one.facts.get("ports-added", "") or other.facts.get("ports-added", "")
+    differ = added or _all_ports(one) != _all_ports(other) or one.facts["ports"] != other.facts["ports"]
+    return bool(differ) and not _lacks_ports(one, other)
 
 
 def _off_on_one(one: Host, other: Host) -> bool:
@@ -157,10 +160,10 @@ RULES: Final = (
     Rule("service", ("service",), _U, "the service address differs"),
     Rule("ports", ("ports",), _U, "`ports` differ", wrong=_lacks_ports),
     Rule(
-        *("added-ports", ("ports-wanted",), _D, "`ports` differ"),
+        *("added-ports", ("ports-wanted", "ports"), _D, "`ports` (all x in force) differ"),
         *(
-            "those that only one host has are not protected",
-            "give the other host the same, and run 'nfq-failover reload' there",
+            "those that are not in force on both are not protected",
+            "give both hosts the same, and run 'nfq-failover reload' where it lacks one",
             _wants_others,
         ),
     ),
@@ -363,7 +366,11 @@ class Agreement:
     def diverted(self) -> Ports | None:
         """The ports that the peer diverts, or will as soon as it follows; None if it has not told."""
         facts = self._told.facts or {}
-        return Host(self._peer, facts).diverted if "ports" in facts else None
+        if "ports" not in facts:
+            return None
+        if facts.get("ports-diverted") == digest(self._settings.ports):
+            return self._settings.ports  # whose list may be too long to be told
+        return Host(self._peer, facts).diverted
 
     @property
     def heartbeat_ms(self) -> int:

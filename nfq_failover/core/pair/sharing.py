@@ -57,7 +57,7 @@ class Sharing:
 
     def facts(self) -> tuple[tuple[str, str], ...]:
         """What the other host is told: the ports in force, those that are so because this host follows, and all that
-        this host is to serve."""
+        this host is to serve. Long lists are cut short, so there are digests besides."""
         everything = ports.union(self._settings.ports)
         in_force = ports.both(self.installed, self.served)
         added = ports.both(self.installed, self.fresh)
@@ -66,4 +66,5 @@ class Sharing:
             ("ports-added", ports.text(added)),
             ("ports-wanted", ports.text(everything)),
             ("ports-all", ports.digest(everything)),
+            ("ports-diverted", ports.digest(ports.union(in_force, added))),
         )

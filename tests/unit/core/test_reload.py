@@ -94,7 +94,7 @@ def test_ports_are_protected_when_both_hosts_have_them(pair: Reloading, order: t
     assert pair.rules["beta"] == (Profile.BACKUP, MORE if one == "beta" else FIRST)
     for name in order:
         assert pair.found(name)["differs-added-ports"][0] is Weight.DEGRADED
-        assert "80, 8081-8082 on " + one in pair.found(name)["differs-added-ports"][1]
+        assert "80, 8081-8082 x 80 on " + one in pair.found(name)["differs-added-ports"][1]
     pair.reload(other, ports=MORE)
     pair.run(3)
     assert pair.diverts() == {"alpha": MORE, "beta": MORE}
@@ -110,6 +110,19 @@ def test_rules_that_fail_on_the_backup_leave_the_port_alone(pair: Reloading) -> 
     pair.run(3)
     assert pair.diverts() == {"alpha": FIRST, "beta": FIRST}
     assert pair.states() == PROTECTED
+
+
+def test_the_concern_is_over_when_the_rules_are_there_and_not_before() -> None:
+    pair = Reloading(0.5).run(8)
+    pair.reload("beta", ports=MORE)
+    pair.run(2)
+    pair.reload("alpha", ports=MORE)
+    gone_at = None
+    for _ in range(100):
+        pair.run(0.02)
+        if "differs-added-ports" not in pair.found("alpha") and gone_at is None:
+            gone_at = pair.diverts()
+    assert gone_at == {"alpha": MORE, "beta": MORE}
 
 
 @pytest.mark.parametrize("late_s", [0.0, 0.3])
@@ -139,6 +152,7 @@ def test_a_long_list_of_ports_is_no_difference(pair: Reloading) -> None:
     pair.reload("alpha", ports=many)
     pair.run(2)
     assert not pair.found("alpha") and pair.states() == PROTECTED
+    assert pair.diverts() == {"alpha": many, "beta": many}
 
 
 def test_a_host_that_serves_alone_takes_them_when_the_other_is_back_with_them() -> None:
