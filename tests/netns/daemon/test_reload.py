@@ -88,7 +88,8 @@ def test_connections_go_on_and_an_added_port_survives_a_crash(world: FaultWorld,
         early.connection.close()
         with Talk(connect(world.lab, ADDED)) as new:
             new.exchange()
-            assert world.protects(new.connection) and world.protects(old.connection)
+            assert world.protects(new.connection), (world.row(new.connection), world.ask(primary)["concerns"])
+            assert world.protects(old.connection)
             world.lab.crash(primary)
             new.exchange()
             old.exchange()
