@@ -140,9 +140,11 @@ def _all_ports(host: Host) -> str:
 
 def _wants_others(one: Host, other: Host) -> bool:
     """Whether one is to serve a port that is not, or not yet, diverted by both."""
-    added = one.facts.get("ports-added", "") or other.facts.get("ports-added", "")
-    differ = added or _all_ports(one) != _all_ports(other) or one.facts["ports"] != other.facts["ports"]
-    return bool(differ) and not _lacks_ports(one, other)
+    differ = _all_ports(one) != _all_ports(other) or one.facts["ports"] != other.facts["ports"]
+    waits = any(
+        host.facts.get("ports-added") or host.facts.get("ports-diverted") != _all_ports(host) for host in (one, other)
+    )
+    return (differ or waits) and not _lacks_ports(one, other)
 
 
 def _off_on_one(one: Host, other: Host) -> bool:

@@ -112,11 +112,13 @@ def test_rules_that_fail_on_the_backup_leave_the_port_alone(pair: Reloading) -> 
     assert pair.states() == PROTECTED
 
 
-def test_the_concern_is_over_when_the_rules_are_there_and_not_before() -> None:
+@pytest.mark.parametrize("order", [("alpha", "beta"), ("beta", "alpha")])
+def test_the_concern_is_over_when_the_rules_are_there_and_not_before(order: tuple[str, str]) -> None:
+    one, other = order
     pair = Reloading(0.5).run(8)
-    pair.reload("beta", ports=MORE)
+    pair.reload(one, ports=MORE)
     pair.run(2)
-    pair.reload("alpha", ports=MORE)
+    pair.reload(other, ports=MORE)
     gone_at = None
     for _ in range(100):
         pair.run(0.02)
