@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -28,15 +29,21 @@ def driver() -> Iterator[LabDriver]:
         yield lab
 
 
-def protected(driver: LabDriver) -> bool:
-    """Whether every connection is protected; a machine that is busy may need a moment, and its clients may be slowed to
-    its backup's pace: that degrades the pair, and is all that may."""
-    status = driver.lab.status()
+def missing(driver: LabDriver) -> list[str]:
+    """What keeps the pair and each connection from being protected; a machine that is busy may need a moment, and its
+    clients may be slowed to its backup's pace: that degrades the pair, and is all that may."""
     says = [driver.status(host) or {} for host in driver.hosts]
-    wrong = {concern["code"] for each in says for concern in each.get("concerns", ()) if concern["weight"] != "warning"}
-    pair = any(each.get("membership") == "protected" for each in says) and wrong <= {"backup-slow", "backup-brakes"}
-    rows = status["connections"]
-    return pair and bool(rows) and all(row["protected"] for row in rows)
+    found = [
+        f"{concern['code']}: {concern['what']}"
+        for each in says
+        for concern in each.get("concerns", ())
+        if concern["weight"] != "warning" and concern["code"] not in ("backup-slow", "backup-brakes")
+    ]
+    if not any(each.get("membership") == "protected" for each in says):
+        found.append(f"the hosts are {[each.get('membership') for each in says]}")
+    rows = driver.lab.status()["connections"]
+    reasons = Counter(row["reason"] for row in rows if not row["protected"])
+    return found + [f"{count}: {reason}" for reason, count in reasons.items()] + ["no connection"] * (not rows)
 
 
 def last_words(directory: Path) -> str:
@@ -51,7 +58,7 @@ def crash_during(
     with driver.capture(capture) as running, driver.start_workload([*arguments, "--port", "7000-7003"]) as workload:
         time.sleep(delay_s)
         before = driver.serving()
-        assert eventually(lambda: protected(driver)), driver.lab.status()
+        assert eventually(lambda: not missing(driver)), missing(driver)
         driver.crash("primary")
         report = workload.result()
         after = driver.serving()
@@ -74,6 +81,8 @@ def test_a_download_at_one_gigabit_leaves_a_clean_capture(driver: LabDriver, tmp
     assert result.bytes_from_service == 200_000_000
 
 
+# Beside another test the backup's packet queue overruns on two cores, and the pair rightly says what that costs.
+@pytest.mark.alone
 def test_two_hundred_connections_survive_one_crash(driver: LabDriver, tmp_path: Path) -> None:
     arguments = ["mixed", "--connections", "200", "--size", "300k", "--seconds", "6", "--rate", "2"]
     report, result = crash_during(driver, tmp_path / "client.pcap", arguments, delay_s=1.5)
