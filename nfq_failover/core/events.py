@@ -195,9 +195,11 @@ class FlowsGone:
 
 @dataclass(slots=True)
 class FlowsListed:
-    """This answers `ListFlows`."""
+    """This answers `ListFlows`. `queued`: the number of the last packet that had come to the output queue when the list
+    was complete, None if that can't be told: what a connection had said that is not in the list has no later one."""
 
     flows: list[tuple[bytes, int, bytes, int]]
+    queued: int | None = None
 
 
 @dataclass(slots=True)

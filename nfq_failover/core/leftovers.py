@@ -49,10 +49,10 @@ class LeftoverSweep:
             self._next, self._asked = now + EVERY_S, True
             self.out.effects.append(ListFlows())
 
-    def listed(self, flows: list[FlowKey]) -> bool:
+    def listed(self, flows: list[FlowKey], queued: int | None = None) -> bool:
         """Take the list of the connections at the service's ports. Returns whether the sweep has come to its end.
 
-        The list has neither half-open connections nor those in TIME-WAIT.
+        The list has neither half-open connections nor those in TIME-WAIT. `queued`: see `FlowsListed`.
         """
         if not self._asked:
             return False  # it was asked for in another role
@@ -73,7 +73,7 @@ class LeftoverSweep:
         self._clean += 1
         if self._clean < CLEAN:
             return False
-        gate.opening.adopt_unknown(True)
+        gate.opening.adopt_unknown(True, queued)
         self.out.log("info", "no connection of an earlier role is left on this host")
         return True
 

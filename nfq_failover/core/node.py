@@ -435,7 +435,7 @@ class Node:
             self.gate.flows_ended(event.ended)
             self.shadow.flows_gone(event.flows, now)
         elif isinstance(event, FlowsListed):
-            if self.sweep.listed(event.flows) and members.role is Role.PRIMARY:
+            if self.sweep.listed(event.flows, event.queued) and members.role is Role.PRIMARY:
                 self.rules.again(members.role)
         elif isinstance(event, HealthChecked):
             self._health_checked(event, now)

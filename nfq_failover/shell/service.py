@@ -357,7 +357,7 @@ class Service:
             if gone or ended:
                 self._feed(FlowsGone(gone, ended), now)
             if (flows := self._flow_list.step()) is not None:
-                self._feed(FlowsListed(flows), now)
+                self._feed(FlowsListed(flows, self._queues[Queue.OUT].last_id()), now)
         except OSError as error:  # no memory at this moment: the node asks again
             log.warning("the kernel can't be asked for its connections", error=str(error))
         for undelivered in self._delivery.tick():

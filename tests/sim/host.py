@@ -161,6 +161,7 @@ class SimHost:
             self.restarts.append((old.members.state, self.node.members.state))
             self.world.checks.restarted(self, old, resumes)
         self._ids = count(1)
+        self._latest = 0
         self._waiting: dict[tuple[Queue, int], bool] = {}
         self._beat_counter = int(self.ticks.now * 1_000_000)
         self._templates: dict[str, HeartbeatTemplate] = {}  # by the peer's address
@@ -345,7 +346,8 @@ class SimHost:
 
     def _queue(self, queue: Queue, packet: bytearray, gso: bool, flow: FlowKey) -> None:
         if self.running:
-            event = PacketQueued(queue, next(self._ids), packet, checksum_pending=gso, gso=gso)
+            self._latest = next(self._ids)
+            event = PacketQueued(queue, self._latest, packet, checksum_pending=gso, gso=gso)
             if self.plan.packets_per_s and self.profile is Profile.BACKUP and not self.world.healed:
                 self._queue_slowly(event)
             elif self._busy_until + STEP_S > self.clock.now:  # what waits comes first
@@ -358,6 +360,10 @@ class SimHost:
                 self.kernel.input(packet)
             else:
                 self._to_wire(packet)
+
+    def _list_flows(self, run: int, flows: list[FlowKey]) -> None:
+        if run == self.run:
+            self.tell(0.0, FlowsListed(flows, self._latest))
 
     def _queue_slowly(self, event: PacketQueued) -> None:
         """The daemon has time for so many packets; as many may wait, and what comes beyond is lost."""
@@ -491,7 +497,7 @@ class SimHost:
                 self.saved.extend(bytes(max(at + len(data) - len(self.saved), 0)))
                 self.saved[at : at + len(data)] = data
         elif isinstance(effect, ListFlows):
-            self.tell(0.001, FlowsListed(self.kernel.established()))
+            self.later(0.001, self._list_flows, self.run, self.kernel.established())
         elif isinstance(effect, Log):
             self.logs.append((self.clock.now, effect))
             self.world.checks.logged(self, effect)

@@ -29,7 +29,7 @@ from nfq_failover.core.tcp.syn import hold_to_mss, strip
 from nfq_failover.core.timers import TimerQueue
 from nfq_failover.wire.records import Open, Opened
 from nfq_failover.wire.segment import FlowKey, Segment
-from nfq_failover.wire.seqnum import MASK
+from nfq_failover.wire.seqnum import MASK, le
 from nfq_failover.wire.tcp_options import NEGOTIABLE, SIGNED, SynOptions, each_option
 
 MAX_SYNS: Final = 8192
@@ -70,6 +70,7 @@ class Opening:
     ) -> None:
         self.out = out
         self.adopts_unknown = adopts_unknown
+        self._last_words: int | None = None
         self._settings = settings
         self._joined: Ports = ()
         self._flows = flows
@@ -239,9 +240,14 @@ class Opening:
             self.out.counters["dialled-forgotten"] += 1
         self.out.accept(event.queue, event.packet_id)
 
-    def adopt_unknown(self, adopts: bool) -> None:
-        """Say whether connections that nobody saw open may speak from now on."""
+    def adopt_unknown(self, adopts: bool, after: int | None = None) -> None:
+        """Say whether connections that nobody saw open may speak from now on.
+
+        `after`: the number of a packet in the output queue. What came into the queue up to it may be the last words of
+        a connection of an earlier role, which the kernel knows no more.
+        """
         self.adopts_unknown = adopts
+        self._last_words = after if adopts else None
         if not adopts:
             self._joined = ()
 
@@ -254,6 +260,14 @@ class Opening:
         """These connections were probed: a reset of theirs is the answer to us, not to the client."""
         self._probed = flows
 
+    def _may_speak(self, event: PacketQueued, port: int) -> bool:
+        """Whether a connection that nobody saw open is this host's own."""
+        if has(self._joined, port):
+            return True
+        if self._last_words is not None and not le(event.packet_id, self._last_words):
+            self._last_words = None
+        return self.adopts_unknown and self._last_words is None
+
     def unknown(self, event: PacketQueued, seg: Segment, flow: FlowKey, now: float) -> GatedConnection | None:
         """Judge a segment that our TCP sends for a connection that is not in the table. Returns it, if it is now."""
         found = None
@@ -264,7 +278,7 @@ class Opening:
         elif seg.flags & RST and flow in self._probed:
             self.out.drop(event.queue, event.packet_id, "stranger-gone")
             return None
-        elif not (self.adopts_unknown or has(self._joined, flow[3])) and not seg.flags & RST and self.has_room:
+        elif not self._may_speak(event, flow[3]) and not seg.flags & RST and self.has_room:
             self.out.drop(event.queue, event.packet_id, "stranger")
             self.out.reset_unknown(seg)
             return None

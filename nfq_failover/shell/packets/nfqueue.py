@@ -60,6 +60,7 @@ class QueueRow:
     copy_range: int
     dropped_full: int  # more than max_len packets waited
     dropped_unread: int  # our receive buffer was full
+    last_id: int  # the number of the latest packet
 
 
 def open_counters() -> int:
@@ -80,8 +81,8 @@ def queue_row(number: int, counters: int | None = None) -> QueueRow | None:
         return None
     for line in lines:
         words = line.split()
-        if len(words) >= 7 and words[0] == str(number):
-            return QueueRow(*(int(word) for word in words[:7]))
+        if len(words) >= 8 and words[0] == str(number):
+            return QueueRow(*(int(word) for word in words[:8]))
     return None
 
 
@@ -305,6 +306,11 @@ class PacketQueue:
         """Returns how many packets the kernel has dropped in this queue, for want of space, since it was bound."""
         row = queue_row(self.number, self._counters)
         return 0 if row is None else row.dropped_full + row.dropped_unread
+
+    def last_id(self) -> int | None:
+        """The number of the latest packet that has come to the queue; None if the kernel can't be asked."""
+        row = queue_row(self.number, self._counters)
+        return None if row is None else row.last_id
 
     def gauge(self) -> dict[str, int]:
         """Returns how many packets wait, how many may, and how many were dropped, or came without their end."""

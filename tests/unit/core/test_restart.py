@@ -399,6 +399,22 @@ def test_a_host_that_serves_again_hunts_connections_of_another_time() -> None:
     assert made.gate.opening.adopts_unknown
 
 
+def test_last_words_that_waited_in_the_queue_when_the_hunt_was_over_reach_no_client() -> None:
+    """The kernel knows their connection no more, so it was in no list."""
+    made, _ = node(None, epoch=3, served=False)
+    made.members.claim()
+    made.handle(TimerFired(), 200.1)
+    made.members.epoch_stored(4, True, "")
+    for moment in (200.2, 200.6):
+        made.handle(TimerFired(), moment)
+        made.handle(FlowsListed([], 0xFFFFFFFF), moment)
+    assert made.gate.opening.adopts_unknown
+    drain(made)
+    for number, passes in ((0xFFFFFFFE, False), (0xFFFFFFFF, False), (0, True), (1, True)):
+        made.handle(PacketQueued(Queue.OUT, number, server(5000, 100, ack=700).packet(1)), 200.7)
+        assert [e.accept for e in drain(made) if isinstance(e, Verdict)] == [passes], number
+
+
 def test_native_connections_are_not_hunted() -> None:
     made, _ = node(read_checkpoint(written(0), LIFE))
     made.gate.opening.adopt_unknown(False)
