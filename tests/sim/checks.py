@@ -105,6 +105,8 @@ class Checks:
         client = seen.client
         gate = host.node.gate.flows.get(flow)
         seen.protected = gate is not None and gate.state is Gate.PROTECTED
+        if seg.flags & (FIN | RST) and flow in host.application.broken and host.node.gate.missed.reason:
+            seen.promised, seen.excused = False, "its process had ended, and its replica's host has missed input"
         if seg.flags & RST:
             seen.resets += 1
             alone = client.aborted or client.tcp.state in ("time-wait", "closed")
