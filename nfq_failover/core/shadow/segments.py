@@ -115,6 +115,9 @@ class Segments:
             note_order(inward, offset, stop, ack)
         inward.client_is_at(stop)
         if active and connection.ended:
+            if inward.fin_in is not None and stop > inward.fin_in + 1:
+                self._refuse(connection, event, seg, "beyond-the-end")  # of a later one, from the same port
+                return
             out.drop(event.queue, event.packet_id, "ended")
             if seg.seg_len:  # a client that repeats its FIN; our TCP may be rid of the connection, and would reset it
                 connection.resending.answer(connection.mapping, out, now)

@@ -255,6 +255,8 @@ def test_connection_that_has_ended_does_not_answer_for_a_later_one_from_the_same
         t >> from_client(1, 0, ack=1) << "pass [.] 1 ack 1 wnd 500 ts 1001/7000000"
         t >> "takeover"
         t >> from_client(20000, 1000, ack=22 << 20) << "drop ack-of-unsent" << f"client [R.] {22 << 20} ack 1 wnd 0"
+        # Right behind the end of the earlier one, in either direction.
+        t >> from_client(2, 10, ack=1) << "drop beyond-the-end" << "client [R.] 1 ack 1 wnd 0"
 
 
 def test_connection_that_has_ended_is_left_in_peace() -> None:
