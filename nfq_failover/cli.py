@@ -193,7 +193,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if arguments is None else arguments)
     args = parser_for(argv).parse_args(argv)
     try:
-        extras.need(args.command)
+        extras.need(argv[0])  # `args.command` is another command in `lab exec`
         code: int = args.run(args)
     except NfqFailoverError as error:
         _say(args, str(error))

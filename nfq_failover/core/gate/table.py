@@ -325,7 +325,9 @@ class GateTable:
     def _on_ack_asked(self, record: AckAsked, _: float) -> None:
         """The backup's tap may have lost the client's last word."""
         connection = self.numbers.get(record.conn)
-        if connection is not None and connection.own.established and connection.state is Gate.PROTECTED:
+        if connection is None or not connection.own.established:
+            return
+        if connection.state is Gate.PROTECTED or connection.awaited:
             connection.acks.probe(self.out, record.seq)
 
     def _on_sent_asked(self, record: SentAsked, _: float) -> None:

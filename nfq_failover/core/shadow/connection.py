@@ -171,6 +171,9 @@ class ShadowConnection:
         self.seen = mapping.seen
         self.inward.opened(wnd)
         self.enter(Shadow.SHADOW)
+        if self.unready is not None and self.unready[0] > max(self.output.snd_una, 0):
+            self.seen.follow(self.unready[0])
+            self.output.acknowledged(self.unready[0])  # it may say nothing for a long time
 
     def take_over(self, out: Outbox, now: float) -> None:
         """The client hears us from now on."""
@@ -320,7 +323,8 @@ class ShadowConnection:
             mapping.note_seen_tsecr(seg.tsecr, now)
 
     def note_unready(self, seg: Segment, ack: int) -> None:
-        """Learn from a client that has its SYN-ACK, though the replica has not answered: where it would be reset."""
+        """Learn from a client that has its SYN-ACK, though the replica has not answered: where it would be reset, and
+        what the replica will have to be told."""
         if self.unready is None or ack >= self.unready[0]:
             self.unready = ack, ack + (seg.wnd << self.header.wscale)
 

@@ -120,11 +120,11 @@ def test_a_replica_that_has_still_to_be_opened_greets_before_it_is_spoken_to() -
     with ShadowTranscript() as t:
         t >> opening() << "kernel [S] -1 wnd 64240"
         t >> from_client(0, 100, ack=20) << "drop replica-opening"
-        t >> answer() << SILENT << "kernel [.] 0 ack 0 wnd 501 ts 1000/7000000" << Opened(1, True, client_seq(5000))
+        t >> answer() << SILENT << "kernel [.] 0 ack 0 wnd 502 ts 1000/7000000" << Opened(1, True, client_seq(5000))
         t << confirmed(100, 5000)
         t >> After(0.061)
         t.effects.clear()  # whether our TCP has forgotten the connection
-        t >> replica(0, 20) << SILENT << "kernel [P.] 0:100 ack 0 wnd 501 ts 1000/7000000" << confirmed(100, EDGE)
+        t >> replica(0, 20) << SILENT << "kernel [P.] 0:100 ack 20 wnd 501 ts 1000/7000000" << confirmed(100, EDGE)
 
 
 def test_a_replica_that_says_less_gets_everything_in_bounded_time() -> None:
