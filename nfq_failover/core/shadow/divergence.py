@@ -336,6 +336,8 @@ class Divergence:
     def why_reset(self, connection: ShadowConnection) -> str:
         """What to say of a replica that has reset its connection: a TLS server does when it can't read its client."""
         compare = connection.output.compare
+        if connection.state is Shadow.FED:
+            return f"{connection.reason}; it has reset the connection"
         if compare is None or (compare.in_step and compare.compared >= connection.output.end):
             return "the replica reset the connection"
         if compare.in_step and compare.asked is None:

@@ -31,13 +31,14 @@ def driver() -> Iterator[LabDriver]:
 
 def missing(driver: LabDriver) -> list[str]:
     """What keeps the pair and each connection from being protected; a machine that is busy may need a moment, and its
-    clients may be slowed to its backup's pace: that degrades the pair, and is all that may."""
+    clients may be slowed to its backup's pace, or wait for what the tap brings late: that degrades the pair, and is all
+    that may."""
     says = [driver.status(host) or {} for host in driver.hosts]
     found = [
         f"{concern['code']}: {concern['what']}"
         for each in says
         for concern in each.get("concerns", ())
-        if concern["weight"] != "warning" and concern["code"] not in ("backup-slow", "backup-brakes")
+        if concern["weight"] != "warning" and concern["code"] not in ("backup-slow", "backup-brakes", "tap-lossy")
     ]
     if not any(each.get("membership") == "protected" for each in says):
         found.append(f"the hosts are {[each.get('membership') for each in says]}")

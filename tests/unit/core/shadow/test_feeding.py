@@ -210,3 +210,11 @@ def test_new_connection_from_the_port_waits_also_after_a_takeover() -> None:
         quiet(t)
         after(t, GRACE_S + 0.15)
         assert t.side.gives_way(t.shadow, syn)
+
+
+def test_a_fed_replica_that_resets_keeps_the_reason_why_it_was_only_fed() -> None:
+    with fed() as t:
+        why = t.shadow.reason
+        t >> replica(1200, flags="R.")
+        quiet(t)
+        assert t.shadow.reason == f"{why}; it has reset the connection"
