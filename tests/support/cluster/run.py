@@ -106,13 +106,13 @@ class Run:
         self.goes_on(f"{source} goes on standby", target, standby)
         self.settles(target, None)
         assert self.fencings(source) == before, "the node was fenced"
-        assert not netns.has_address(namespace(self.lab.name, source), TWO_HOSTS.service), "the address is still there"
+        self._wait(lambda: not self.has_address(source), f"the address is still on {source}")
 
     def serve_alone(self, host: str, other: str) -> None:
         """Stop the service, start it on one host alone, whose peer the cluster vouches for; then have the peer back."""
         self.crm(host, "resource", "stop", "pair-clone")
         self._wait(lambda: not self.status(host), f"{host} goes on serving")
-        assert not netns.has_address(namespace(self.lab.name, host), TWO_HOSTS.service), "the address is still there"
+        self._wait(lambda: not self.has_address(host), f"the address is still on {host}")
         began = time.monotonic()
         self.crm(host, "resource", "start", "pair-clone")
         self.settles(host, None)
@@ -138,6 +138,10 @@ class Run:
         done = self.lab.inside(host, "ocf-tester", "-n", "pair", *words, agent, timeout_s=150)
         assert done.returncode == 0, done.stdout + done.stderr
         say(f"ocf-tester: {done.stdout.splitlines()[-1]}")
+
+    def has_address(self, host: str) -> bool:
+        """Whether the host has the service address."""
+        return netns.has_address(namespace(self.lab.name, host), TWO_HOSTS.service)
 
     def crm(self, host: str, *words: str) -> None:
         """An order to the cluster."""

@@ -31,7 +31,7 @@ exit 1
 """
 _TOOLS = (
     *("corosync-cmapctl", "corosync-quorumtool", "stonith_admin", "crm_node", "crm_attribute", "crm_resource"),
-    *("crm_master", "nfq-failover", "ip"),
+    *("nfq-failover", "systemctl", "ip"),
 )
 # What the agent needs of resource-agents, which servers have and this machine may lack.
 _SHELLFUNCS = """
@@ -208,6 +208,20 @@ def test_no_daemon_is_not_running_unless_the_host_may_answer_without_one(fakes: 
     assert fakes.run("pair", "stop").returncode == 0
     fakes.answers("ip", "1: lo inet 192.0.2.10/32")
     assert fakes.run("pair", "monitor").returncode == 1
+
+
+def test_what_is_stopped_is_not_started_again_by_its_unit(fakes: Fakes) -> None:
+    fakes.environment["OCF_RESKEY_unit"] = "pair.service"
+    fakes.answers("nfq-failover", "no daemon answers", fails=True)
+    fakes.answers("nfq-failover check-config", "right")
+    fakes.answers("ip", "")
+    fakes.answers("systemctl start", "failed", fails=True)
+    fakes.answers("systemctl stop", "")
+    assert fakes.run("pair", "start").returncode == 1
+    assert fakes.asked("systemctl") == ["systemctl start pair.service", "systemctl stop pair.service"]
+    assert fakes.run("pair", "stop").returncode == 0
+    assert fakes.asked("systemctl")[-1] == "systemctl stop pair.service"
+    assert len(fakes.asked("systemctl")) == 3
 
 
 def test_a_daemon_that_hangs_is_not_called_stopped(fakes: Fakes) -> None:
