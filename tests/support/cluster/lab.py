@@ -118,6 +118,11 @@ class ClusterLab(Lab):
         found = re.findall(r"is running on: (\S+) (?:Promoted|Master)", done.stdout)
         return found[0] if len(found) == 1 else None
 
+    def runs(self, host: str) -> bool:
+        """Whether an instance runs on any node, as this host sees it."""
+        done = self.inside(host, "crm_resource", "--resource", "pair", "--locate")
+        return done.returncode != 0 or "is running on" in done.stdout
+
     def report(self, host: str) -> str:
         """What `crm_mon` says on the host."""
         return self.inside(host, "crm_mon", "--one-shot", "--show-detail", "--inactive").stdout
