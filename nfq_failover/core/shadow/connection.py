@@ -65,6 +65,7 @@ SHADOW_MOVES: Final[dict[tuple[Shadow, Shadow], str]] = {
     (Shadow.SHADOW, Shadow.FED): "its output differs, or the primary can't protect it: the input goes on",
     (Shadow.SHADOW, Shadow.DEAD): "replica reset or closed, two versions, or the primary went on unprotected",
     (Shadow.FED, Shadow.DEAD): "replica reset or closed, input lost, or all was delivered when the connection ended",
+    (Shadow.ACTIVE, Shadow.FED): "diverged, and its replica has still to get what the client was told is there",
     (Shadow.ACTIVE, Shadow.DEAD): "hole that can't be filled, diverged, lost while the daemon was away (RST)",
 }
 """Every move that a connection may make -> what leads to it. docs/design/states.py draws it."""

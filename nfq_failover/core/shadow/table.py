@@ -275,7 +275,14 @@ class ShadowTable:
             self._tell(connection, now)
 
     def _part(self, connection: ShadowConnection, reason: str, now: float) -> None:
-        """The replica's output is of no use any more. It goes on getting the client's input, if that goes on."""
+        """The replica's output is of no use any more. It goes on getting the client's input, if that goes on; after a
+        takeover it gets what was acknowledged to the client."""
+        if connection.state is Shadow.ACTIVE and not connection.handed and connection.inward.lagging:
+            self.out.log("error", "connection lost its replica", conn=connection.conn, reason=reason)
+            self.out.mishaps.note("connection lost its replica", reason, connection.flow, now)
+            self.feeding.begin(connection, reason, now, tell=False)
+            self.takeover.cut(connection, now)
+            return
         if connection.state is not Shadow.SHADOW or connection.handed or connection.closing.closed_at is not None:
             self._die(connection, reason, now)
             return

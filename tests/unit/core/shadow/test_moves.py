@@ -11,8 +11,10 @@ from nfq_failover.core.shadow.checkpoint import pack, unpack
 from nfq_failover.core.shadow.connection import SHADOW_MOVES, SHADOW_STARTS, Shadow, ShadowConnection
 from nfq_failover.errors import InternalError
 from nfq_failover.wire.records import Fed, Unprotected
+from tests.support.gate import digest
 from tests.support.shadow import answer, from_client, replica
-from tests.support.transcript import FLOW, OWN_TS, ShadowTranscript, granted, opening, server, settings
+from tests.support.transcript import FLOW, OWN_TS, After, ShadowTranscript, granted, opening, server, settings
+from tests.unit.core.shadow.test_divergence import Comparing
 
 Move = tuple[Shadow, Shadow]
 Scenario = Callable[[], None]
@@ -86,6 +88,29 @@ def hole_can_not_be_filled() -> None:
     for _ in range(5):
         t.now += 1.0
         t >> from_client(1000, 10)
+
+
+@scenario
+def differs_after_the_takeover_while_its_input_is_on_the_way() -> None:
+    with Comparing() as t:
+        t >> digest(0, 1200, bytes(1200))
+        t.effects.clear()
+        t >> from_client(0, 100)
+        t.effects.clear()
+        t >> "takeover"
+        t.effects.clear()
+        t >> replica(0, 1200)
+        found = [t.effects.popleft() for _ in range(len(t.effects))]
+        assert any("client [R" in str(each) for each in found), found
+        assert not any("kernel [R" in str(each) for each in found), found
+        assert t.shadow.state is Shadow.FED and t.shadow.heard
+        for _ in range(20):  # our TCP takes the rest, then it is reset
+            t >> replica(1200, ack=100)
+            found += [t.effects.popleft() for _ in range(len(t.effects))]
+            t >> After(0.05)
+            found += [t.effects.popleft() for _ in range(len(t.effects))]
+        assert any("kernel [R" in str(each) for each in found), found
+        assert not t.out.counters["input-missed-here"]
 
 
 def moves_of(monkeypatch: pytest.MonkeyPatch, run: Scenario) -> list[Move]:
