@@ -144,7 +144,7 @@ class Service:
         self._stay = resuming  # leave the host as it is at the end, since it serves
         undo.add(lambda: self._address.restore(self._stay))
         self._address.prepare(silent=not resuming)
-        self._rules = RulesKeeper(RemoteRules(helper), loop, RuleChanges())
+        self._rules = RulesKeeper(RemoteRules(helper), loop, RuleChanges(), self._look_at_foreign_rules)
         undo.add(lambda: self._rules.close(self._stay))
         if not resuming:
             self._rules.silence()  # before the address exists
@@ -227,6 +227,9 @@ class Service:
 
     def _hears(self, peer: str) -> bool:
         return not self.node.links.by_name[peer].view.lost(time.monotonic())
+
+    def _look_at_foreign_rules(self) -> None:
+        self._self_checks.look_again("foreign-rules")
 
     def _host_changed(self) -> None:
         """Mend at once what can be mended, if somebody has changed an address or an interface of this host."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 import structlog
@@ -10,12 +11,14 @@ from nfq_failover.core.concerns import Concern, Weight
 from nfq_failover.core.events import ApplyRules, Event, Profile, RulesApplied, RulesLost
 from nfq_failover.core.ports import Ports
 from nfq_failover.shell.firewall.script import RulesError
+from nfq_failover.shell.host.allowance import Allowance
 from nfq_failover.shell.loop import Loop
 from nfq_failover.wire.segment import FlowKey
 
 CHECK_EVERY_S = 2.0
 CHANGED_S = 0.05  # after a change somebody's next one is waited for
 CHECKS_APART_S = 1.0  # on a host whose rules change all the time
+OTHERS_AT_ONCE, OTHERS_APART_S = 3, 10.0
 RETRY_S = 1.0
 STUCK_S = 60.0
 
@@ -71,8 +74,17 @@ class RulesKeeper:
     """Runs one script at a time: for the profile that was wanted last, otherwise a check, from time to time and when
     rules have changed."""
 
-    def __init__(self, runner: Runner, loop: Loop, changes: Changes | None = None) -> None:
+    def __init__(
+        self,
+        runner: Runner,
+        loop: Loop,
+        changes: Changes | None = None,
+        others_changed: Callable[[], None] = lambda: None,
+    ) -> None:
+        """`others_changed` is called when somebody else may have changed rules, but not all the time."""
         self._runner = runner
+        self._others_changed = others_changed
+        self._may_call = Allowance(OTHERS_AT_ONCE, OTHERS_APART_S)
         self._loop = loop
         self._changes = changes
         if changes is not None and (fd := changes.fileno()) is not None:
@@ -187,6 +199,8 @@ class RulesKeeper:
                 log.error("the firewall rules are neither done nor refused: see what holds the script or the helper")
         if self._changed:
             self._changed = False
+            if self._may_call.take(now):
+                self._others_changed()
             self._next_check = min(self._next_check, max(now + CHANGED_S, self._checked_at + CHECKS_APART_S))
         if now >= self._next_check and self._running is None:
             self._checked_at = now

@@ -41,6 +41,8 @@ class SelfChecks:
         self._checks = checks
         self._due = [0.0] * len(checks)
         self._found: list[tuple[Concern, ...]] = [()] * len(checks)
+        self._under_way: set[int] = set()
+        self._again: set[int] = set()
 
     def tick(self, now: float) -> HostChecked | None:
         """Run what is due. Returns what is wrong with this host, if that has changed."""
@@ -50,17 +52,22 @@ class SelfChecks:
                 continue
             found = self._run(check, now)
             if found is None:
+                self._under_way.add(number)
                 continue
-            self._due[number] = now + check.every_s
+            self._under_way.discard(number)
+            self._due[number] = 0.0 if number in self._again else now + check.every_s
+            self._again.discard(number)
             changed = changed or found != self._found[number]
             self._found[number] = found
         return HostChecked(tuple(each for found in self._found for each in found)) if changed else None
 
     def look_again(self, name: str) -> None:
-        """Run the check of that name at the next tick."""
+        """Run the check of that name at the next tick; and once more if it is under way: it may have looked before."""
         for number, check in enumerate(self._checks):
             if check.name == name:
                 self._due[number] = 0.0
+                if number in self._under_way:
+                    self._again.add(number)
 
     def _run(self, check: Check, now: float) -> tuple[Concern, ...] | None:
         try:

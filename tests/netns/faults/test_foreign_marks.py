@@ -65,3 +65,16 @@ def test_streams_outlive_a_crash(rule: str, known_by: str, concern: str | None, 
         returned = pair.ask(survivor)["counters"].get("own-packet-queued", 0)
         assert (returned > 0) == (known_by == "mark")
         assert eventually(lambda: pair.state(survivor) == "unprotected")
+
+
+def test_a_rule_that_comes_later_is_found_at_once() -> None:
+    """What the primary says is dropped by its own silence guard from then on: nobody may take it for protected."""
+    with world(Options(heartbeat_ms=CALM_MS, scramble=False)) as pair:
+        primary = pair.lab.resolve("primary")
+        assert not codes(pair, primary)
+        rule = f"POSTROUTING -p tcp --sport {PORT} -j MARK --set-mark 5".split()
+        netns.tool(["iptables", "-t", "mangle", "-A", *rule], namespace=namespace(pair.lab.name, primary))
+        assert eventually(lambda: "mark-erased-late" in codes(pair, primary), 4.0)
+        assert pair.state(primary) == "unprotected"
+        netns.tool(["iptables", "-t", "mangle", "-D", *rule], namespace=namespace(pair.lab.name, primary))
+        assert eventually(lambda: not codes(pair, primary), 12.0)

@@ -188,3 +188,24 @@ def test_what_changes_while_our_own_rules_are_installed_is_ours(runner: Runner) 
     assert len(runner.scripts) == scripts
     keeper.close()
     loop.close()
+
+
+def test_others_changes_are_told_at_once_but_not_all_the_time(runner: Runner) -> None:
+    loop, changes, told = Loop(), Changes(), []
+    keeper = RulesKeeper(runner, loop, changes, lambda: told.append(1))
+
+    def change(now: float) -> int:
+        before = len(told)
+        changes.happens(loop)
+        keeper.tick(now)
+        keeper._ended()
+        return len(told) - before
+
+    keeper.tick(100.0)
+    assert not told
+    assert [change(100.1), change(100.2), change(100.3), change(100.4), change(105.0)] == [1, 1, 1, 0, 0]
+    assert [change(111.0), change(112.0)] == [1, 0]
+    keeper.apply(ApplyRules(Profile.ALONE))
+    assert change(200.0) == 0  # our own
+    keeper.close()
+    loop.close()

@@ -48,6 +48,23 @@ def test_each_runs_in_its_own_rhythm_and_only_changes_are_told() -> None:
     assert told.concerns == (FULL,)
 
 
+def test_who_asks_for_another_look_gets_one_that_begins_afterwards() -> None:
+    slow = Scripted("slow", 60.0)
+    checks = SelfChecks([slow])
+    checks.tick(0.0)
+    checks.look_again("slow")
+    checks.tick(0.1)
+    assert slow.asked == [0.0, 0.1]
+    checks.look_again("slow")
+    slow.finds = None
+    checks.tick(0.2)
+    checks.look_again("slow")  # while one is under way
+    slow.finds = []
+    for now in (0.3, 0.4, 0.5):
+        checks.tick(now)
+    assert slow.asked == [0.0, 0.1, 0.2, 0.3, 0.4]
+
+
 def test_an_answer_that_takes_time_is_asked_for_at_every_tick_and_what_was_known_stands() -> None:
     slow = Scripted("slow", 60.0, [FULL])
     checks = SelfChecks([slow])
