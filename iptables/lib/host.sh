@@ -141,12 +141,18 @@ the backup leave through OUTPUT" ":OUTPUT DROP" "Accept them there: -d $service 
     IFS=$nl
     for line in $1; do
         case $line in
-            "-A PREROUTING "*"-j ACCEPT"* | "-A OUTPUT "*"-j ACCEPT"*)
-                finding mangle-accept warning "table mangle has ACCEPT rules of its own; service packets that they match \
-never reach our rules" "$line" "Let them RETURN, or match other packets."
-                break
-                ;;
+            "-A PREROUTING "*"-j ACCEPT"*) ! spares "$line " -i -d --dport || continue ;;
+            "-A OUTPUT "*"-j ACCEPT"*) ! spares "$line " -o -s --sport || continue ;;
+            *) continue ;;
         esac
+        # With other conditions it may match some of them, or none.
+        weight=unprotected
+        case $line in
+            *" -m "[!t]* | *" -m t"[!c]* | *" ! "* | "-A PREROUTING"*" -s "* | "-A OUTPUT"*" -d "*) weight=degraded ;;
+        esac
+        finding mangle-accept $weight "table mangle has ACCEPT rules of its own; service packets that they match \
+never reach our rules" "$line" "Let them RETURN, or match other packets."
+        break
     done
     check_marks
     unset IFS

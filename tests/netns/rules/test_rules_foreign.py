@@ -112,6 +112,33 @@ def test_an_nft_chain_counts_only_if_the_service_gets_there(net: RulesWorld) -> 
     assert found(net) == [("service-forwarded", "unprotected")]
 
 
+# ------------------------------------------------------------------------------------------------ past our rules
+
+TAKES, TAKES_SOME = [("mangle-accept", "unprotected")], [("mangle-accept", "degraded")]
+ACCEPTS: list[tuple[str, list[tuple[str, str]]]] = [
+    ("PREROUTING -j ACCEPT", TAKES),
+    ("PREROUTING -p tcp --dport 7000 -j ACCEPT", TAKES),
+    ("PREROUTING -i eth0 -p tcp -j ACCEPT", TAKES),
+    (f"OUTPUT -s {SERVICE} -j ACCEPT", TAKES),
+    ("OUTPUT -p tcp --sport 7000 -j ACCEPT", TAKES),
+    ("PREROUTING -s 192.0.2.0/24 -j ACCEPT", TAKES_SOME),
+    ("OUTPUT -d 192.0.2.0/24 -p tcp -j ACCEPT", TAKES_SOME),
+    ("PREROUTING -m length --length 40 -j ACCEPT", TAKES_SOME),
+    ("PREROUTING -p udp -j ACCEPT", []),
+    ("PREROUTING -i lo -j ACCEPT", []),
+    ("PREROUTING -p tcp --dport 22 -j ACCEPT", []),
+    ("OUTPUT -p tcp --sport 22 -j ACCEPT", []),
+    ("OUTPUT -o lo -j ACCEPT", []),
+]
+
+
+def test_rules_that_let_the_service_pass_by_ours_are_told(net: RulesWorld) -> None:
+    for rule, codes in ACCEPTS:
+        net.b.iptables("-t", "mangle", "-A", *rule.split())
+        assert found(net) == codes, rule
+        net.b.iptables("-t", "mangle", "-D", *rule.split())
+
+
 # ------------------------------------------------------------------------------------------------ packet marks
 
 ERASED, LATE, SET = ("mark-erased", "warning"), ("mark-erased-late", "unprotected"), ("mark-set", "degraded")

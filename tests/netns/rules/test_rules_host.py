@@ -116,5 +116,5 @@ def test_the_liberal_switch_goes_back_to_what_it_was(net: RulesWorld) -> None:
 def test_clones_need_an_open_output(net: RulesWorld) -> None:
     net.a.iptables("-P", "OUTPUT", "DROP")
     assert "clones for the backup leave through OUTPUT" in net.a.install("primary", peer=net.b)
-    net.a.iptables("-t", "mangle", "-A", "PREROUTING", "-p", "udp", "-j", "ACCEPT")
+    net.a.iptables("-t", "mangle", "-A", "PREROUTING", "-p", "tcp", "-j", "ACCEPT")
     assert "ACCEPT rules of its own" in net.a.install("primary", "--strict", peer=net.b)
