@@ -148,6 +148,8 @@ def test_exec_becomes_the_command_so_signals_reach_it(plain: Lab) -> None:
     argv = [sys.executable, "-m", "nfq_failover", "lab", "--name", plain.name, "exec", "client", "--", "sleep", "1000"]
     process = subprocess.Popen(argv)
     assert eventually(lambda: netns.pids(namespace(plain.name, "client")) == [process.pid])
+    # It is in the namespace a moment before it becomes the command: until then the signal is our program's.
+    assert eventually(lambda: Path(f"/proc/{process.pid}/comm").read_text() == "sleep\n")
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=10) == -signal.SIGTERM
 
