@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from nfq_failover.errors import CommandError, ConfigError, Fault
-from nfq_failover.operator.daemon import SETTINGS, add_config_option
+from nfq_failover.operator.daemon import SETTINGS, add_command
 
 if TYPE_CHECKING:
     from nfq_failover.config import Config
@@ -30,16 +30,7 @@ exit code: 0 right, 1 with --strict: right, but with warnings, 2 wrong
 
 def add_parser(subparsers: Any) -> None:
     """Add the command `check-config`."""
-    about = "check the configuration file"
-    parser = subparsers.add_parser(
-        "check-config",
-        help=about,
-        description=about,
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.set_defaults(run=run)
-    add_config_option(parser)
+    parser = add_command(subparsers, "check-config", "check the configuration file", run, _EPILOG)
     parser.add_argument("--strict", action="store_true", help="exit code 1 if there are warnings")
     parser.add_argument("--json", action="store_true", help="what was found, as JSON")
     parser.add_argument("--explain", metavar="KEY", help="what a setting means, its values, and whether a reload does")

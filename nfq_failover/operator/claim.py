@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any, Final
 
 from nfq_failover.errors import CommandError
-from nfq_failover.operator.daemon import add_config_option, ask_daemon
+from nfq_failover.operator.daemon import add_command, ask_daemon
 
 _EPILOG: Final = """\
 examples:
@@ -21,16 +21,7 @@ exit code: 0 this host serves or is about to, 1 nothing has come of it, or the a
 
 def add_parser(subparsers: Any) -> None:
     """Add the command `claim`."""
-    about = "the other host is off, I say so: let this one serve"
-    parser = subparsers.add_parser(
-        "claim",
-        help=about,
-        description=about,
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.set_defaults(run=run)
-    add_config_option(parser)
+    parser = add_command(subparsers, "claim", "the other host is off, I say so: let this one serve", run, _EPILOG)
     parser.add_argument("--yes", action="store_true", help="the other host is off: don't ask")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,18 @@ SETTINGS = """\
 Every setting, with bounds and default: docs/operate/configuration.md, or as a file to copy:
 python -m nfq_failover.config.reference --sample
 """
+
+
+def add_command(
+    subparsers: Any, name: str, about: str, run: Callable[[argparse.Namespace], int], epilog: str
+) -> argparse.ArgumentParser:
+    """Add a command that concerns a daemon, with the option that all of them have. `epilog` is shown as it is."""
+    parser: argparse.ArgumentParser = subparsers.add_parser(
+        name, help=about, description=about, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.set_defaults(run=run)
+    add_config_option(parser)
+    return parser
 
 
 def add_config_option(parser: argparse.ArgumentParser) -> None:

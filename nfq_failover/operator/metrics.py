@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from nfq_failover.errors import CommandError
-from nfq_failover.operator.daemon import add_config_option, ask_daemon
+from nfq_failover.operator.daemon import add_command, ask_daemon
 from nfq_failover.operator.status import is_protected
 
 PREFIX: Final = "nfq_failover_"
@@ -41,16 +41,7 @@ class Metric:
 
 def add_parser(subparsers: Any) -> None:
     """Add the command `metrics`."""
-    about = "the status as Prometheus metrics"
-    parser = subparsers.add_parser(
-        "metrics",
-        help=about,
-        description=about,
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.set_defaults(run=run)
-    add_config_option(parser)
+    parser = add_command(subparsers, "metrics", "the status as Prometheus metrics", run, _EPILOG)
     parser.add_argument("--file", type=Path, help="replace this file at once, instead of writing to standard output")
 
 

@@ -9,7 +9,7 @@ import time
 from typing import Any, Final
 
 from nfq_failover.errors import CommandError, ConfigError
-from nfq_failover.operator.daemon import add_config_option, ask_daemon
+from nfq_failover.operator.daemon import add_command, ask_daemon
 
 _WAIT_S: Final = 60.0  # for rules: a script gets 30 s
 _LOOK_S: Final = 0.05
@@ -24,16 +24,9 @@ is wrong; 2 no daemon
 
 def add_parser(subparsers: Any) -> None:
     """Add the command `reload`."""
-    about = "take over what has changed in the configuration, without a restart"
-    parser = subparsers.add_parser(
-        "reload",
-        help=about,
-        description=about,
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = add_command(
+        subparsers, "reload", "take over what has changed in the configuration, without a restart", run, _EPILOG
     )
-    parser.set_defaults(run=run)
-    add_config_option(parser)
     parser.add_argument("--json", action="store_true", help="what has come of it, as JSON")
 
 

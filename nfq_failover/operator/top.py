@@ -14,7 +14,7 @@ from enum import Enum
 from typing import Any, Final
 
 from nfq_failover.errors import CommandError, ConfigError
-from nfq_failover.operator.daemon import add_config_option, ask_daemon
+from nfq_failover.operator.daemon import add_command, ask_daemon
 from nfq_failover.operator.status import clock, is_protected, phases
 
 _KEYS: Final = "q quit  s sort  u only unprotected  arrows, PgUp, PgDn, Home move"
@@ -65,12 +65,7 @@ SORTS: Final = (
 
 def add_parser(subparsers: Any) -> None:
     """Add the command `top`."""
-    about = "the status, live"
-    parser = subparsers.add_parser(
-        "top", help=about, description=about, epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.set_defaults(run=run)
-    add_config_option(parser)
+    parser = add_command(subparsers, "top", "the status, live", run, _EPILOG)
     parser.add_argument("--every", type=float, default=1.0, metavar="SECONDS", help="how often to ask (1)")
 
 

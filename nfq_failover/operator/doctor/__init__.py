@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any, Final
 
-from nfq_failover.operator.daemon import add_config_option
+from nfq_failover.operator.daemon import add_command
 
 _EPILOG: Final = """\
 Run it on either host, whether the daemon runs or not. It changes nothing. Each finding says what is wrong, why it
@@ -15,10 +15,13 @@ matters and what to do. Exit code: 0 nothing found, 1 the protection holds with 
 
 def add_parser(subparsers: Any) -> None:
     """Add the command `doctor`."""
-    about = "what stands between this host and a takeover that works, and how to mend it"
-    parser = subparsers.add_parser("doctor", help=about, description=about, epilog=_EPILOG)
-    parser.set_defaults(run=_run)
-    add_config_option(parser)
+    parser = add_command(
+        subparsers,
+        "doctor",
+        "what stands between this host and a takeover that works, and how to mend it",
+        _run,
+        _EPILOG,
+    )
     parser.add_argument("--json", action="store_true", help="everything, as JSON")
 
 

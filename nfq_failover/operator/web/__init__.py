@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any, Final
 
-from nfq_failover.operator.daemon import add_config_option
+from nfq_failover.operator.daemon import add_command
 
 DEFAULT_LISTEN: Final = "127.0.0.1:9767"
 _EPILOG: Final = """\
@@ -22,12 +22,9 @@ from elsewhere: ssh -L 9767:127.0.0.1:9767 HOST
 
 def add_parser(subparsers: Any) -> None:
     """Add the command `web`."""
-    about = "a read-only page of this host, and its metrics, on loopback"
-    parser = subparsers.add_parser(
-        "web", help=about, description=about, epilog=_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+    parser = add_command(
+        subparsers, "web", "a read-only page of this host, and its metrics, on loopback", _run, _EPILOG
     )
-    parser.set_defaults(run=_run)
-    add_config_option(parser)
     parser.add_argument("--listen", default=DEFAULT_LISTEN, metavar="ADDRESS:PORT", help=f"({DEFAULT_LISTEN})")
 
 
