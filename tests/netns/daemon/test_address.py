@@ -22,8 +22,8 @@ from nfq_failover.shell.host.presence import refuse_elsewhere
 from nfq_failover.shell.selfcheck.address import AddressCheck
 from nfq_failover.shell.selfcheck.conflict import ConflictCheck
 from nfq_failover.wire.records import OnLink
-from tests.netns.daemon.test_daemon import daemon_world
 from tests.netns.daemon.test_host import SERVER, Ears, make, service_address, snapshot, socket_mac, world
+from tests.support.daemon_world import daemon_world
 from tests.support.namespaces import CLIENT, SERVICE, Namespace
 
 pytestmark = pytest.mark.netns

@@ -16,7 +16,7 @@ import pytest
 from nfq_failover.lab.lab import Lab
 from nfq_failover.lab.state import Options, Store
 from nfq_failover.lab.topology import TWO_HOSTS
-from tests.netns.daemon.test_daemon import DaemonWorld, daemon_world
+from tests.support.daemon_world import DaemonWorld, daemon_world
 from tests.support.lab_world import SERVER, connect, eventually, lab
 
 pytestmark = pytest.mark.netns

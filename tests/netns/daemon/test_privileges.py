@@ -20,7 +20,7 @@ import pytest
 from nfq_failover.shell.host.address import ServiceAddress
 from nfq_failover.shell.host.arp_settings import ArpSettings
 from nfq_failover.shell.privileged.rights import DAEMON, HELPER, NUMBERS
-from tests.netns.daemon.test_daemon import DaemonWorld, daemon_world, pings, refused, wait_until
+from tests.support.daemon_world import DaemonWorld, daemon_world, pings, refused, wait_until
 from tests.support.namespaces import SERVICE, run
 
 pytestmark = pytest.mark.netns

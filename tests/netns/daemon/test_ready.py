@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.netns.daemon.test_daemon import DaemonWorld, daemon_world, refused, wait_until
+from tests.support.daemon_world import DaemonWorld, daemon_world, refused, wait_until
 from tests.support.namespaces import run
 
 pytestmark = pytest.mark.netns

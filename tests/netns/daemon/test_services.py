@@ -11,7 +11,7 @@ import pytest
 
 from nfq_failover.errors import CommandError
 from nfq_failover.shell.control import ask
-from tests.netns.daemon.test_daemon import DaemonWorld, daemon_world, wait_until
+from tests.support.daemon_world import DaemonWorld, daemon_world, wait_until
 from tests.support.namespaces import SERVICE
 
 pytestmark = pytest.mark.netns

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from nfq_failover.core.pair.session import Session
-from tests.netns.daemon.test_daemon import DaemonWorld, daemon_world, wait_until
+from tests.support.daemon_world import DaemonWorld, daemon_world, wait_until
 from tests.support.session_pair import hello, make
 
 pytestmark = pytest.mark.netns
