@@ -10,10 +10,11 @@ from typing import Final
 
 from nfq_failover.core.gate.ack_gate import MAX_HELD
 from nfq_failover.core.gate.copies import MAX_LATE_BYTES
+from nfq_failover.core.gate.news import MAX_TELLING
 from nfq_failover.core.gate.opening import MAX_DIALLED, MAX_SYNS
 from nfq_failover.core.gate.retained import MAX_RETAINED
 from nfq_failover.core.gate.slowing import MAX_HELD_TOTAL
-from nfq_failover.core.gate.table import MAX_TELLING, GateTable
+from nfq_failover.core.gate.table import GateTable
 from nfq_failover.core.injected import MAX_INJECTED
 from nfq_failover.core.pair.session import MAX_OUTGOING, MAX_RETIRED, WINDOW, Session
 from nfq_failover.core.settings import Settings

@@ -255,7 +255,7 @@ class Node:
                 self.shadow.strays.heard((seg.src, seg.sport, seg.dst, seg.dport), seg)
         elif seg.flags & SYN and not seg.flags & RST:
             self.shadow.resets.forget((seg.src, seg.sport, seg.dst, seg.dport))
-            self.gate.inbound_syn(event, seg)  # from the port of one that was taken over, too
+            self.gate.segments.inbound_syn(event, seg)  # from the port of one that was taken over, too
         else:
             self.out.accept(event.queue, event.packet_id)
 
@@ -271,7 +271,7 @@ class Node:
                 self.out.reset_unknown(seg)
             return
         if not (self.shadow.resets.size and self.sweep.speaks(event, seg)):
-            self.gate.outbound(event, seg, now)
+            self.gate.segments.outbound(event, seg, now)
 
     # ------------------------------------------------------------------------------------ the sync channel
 

@@ -44,11 +44,11 @@ def check(host: SimHost, carried: int) -> None:
     _within(host, "unconfirmed connections", len(shadow._unconfirmed), len(shadow.numbers))
     _within(host, "remembered SYNs", len(gate.opening._syns), MAX_SYNS)
     _within(host, "dialled connections", len(gate.opening._dialled), MAX_DIALLED)
-    _within(host, "news for the backup", len(gate._telling), 64 + limit)
+    _within(host, "news for the backup", len(gate.news.waiting), 64 + limit)
     for link in node.links.all:
         _within(host, "handshake datagrams", len(link.session._outgoing), MAX_OUTGOING)
         _within(host, "retired sessions", len(link.session._retired), MAX_RETIRED)
-    _timers(host, "primary's timers", gate.timers, len(gate.flows) + len(gate._telling))
+    _timers(host, "primary's timers", gate.timers, len(gate.flows) + len(gate.news.waiting))
     _timers(host, "backup's timers", shadow.timers, len(shadow.flows))
     _timers(host, "recovery's timers", shadow.takeover.recovery.timers, len(shadow.numbers))
     digests = gate.digests
@@ -84,7 +84,7 @@ def empty(host: SimHost) -> None:
     for what, size in (
         ("primary's table", len(node.gate.flows.keys() - known)),
         ("primary's numbers", sum(gated.flow not in known for gated in node.gate.numbers.values())),
-        ("news for the backup", len(node.gate._telling)),
+        ("news for the backup", len(node.gate.news.waiting)),
         ("backup's table", len(node.shadow.flows.keys() - known)),
         ("backup's numbers", sum(shadow.flow not in known for shadow in node.shadow.numbers.values())),
         ("unconfirmed connections", len(node.shadow._unconfirmed)),

@@ -315,9 +315,9 @@ class GateTranscript(Transcript):
             seg = Segment(event.packet)
             if given.by == "client":
                 assert seg.flags & SYN, "only SYNs are queued on a gate's input"
-                side.inbound_syn(event, seg)
+                side.segments.inbound_syn(event, seg)
             else:
-                side.outbound(event, seg, now)
+                side.segments.outbound(event, seg, now)
         elif isinstance(given, Copy):
             packet = given.sent.packet(ISS)
             side.copied(FrameCopied(packet, given.sent.pending), now)

@@ -1,9 +1,9 @@
 """The connections that this host serves, and another protects: one table, by flow and by number.
 
-It routes packets, copies, the backup's records and time to the parts: how connections open (opening.py), what is copied
-of them (copies.py), what their server has sent (digests.py), how far their replicas are (pace.py), how they end
-(ends.py) or move (handover.py); and it tells the backup about those that are protected no more. The backup's records
-name a connection by its number.
+It routes copies, the backup's records and time to the parts: how connections open (opening.py), what is copied of them
+(copies.py), what their server has sent (digests.py), how far their replicas are (pace.py, asking.py), how they end
+(ends.py) or move (handover.py); packets take their way through segments.py. It ends the protection of single
+connections, and tells the backup (news.py). The backup's records name a connection by its number.
 """
 
 from __future__ import annotations
@@ -11,21 +11,22 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final
 
-from nfq_failover.constants import ACK, FIN, RST, SYN
-from nfq_failover.core.events import FrameCopied, PacketQueued, QueryFlows
+from nfq_failover.core.events import FrameCopied, QueryFlows
+from nfq_failover.core.gate.asking import POLL_FIRST_S, Asking
 from nfq_failover.core.gate.connection import AWAITED, BEFORE_BACKUP, Gate, GatedConnection
 from nfq_failover.core.gate.copies import Copies
 from nfq_failover.core.gate.digests import GateDigests
 from nfq_failover.core.gate.ends import GateEnds
 from nfq_failover.core.gate.handover import Handovers
 from nfq_failover.core.gate.missed import MissedInput
-from nfq_failover.core.gate.opening import DIALLED, POLL_MAX_S, Opening
+from nfq_failover.core.gate.news import News
+from nfq_failover.core.gate.opening import POLL_MAX_S, Opening
 from nfq_failover.core.gate.pace import Pacing
+from nfq_failover.core.gate.segments import Segments
 from nfq_failover.core.gate.served import ServedAlone
 from nfq_failover.core.outbox import Outbox
 from nfq_failover.core.ports import Ports
 from nfq_failover.core.settings import Settings
-from nfq_failover.core.tcp.syn import refuses_syn
 from nfq_failover.core.timers import TimerQueue
 from nfq_failover.wire.records import (
     AckAsked,
@@ -42,7 +43,6 @@ from nfq_failover.wire.records import (
     Missing,
     Opened,
     PaceTold,
-    Progress,
     Record,
     SentAsked,
     SentUpTo,
@@ -50,24 +50,17 @@ from nfq_failover.wire.records import (
     UnprotectedSeen,
     Whole,
 )
-from nfq_failover.wire.segment import FlowKey, Segment
+from nfq_failover.wire.segment import FlowKey
 from nfq_failover.wire.seqnum import MASK
 
-MAX_TELLING: Final = 8192
-POLL_FIRST_S: Final = 0.003
-FED_POLL_MAX_S: Final = 0.2
-TELL_MAX_S: Final = 10.0
 QUERY_EVERY_S: Final = 5.0
 QUERY_FEW_S: Final = 1.0
 FEW: Final = 256  # connections, about which the kernel is asked in some milliseconds
 QUERY_CLOSING_S: Final = 0.2
 QUERY_FULL_S: Final = 0.5
-LATE_POLL_MAX_S: Final = 1.0
 FEED_LINGER_S: Final = 10.0
 
 Handler = Callable[[Any, float], None]
-News = Close | Unprotected | Fed
-_ANSWERS: Final = {Closed: Close, UnprotectedSeen: Unprotected, FedSeen: Fed}
 
 
 class GateTable:
@@ -86,9 +79,9 @@ class GateTable:
         self.flows: dict[FlowKey, GatedConnection] = {}
         self.numbers: dict[int, GatedConnection] = {}
         self.timers: TimerQueue[int] = TimerQueue()
-        self._telling: dict[int, tuple[News, float]] = {}
         self._next_query = 0.0
         flows, numbers = self.flows, self.numbers
+        self.news = News(out, self.timers, lambda: self.protecting)
         self.pace = Pacing(settings, out, self._wait_no_more)
         self.opening = Opening(
             *(settings, out, flows, numbers, self.timers, self._unprotect_quietly, adopts_unknown),
@@ -105,6 +98,16 @@ class GateTable:
             replica_whole=lambda: not self.missed.reason,
         )
         self.handovers = Handovers(settings, out, flows, numbers, self.digests, self._unprotect, self._give_back)
+        self.asking = Asking(out, self.timers, self.opening, self.digests, self.pace, lambda: self.protecting)
+        self.segments = Segments(
+            *(out, flows, self.timers, self.opening, self.handovers, self.digests, self.ends),
+            *(self.pace, self.missed, self.served),
+            protecting=lambda: self.protecting,
+            why_not=self._why_not,
+            close=self._close,
+            look_soon=self._look_soon,
+            make_room=self._make_room,
+        )
         self.findings = self.ends.findings
         self.takes: dict[type[Record], Handler] = {
             Opened: self.opening.on_opened,
@@ -118,10 +121,10 @@ class GateTable:
             End: self._on_end,
             HandedOver: self.handovers.on_handed,
             Unprotected: self._on_unprotected,
-            UnprotectedSeen: self._on_told,
+            UnprotectedSeen: self.news.on_told,
             Fed: self._on_fed,
-            FedSeen: self._on_told,
-            Closed: self._on_told,
+            FedSeen: self.news.on_told,
+            Closed: self.news.on_told,
             Whole: self.missed.on_whole,
         }
 
@@ -134,87 +137,8 @@ class GateTable:
         """Whether the connection was opened before our eyes."""
         return flow in self.flows or self.opening.knows(flow) or flow in self.handovers.flows
 
-    # ------------------------------------------------------------------------------------ packets
+    # ------------------------------------------------------------------------------------ what is seen
 
-    def inbound_syn(self, event: PacketQueued, seg: Segment) -> None:
-        """Judge a client's SYN."""
-        if not event.checksum_pending and not seg.checksum_ok():
-            self.out.drop(event.queue, event.packet_id, "bad-checksum")
-        elif not self.handovers.inbound_syn(event, seg):
-            self.opening.inbound_syn(event, seg, self.protecting)
-
-    def outbound(self, event: PacketQueued, seg: Segment, now: float) -> None:
-        """Judge a segment that our TCP sends from the service."""
-        if self.handovers.flows and self.handovers.outbound(event, seg):
-            return
-        flow: FlowKey = (seg.dst, seg.dport, seg.src, seg.sport)
-        connection = self.flows.get(flow)
-        if seg.flags & SYN:
-            if seg.flags & ACK:
-                self._syn_ack(event, seg, connection, now)
-            else:
-                if connection is not None:  # our TCP begins anew from a port that the last one has left
-                    self._close(connection, "replaced by a new connection", now)
-                self.opening.dialled(event, seg)
-            return
-        if connection is None:
-            found = self.opening.unknown(event, seg, flow, now)
-            if found is not None and self.protecting:
-                self.served.begins(found, now)
-                self.missed.begins(found, now, counts=found.reason == DIALLED)
-            return
-        if seg.flags & RST:
-            if refuses_syn(seg, connection.own.snd_nxt_seq):
-                self._look_soon(now)
-                self.out.accept(event.queue, event.packet_id)
-                return
-            if connection.keeps_last_ack:
-                self.out.drop(event.queue, event.packet_id, "rst-after-end")
-                connection.repeat_last_ack(self.out)
-                return
-            if connection.refuses(seg):
-                self._look_soon(now)  # our TCP may have given it up
-                self.out.accept(event.queue, event.packet_id)
-                return
-        if connection.gated or connection.awaited:
-            self.digests.sent(connection, seg, now)
-        held = connection.state is Gate.PROTECTED and self.ends.outbound(connection, event, seg, now)
-        held = held or (connection.gated and self.digests.holds(connection, event, seg, now))
-        held = held or (connection.distance.slow and self.pace.slowing.holds(connection, event, seg, now))
-        if not held:
-            connection.acks.outbound(event, seg, connection.own.learn(seg, now), self.out, now)
-        if (connection.gated or connection.fed) and (
-            connection.acks.waiting or connection.acks.owed_since is not None or not connection.backup_established
-        ):
-            self.timers.set_earlier(connection.conn, now + max(connection.retry_s, POLL_FIRST_S))
-        if connection.gated and not connection.distance.watched:
-            self.pace.watch(connection, now)
-        if connection.missing_from is not None:
-            self.missed.look(connection, now)
-        if seg.flags & RST and connection.lacks:
-            self._look_soon(now)
-        elif seg.flags & RST and not held:
-            self._close(connection, "reset by the server", now)
-        elif seg.flags & FIN:
-            self._look_soon(now)
-
-    def _syn_ack(self, event: PacketQueued, seg: Segment, have: GatedConnection | None, now: float) -> None:
-        if have is not None:
-            if self.opening.repeats(event, seg, have):
-                return
-            self._close(have, "replaced by a new connection", now)
-        if self.opening.has_room:
-            connection = self.opening.syn_ack(event, seg, self._why_not, now)
-            if self.protecting and connection.state is Gate.UNPROTECTED:
-                self.missed.begins(connection, now)
-                self.served.begins(connection, now)
-        else:
-            self._next_query = min(self._next_query, now + QUERY_FULL_S)
-            self.opening.no_room(event, seg, now)
-            if self.protecting:
-                self.missed.untracked("the connection table is full", (seg.dst, seg.dport, seg.src, seg.sport), now)
-
-    @property
     def _why_not(self) -> str:
         """Why a new connection can't be protected; empty if it can."""
         return self.missed.reason if self.protecting else self.reason
@@ -251,6 +175,10 @@ class GateTable:
         """Our TCP may soon have forgotten a connection."""
         self._next_query = min(self._next_query, now + QUERY_CLOSING_S)
 
+    def _make_room(self, now: float) -> None:
+        """The table is full: perhaps our TCP has forgotten a connection."""
+        self._next_query = min(self._next_query, now + QUERY_FULL_S)
+
     # ------------------------------------------------------------------------------------ the backup's records
 
     def take(self, record: Record, now: float) -> None:
@@ -270,7 +198,7 @@ class GateTable:
         if since is not None and connection.acks.confirmed > before:
             self.pace.brake.confirmed(connection.acks.confirmed - before, now - since)
         if connection.awaited:
-            self._protect_late(connection, now)
+            self.asking.protect_late(connection, now)
 
     def _on_pace(self, record: PaceTold, now: float) -> None:
         """The backup has told where a replica is."""
@@ -280,7 +208,7 @@ class GateTable:
         self.pace.on_told(connection, record, now)
         connection.release_data(self.out)
         if connection.awaited:
-            self._protect_late(connection, now)
+            self.asking.protect_late(connection, now)
 
     def _on_seen(self, record: DigestSeen, now: float) -> None:
         """The replica has sent what was compared."""
@@ -290,7 +218,7 @@ class GateTable:
             connection.release_data(self.out)
         self.digests.on_seen(record, now)
         if connection is not None and connection.awaited:
-            self._protect_late(connection, now)
+            self.asking.protect_late(connection, now)
 
     def _on_end(self, record: End, now: float) -> None:
         """The backup has told where its replica's stream is."""
@@ -301,26 +229,6 @@ class GateTable:
                 self.pace.progressed(now)
                 connection.release_data(self.out)
         self.ends.on_end(record, now)
-
-    def _protect_late(self, connection: GatedConnection, now: float) -> None:
-        """A replica that was late may have caught up."""
-        if not self.protecting or (self.pace.stands_still and connection.distance.turn):
-            return
-        before = connection.state
-        if connection.protect_late(now, lambda seq: self.digests.agrees(connection, seq)):
-            self.pace.back(connection, now)
-            if connection.distance.turn:
-                self.out.log("info", "connection protected again", conn=connection.conn)
-            else:
-                self.out.log("debug", "connection protected", conn=connection.conn)
-            if not connection.distance.watched:
-                self.pace.watch(connection, now)  # its server may have sent more than the replica
-            self._poll(connection)  # the backup, too, is to know
-        elif connection.gated:
-            if connection.state is not before:
-                self.pace.ask(connection, now)
-                self.digests.remind(connection, now)
-            self.timers.set_earlier(connection.conn, now + POLL_MAX_S)
 
     def _on_ack_asked(self, record: AckAsked, _: float) -> None:
         """The backup's tap may have lost the client's last word."""
@@ -356,13 +264,6 @@ class GateTable:
             self.out.record(Unprotected(record.conn, connection.reason))  # we have not kept what it lacks
         self.out.record(FedSeen(record.conn))
 
-    def _on_told(self, record: Closed | UnprotectedSeen | FedSeen, _: float) -> None:
-        """The backup has seen what it was told."""
-        telling = self._telling.get(record.conn)
-        if telling is not None and isinstance(telling[0], _ANSWERS[type(record)]):
-            del self._telling[record.conn]
-            self.timers.cancel(record.conn)
-
     # ------------------------------------------------------------------------------------ protection ends
 
     def _close(self, connection: GatedConnection, reason: str, now: float) -> None:
@@ -378,17 +279,17 @@ class GateTable:
         self.digests.forget(connection.conn)
         self.pace.back(connection, now)
         if self.protecting and known:
-            self._tell(Close(connection.conn, reason), POLL_FIRST_S, now)
+            self.news.tell(Close(connection.conn, reason), now)
 
     def _unprotect(self, connection: GatedConnection, reason: str, now: float) -> None:
         """Let a connection go on without a backup, and say so to the backup."""
         if self._unprotect_quietly(connection, reason, now):
-            self._tell(Unprotected(connection.conn, reason), POLL_FIRST_S, now)
+            self.news.tell(Unprotected(connection.conn, reason), now)
 
     def _part(self, connection: GatedConnection, reason: str, now: float) -> None:
         """The replica can't go on with a connection, and is fed on: say so to the backup."""
         if self._feed_quietly(connection, reason, now):
-            self._tell(Fed(connection.conn, reason), POLL_FIRST_S, now)
+            self.news.tell(Fed(connection.conn, reason), now)
         elif not connection.fed:
             self._unprotect(connection, reason, now)
 
@@ -443,7 +344,7 @@ class GateTable:
         self._let_go(connection, reason, now)
         self.served.begins(connection, now)
         self.missed.begins(connection, now)
-        self._tell(Unprotected(connection.conn, reason), POLL_FIRST_S, now)
+        self.news.tell(Unprotected(connection.conn, reason), now)
 
     def _let_go(self, connection: GatedConnection, reason: str, now: float) -> None:
         connection.note_shadowed()
@@ -455,27 +356,6 @@ class GateTable:
         more = {"fed": True} if connection.fed else {}
         self.out.log("warning", "connection unprotected", conn=connection.conn, reason=reason, **more)
         self.out.mishaps.note("connection unprotected", reason, connection.flow, now)
-
-    def _tell(self, record: News, wait: float, now: float) -> None:
-        """Tell the backup, again and again until it answers or there is no point in it."""
-        if wait > TELL_MAX_S or not self.protecting:
-            self._telling.pop(record.conn, None)
-            return
-        if len(self._telling) >= MAX_TELLING and record.conn not in self._telling:
-            self._tell_less()
-        self._telling[record.conn] = (record, wait * 2)
-        self.out.record(record)
-        self.timers.set(record.conn, now + wait)
-
-    def _tell_less(self) -> None:
-        """The backup does not answer, and much has ended: the oldest `Close` is no longer repeated. The backup finds
-        out from its own TCP, or asks. An `Unprotected` is never left out; they are no more than the connections."""
-        for conn, (record, _) in self._telling.items():
-            if isinstance(record, Close):
-                del self._telling[conn]
-                self.timers.cancel(conn)
-                self.out.counters["tell-dropped"] += 1
-                return
 
     def hand_over(self, connection: GatedConnection, reason: str, now: float) -> None:
         """Give a connection whose server has failed to the backup, which goes on with it."""
@@ -502,7 +382,7 @@ class GateTable:
         self.missed.stop()
         self.served.stop()
         self.reason = reason
-        self._telling.clear()
+        self.news.waiting.clear()
         self.pace.clear(now)
         for connection in list(self.flows.values()):
             if connection.gated or connection.fed or connection.state is Gate.SYN_HELD:
@@ -536,10 +416,10 @@ class GateTable:
     def on_timer(self, now: float) -> None:
         """Repeat what was not answered."""
         for conn in self.timers.pop_due(now):
-            if (telling := self._telling.get(conn)) is not None:
-                self._tell(*telling, now)
-            elif (connection := self.numbers.get(conn)) is not None:
-                self._ask_again(connection, now)
+            if self.news.tell_again(conn, now):
+                continue
+            if (connection := self.numbers.get(conn)) is not None:
+                self.asking.ask_again(connection, now)
         self.ends.questions.on_timer(now)
         self.digests.on_timer(now)
         self.pace.on_timer(now)
@@ -553,42 +433,6 @@ class GateTable:
             self._next_query = now + (QUERY_FEW_S if soon else QUERY_EVERY_S)
             self.copies.forget_settled(now)
             self.out.effects.append(QueryFlows(list(self.flows)))
-
-    def _ask_again(self, connection: GatedConnection, now: float) -> None:
-        """The backup has not answered in time."""
-        conn, acks = connection.conn, connection.acks
-        if connection.state is Gate.SYN_HELD:
-            self.opening.repeat(connection, now)
-        elif self.protecting and connection.state is Gate.PROTECTED:
-            acks.release(self.out, now)
-            if acks.waiting or not connection.backup_established:
-                wait_s = connection.back_off(POLL_FIRST_S, POLL_MAX_S)
-                self._poll(connection)
-                self.timers.set(conn, now + wait_s)
-            elif acks.owed_since is not None:
-                self.timers.set(conn, now + POLL_FIRST_S)
-        elif self.protecting and connection.fed:
-            connection.feed_on(self.out, now)
-            acks.release(self.out, now)
-            if acks.waiting or connection.lacks or acks.owed_since is not None:
-                self._poll(connection)
-                self.timers.set(conn, now + connection.back_off(POLL_FIRST_S, FED_POLL_MAX_S))
-        elif self.protecting and connection.awaited:
-            if connection.give_up_catching_up(self.out, now):
-                self.digests.let_go(conn, awaited=True)
-            elif connection.gated:
-                acks.release(self.out, now)
-            first_s = POLL_MAX_S if connection.distance.let_go else POLL_FIRST_S
-            wait_s = connection.back_off(first_s, POLL_MAX_S if connection.gated else LATE_POLL_MAX_S)
-            self._poll(connection)
-            self.pace.ask(connection, now)
-            self.timers.set(conn, now + wait_s)
-            if not connection.distance.turn or connection.distance.near:
-                self.digests.remind(connection, now)
-
-    def _poll(self, connection: GatedConnection) -> None:
-        own = connection.own
-        self.out.record(Progress(connection.conn, own.client.seq(own.rcv_nxt), own.established))
 
     def poll_timeout(self) -> float | None:
         """Returns the earliest deadline."""
@@ -604,7 +448,7 @@ class GateTable:
         """Returns how many entries the smaller tables have."""
         return {
             **self.opening.tables(),
-            "telling": len(self._telling),
+            "telling": len(self.news.waiting),
             "late_bytes": self.copies.late_bytes,
             "held_data": self.pace.slowing.held_total,
         }
@@ -618,7 +462,7 @@ class GateTable:
         self.flows.clear()
         self.numbers.clear()
         self.timers.clear()
-        self._telling.clear()
+        self.news.waiting.clear()
         self.ends.clear()
         self.handovers.clear()
         self.digests.clear()

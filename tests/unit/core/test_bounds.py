@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from nfq_failover.core import bounds
+from nfq_failover.core.gate import news as gate_news
 from nfq_failover.core.gate import opening as gate_opening
 from nfq_failover.core.gate import table as gate_table
 from nfq_failover.core.gate.ack_gate import MAX_HELD
@@ -126,20 +127,20 @@ def test_held_acknowledgements_are_the_newest() -> None:
 
 
 def test_what_ended_is_told_no_longer_but_what_is_unprotected_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gate_table, "MAX_TELLING", 3)
+    monkeypatch.setattr(gate_news, "MAX_TELLING", 3)
     with GateTranscript() as t:
         told: list[Close | Unprotected] = [Unprotected(1, "why"), Close(2, ""), Close(3, ""), Unprotected(4, "why")]
         for record in told:
-            t.side._tell(record, 0.003, t.now)
+            t.side.news.tell(record, t.now)
         t.drain()
         t.effects.clear()
         assert t.side.tables()["telling"] == 3
         assert t.out.counters["tell-dropped"] == 1
-        t.side._tell(Unprotected(5, "why"), 0.003, t.now)
-        t.side._tell(Unprotected(6, "why"), 0.003, t.now)
+        t.side.news.tell(Unprotected(5, "why"), t.now)
+        t.side.news.tell(Unprotected(6, "why"), t.now)
         t.drain()
         t.effects.clear()
-        assert list(t.side._telling) == [1, 4, 5, 6]
+        assert list(t.side.news.waiting) == [1, 4, 5, 6]
 
 
 def test_timers_that_are_moved_leave_little_behind() -> None:

@@ -19,7 +19,7 @@ ALL = frozenset((OPT_TIMESTAMPS, OPT_SACK_PERMITTED, OPT_WSCALE))
 def seen_by_our_tcp(t: GateTranscript) -> SynOptions:
     """What our TCP finds in the client's SYN."""
     packet = syn().packet(ISS)
-    t.side.inbound_syn(PacketQueued(Queue.IN, 77, packet), Segment(packet))
+    t.side.segments.inbound_syn(PacketQueued(Queue.IN, 77, packet), Segment(packet))
     verdict = t.out.effects.pop()
     assert isinstance(verdict, Verdict) and verdict.accept
     return SynOptions.parse(Segment(verdict.packet or packet).options())
