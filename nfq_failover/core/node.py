@@ -9,20 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from nfq_failover import __version__
 from nfq_failover.constants import ACK, RST, SYN
-from nfq_failover.core import bounds, ports, restart
+from nfq_failover.core import restart
+from nfq_failover.core.actions import Actions
 from nfq_failover.core.concerns import Concern, Part, Weight
 from nfq_failover.core.events import (
-    AskWitness,
-    CheckLink,
     CopiesLost,
     DatagramReceived,
     DatagramsLost,
     Effect,
     EpochStored,
     Event,
-    Fence,
     FenceFinished,
     FlowsGone,
     FlowsListed,
@@ -34,7 +31,6 @@ from nfq_failover.core.events import (
     LinkKnown,
     ListenersSeen,
     OperatorCommand,
-    OwnAddress,
     PacketQueued,
     Profile,
     Queue,
@@ -44,9 +40,7 @@ from nfq_failover.core.events import (
     RulesLost,
     SaveCheckpoint,
     SettingsChanged,
-    StoreEpoch,
     StrangerHeard,
-    TellClients,
     TimerFired,
     Undelivered,
     WitnessAnswered,
@@ -56,31 +50,19 @@ from nfq_failover.core.history import History
 from nfq_failover.core.leftovers import LeftoverSweep
 from nfq_failover.core.outbox import Outbox
 from nfq_failover.core.overruns import Overruns
-from nfq_failover.core.pair.agreement import HEADERS, Agreement, datagram_bytes, facts_of, mtu_of
+from nfq_failover.core.pair.agreement import Agreement, facts_of
 from nfq_failover.core.pair.link import Link, Links
 from nfq_failover.core.pair.membership import Membership
-from nfq_failover.core.pair.roles import Do, Role, State
+from nfq_failover.core.pair.roles import Role, State
 from nfq_failover.core.pair.sharing import Sharing
-from nfq_failover.core.pair.told import Pairs, Telling
+from nfq_failover.core.pair.told import Telling
 from nfq_failover.core.rules import Rules
 from nfq_failover.core.settings import Settings
+from nfq_failover.core.setup import Setup
 from nfq_failover.core.shadow import path_mtu
 from nfq_failover.core.shadow.checkpoint import Checkpoint, CheckpointWriter
-from nfq_failover.core.shadow.connection import HEARD
 from nfq_failover.core.shadow.table import ShadowTable
-from nfq_failover.core.status import (
-    Status,
-    Versions,
-    concerns_of,
-    connections_of,
-    happenings_of,
-    link_status,
-    mishaps_of,
-    pace_status,
-    protected_of,
-    standing,
-    takeover_of,
-)
+from nfq_failover.core.status import Status, status_of
 from nfq_failover.errors import MalformedSegment
 from nfq_failover.wire.icmp import is_icmp
 from nfq_failover.wire.records import Record, Towards
@@ -88,7 +70,6 @@ from nfq_failover.wire.segment import Segment
 
 _SHADOWING = frozenset((State.SHADOWING, State.CHECKING, State.ASKING, State.FENCING))
 _SERVING = frozenset((State.UNPROTECTED, State.ARMING, State.PROTECTED, State.BACKUP_LOST))
-_PARTS = {Role.PRIMARY: Part.PRIMARY, Role.BACKUP: Part.BACKUP}
 _NEVER_ACTS = Concern(
     "never-acts",
     Weight.UNPROTECTED,
@@ -130,18 +111,25 @@ class Node:
         self.overruns = Overruns(self.out)
         self.sweep = LeftoverSweep(self.out, self.gate, self.shadow, self.sharing)
         self.rules = Rules(self.out, self.gate, self.shadow, self.sharing, restarts=checkpoint is not None)
-        self._host_facts: Pairs = ()
         self.telling = Telling(self.out.concerns, facts_of(settings, self.sharing))
         self.agreement = Agreement(settings, self.protector.peer.name, self.protector.told, self.out)
         self.agreement.set_own(self.telling.facts)
         if not settings.may_act:
             self.out.concerns.raised("settings", _NEVER_ACTS, now)
+        self.setup = Setup(
+            *(settings, self.out, self.sharing, self.telling, self.agreement, self.protector),
+            *(self.members, self.gate, self.shadow, self.rules),
+        )
+        self.actions = Actions(
+            *(settings, self.out, self.members, self.links, self.history),
+            *(self.gate, self.shadow, self.rules, checkpoint),
+        )
         self._next_tick = self._last_tick = now
         self._pause_s = settings.detection_ms / 1000
         self.checkpoint = checkpoint
         if earlier is not None:
             restart.restore(earlier, self.members, self.gate, self.shadow, served, now)
-            self._carry_out(now)
+            self.actions.carry_out(now)
         self._save_checkpoint()
 
     # ------------------------------------------------------------------------------------ the three calls
@@ -156,7 +144,7 @@ class Node:
     def _handle(self, event: Event, now: float) -> None:
         if now > self.members.lease_until:
             self.members.expire(now)
-            self._carry_out(now)
+            self.actions.carry_out(now)
         if isinstance(event, PacketQueued):
             if now - self._last_tick > self._pause_s:
                 self._timer(now)  # this host was paused: doubt comes before the first packet
@@ -171,7 +159,7 @@ class Node:
         else:
             self._answer(event, now)
         if self.members.actions or self.members.changes or isinstance(event, HealthChecked):
-            self._carry_out(now)  # and publish: the health is in the heartbeat
+            self.actions.carry_out(now)  # and publish: the health is in the heartbeat
 
     def poll_effect(self) -> Effect | None:
         """Take out the next thing to do; None when there is nothing more before the next input."""
@@ -285,7 +273,7 @@ class Node:
             if paired:
                 self.members.session_started()
                 self.agreement.session_started(now)
-                self._follow_agreement(now)
+                self.setup.follow_agreement(now)
             if link is self.shadowed:
                 self.shadow.handovers.peer_restarted()
             self.telling.soon()
@@ -304,7 +292,7 @@ class Node:
         for record in received.records:
             if record.towards is Towards.HOST:
                 link.told.take(record, now)  # it is true of the host in any epoch and state
-                self._review_agreement(now)
+                self.setup.review(now)
             elif refused:
                 self.out.counters[refused] += 1
             else:
@@ -348,10 +336,10 @@ class Node:
         self._next_tick = now + min(self.settings.heartbeat_interval_ms, 50) / 2000
         self.overruns.on_timer(now)
         self.links.on_timer(now)
-        self._review_agreement(now)
+        self.setup.review(now)
         self.members.tick(now)
         if self.members.actions:
-            self._carry_out(now)
+            self.actions.carry_out(now)
         if self.members.state is not State.DOUBT:
             self.gate.on_timer(now)
             self.shadow.on_timer(now)
@@ -366,53 +354,7 @@ class Node:
         self.sweep.on_timer(self.checkpoint is not None and self.members.state in _SERVING, now)
         self.rules.on_timer(self.members.role)
         self.links.tell(self.telling.due(now))
-        self._observe(now)
-
-    def _set_up(self) -> None:
-        """Take note of how this host is set up, and tell it."""
-        facts = facts_of(self.settings, self.sharing) + self._host_facts
-        self.telling.set_facts(facts)
-        self.agreement.set_own(facts)
-        mtu = mtu_of(self.agreement.own)
-        self.shadow.openings.fit_host(None if mtu is None else mtu - HEADERS)
-
-    def _follow_settings(self, settings: Settings, now: float) -> None:
-        """Go on with other settings. Rules for ports that came with them are asked for at once where this host follows,
-        and else when the peer has them."""
-        more = ports.minus(settings.ports, self.settings.ports)
-        self.settings.adopt(settings)
-        if more:
-            self.sharing.added(more)
-            if self.members.role is not Role.PRIMARY:
-                self.rules.again(self.members.role)
-        self._set_up()
-        self._share(now)
-        self._review_agreement(now)
-
-    def _share(self, now: float) -> None:
-        """Protect what is sent from ports that both hosts have from now on."""
-        shared = self.sharing.told(self.agreement.diverted)
-        if not shared:
-            return
-        self.out.log("info", "ports were added", ports=ports.text(shared))
-        if self.members.role is Role.PRIMARY:
-            self.gate.ports_join(shared, now)
-            self.rules.again(self.members.role)
-        self._set_up()
-
-    def _review_agreement(self, now: float) -> None:
-        if self.agreement.review(now):
-            self._share(now)
-            self._follow_agreement(now)
-
-    def _follow_agreement(self, now: float) -> None:
-        """Protect nothing that the peer could not go on with, and send it nothing that it could not receive."""
-        agreement, common = self.agreement, self.agreement.common
-        self.members.hold_back(agreement.obstacle)
-        self.gate.fit_backup(common.without, common.mss, now)
-        self.protector.session.fit(datagram_bytes(mtu_of(agreement.own), common.mtu))
-        if agreement.heartbeat_ms:
-            self.members.peer.monitor.expect(agreement.heartbeat_ms)
+        self.actions.observe(now)
 
     def _answer(self, event: Event, now: float) -> None:
         members = self.members
@@ -453,8 +395,7 @@ class Node:
         elif isinstance(event, StrangerHeard | Undelivered):
             self.links.clue(event, now)
         elif isinstance(event, HostFacts):
-            self._host_facts = event.facts
-            self._set_up()
+            self.setup.host_is(event.facts)
         elif isinstance(event, HostChecked):
             self.out.concerns.replace("host", event.concerns, now)
         elif isinstance(event, ListenersSeen):
@@ -464,7 +405,7 @@ class Node:
         elif isinstance(event, OperatorCommand):
             self._operator(event, now)
         elif isinstance(event, SettingsChanged):
-            self._follow_settings(event.settings, now)
+            self.setup.follow_settings(event.settings, now)
 
     def _health_checked(self, event: HealthChecked, now: float) -> None:
         """Take the outcome of a check of our application. What follows from it comes with the next tick."""
@@ -501,93 +442,7 @@ class Node:
             return
         if event.profile is Profile.PRIMARY:
             self.members.rules_applied()
-        if self.sharing.applied(event.ports):
-            self._set_up()
-
-    # ------------------------------------------------------------------------------------ actions
-
-    def _carry_out(self, now: float) -> None:
-        members, out = self.members, self.out
-        # Ends: each turn takes one out, and logging makes none.
-        while members.changes:
-            change = members.changes.popleft()
-            out.log(
-                change.level,
-                "state",
-                before=change.before.label,
-                after=change.after.label,
-                role=change.after.role.name.lower(),
-                epoch=members.epoch,
-                reason=change.reason or change.given.value,
-            )
-            self.history.changed(change, members.peer.monitor.last_heard, now)
-        # Ends: each turn takes one out; no action makes another one, nor a change.
-        while members.actions:
-            self._do(members.actions.popleft(), now)
-        out.concerns.act_as(_PARTS.get(members.role, Part.ANY))
-        self._observe(now)
-        self.links.publish(self.members)
-
-    def _observe(self, now: float) -> None:
-        """Keep what people are shown, if it has changed."""
-        members = self.members
-        state, reason = standing(members, self.out.concerns)
-        self.history.observe(members.role, state, members.epoch, reason, now)
-
-    def _do(self, action: Do, now: float) -> None:
-        members, emit = self.members, self.out.effects.append
-        if action is Do.CHECK_LINK:
-            emit(CheckLink())
-        elif action is Do.FENCE:
-            emit(Fence(members.peer.name, self.settings.fence_deadline_ms))
-        elif action is Do.ASK:
-            emit(AskWitness(members.pact.low, members.pact.high))
-        elif action in (Do.LEAVE_ADDRESS, Do.TAKE_ADDRESS):
-            emit(OwnAddress(action is Do.TAKE_ADDRESS, self.settings.announce_count))
-        elif action is Do.STORE:
-            serves = members.role is Role.PRIMARY or members.state in (State.STORING, State.CLAIMING)
-            emit(StoreEpoch(members.epoch, "primary" if serves else "backup"))
-        elif action is Do.TAKE_OVER:
-            self._take_over(now)
-        elif action in (Do.SERVE, Do.RESUME):
-            self.shadow.serve(now)
-            emit(OwnAddress(True, self.settings.announce_count))
-            self.rules.apply(Profile.ALONE, members.role)
-        elif action is Do.ARM:
-            self.rules.apply(Profile.PRIMARY, members.role)
-        elif action is Do.PROTECT:
-            self.gate.start_protecting(now)
-        elif action is Do.RELEASE:
-            self.gate.stop_protecting(members.reason, now)
-            self.rules.apply(Profile.ALONE, members.role)
-        elif action is Do.SHADOW:
-            self.gate.opening.adopt_unknown(False)
-            self.shadow.clear("a new generation of connections begins", keep_handed=True)
-        elif action is Do.INVALIDATE:
-            refused = members.state is State.REFUSED
-            self.shadow.invalidate("this host refused to take over" if refused else "the primary went on unprotected")
-        elif action is Do.SILENCE:
-            emit(OwnAddress(False))
-            self.out.injected.forget()
-            self.rules.apply(Profile.BACKUP, members.role)
-            self.gate.opening.adopt_unknown(False)
-            self.gate.clear(now)
-            self.shadow.clear("this host does not serve any more")
-
-    def _take_over(self, now: float) -> None:
-        """Be heard in the primary's place. Verdicts changed with the state; the rules follow when there is time."""
-        members = self.members
-        if not members.may_continue(now):
-            self.shadow.invalidate("the primary's protection had ended before the takeover")
-        self.out.effects.append(OwnAddress(True, self.settings.announce_count))
-        going, reset = self.shadow.take_over(now)
-        self.gate.explain("taken over: no backup")
-        self.out.effects.append(TellClients(self.shadowed_clients))
-        self.history.took_over(members.epoch, going, reset, now)
-        self.out.log("warning", "takeover", epoch=members.epoch, connections=going, reset=reset)
-        if self.checkpoint is not None:
-            self.checkpoint.begin([c for c in self.shadow.flows.values() if c.state in HEARD])
-        self.rules.apply(Profile.ALONE, members.role)
+        self.setup.rules_applied(event.ports)
 
     def _save_checkpoint(self) -> None:
         """Write down, before anything else is done, what the daemon's next life must know."""
@@ -599,35 +454,8 @@ class Node:
             self.out.effects.appendleft(SaveCheckpoint(tuple(checkpoint.writes)))
             checkpoint.writes.clear()
 
-    # ------------------------------------------------------------------------------------ views
-
     def status(self, now: float) -> Status:
         """What people and other programs are shown."""
-        members = self.members
-        state, reason = standing(members, self.out.concerns)
-        worst = self.out.concerns.worst
-        denied = worst if worst is not None and worst.concern.weight is Weight.UNPROTECTED else None
-        connections = connections_of(self.gate, self.shadow, "" if denied is None else denied.concern.what)
-        return Status(
-            name=self.settings.name,
-            alive=True,
-            role=members.role.name.lower(),
-            state=state,
-            reason=reason,
-            membership=members.state.label,
-            versions=Versions(__version__, (self.protector.told.facts or {}).get("version", "")),
-            happenings=happenings_of(self.history, now),
-            takeover=takeover_of(self.history, now),
-            concerns=concerns_of(self.out.concerns, now),
-            mishaps=mishaps_of(self.out.mishaps, now),
-            epoch=members.epoch,
-            generation=members.generation,
-            witness=members.pact.status(),
-            peer=link_status(self.protector, now),
-            connections=connections,
-            protected_connections=protected_of(connections, self.gate),
-            pace=pace_status(self.gate, self.shadow),
-            application=members.health.status(),
-            bounds=bounds.gauges(self.gate, self.shadow, [link.session for link in self.links.all], self.out.counters),
-            counters=dict(sorted(self.out.counters.items())),
+        return status_of(
+            *(self.settings.name, self.members, self.links, self.gate, self.shadow, self.history, self.out), now
         )

@@ -6,13 +6,16 @@ from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 from ipaddress import ip_address
 
+from nfq_failover import __version__
+from nfq_failover.core import bounds
 from nfq_failover.core.concerns import Concerns, Weight
 from nfq_failover.core.gate.connection import Gate
 from nfq_failover.core.gate.table import GateTable
 from nfq_failover.core.history import History
 from nfq_failover.core.mishaps import Mishaps
+from nfq_failover.core.outbox import Outbox
 from nfq_failover.core.pair.health import HealthStatus
-from nfq_failover.core.pair.link import Link
+from nfq_failover.core.pair.link import Link, Links
 from nfq_failover.core.pair.membership import Membership
 from nfq_failover.core.pair.monitor import HeartbeatStatistics
 from nfq_failover.core.pair.pact import PactStatus
@@ -354,3 +357,43 @@ def link_status(link: Link, now: float) -> LinkStatus:
     said = "" if link.view.state is None else link.view.state.label
     session = link.session.established
     return LinkStatus(peer.name, address, session, monitor.lost(now), said, monitor.statistics(now))
+
+
+def status_of(
+    name: str,
+    members: Membership,
+    links: Links,
+    gate: GateTable,
+    shadow: ShadowTable,
+    history: History,
+    out: Outbox,
+    now: float,
+) -> Status:
+    """The status of the host `name`."""
+    state, reason = standing(members, out.concerns)
+    worst = out.concerns.worst
+    denied = worst if worst is not None and worst.concern.weight is Weight.UNPROTECTED else None
+    connections = connections_of(gate, shadow, "" if denied is None else denied.concern.what)
+    return Status(
+        name=name,
+        alive=True,
+        role=members.role.name.lower(),
+        state=state,
+        reason=reason,
+        membership=members.state.label,
+        versions=Versions(__version__, (links.protector.told.facts or {}).get("version", "")),
+        happenings=happenings_of(history, now),
+        takeover=takeover_of(history, now),
+        concerns=concerns_of(out.concerns, now),
+        mishaps=mishaps_of(out.mishaps, now),
+        epoch=members.epoch,
+        generation=members.generation,
+        witness=members.pact.status(),
+        peer=link_status(links.protector, now),
+        connections=connections,
+        protected_connections=protected_of(connections, gate),
+        pace=pace_status(gate, shadow),
+        application=members.health.status(),
+        bounds=bounds.gauges(gate, shadow, [link.session for link in links.all], out.counters),
+        counters=dict(sorted(out.counters.items())),
+    )

@@ -72,7 +72,7 @@ def test_tap_stays_on_without_protection_until_the_last_one_is_over() -> None:
     fail(node, connection, pair.now)
     node.out.effects.clear()
     node.members.state = State.UNPROTECTED
-    node._do(Do.RELEASE, pair.now)
+    node.actions._do(Do.RELEASE, pair.now)
     assert rules(node) == [Profile.PRIMARY]  # no bypass either: our TCP's answers must not get out if the daemon dies
     node.gate.handovers.on_handed(HandedOver(1, Handed.ACTIVE), pair.now)
     node.handle(TimerFired(), pair.now + 0.02)
