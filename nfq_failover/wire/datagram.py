@@ -2,10 +2,13 @@
 
     version (1)  kind and direction (1)  session (8)  epoch (4)  counter (8)  body  MAC (16)
 
+`VERSION` is that of the header, the handshake, the keys and the heartbeat: hosts of two versions refuse each other, and
+say so. Records have no version: see wire/records/base.py, and docs/design/wire.md for the rules.
+
 The MAC is keyed BLAKE2s (RFC 7693) over everything before it. The top bit of the kind is the direction (the sender's
 name sorts after the receiver's), so a datagram sent back to its sender is refused. The key differs for handshake,
-session and direction: see core/pair/session.py. Records are (type, length, value); types that are not known are
-skipped. Numbers are big-endian; one that does not fit its field is the caller's bug and raises `struct.error`.
+session and direction: see core/pair/session.py. Numbers are big-endian; one that does not fit its field is the caller's
+bug and raises `struct.error`.
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ from typing import Final
 from nfq_failover.constants import MAX_DATAGRAM
 from nfq_failover.errors import InternalError, MalformedDatagram
 
-VERSION: Final = 1
+VERSION: Final = 2
 HEADER: Final = Struct("!BBQIQ")
 MAC_BYTES: Final = 16
 OVERHEAD: Final = HEADER.size + MAC_BYTES

@@ -21,6 +21,7 @@ from nfq_failover.core.pair.sharing import Sharing
 from nfq_failover.core.pair.told import Pairs, Told
 from nfq_failover.core.ports import Ports, covers, digest, read, union
 from nfq_failover.core.settings import Settings
+from nfq_failover.wire.records import known_numbers
 
 WAIT_S: Final = 1.0  # a peer that tells its settings at all does so as soon as it is heard
 SOURCE: Final = "agreement"
@@ -236,6 +237,10 @@ RULES: Final = (
         *("set it on one host", _both_yes),
     ),
     Rule("version", ("version",), _W, "the versions differ", cure=_UPGRADE),
+    Rule(
+        *("records", ("records",), _W, "the records that are understood differ"),
+        *("what only one host knows is not said to the other", _UPGRADE),
+    ),
 )
 """Everything that is compared, and how much it matters. docs/operate/limits.md has the table for people."""
 
@@ -273,6 +278,7 @@ def facts_of(settings: Settings, sharing: Sharing) -> Pairs:
     ]
     return (
         ("version", __version__),
+        ("records", known_numbers()),
         ("service", str(ip_address(settings.service))),
         *((name, short(value)) for name, value in sharing.facts()),
         ("heartbeat-ms", str(settings.heartbeat_interval_ms)),

@@ -99,8 +99,10 @@ class Diagnosis:
                 Clue.KEY, what, "copy the key file from one host to the other, and restart the daemon there", now
             )
         elif error.reason == "bad-version":
-            what = f"datagrams come from {where}, but they speak version {data[0]}, this host {VERSION}"
-            self._note(Clue.VERSION, what, "install the same version on both hosts", now)
+            spoken = f"version {data[0]} of the sync channel"
+            what = f"datagrams come from {where}, but they speak {spoken}, this host {VERSION}"
+            cure = "install the same release on both hosts; no connection is protected until then"
+            self._note(Clue.VERSION, what, cure, now)
 
     def _wrong_name(self, error: WrongName, where: str, now: float) -> None:
         mine, its = self._name, self._peer.name

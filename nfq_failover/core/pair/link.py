@@ -59,6 +59,8 @@ class Link:
             self._peer_sent_ms = self._echo_ms = 0
         if received.greeting:
             self.diagnosis.greeted(now)
+        if received.unknown:
+            self._out.counters["record-unknown"] += len(received.unknown)
         if received.heartbeat is not None and not self._take(received.heartbeat, received.epoch, now):
             return replace(received, heartbeat=None)
         return received
@@ -111,8 +113,19 @@ class Link:
         if not self.session.established:
             self._out.counters["record-without-session"] += len(records)
             return
+        if self.told.lacks:
+            records = [said for record in records if (said := self._said(record)) is not None]
         for data in self.session.seal(records, epoch):
             self._out.effects.append(SendDatagram(self.source, data))
+
+    def _said(self, record: Record | None) -> Record | None:
+        """What a peer of another version is told instead of a record, if it does not know it; None for nothing."""
+        # Ends: what is said instead is of an earlier version, each time.
+        while record is not None and record.number in self.told.lacks:
+            record = record.instead()
+            if record is None:
+                self._out.counters["record-not-known-there"] += 1
+        return record
 
     def publish(self, members: Membership) -> None:
         """Say this host's state, and the peer's latest clock, in every heartbeat from now on."""

@@ -93,6 +93,7 @@ class Received:
     greeting: bool = field(default=False, compare=False)
     heartbeat: HeartbeatBody | None = None
     records: list[Record] = field(default_factory=list)
+    unknown: list[int] = field(default_factory=list)  # numbers of records that a later version has sent
 
 
 def _introduction(kind: Kind) -> int:
@@ -254,9 +255,9 @@ class Session:
                 received = Received(header.epoch, heartbeat=HeartbeatBody.decode(body))
                 keys.heartbeat = header.counter
             else:
-                records = decode_records(body)
+                received = Received(header.epoch)
+                received.records = decode_records(body, received.unknown)
                 keys.records.check(header.counter)
-                received = Received(header.epoch, records=records)
         except MalformedDatagram:
             self.refused += 1
             raise

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from nfq_failover.core.concerns import Concern, Concerns, Weight
-from nfq_failover.wire.records import MAX_NEIGHBOURS, Concerned, Facts, OnLink, Record
+from nfq_failover.wire.records import DECLARED, MAX_NEIGHBOURS, Concerned, Facts, OnLink, Record, read_numbers
 
 TELL_EVERY_S = 1.0
 MAX_KNOWN = 1024  # neighbours that a peer has told
@@ -18,12 +18,13 @@ class Told:
 
     `facts` are its settings and its kernel's by name, None before it has told them: an older version never does.
     `hardware` is its interface's hardware address, empty before it has told it; `neighbours` are the hardware addresses
-    of its clients' neighbours, by their own.
+    of its clients' neighbours, by their own. `lacks` are the numbers of the records that we know, and it does not.
     """
 
     def __init__(self, peer: str, concerns: Concerns) -> None:
         """`concerns`: where the peer's are noted, too."""
         self.facts: dict[str, str] | None = None
+        self.lacks: frozenset[int] = frozenset()
         self._peer = peer
         self._concerns = concerns
         self.hardware = b""
@@ -33,6 +34,7 @@ class Told:
     def session_started(self) -> None:
         """Forget how it was set up: its daemon has restarted, perhaps with other settings."""
         self.facts = None
+        self.lacks = frozenset()
         self.hardware = b""
         self.neighbours.clear()
 
@@ -40,6 +42,8 @@ class Told:
         """Take a record that is for a host as a whole."""
         if isinstance(record, Facts):
             self.facts = dict(record.facts)
+            known = read_numbers(self.facts.get("records", ""))
+            self.lacks = frozenset(DECLARED) - known if known else frozenset()
         elif isinstance(record, OnLink):
             self.hardware = record.hardware
             for address, hardware in record.neighbours:

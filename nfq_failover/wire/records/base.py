@@ -1,9 +1,12 @@
 """What a sync record is: a value with a number, a codec and a direction, declared in one place.
 
 A record is a frozen dataclass that says how it is encoded and decoded, and `declare` gives it its number on the wire
-and the end of a connection that it is meant for. On the wire a record is (number, length, value); who does not know a
-number skips the record, so a later version may send more of them. Integers are big-endian; one that does not fit its
-field is the caller's bug and raises `struct.error`.
+and the end of a connection that it is meant for. On the wire a record is (number, length, value). Integers are
+big-endian; one that does not fit its field is the caller's bug and raises `struct.error`.
+
+A number has one layout for ever (tests/unit/wire/golden.py). Who does not know a number skips the record, and counts
+it; each host tells the other which numbers it knows, and a record that the peer does not know is not sent to it, but
+what the record has `instead`. So a changed layout is a new record, with a new number and the old one instead.
 """
 
 from __future__ import annotations
@@ -17,7 +20,17 @@ from typing import ClassVar, Final, Self, TypeVar
 from nfq_failover.errors import InternalError, MalformedDatagram
 from nfq_failover.wire.segment import FlowKey
 
-__all__ = ["DECLARED", "MAX_DATA", "MAX_TEXT", "Record", "Towards", "decode_records", "encode_record"]
+__all__ = [
+    "DECLARED",
+    "MAX_DATA",
+    "MAX_TEXT",
+    "Record",
+    "Towards",
+    "decode_records",
+    "encode_record",
+    "known_numbers",
+    "read_numbers",
+]
 
 MAX_DATA: Final = 1300
 MAX_TEXT: Final = 200  # bytes of a reason; the rest is cut off
@@ -27,6 +40,7 @@ TWO: Final = Struct("!II")
 _TLV = Struct("!BH")
 _PORTS = Struct("!HH")
 _ADDRESS_BYTES = (4, 16)
+_LAST: Final = 0xFF  # the highest number that fits
 
 
 class Towards(Enum):
@@ -56,6 +70,11 @@ class Record:
         if self.layout is None:
             raise InternalError(f"{type(self).__name__} has no encoding")
         return self.layout.pack(*(getattr(self, name) for name in self.__slots__))
+
+    def instead(self) -> Record | None:
+        """The record that says it to a peer of the version before, which does not know this one; None: it can't be said
+        there."""
+        return None
 
     @classmethod
     def decode(cls, value: bytes) -> Self:
@@ -109,8 +128,9 @@ def encode_record(record: Record) -> bytes:
     return _TLV.pack(record.number, len(value)) + value
 
 
-def decode_records(body: bytes) -> list[Record]:
-    """All records of a body, without those of unknown number. Raises `MalformedDatagram` if any is malformed."""
+def decode_records(body: bytes, unknown: list[int] | None = None) -> list[Record]:
+    """All records of a body, without those of unknown number, which `unknown` gets. Raises `MalformedDatagram` if any
+    is malformed."""
     records: list[Record] = []
     at, stop = 0, len(body)
     # Ends: a record takes at least the bytes of its number and length.
@@ -127,8 +147,29 @@ def decode_records(body: bytes) -> list[Record]:
                 records.append(cls.decode(body[at : at + length]))
             except StructError:
                 raise MalformedDatagram("bad-record") from None
+        elif unknown is not None:
+            unknown.append(number)
         at += length
     return records
+
+
+def known_numbers() -> str:
+    """The numbers of all records that are declared, for the peer: "1-10 13 14"."""
+    numbers = sorted(DECLARED)
+    firsts = [number for number in numbers if number - 1 not in DECLARED]
+    lasts = [number for number in numbers if number + 1 not in DECLARED]
+    return " ".join(str(a) if a == b else f"{a}-{b}" for a, b in zip(firsts, lasts, strict=True))
+
+
+def read_numbers(text: str) -> frozenset[int] | None:
+    """The inverse of `known_numbers`; None if it can't be read."""
+    numbers: set[int] = set()
+    for part in text.split():
+        first, dash, last = part.partition("-")
+        if not all(word.isascii() and word.isdigit() and len(word) <= 3 for word in (first, last if dash else first)):
+            return None
+        numbers.update(range(int(first), min(int(last or first), _LAST) + 1))
+    return frozenset(numbers)
 
 
 # ------------------------------------------------------------------------------------ parts that several records have

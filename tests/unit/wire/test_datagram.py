@@ -15,7 +15,7 @@ KEY = b"k" * 32
 
 def test_a_datagram_byte_by_byte() -> None:
     data = seal(Header(Kind.RECORDS, True, 0x1122334455667788, 9, 10), b"body", KEY)
-    signed = bytes.fromhex("01 83 1122334455667788 00000009 000000000000000a") + b"body"
+    signed = bytes.fromhex("02 83 1122334455667788 00000009 000000000000000a") + b"body"
     assert data == signed + blake2s(signed, key=KEY, digest_size=16).digest()
     assert read_header(data) == Header(Kind.RECORDS, True, 0x1122334455667788, 9, 10)
     assert open_body(data, KEY) == b"body"
@@ -49,10 +49,11 @@ def test_every_kind_goes_both_ways(kind: Kind, direction: bool) -> None:
         (b"", "truncated"),
         (bytes(HEADER.size + MAC_BYTES - 1), "truncated"),
         (bytes(HEADER.size + MAC_BYTES), "bad-version"),
-        (b"\2\1" + bytes(40), "bad-version"),
-        (b"\1\0" + bytes(40), "unknown-kind"),
-        (b"\1\5" + bytes(40), "unknown-kind"),
-        (b"\1\x84" + bytes(MAX_DATAGRAM), "oversized"),
+        (b"\1\1" + bytes(40), "bad-version"),
+        (b"\3\1" + bytes(40), "bad-version"),
+        (b"\2\0" + bytes(40), "unknown-kind"),
+        (b"\2\5" + bytes(40), "unknown-kind"),
+        (b"\2\x84" + bytes(MAX_DATAGRAM), "oversized"),
     ],
 )
 def test_headers_that_are_refused(data: bytes, reason: str) -> None:

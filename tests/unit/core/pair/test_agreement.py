@@ -168,6 +168,7 @@ def test_what_cannot_work_is_refused_with_both_values(
     ("code", "beta", "kernel"),
     [
         ("version", {}, {"version": "9.9"}),
+        ("records", {}, {"records": "1-70"}),
         ("heartbeat-time", {"heartbeat_count": 5}, {}),
         ("divergence-policy", {"divergence": "strict"}, {}),
         ("on-failure", {"on_app_failure": "off"}, {}),

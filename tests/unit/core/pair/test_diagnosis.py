@@ -125,7 +125,10 @@ def test_another_version() -> None:
     hosts = Hosts()
     hosts.change = lambda name, data: b"\3" + data[1:] if name == "beta" else data
     hosts.run(3)
-    assert hosts.says("alpha") == "datagrams come from 192.0.2.12, but they speak version 3, this host 1"
+    assert (
+        hosts.says("alpha")
+        == "datagrams come from 192.0.2.12, but they speak version 3 of the sync channel, this host 2"
+    )
 
 
 @pytest.mark.parametrize("source", [("192.0.2.12", 4711), ("198.51.100.1", 7766)])
@@ -214,7 +217,7 @@ class Attacker:
 
     def __call__(self) -> None:
         junk = self.random.randbytes(80)
-        for head in (b"\1\1", b"\1\x81", b"\1\3", b"\2\1", bytes((self.random.randrange(256), 1)), b""):
+        for head in (b"\2\1", b"\2\x81", b"\2\3", b"\1\1", bytes((self.random.randrange(256), 1)), b""):
             self.node.handle(DatagramReceived(B, head + junk), self.hosts.now)
             self.node.handle(
                 StrangerHeard(("198.51.100.7", self.random.randrange(1, 65536)), head + junk), self.hosts.now
