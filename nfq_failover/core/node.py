@@ -193,11 +193,6 @@ class Node:
         """The addresses of all clients whose connections this host knows; each once."""
         return tuple({flow[0]: None for table in (self.gate.flows, self.shadow.flows) for flow in table})
 
-    @property
-    def shadowed_clients(self) -> tuple[bytes, ...]:
-        """The addresses of the clients whose connections this host shadows, or has taken over; each once."""
-        return tuple({flow[0]: None for flow in self.shadow.flows})
-
     # ------------------------------------------------------------------------------------ packets
 
     def _packet(self, event: PacketQueued, now: float) -> None:

@@ -14,16 +14,12 @@ from nfq_failover.core.pair.peer import PeerView
 from nfq_failover.core.pair.reach import Reach
 from nfq_failover.core.pair.retries import Retries
 from nfq_failover.core.pair.roles import UNHEALTHY, Candidate, Change, Do, Input, Role, State, next_state
+from nfq_failover.core.pair.silence import Silence
 from nfq_failover.core.settings import Settings
 from nfq_failover.wire.heartbeat import HeartbeatBody
 
-ALONE_RETRY_FACTOR = 10  # the next attempt of a host that nobody answers comes after this many boot waits
-TIME_IS_OVER = "the backup is silent, and its time to take over has passed"
 BACKUP_UNHEALTHY = "the backup's application has failed"
-TARGET_RETRY_S = 1.0  # between two checks of our own link before a release
-CUT_OFF_RETRY_S = 0.1  # between two checks of our own link that was down, before a takeover
 _NOT_SERVING = (Role.JOINING, Role.LEAVING)
-BOTH_ASK_S = 0.2  # how long a backup still asks after the primary has come back: a few questions and answers
 _PROTECTING = (State.PROTECTED, State.BACKUP_LOST, State.DOUBT)
 _CLAIMABLE = (State.WAITING, State.REFUSED, State.RETRYING, State.ASKING, State.YIELDED)
 
@@ -52,21 +48,16 @@ class Membership:
         self.health = Health(settings)
         self.pact = Pact(settings)
         self.reach = Reach(settings)
-        self._boot = now
         self._detection_s = settings.detection_ms / 1000
         self._interval_s = settings.heartbeat_interval_ms / 1000
-        self._next_alone = now + (settings.boot_wait_ms + settings.fence_delay_ms) / 1000
         self._last = now
-        self._resumed = now
         self._valid_until = 0.0
-        self._act_at: float | None = None  # the end of the fence delay
-        self._both_until: float | None = None  # until then we still ask the witness, as does the primary that is back
-        self._wait_until: float | None = None  # for the witness's word on what a yielding primary has let go
         self._retries = Retries(settings)
-        self._next_check = 0.0
-        self._checking = False  # before a release
         self._held_back = ""  # why nothing may be protected
         self._address_left = False  # to whoever else answers for it, as our lease has ended
+        self.silence = Silence(
+            *(settings, peer, self.pact, self.reach, self._go, self.actions.append, self._explain), now
+        )
 
     # ------------------------------------------------------------------------------------ views
 
@@ -109,6 +100,10 @@ class Membership:
         """Protect nothing, for this reason; with an empty one, as soon as a backup is there."""
         self._held_back = why
 
+    def _explain(self, reason: str) -> None:
+        """Say why the state lasts."""
+        self.reason = reason
+
     # ------------------------------------------------------------------------------------ transitions
 
     def _go(self, given: Input, reason: str) -> None:
@@ -116,8 +111,7 @@ class Membership:
         self.state = after
         self.reason = reason
         self.changes.append(Change(before, after, given, reason))
-        self._act_at = self._wait_until = self._both_until = None
-        self._checking = False
+        self.silence.state_changed()
         if given in (Input.PEER_BACK, Input.PEER_SERVES):
             self.reach.heard()
         if after is State.REFUSED:
@@ -190,7 +184,7 @@ class Membership:
             return
         role = Role(said.role)
         if role not in _NOT_SERVING:
-            self._wait_until = None
+            self.silence.primary_serves()
         if role is Role.PRIMARY:
             self._peer_serves(said, peer.epoch)
         elif self.role is Role.PRIMARY:
@@ -207,7 +201,7 @@ class Membership:
             self._elect(said)
         if self.state is State.DOUBT:
             at = peer.monitor.heard_by_peer_at
-            if at is not None and at >= self._resumed and peer.follows(now):
+            if at is not None and at >= self.silence.resumed_at and peer.follows(now):
                 self._go(Input.REASSURED, "the peer has answered after our pause")
 
     def _peer_yields(self, now: float) -> None:
@@ -218,9 +212,7 @@ class Membership:
         elif self.pact.held and not self.invalid:
             if self.state is not State.ASKING:
                 self._go(Input.UNSURE, "the primary has restarted or leaves: asking the witness what it has let go")
-            if self._wait_until is None:
-                self._wait_until = now + self.settings.lease_ms / 1000
-            if now < self._wait_until:
+            if self.silence.wait_for_word(now):
                 return
         self._go(Input.PEER_YIELDED, "the primary has restarted or leaves")
 
@@ -309,13 +301,13 @@ class Membership:
             self.peer.monitor.excuse(pause - self._interval_s, now)
         paused = pause > self._detection_s and not self.peer.follows(now)
         if paused and self.state in (State.PROTECTED, State.BACKUP_LOST, State.DOUBT):
-            self._resumed = now
+            self.silence.resumed(now)
             self._go(Input.PAUSED, f"this host was paused for {pause:.2f} s")
             return
         self._watch_health(now)
         state = self.state
         if state is State.WAITING:
-            self._wait_alone(now)
+            self.silence.wait_alone(now)
         elif state is State.SHADOWING:
             if self.peer.lost(now):
                 self._go(Input.PEER_SILENT, "no heartbeat from the primary")
@@ -323,9 +315,9 @@ class Membership:
             if not self.peer.lost(now):
                 self._go(Input.PEER_BACK, "")
             else:
-                self._silent(now)
+                self.silence.silent_primary(state is State.RETRYING, self._valid_until, now)
         elif state is State.ASKING:
-            self._asking(now)
+            self.silence.asking(now)
         elif state is State.REFUSED:
             if self._retries.due(now) and self.peer.lost(now) and now >= self.reach.watched_from:
                 self._go(Input.RETRY, "the primary is still silent")
@@ -335,13 +327,13 @@ class Membership:
         elif state is State.PROTECTED and not self.peer.answers(now):
             self._go(Input.PEER_SILENT, "no heartbeat from the backup")
         if self.state in (State.BACKUP_LOST, State.DOUBT):
-            self._lost_backup(now)
+            self.silence.lost_backup(self.generation, self.state is State.DOUBT, now)
 
     def _watch_health(self, now: float) -> None:
         """Draw what follows, in this state, from our application's health."""
         if self.state is State.YIELDED:
             if self.health.recovered(now):
-                self._next_alone = now + self.settings.boot_wait_ms / 1000
+                self.silence.wait_anew(now)
                 self._go(Input.APP_WELL, "")
         elif self.health.well:
             return
@@ -362,98 +354,12 @@ class Membership:
         self._go(Input.APP_FAILED, reason)
         return True
 
-    def _wait_alone(self, now: float) -> None:
-        if now < self._next_alone or not self.peer.lost(now):
-            return
-        if self.settings.boot_alone == "fence" and self.settings.has_fence:
-            self._next_alone = now + TARGET_RETRY_S
-            self._checking = True
-            self.actions.append(Do.CHECK_LINK)
-        else:
-            self._next_alone = now + ALONE_RETRY_FACTOR * self.settings.boot_wait_ms / 1000
-            self.reason = "the peer does not answer; this host will not serve alone unless told so (claim)"
-
-    def _fence_alone(self, ok: bool, detail: str) -> None:
-        """Fence a peer that nobody has heard since this host began to wait, unless it is we who can't be heard."""
-        self._checking = False
-        if not ok or self._last < self.reach.watched_from:
-            self.reason = f"the peer does not answer, and this host is cut off: {detail or self.reach.detail}"
-        elif self.peer.lost(self._last):
-            self._next_alone = self._last + ALONE_RETRY_FACTOR * self.settings.boot_wait_ms / 1000
-            self._go(Input.ALONE, "nobody answers: fencing the peer")
-
-    def _silent(self, now: float) -> None:
-        """The primary is silent. That says something of it only if we could have heard it, and it us."""
-        reach = self.reach
-        if reach.detail:
-            again = self.state is State.RETRYING  # what the last attempt has found is no answer to this one
-            if (not reach.waiting or reach.watched_from == inf) if again else now > self._valid_until:
-                self._go(Input.LINK_DOWN, f"this host is cut off: {reach.detail}")
-                return
-            self.reason = f"nothing is done to the primary while this host is cut off: {reach.detail}"
-        if reach.passed:
-            if self._act_at is not None and now >= max(self._act_at, reach.counts_from):
-                self._act_alone()
-        elif reach.watched_from < inf and not reach.waiting and now >= self._next_check:
-            reach.again()
-            self.actions.append(Do.CHECK_LINK)
-
-    def _asking(self, now: float) -> None:
-        pact = self.pact
-        if self._wait_until is not None:
-            if now >= self._wait_until:
-                self._go(Input.PEER_YIELDED, "the primary has yielded, and the witness does not answer")
-            elif pact.ask(now):
-                self.actions.append(Do.ASK)
-            return
-        heard = now - self.peer.heard_at <= self._detection_s  # a new session alone says nothing yet
-        if not pact.granted and heard and not self.peer.lost(now) and not self._both_ask(now):
-            self._go(Input.PEER_BACK, "the primary is back, and the witness may have been asked")
-        elif not self.reach.detail and pact.ask(now):
-            self.actions.append(Do.ASK)
-        elif not self.settings.has_fence and pact.outlasted(now):
-            self._go(Input.OUTLASTED, "granted by the witness; the primary's lease has ended")
-
-    def _both_ask(self, now: float) -> bool:
-        """The primary is back, but in doubt: it can't go on without the witness either, which may have decided for us.
-        If we gave up at once nobody could go on. That we are heard does not matter: in this state we don't vote."""
-        if self.peer.state is not State.DOUBT:
-            return False
-        if self._both_until is None:
-            self._both_until = now + max(self._detection_s, BOTH_ASK_S)
-        return now < self._both_until
-
     def expire(self, now: float) -> None:
         """Fall silent, since our lease has ended: nothing may leave before the witness or the backup has answered."""
-        self._resumed = now
+        self.silence.resumed(now)
         self._go(Input.EXPIRED, "the backup's votes are too old, and the witness has not answered")
         self._address_left = True
         self.actions.append(Do.LEAVE_ADDRESS)
-
-    def _lost_backup(self, now: float) -> None:
-        pact, peer = self.pact, self.peer
-        votes = not pact.held or peer.votes(self.generation)
-        if self.state is State.BACKUP_LOST and votes and peer.answers(now):
-            self._go(Input.PEER_BACK, "")
-            return
-        if pact.ask(now):
-            self.actions.append(Do.ASK)
-        progress = peer.monitor.last_progress
-        since = self._boot if progress is None else progress
-        if self.state is State.DOUBT:
-            since = max(since, self._resumed)
-        over = now - since >= peer.release_after_s()
-        if pact.held:
-            # A backup that has not said the pact back may be one that does not ask.
-            if pact.granted and (pact.confirmed or over):
-                self._go(Input.GRANTED, "granted by the witness: the backup can't take over")
-        elif over and self.settings.checks_target:
-            if now >= self._next_check:
-                self._next_check = now + TARGET_RETRY_S
-                self._checking = True
-                self.actions.append(Do.CHECK_LINK)
-        elif over:
-            self._go(Input.BACKUP_HARMLESS, TIME_IS_OVER)
 
     def _note_validity(self) -> None:
         """Note until when the shadows may be continued: the primary, which protects, releases after that. What it says
@@ -466,41 +372,11 @@ class Membership:
 
     def link_checked(self, ok: bool, detail: str) -> None:
         """Take the answer to `Do.CHECK_LINK`: we could talk to a peer that lives, or we could not."""
-        if self.state in (State.BACKUP_LOST, State.DOUBT):
-            if self._checking and ok:
-                self._go(Input.BACKUP_HARMLESS, TIME_IS_OVER)
-            elif self._checking:
-                self.reason = f"nothing is released: {detail}"
-            return
-        if self.state is State.WAITING and self._checking:
-            self._fence_alone(ok, detail)
-        if self.state not in (State.CHECKING, State.RETRYING):
-            return
-        now = self._last
-        self.reach.asked(ok, detail, now)
-        self._next_check = now + CUT_OFF_RETRY_S
-        if ok:
-            self._act_at = now + self.settings.fence_delay_ms / 1000
-            if self.pact.held and not self.settings.has_fence:
-                self._act_at = max(self._act_at, self.pact.ask_from(self.peer.heard_at))
-            wait_s = max(self._act_at, self.reach.counts_from) - now
-            if 0 < wait_s < inf:
-                self.reason = f"nothing is done to the primary for another {wait_s:.2f} s"
-        self._silent(now)
+        self.silence.link_checked(self.state, ok, detail, self._valid_until, self._last)
 
     def reached(self, ok: bool, detail: str, now: float) -> None:
         """Note that we can talk to the peer, as far as we alone can know, or why not."""
         self.reach.told(ok, detail, now)
-
-    def _act_alone(self) -> None:
-        if self.pact.held:
-            self._go(Input.ASK, "asking the witness")
-        elif self.settings.has_fence:
-            self._go(Input.LINK_UP, "fencing the primary")
-        elif self.settings.split_brain_accepted:
-            self._go(Input.ACCEPTED, "no fence; a split brain is accepted")
-        else:
-            self._go(Input.NO_FENCE, "there is no fence, and split_brain is not accepted")
 
     def fenced(self, ok: bool, detail: str) -> None:
         """Take the answer to `Do.FENCE`."""
@@ -527,7 +403,7 @@ class Membership:
             pact.answered(granted)
             if not granted:
                 self._go(Input.DENIED, f"the witness has let the primary act alone: {detail}")
-            elif self._wait_until is not None:
+            elif self.silence.waits_for_word:
                 self._go(Input.PEER_YIELDED, "the primary has yielded; granted by the witness")
             elif self.settings.has_fence:
                 self._go(Input.GRANTED, "granted by the witness: fencing the primary")

@@ -10,6 +10,7 @@ from nfq_failover.core.pair.peer import PeerView
 from nfq_failover.core.pair.reach import Reach
 from nfq_failover.core.pair.roles import Do, Input, State
 from nfq_failover.core.pair.sharing import Sharing
+from nfq_failover.core.pair.silence import Silence
 from nfq_failover.core.ports import Ports
 from nfq_failover.core.shadow.checkpoint import Checkpoint
 
@@ -51,10 +52,10 @@ def _enter(self: Membership, before: State, after: State) -> None:
 _entered = Membership._enter
 
 
-def _hears_silence(self: Membership, now: float) -> None:
+def _hears_silence(self: Silence, generation: int, in_doubt: bool, now: float) -> None:
     """Lets everything go as soon as the backup is silent, though it may still take over."""
-    del now
-    if self.state is State.BACKUP_LOST:
+    del generation, now
+    if not in_doubt:
         self._go(Input.BACKUP_HARMLESS, "released at once")
 
 
@@ -79,15 +80,15 @@ def _careless_backup(self: Membership, now: float) -> None:
 _watch_health = Membership._watch_health
 
 
-def _retry_unfenced(self: Membership) -> None:
+def _retry_unfenced(self: Silence, again: bool, valid_until: float, now: float) -> None:
     """Another attempt serves without a fence."""
-    if self.state is State.RETRYING:
+    if again and self._reach.passed and self._act_at is not None and now >= self._act_at:
         self._go(Input.ACCEPTED, "tried often enough")
     else:
-        _act_alone(self)
+        _silent_primary(self, again, valid_until, now)
 
 
-_act_alone = Membership._act_alone
+_silent_primary = Silence.silent_primary
 
 
 def _asked(self: Reach, ok: bool, detail: str, now: float) -> None:
@@ -158,7 +159,7 @@ PAIR = (
     Mutant(
         "release before the fence",
         "goes on: acknowledged",
-        (Patch(Membership, "_lost_backup", _hears_silence),),
+        (Patch(Silence, "lost_backup", _hears_silence),),
         ("clock", "cut"),
         (1033, "clock"),
     ),
@@ -231,7 +232,7 @@ PAIR = (
     Mutant(
         "retry without a fence",
         "two owners",
-        (Patch(Membership, "_act_alone", _retry_unfenced),),
+        (Patch(Silence, "silent_primary", _retry_unfenced),),
         ("fence-cut", "fence-crash"),
         (10, "fence-cut"),
     ),

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from nfq_failover.core.pair.membership import BOTH_ASK_S
 from nfq_failover.core.pair.pact import CLOCK_MARGIN, OUTLAST_MARGIN_S
 from nfq_failover.core.pair.roles import Do, State
+from nfq_failover.core.pair.silence import BOTH_ASK_S
 from tests.support.member import DETECTION_S, Member, Scenario, collector
 
 S = State
