@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from nfq_failover.errors import MalformedDatagram
 from nfq_failover.wire import witness
 from nfq_failover.wire.records import DECLARED, decode_records, encode_record, known_numbers, read_numbers
+from tests.support import previous
 from tests.support.session_pair import make
 from tests.unit.wire.golden import ANSWERED, ASKED, PATH, WITNESS_KEY, everything, written
 
+ROOT = Path(__file__).parents[3]
 CORPUS = written(PATH.read_text())
 
 
@@ -41,6 +45,12 @@ def test_what_an_earlier_host_has_said_is_understood() -> None:
     assert b.established
     assert witness.unseal(CORPUS["witness question"], WITNESS_KEY) == ASKED
     assert witness.unseal(CORPUS["witness answer"], WITNESS_KEY) == ANSWERED
+
+
+def test_no_line_of_the_previous_release_has_changed() -> None:
+    """The corpus itself can't be written anew: that of the previous release is in the history."""
+    there = previous.file_text(PATH.relative_to(ROOT))
+    assert there and PATH.read_text().startswith(there)
 
 
 def test_a_number_is_told_and_read() -> None:
