@@ -17,39 +17,22 @@ import structlog
 from nfq_failover.config.differences import Differences, with_keys
 from nfq_failover.core import ports
 from nfq_failover.core.events import (
-    ApplyRules,
-    AskWitness,
-    CheckLink,
     CopiesLost,
-    Effect,
     Event,
-    Fence,
     FlowsGone,
     FlowsListed,
     FrameCopied,
-    Inject,
-    ListFlows,
-    Log,
     OperatorCommand,
-    OwnAddress,
     PacketQueued,
-    Profile,
-    PublishHeartbeat,
-    QueryFlows,
     Queue,
-    SaveCheckpoint,
-    SendDatagram,
     SettingsChanged,
-    StoreEpoch,
-    TellClients,
     TimerFired,
-    Verdict,
 )
 from nfq_failover.core.node import Node
 from nfq_failover.core.shadow.checkpoint import CheckpointWriter
 from nfq_failover.core.status import standing
-from nfq_failover.errors import InternalError
 from nfq_failover.shell.dump import dump
+from nfq_failover.shell.effects import Effects
 from nfq_failover.shell.fencing.second_opinion import SecondOpinion
 from nfq_failover.shell.firewall.changes import RuleChanges
 from nfq_failover.shell.firewall.keeper import RulesKeeper
@@ -61,9 +44,9 @@ from nfq_failover.shell.host.hook import Hook
 from nfq_failover.shell.host.listeners import Listening
 from nfq_failover.shell.host.rtnetlink import Changes
 from nfq_failover.shell.loop import Loop
-from nfq_failover.shell.packets.copies import InboundCopies
 from nfq_failover.shell.packets.nfqueue import PacketQueue
 from nfq_failover.shell.packets.outlet import Outlet
+from nfq_failover.shell.packets.primary_copies import PrimaryCopies
 from nfq_failover.shell.peer.delivery import Delivery
 from nfq_failover.shell.peer.heartbeat_process import HeartbeatProcess
 from nfq_failover.shell.peer.reach import ReachWatch
@@ -119,9 +102,7 @@ class Service:
         self._flow_queries.check()
         self._flow_list = undo.closing(FlowList(settings.service, settings.serves))
         self._queues = self._bind_queues(prepared.counters)
-        self._copies: InboundCopies | None = None
-        self._copies_due = False
-        undo.add(self._close_copies)
+        self._copies = undo.closing(PrimaryCopies(config.interface, settings.service, settings.ports))
         self._injector = own.injector
         pause_s = settings.detection_ms / 1000
         self._outlet = Outlet(self._queues, self._injector.send, config.mark, pause_s)
@@ -166,6 +147,11 @@ class Service:
         self._hook = undo.closing(Hook(config.notify, settings.name, config.service, loop))
         checkpoint = CheckpointWriter(own.store.life)
         self.node = Node(settings, os.urandom, epoch, served, time.monotonic(), checkpoint, earlier)
+        self._effects = Effects(
+            *(self.node, self._feed, self._alarms, self._outlet, self._delivery, self._heartbeats),
+            *(self._second_opinion, self._fences, self._checkpoints, self._epochs, self._address),
+            *(self._rules, self._copies, self._flow_queries, self._flow_list),
+        )
         self._host_facts = HostFactsReader(config)
         self._self_checks = SelfChecks(self._checks())
         self._listening = Listening(settings.service, settings.serves)
@@ -237,9 +223,8 @@ class Service:
         try:
             if self._changes.read():
                 self._address.changed(time.monotonic())
-            if self._address.reopened != before and self._copies is not None:
-                self._close_copies()
-                self._follow_profile(Profile.PRIMARY)
+            if self._address.reopened != before:
+                self._copies.reopen()
         except OSError as error:  # the self-check looks again
             log.error("can't follow a change of this host's addresses", error=str(error))
 
@@ -248,7 +233,7 @@ class Service:
     def begin(self) -> None:
         """Do what the node has decided at its start: a host that goes on does so before it answers anybody."""
         self._tell_facts(time.monotonic())
-        self._carry_out()
+        self._effects.carry_out()
 
     def end(self, for_good: bool) -> None:
         """Leave the service to the peer; unless this host serves alone, and is not told to end that (`for_good`)."""
@@ -257,7 +242,7 @@ class Service:
             log.warning("the daemon ends, and this host goes on serving without it; 'leave' ends that, too")
             return
         self._feed(OperatorCommand("shutdown"), time.monotonic())
-        self._carry_out()
+        self._effects.carry_out()
         self._heartbeats.drain()
         self._hook.finish(self.node.history)
 
@@ -282,14 +267,14 @@ class Service:
         """Say how long the loop may wait, and that it makes progress. Returns whether it does."""
         if not self._broken:
             self._heartbeats.progress()
-        due = now if self._copies_due else self.node.poll_timeout()
+        due = now if self._copies.due else self.node.poll_timeout()
         if due is not None:
             self._loop.deadline(due)
         return not self._broken
 
     def read_sync(self) -> None:
         """Read what the peers have sent."""
-        self._all_read = self._sync.read(self._carry_out)
+        self._all_read = self._sync.read(self._effects.carry_out)
 
     def read_packets(self, readable: list[int]) -> None:
         """Have the node judge the packets in the queues that are readable; then read copies, if it is time."""
@@ -303,21 +288,16 @@ class Service:
                 self._address.heard(now)
             for event in events:
                 feed(event, now)
-            self._carry_out()
-        if self._copies_due or self.node.wants_copies:
+            self._effects.carry_out()
+        if self._copies.due or self.node.wants_copies:
             self._read_copies()
 
     def _read_copies(self) -> None:
-        """Copies wake nobody: they are needed only for what the tap has lost, and wait in their socket until a tick."""
-        if self._copies is None:
-            self._copies_due = False
-            return
         now = time.monotonic()
         events = self._copies.read(BATCH)
         for event in events:
             self._feed(event, now)
-        self._carry_out()
-        self._copies_due = len(events) == BATCH
+        self._effects.carry_out()
 
     def let_time_pass(self) -> bool:
         """Fire the node's timers if they are due, once the peers' news is known. Returns whether the state is new."""
@@ -327,10 +307,10 @@ class Service:
             return False
         failures = self._alarms.count
         self._feed(TimerFired(), now)
-        self._carry_out()
-        self._copies_due = True
+        self._effects.carry_out()
+        self._copies.look()
         self._periodic(now)
-        self._carry_out()
+        self._effects.carry_out()
         self._broken = self._alarms.count != failures  # no progress without time: the heartbeats must say so
         before, self._said = self._said, self.node.members.state
         return before is not self._said
@@ -365,7 +345,7 @@ class Service:
             log.warning("the kernel can't be asked for its connections", error=str(error))
         for undelivered in self._delivery.tick():
             self._feed(undelivered, now)
-        if self._copies is not None and (lost := self._copies.lost()):
+        if lost := self._copies.lost():
             self._feed(CopiesLost(lost), now)
         if now >= self._next_overrun:
             self._next_overrun = now + OVERRUN_EVERY_S
@@ -401,7 +381,7 @@ class Service:
     def answer(self, event: Event) -> None:
         """Hand the node the outcome of something slow, and do at once what follows from it."""
         self._feed(event, time.monotonic())
-        self._carry_out()
+        self._effects.carry_out()
 
     def _epochs_stored(self) -> None:
         for event in self._epochs.finished():
@@ -412,78 +392,6 @@ class Service:
         self._helper.serve()
         if self._helper.gone:
             helper_gone()
-
-    # ------------------------------------------------------------------------------------ effects
-
-    def _carry_out(self) -> None:
-        for _ in range(BATCH):
-            try:
-                self._drain()
-                break
-            except OSError:
-                raise  # a queue that no longer works: silence, and the peer takes over
-            except MemoryError:
-                out_of_memory()
-            except Exception as error:  # our own bug: the next effect may be right
-                self._alarms.report(error, "effects")
-        self._outlet.flush()
-
-    def _drain(self) -> None:
-        poll, outlet = self.node.poll_effect, self._outlet
-        # Ends: what is done adds no effect, but for a link check that is known already: one each.
-        while (effect := poll()) is not None:
-            if isinstance(effect, Verdict):
-                outlet.verdict(effect)
-            elif isinstance(effect, Inject):
-                outlet.inject(effect)
-            elif isinstance(effect, SendDatagram):
-                self._delivery.send(effect.data, effect.destination)
-            else:
-                try:
-                    self._carry_out_rare(effect)
-                except OSError as error:  # the interface is gone, for instance
-                    log.error("could not be done", effect=repr(effect), error=str(error))
-
-    def _carry_out_rare(self, effect: Effect) -> None:
-        if isinstance(effect, PublishHeartbeat):
-            self._heartbeats.publish(effect.destination, effect.template)
-        elif isinstance(effect, Log):
-            getattr(log, effect.level)(effect.event, **effect.fields)
-        elif isinstance(effect, CheckLink | AskWitness):
-            if (known := self._second_opinion.seek(effect)) is not None:
-                self._feed(known, time.monotonic())
-        elif isinstance(effect, Fence):
-            self._fences.start(effect)
-        elif isinstance(effect, SaveCheckpoint):
-            self._checkpoints.write(effect.writes)
-        elif isinstance(effect, StoreEpoch):
-            self._epochs.store(effect.epoch, effect.role)
-        elif isinstance(effect, OwnAddress):
-            self._address.own_address(effect.own, effect.announce, time.monotonic())
-        elif isinstance(effect, TellClients):
-            self._address.neighbourhood.tell(effect.clients, time.monotonic())
-        elif isinstance(effect, ApplyRules):
-            self._follow_profile(effect.profile)
-            self._rules.apply(effect)
-        elif isinstance(effect, QueryFlows):
-            self._flow_queries.ask(effect.flows)
-        elif isinstance(effect, ListFlows):
-            self._flow_list.start()
-        else:
-            raise InternalError(f"unknown effect {effect}")
-
-    def _follow_profile(self, profile: Profile) -> None:
-        """Keep copies of what comes in for as long as this host is a protected primary."""
-        if profile is not Profile.PRIMARY:
-            self._close_copies()
-        elif self._copies is None:
-            config = self._config
-            self._copies = InboundCopies(config.interface, config.settings.service, config.settings.ports)
-
-    def _close_copies(self) -> None:
-        if self._copies is not None:
-            self._copies.close()
-            self._copies = None
 
     # ------------------------------------------------------------------------------------ what operators ask
 
@@ -520,8 +428,7 @@ class Service:
         if config.log_level != before.log_level:
             self._follow_level(config.log_level)
         self.answer(SettingsChanged(settings))
-        if self._copies is not None and settings.ports != before.settings.ports:
-            self._copies.serve(settings.service, settings.ports)
+        self._copies.serve(settings.ports)
         self._second_opinion.follow(config)
         if config.health != before.health:
             self._health.follow(config.health)
