@@ -13,6 +13,7 @@ from .scenario import DOWNLOAD, ECHO, PUSH, TURNS, Connection, HostPlan
 from .tcp import Tcp
 
 HEADER = 8
+MOST_BYTES = 60_000  # that a client sends, or asks for
 LENGTH, DIGEST = 2, 8  # of a message's length, and of its answer
 PUSH_BYTES, PUSH_PIECE, PUSH_EVERY_S = 50_000, 500, 0.02
 
@@ -132,7 +133,7 @@ class Client:
         self.port = tcp.remote[1]
         self.odd = plan.odd
         rng = Random(salt)
-        size = rng.choice((1, 400, 5000, 20_000, 60_000))
+        size = rng.choice((1, 400, 5000, 20_000, MOST_BYTES))
         self.expected = b""
         if self.port == ECHO:
             self.out = stream(size, salt)

@@ -306,6 +306,8 @@ class Checks:
         able = [backup for backup in others if self._able(primary, backup)]
         for flow, seen in self.flows.items():
             gate = primary.node.gate.flows.get(flow)
+            if gate is not None and gate.own.client.base != seen.client_space.base:
+                gate = None  # a later connection from this port, whose SYN-ACK was never sent
             going = [backup for backup in able if gate is not None and self._goes_on(gate, backup)]
             survivor = (*going, *others)[0]
             seen.promised, seen.survivor = bool(going) and not seen.client.odd, survivor.name

@@ -16,7 +16,7 @@ from nfq_failover.wire.segment import FlowKey
 from tests.support import configured
 
 from . import bounds
-from .apps import Client
+from .apps import MOST_BYTES, Client
 from .checks import Checks
 from .clock import Clock, HostClock
 from .generate import FENCE_DEADLINE_MS, release
@@ -112,7 +112,7 @@ class SimWorld:
             name=name,
             service=SERVICE,
             ports=((ECHO, TURNS),),
-            **({"divergence_run_bytes": 64, "out_of_step_ms": 1000} if self._lopsided else {}),
+            **({"divergence_run_bytes": 64, "out_of_step_ms": self._out_of_step_ms()} if self._lopsided else {}),
             peers=tuple(configured.peer(other, other) for other in scenario.hosts if other != name),
             key=b"simulated" * 4,
             prefer_primary=name == first,
@@ -128,6 +128,15 @@ class SimWorld:
             **limits,
         )
         return SimHost(self, settings, partial(self._personality, plan), plan, self.dice(f"host {name}"))
+
+    def _out_of_step_ms(self) -> int:
+        """Short, so that what is out of step is found within the scenario. But what a slow server needs for all that it
+        has to say must fit in: a replica that has the same to say is given up, too, when it takes longer."""
+        slowest_s = max(
+            plan.app_delay * (MOST_BYTES / plan.write_size if plan.write_size else 1)
+            for plan in self.scenario.hosts.values()
+        )
+        return max(1000, round(1000 * (0.5 + slowest_s)))
 
     def host(self, name: str) -> SimHost:
         """Returns a server by its name."""

@@ -27,6 +27,9 @@ END_LINGER_S = 2.0  # three repeats of the client's FIN: 0.2, 0.6 and 1.4 s afte
 CATCH_UP_S = 0.5  # how long acknowledgements are held for a backup that is behind
 CATCH_UP_FIRST_S = 2.0  # how long they are not, after that; doubled each time
 CATCH_UP_MAX_S = 60.0
+FEED_LINGER_S = (
+    10.0  # how long a replica may stand still that lacks the end of a connection which our TCP has forgotten
+)
 FED_HOLD_S = 2.0  # how long acknowledgements wait for a replica that is only fed, and takes nothing
 
 SYN_UNSEEN = "opened before the rules were there"
@@ -95,6 +98,7 @@ class GatedConnection:
     """
 
     __slots__ = (
+        "_lacked",
         "acks",
         "backup_established",
         "both_ended",
@@ -153,6 +157,7 @@ class GatedConnection:
         self.catch_up_at = now
         self.catch_up_s = CATCH_UP_FIRST_S
         self.gone_at: float | None = None
+        self._lacked: tuple[int, float] | None = None  # how far the replica was since then, once our TCP was gone
         self.missing_from: int | None = None
         self.counts = self.missed = False
         self.told_served = False
@@ -323,8 +328,15 @@ class GatedConnection:
 
     @property
     def lacks(self) -> bool:
-        """Whether the replica has still to get what our TCP has taken."""
-        return self.fed and self.acks.confirmed < self.own.rcv_nxt
+        """Whether a replica that the client does not wait for has still to get what our TCP has taken: we keep that."""
+        return (self.fed or self.awaited) and self.acks.confirmed < self.own.rcv_nxt
+
+    def lacks_still(self, now: float) -> bool:
+        """Whether it is to get that now that our TCP has forgotten the connection. It is waited for as long as it goes
+        on, since what it does not get it has missed for good."""
+        if self._lacked is None or self._lacked[0] < self.acks.confirmed:
+            self._lacked = self.acks.confirmed, now
+        return self.lacks and now - self._lacked[1] < FEED_LINGER_S
 
     def let_go(self, reason: str, out: Outbox, now: float) -> None:
         """The client does not wait for the replica any more, which goes on all the same."""

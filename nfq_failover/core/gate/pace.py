@@ -213,6 +213,10 @@ class Pacing:
         """Judge one connection. Returns why its client has waited for too long; empty if it has not. One whose replica
         may stand still is added to the suspects."""
         clock, patience_s, distance, end = self._clock, self._patience_s, connection.distance, connection.end
+        if connection.gone_at is not None and not connection.holds_end:
+            return (
+                ""  # our TCP has forgotten it, since its client has reset it: the replica's has, too, and says no more
+            )
         # A replica that comes nearer to the end of the server's stream has longer: see end_gate.py.
         lag_in_s, lag_out_s, starved_s = distance.lags(clock)
         lag_s = lag_in_s if connection.holds_end else max(lag_in_s, lag_out_s)

@@ -58,7 +58,8 @@ QUERY_FEW_S: Final = 1.0
 FEW: Final = 256  # connections, about which the kernel is asked in some milliseconds
 QUERY_CLOSING_S: Final = 0.2
 QUERY_FULL_S: Final = 0.5
-FEED_LINGER_S: Final = 10.0
+LAST_WORDS_S: Final = 0.1
+COOKIE_S: Final = 1.0
 
 Handler = Callable[[Any, float], None]
 
@@ -153,17 +154,15 @@ class GateTable:
             connection = self.flows.get(flow)
             if connection is None or connection.state is Gate.SYN_HELD:
                 continue
-            # A connection younger than the query may have been opened after the kernel was asked.
-            young = now - connection.opened_at <= 1.0
-            if young or self.ends.holds(connection) or connection.lingers(now) or self._lacks_still(connection, now):
+            if not connection.own.established and now - connection.opened_at <= COOKIE_S:
+                self._look_soon(now)  # a TCP that answers SYNs with cookies has nothing of it before its client answers
+                continue
+            last_words = connection.gone_for(now) < LAST_WORDS_S  # they may still wait in the queue
+            lacks = connection.lacks_still(now) and self.opening.has_room
+            if last_words or lacks or self.ends.holds(connection) or connection.lingers(now):
                 self._look_soon(now)
             else:
                 self._close(connection, "closed", now)
-
-    @staticmethod
-    def _lacks_still(connection: GatedConnection, now: float) -> bool:
-        """Whether a replica that is fed is still to get the last bytes from us."""
-        return connection.lacks and connection.gone_for(now) < FEED_LINGER_S
 
     def flows_ended(self, flows: list[FlowKey]) -> None:
         """Our TCP keeps these connections only for the client's sake."""
@@ -270,7 +269,7 @@ class GateTable:
         """Forget a connection, and make the backup forget it."""
         known = connection.state in (Gate.PROTECTED, Gate.FED, Gate.SYN_HELD) or connection.awaited
         known = known or connection.shadowed or connection.told_served
-        if self.protecting and connection.awaited:
+        if self.protecting and (connection.awaited or connection.lacks):
             self.missed.begins(connection, now)
         connection.enter(Gate.CLOSED, reason)
         if self.flows.get(connection.flow) is connection:

@@ -126,13 +126,19 @@ def _two_witnesses(one: Host, other: Host) -> bool:
 
 def _lacks_ports(one: Host, other: Host) -> bool:
     """Whether a port that one diverts would find a replica on the other that nothing keeps silent."""
-    if one.facts["ports"] == other.facts["ports"] or (_all_ports(one) and _all_ports(one) == _all_ports(other)):
+    if one.facts["ports"] == other.facts["ports"]:
         return False
-    theirs = [(host.ports, host.diverted) for host in (one, other)]
-    if any(mine is None or diverted is None for mine, diverted in theirs):
-        return True
-    (ports_of_one, all_of_one), (ports_of_other, all_of_other) = theirs
-    return not (covers(all_of_other or (), ports_of_one or ()) and covers(all_of_one or (), ports_of_other or ()))
+    return not (_covered(one, other) and _covered(other, one))
+
+
+def _covered(one: Host, other: Host) -> bool:
+    """Whether the rules that are in force on `other` divert every port that `one` diverts. That the other is to have
+    them as well is not enough: its rules come later."""
+    everything = _all_ports(one)
+    if everything and other.facts.get("ports-diverted") == everything:
+        return True  # also of a list that is too long to be told
+    needed, there = one.ports, other.diverted
+    return needed is not None and there is not None and covers(there, needed)
 
 
 def _all_ports(host: Host) -> str:

@@ -168,7 +168,6 @@ class ShadowTable:
 
     def _on_pace_asked(self, record: PaceAsked, now: float) -> None:
         """The primary wants to know where our replica is, and tells whether its client waits for it."""
-        del now
         connection = self.numbers.get(record.conn)
         if connection is None or connection.state is Shadow.DEAD:
             reason = connection.reason if connection is not None else "unknown to the backup"
@@ -177,6 +176,8 @@ class ShadowTable:
         connection.note_turn(record.turn)
         if connection.map is not None:
             inward, taken = connection.inward, connection.inward.client.seq(connection.inward.rcv_nxt)
+            if inward.reset_by_client:
+                self.vanished.look_soon(now)  # the primary waits for a replica that says no more
             sent = connection.seen.seq(connection.output.snd_nxt)
             self.out.record(PaceTold(record.conn, connection.turn, taken, inward.client.seq(inward.rcv_edge), sent))
 

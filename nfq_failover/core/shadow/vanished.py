@@ -55,9 +55,13 @@ class Vanished:
                 self._forget(connection)
         elif connection.state in (Shadow.SHADOW, Shadow.FED):
             if connection.inward.reset_by_client and connection.linger(now) < RESET_PATIENCE_S:
-                self._next_query = min(self._next_query, now + RESET_PATIENCE_S)
+                self.look_soon(now)
                 return  # if the primary's TCP was reset by it, too, we are told so
             self._die(connection, "the replica has closed the connection", now)
+
+    def look_soon(self, now: float) -> None:
+        """Ask the kernel before long: our TCP may have been reset by a client whose reset the primary's has missed."""
+        self._next_query = min(self._next_query, now + RESET_PATIENCE_S)
 
     def on_timer(self, now: float) -> None:
         """Ask the kernel, if it is time. The table has connections."""

@@ -37,14 +37,17 @@ class Reloading(Pair):
     """
 
     def __init__(self, late_s: float = 0.05, **more: Any) -> None:
-        self.rules: dict[str, tuple[Profile, Ports]] = dict.fromkeys(("alpha", "beta"), (Profile.BACKUP, FIRST))
-        self.late_s = late_s
+        self.first = {name: more.get(name, {}).get("ports", FIRST) for name in ("alpha", "beta")}
+        self.rules: dict[str, tuple[Profile, Ports]] = {
+            name: (Profile.BACKUP, mine) for name, mine in self.first.items()
+        }
+        self.late_s = dict.fromkeys(self.first, late_s)
         self.fails: set[str] = set()
         self.waiting: list[tuple[float, str, ApplyRules]] = []
         super().__init__(**more)
 
     def apply(self, name: str, effect: ApplyRules) -> None:
-        self.waiting.append((self.now + self.late_s, name, effect))
+        self.waiting.append((self.now + self.late_s[name], name, effect))
 
     def beat(self, name: str) -> None:
         self.carry_out()
@@ -56,7 +59,7 @@ class Reloading(Pair):
         for _, name, effect in due:
             ok = name not in self.fails
             if ok:
-                self.rules[name] = effect.profile, effect.ports or FIRST
+                self.rules[name] = effect.profile, effect.ports or self.first[name]
                 self.check()
             self.nodes[name].handle(RulesApplied(effect.profile, ok, "", effect.ports), self.now)
             self.drain(name)
@@ -101,6 +104,22 @@ def test_ports_are_protected_when_both_hosts_have_them(pair: Reloading, order: t
     assert not pair.found("alpha") and not pair.found("beta")
     assert pair.states() == PROTECTED and pair.nodes["alpha"].members.generation == generation
     assert not pair.nodes["alpha"].sharing.fresh and not pair.nodes["beta"].sharing.fresh
+
+
+@pytest.mark.parametrize("more", [MORE, (*MORE, *((port, port) for port in range(20_000, 21_000, 2)))])
+@pytest.mark.parametrize("first", ["alpha", "beta"])
+def test_host_that_was_started_with_more_ports_waits_for_the_rules_of_the_other(first: str, more: Ports) -> None:
+    """Also if the list is too long to be told whole."""
+    settings: dict[str, Any] = {first: {"ports": more}}
+    pair = Reloading(**settings).run(3)
+    assert pair.states() == [State.UNPROTECTED, State.SHADOWING]
+    second = "beta" if first == "alpha" else "alpha"
+    pair.late_s[second] = 1.0
+    pair.reload(second, ports=more)
+    pair.run(5)
+    assert pair.states() == PROTECTED
+    assert pair.diverts() == {"alpha": ports.union(more), "beta": ports.union(more)}
+    assert not pair.found("alpha") and not pair.found("beta")
 
 
 def test_rules_that_fail_on_the_backup_leave_the_port_alone(pair: Reloading) -> None:

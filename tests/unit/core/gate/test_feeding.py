@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from nfq_failover.core.gate.connection import FED_HOLD_S, Gate
-from nfq_failover.core.gate.table import FEED_LINGER_S
+from nfq_failover.core.gate.connection import FED_HOLD_S, FEED_LINGER_S, Gate
+from nfq_failover.core.gate.table import LAST_WORDS_S
 from nfq_failover.core.outbox import Outbox
 from nfq_failover.wire.records import Close, Data, Fed, FedSeen, Missing, Record, Unprotected, UnprotectedSeen
 from tests.support.gate import TS, Gated, ack
@@ -100,6 +100,7 @@ def test_ended_connection_is_remembered_until_the_replica_has_all() -> None:
         t.side.flows_gone([FLOW], t.now)
         t.drain()
         assert not records(t, Close)
+        t.now += 2 * LAST_WORDS_S
         t >> Missing(1, client_seq(0), client_seq(100)) << Data(1, client_seq(0), client_bytes(0, 100), False)
         t >> confirmed(100, 90000)
         t.effects.clear()

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from nfq_failover.core.gate.connection import Gate
-from nfq_failover.wire.records import InputMissed, Opened, Unprotected, Whole, WholeSaid
+from nfq_failover.core.events import FlowsGone
+from nfq_failover.core.gate.connection import FEED_LINGER_S, Gate
+from nfq_failover.wire.records import Data, Fed, InputMissed, Missing, Opened, Unprotected, Whole, WholeSaid
 from tests.support.gate import TS, Gated, ack
 from tests.support.transcript import (
     FLOW,
@@ -15,6 +16,8 @@ from tests.support.transcript import (
     Copy,
     GateTranscript,
     client,
+    client_bytes,
+    client_seq,
     confirmed,
     server,
     syn,
@@ -132,17 +135,53 @@ def test_replica_that_was_never_opened_has_missed_what_was_sent() -> None:
         assert InputMissed(7, 1) in do(t, Copy(client(0, 100)), server(0, ack=100))
 
 
-def test_replica_that_is_late_has_missed_nothing_before_the_end() -> None:
+def late(t: GateTranscript) -> None:
+    """A connection whose replica is late, and lacks 100 bytes when our TCP resets it."""
+    do(t, Whole(7, 0, 0))
+    do(t, syn(), syn_ack(), *[After(0.05)] * 30)
+    assert t.side.flows[FLOW].reason == "replica not ready"
+    do(t, Copy(client(0, 100)), server(0, ack=100))
+    assert not told(t)
+    assert not any(isinstance(each, InputMissed) for each in do(t, server(0, ack=100, flags="R.")))
+
+
+def gone(t: GateTranscript, seconds: float) -> list[object]:
+    """Our TCP has forgotten the connection, and the kernel says so again and again; all that has come out."""
+    return do(t, *[FlowsGone([FLOW]), After(0.2)] * round(seconds / 0.2))
+
+
+def test_replica_that_is_late_gets_what_it_lacks_also_after_the_end() -> None:
     with GateTranscript() as t:
-        do(t, Whole(7, 0, 0))
-        do(t, syn(), syn_ack())
-        for _ in range(30):
-            do(t, After(0.05))
-            quiet(t)
-        assert t.side.flows[FLOW].reason == "replica not ready"
-        do(t, Copy(client(0, 100)), server(0, ack=100))
-        assert not told(t)
-        assert InputMissed(7, 1) in do(t, server(0, ack=100, flags="R."))
+        late(t)
+        gone(t, FEED_LINGER_S - 1.0)
+        assert FLOW in t.side.flows
+        data = Data(1, client_seq(0), client_bytes(0, 100), False)
+        assert data in do(t, Missing(1, client_seq(0), client_seq(100)))
+        found = do(t, confirmed(50, 40000))  # it goes on, and that is all that is asked of it
+        found += gone(t, FEED_LINGER_S - 1.0)
+        assert FLOW in t.side.flows
+        found += do(t, confirmed(100, 40000)) + gone(t, 0.4)
+        assert FLOW not in t.side.flows and not any(isinstance(each, InputMissed) for each in found)
+
+
+def test_replica_that_does_not_go_on_has_missed_it_in_the_end() -> None:
+    with GateTranscript() as t:
+        late(t)
+        assert InputMissed(7, 1) in gone(t, FEED_LINGER_S + 1.0)
+        assert FLOW not in t.side.flows
+
+
+def test_room_for_new_connections_comes_before_what_a_late_replica_lacks() -> None:
+    with GateTranscript(max_connections=1) as t:
+        late(t)
+        assert InputMissed(7, 1) in gone(t, 0.4)
+        assert FLOW not in t.side.flows
+
+
+def test_replica_that_was_fed_has_missed_what_it_does_not_get_in_the_end() -> None:
+    with Gated() as t:
+        do(t, Whole(7, 0, 0), Fed(1, "diverged"), Copy(client(0, 100, ts=TS)), ack(100))
+        assert InputMissed(7, 1) in gone(t, FEED_LINGER_S + 1.0)
 
 
 def test_another_life_of_the_replicas_application_has_missed_nothing() -> None:

@@ -14,6 +14,7 @@ from nfq_failover.wire.records import EndKind, Fed, Handed, HandedOver, Opened, 
 from tests.support.gate import TS
 from tests.support.transcript import (
     FLOW,
+    IRS,
     After,
     GateTranscript,
     client_seq,
@@ -99,13 +100,14 @@ def late_replica_does_not_catch_up() -> None:
 
 
 @scenario
-def server_resets_while_the_replica_catches_up() -> None:
-    late() >> confirmed(1000, 70000) >> server(0, flags="R.", ack=3000, wnd=0, ts=TS)
+def port_is_used_again_while_the_replica_catches_up() -> None:
+    late() >> confirmed(1000, 70000) >> syn(irs=IRS + 70000) >> syn_ack(irs=IRS + 70000, iss=77)
 
 
 @scenario
-def server_resets_what_is_not_protected() -> None:
-    late() >> server(0, flags="R.", ack=3000, wnd=0, ts=TS)
+def server_resets_what_has_no_replica() -> None:
+    replica = Unprotected(1, "the replica reset the connection")
+    protected() >> replica >> server(100, flags="R.", wnd=0, ts=TS)
 
 
 @scenario

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from nfq_failover.core.events import FlowsGone
+from nfq_failover.core.gate.table import LAST_WORDS_S
 from nfq_failover.wire.records import (
     AckAsked,
     Close,
@@ -58,24 +59,49 @@ def test_telling_ends_some_time_even_without_an_answer() -> None:
         assert t.side.poll_timeout() is None
 
 
+def gone_twice(t: Gated) -> None:
+    """Our TCP is known to have forgotten the connection, and all that it had said was seen."""
+    t.now += 2.0
+    t >> FlowsGone([FLOW])
+    t.now += 2 * LAST_WORDS_S
+    t >> FlowsGone([FLOW])
+
+
 def test_connection_that_our_tcp_has_forgotten_is_closed() -> None:
     with Gated() as t:
+        t >> server(0, ack=0, wnd=1)
+        t.effects.clear()
         t >> FlowsGone([FLOW])
-        assert FLOW in t.side.flows  # too young: it may have been opened after the kernel was asked
-        t >> After(0.25) << "query"  # so it is asked again, soon
-        t.now += 2.0
+        assert FLOW in t.side.flows  # its last words may still wait in the queue
+        t >> After(0.25)
+        t.effects.remove("query")  # so the kernel is asked again, soon
+        t.effects.clear()
         t >> FlowsGone([FLOW]) << Close(1, "closed")
         t >> Closed(1)
         t >> server(0, ack=5, wnd=1) << "pass"
         t >> After(0.05)
 
 
+def test_half_open_connection_of_which_our_tcp_has_nothing_yet_is_kept() -> None:
+    """Our TCP answers SYNs with cookies."""
+    with Gated() as t:
+        t.gate.own.established = False
+        for _ in range(4):
+            t >> FlowsGone([FLOW]) >> After(0.2)
+            t.effects.clear()
+        assert FLOW in t.side.flows
+        t.now += 1.0
+        gone_twice(t)
+        t << Close(1, "closed")
+        t >> Closed(1)
+
+
 def test_connection_that_was_let_go_unready_is_closed_at_the_backup_too() -> None:
     with Gated() as t:
         t.gate.unprotect("replica not ready", t.out)
         t.drain()
-        t.now += 2.0
-        t >> FlowsGone([FLOW]) << Close(1, "closed")
+        gone_twice(t)
+        t << Close(1, "closed")
         t >> Closed(1)
 
 
@@ -83,8 +109,7 @@ def test_unprotected_connection_is_none_of_the_backups_business() -> None:
     with Gated() as t:
         t.gate.unprotect("TCP-MD5 or TCP-AO signs the header", t.out)
         t.drain()
-        t.now += 2.0
-        t >> FlowsGone([FLOW])
+        gone_twice(t)
         assert not t.side.flows
 
 

@@ -12,6 +12,7 @@ from nfq_failover.wire.records import (
     EndAsked,
     EndKind,
     Opened,
+    PaceAsked,
     Progress,
     Unprotected,
     UnprotectedSeen,
@@ -55,6 +56,27 @@ def test_connection_that_the_client_has_reset_is_not_lost_but_over() -> None:
         t >> FlowsGone([FLOW])
         t >> "takeover"
         assert not t.side.flows
+
+
+def test_primary_that_waits_for_a_replica_which_the_client_has_reset_hears_of_it_before_long() -> None:
+    """Its own TCP has not got the reset."""
+    with Shadowing() as t:
+        t >> After(0.1)
+        t.effects.clear()
+        t >> from_client(0, 0, flags="R", ack=None, ts=None)
+        t.effects.clear()
+        found: list[object] = []
+        for _ in range(40):  # 4 s, and not the 5 s between two looks
+            for each in (PaceAsked(1, 1), After(0.1)):
+                t >> each
+                asked = "query" in t.effects
+                found += t.effects
+                t.effects.clear()
+            if asked:
+                t >> FlowsGone([FLOW])
+                found += t.effects
+                t.effects.clear()
+        assert Unprotected(1, "the replica has closed the connection") in found
 
 
 def test_reset_that_does_not_fit_exactly_proves_nothing() -> None:
