@@ -55,6 +55,7 @@ class Config:
     settings: Settings
     service: str
     interface: str
+    answer_interfaces: tuple[str, ...]  # besides `interface`
     tap: str  # clone | multicast
     tap_mac: str | None
     listen: tuple[str, int]

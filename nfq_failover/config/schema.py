@@ -33,6 +33,7 @@ class Kind(Enum):
     NAME = "a name: at most 31 letters, digits, '.', '_', '-'"
     INSTANCE = "at most 16 letters, digits, '_'"
     INTERFACE = "an interface's name"
+    INTERFACES = "a list of interfaces' names"
     USER = "a user's name"
     GROUP = "a group's name"
     ADDRESS = "an IPv4 address"
@@ -162,6 +163,9 @@ _HOST: Final = (
         "The service's TCP ports; the same on both hosts."
     ),
     _needed("interface", Kind.INTERFACE, "eth0").says("The interface towards the clients and the peer."),
+    _setting("answer_interfaces", Kind.INTERFACES, default=(), change=Change.LIVE, example=["eth2"]).says(
+        "Other interfaces by which answers may leave this host, since their networks bring them to the clients, too."
+    ),
     _needed("listen", Kind.LISTEN, "192.0.2.11:7766").says(
         "This host's own address, and the UDP port of the sync channel."
     ),

@@ -48,6 +48,15 @@ def interface(value: str) -> str:
     return value
 
 
+def interfaces(value: list[Any]) -> tuple[str, ...]:
+    """Names of network interfaces."""
+    for each in value:
+        if not isinstance(each, str):
+            raise ValueError(f"{each!r} is not the name of an interface")
+        interface(each)
+    return tuple(value)
+
+
 def user(value: str) -> str:
     """A user's name; whether there is one is not asked."""
     if not _USER.fullmatch(value):
@@ -178,6 +187,7 @@ CHECKS: Final[dict[Kind, tuple[type, Callable[[Any], Any] | None]]] = {
     Kind.NAME: (str, name),
     Kind.INSTANCE: (str, instance),
     Kind.INTERFACE: (str, interface),
+    Kind.INTERFACES: (list, interfaces),
     Kind.USER: (str, user),
     Kind.GROUP: (str, group),
     Kind.ADDRESS: (str, address),

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from enum import Enum, IntEnum
 
 MAX_OF_A_PEER = 64  # a peer that says more is cut short
+MAX_CLIENTS = 48  # that a concern names; whoever finds more must say that it concerns all
 
 
 class Weight(IntEnum):
@@ -46,7 +47,8 @@ class Concern:
 
     `code` names the kind, and does not change with the details: "address-missing". `what` says what is wrong, with
     values; `cure` what to do about it. `bears` is the part whose work it hinders: a backup that can't fence can't take
-    over, while the same on the primary is no more than a warning until the hosts have changed places.
+    over, while the same on the primary is no more than a warning until the hosts have changed places. `clients`: packed
+    addresses; the connections of these clients are not protected, while all others are as `weight` says.
     """
 
     code: str
@@ -54,6 +56,7 @@ class Concern:
     what: str
     cure: str = ""
     bears: Part = Part.ANY
+    clients: tuple[bytes, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +140,15 @@ class Concerns:
     def worst(self) -> Standing | None:
         """The heaviest of all; None if all is well."""
         return next(iter(self.standing()), None)
+
+    def hindered(self) -> dict[bytes, str]:
+        """The clients whose connections are not protected although others are, and why."""
+        return {
+            client: standing.concern.what
+            for standing in reversed(self.standing())
+            if standing.concern.weight >= Weight.DEGRADED
+            for client in standing.concern.clients
+        }
 
     def codes(self) -> Iterator[str]:
         """The codes of what is wrong on this host."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from ipaddress import ip_address
 
@@ -271,12 +271,20 @@ def takeover_of(history: History, now: float) -> TakeoverStatus | None:
     return TakeoverStatus(took.epoch, took.going, took.reset, phases, round(now - took.at, 1))
 
 
-def connections_of(gate: GateTable, shadow: ShadowTable, denied: str = "") -> list[ConnectionStatus]:
+def connections_of(
+    gate: GateTable, shadow: ShadowTable, denied: str = "", hindered: Mapping[bytes, str] | None = None
+) -> list[ConnectionStatus]:
     """All living connections of a host: those of its own service, those that it has handed over, those that it shadows.
 
-    `denied`: why none of them is to be called protected.
+    `denied`: why none of them is to be called protected; `hindered`: why those of a client are not.
     """
     rows = [*_gated(gate), *_handed_over(gate), *_shadowed(shadow)]
+    if hindered:
+        reasons = {str(ip_address(client)): reason for client, reason in hindered.items()}
+        for number, row in enumerate(rows):
+            reason = reasons.get(row.client.rpartition(":")[0]) if row.protected else None
+            if reason is not None:
+                rows[number] = replace(row, protected=False, reason=reason)
     if denied:
         rows = [replace(row, protected=False, reason=denied) if row.protected else row for row in rows]
     return rows
@@ -373,7 +381,8 @@ def status_of(
     state, reason = standing(members, out.concerns)
     worst = out.concerns.worst
     denied = worst if worst is not None and worst.concern.weight is Weight.UNPROTECTED else None
-    connections = connections_of(gate, shadow, "" if denied is None else denied.concern.what)
+    what = "" if denied is None else denied.concern.what
+    connections = connections_of(gate, shadow, what, out.concerns.hindered())
     return Status(
         name=name,
         alive=True,

@@ -63,6 +63,7 @@ from nfq_failover.shell.selfcheck.facts import HostFactsReader
 from nfq_failover.shell.selfcheck.foreign_rules import ForeignRules, TakenMark
 from nfq_failover.shell.selfcheck.parts import Found, HeartbeatsGo
 from nfq_failover.shell.selfcheck.ready import ready_checks
+from nfq_failover.shell.selfcheck.routes import RoutesCheck
 from nfq_failover.shell.start import Prepared, PreparedService
 from nfq_failover.shell.state.epoch import EpochStore
 from nfq_failover.shell.trouble import Alarms, helper_gone, out_of_memory
@@ -153,6 +154,7 @@ class Service:
             *(self._rules, self._copies, self._flow_queries, self._flow_list),
         )
         self._host_facts = HostFactsReader(config)
+        self._routes = undo.closing(RoutesCheck(config, lambda: self.node.shadow.flows))
         self._self_checks = SelfChecks(self._checks())
         self._listening = Listening(settings.service, settings.serves)
         self._sync = SyncReader(sockets, self.node, self._feed)
@@ -201,6 +203,7 @@ class Service:
         return [
             AddressCheck(self._address),
             ConflictCheck(self._address.neighbourhood, self._config.service),
+            self._routes,
             ForeignRules(RemoteRules(self._helper).start_look),
             TakenMark(self._config.mark, lambda: out.marked),
             *ready_checks(self._config, self._helper, self._queues.values(), lambda: self._hears(peer.name)),
@@ -433,6 +436,7 @@ class Service:
         if config.health != before.health:
             self._health.follow(config.health)
         self._address.announcer.refresh(config.announce_refresh_ms / 1000)
+        self._routes.follow(config)
         self._host_facts.follow(config)
         self._self_checks.look_again("fence")
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from hypothesis import strategies as st
 
+from nfq_failover.core.concerns import MAX_CLIENTS
 from nfq_failover.wire.records import (
     DIGEST_BLOCK,
     MAX_DATA,
@@ -33,6 +34,7 @@ from nfq_failover.wire.records import (
     HandedOver,
     HandOver,
     HeardBefore,
+    Hindered,
     InputMissed,
     Mark,
     Missing,
@@ -116,6 +118,7 @@ PINNED: list[tuple[Record, str]] = [
         OnLink(b"", ((b"\x0a\0\0\1", b"\2\0\0\0\0\2"),)),
         "3e 000d 00 04 0a000001 06 020000000002",
     ),
+    (Hindered("a", (b"\x0a\0\0\1",)), "3f 0007 01 61 04 0a000001"),
     (Concerned(()), "3d 0000"),
     (Concerned(((3, "a", "b", ""),)), "3d 0006 03 01 61 01 62 00"),
 ]
@@ -186,6 +189,7 @@ STRATEGIES: dict[type[Record], st.SearchStrategy[Record]] = {
     Served: st.builds(Served, u32, flows(), u32, u32, st.integers(0, 14)),
     Facts: st.builds(Facts, facts),
     Concerned: st.builds(Concerned, concerns),
+    Hindered: st.builds(Hindered, words, st.lists(packed, max_size=MAX_CLIENTS).map(tuple)),
     OnLink: st.builds(OnLink, st.binary(max_size=8), on_link),
 }
 records: st.SearchStrategy[Record] = st.one_of(*STRATEGIES.values())

@@ -2,8 +2,19 @@
 
 from __future__ import annotations
 
-from nfq_failover.core.concerns import Concern, Concerns, Weight
-from nfq_failover.wire.records import DECLARED, MAX_NEIGHBOURS, Concerned, Facts, OnLink, Record, read_numbers
+from dataclasses import replace
+
+from nfq_failover.core.concerns import MAX_CLIENTS, MAX_OF_A_PEER, Concern, Concerns, Weight
+from nfq_failover.wire.records import (
+    DECLARED,
+    MAX_NEIGHBOURS,
+    Concerned,
+    Facts,
+    Hindered,
+    OnLink,
+    Record,
+    read_numbers,
+)
 
 TELL_EVERY_S = 1.0
 MAX_KNOWN = 1024  # neighbours that a peer has told
@@ -29,6 +40,7 @@ class Told:
         self._concerns = concerns
         self.hardware = b""
         self.neighbours: dict[bytes, bytes] = {}
+        self._hindered: dict[str, tuple[bytes, ...]] = {}  # by code: of the concerns that are told next
         self._heard_at: float | None = None
 
     def session_started(self) -> None:
@@ -37,6 +49,7 @@ class Told:
         self.lacks = frozenset()
         self.hardware = b""
         self.neighbours.clear()
+        self._hindered.clear()
 
     def take(self, record: Record, now: float) -> None:
         """Take a record that is for a host as a whole."""
@@ -51,9 +64,14 @@ class Told:
                 self.neighbours[address] = hardware  # the last to be forgotten
             for address in list(self.neighbours)[:-MAX_KNOWN]:
                 del self.neighbours[address]
+        elif isinstance(record, Hindered):
+            if len(self._hindered) < MAX_OF_A_PEER:
+                self._hindered[record.code] = record.clients[:MAX_CLIENTS]
         elif isinstance(record, Concerned):
             self._heard_at = now
-            self._concerns.told(self._peer, (_concern(*each) for each in record.concerns), now)
+            hindered, self._hindered = self._hindered, {}
+            told = (replace(_concern(*each), clients=hindered.get(each[1], ())) for each in record.concerns)
+            self._concerns.told(self._peer, told, now)
 
     def on_timer(self, now: float) -> None:
         """Forget what is wrong with a peer that does not say so any more."""
@@ -100,8 +118,10 @@ class Telling:
         if now < self._next and self._version == self._concerns.version:
             return []
         self._next, self._version = now + TELL_EVERY_S, self._concerns.version
-        concerns = tuple((int(each.weight), each.code, each.what, each.cure) for each in self._concerns.own)
-        told: list[Record] = [Facts(self.facts), Concerned(concerns)]
+        own = self._concerns.own
+        concerns = tuple((int(each.weight), each.code, each.what, each.cure) for each in own)
+        told: list[Record] = [Facts(self.facts), *(Hindered(each.code, each.clients) for each in own if each.clients)]
+        told.append(Concerned(concerns))  # after what belongs to it
         if self._hardware:
             some, rest = self._neighbours[:MAX_NEIGHBOURS], self._neighbours[MAX_NEIGHBOURS:]
             self._neighbours = rest + some  # each in its turn

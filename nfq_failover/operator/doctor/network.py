@@ -32,6 +32,7 @@ from nfq_failover.shell.peer.delivery import Delivery
 from nfq_failover.shell.peer.socket import open_sync
 from nfq_failover.shell.privileged.client import helper_settings
 from nfq_failover.shell.selfcheck.foreign_rules import findings
+from nfq_failover.shell.selfcheck.routes import RoutesCheck
 from nfq_failover.wire.datagram import Kind, read_header
 
 TALK_S: Final = 2.5
@@ -62,6 +63,10 @@ def subjects(config: Config) -> list[Subject]:
         Subject(
             *("host's rules", "rules of other programs come first, and may lead the service's packets away"),
             lambda: _rules(config),
+        ),
+        Subject(
+            *("routes", "after a takeover this host's answers must reach the clients"),
+            lambda: _routes(config),
         ),
     ]
     if config.check_targets:
@@ -227,6 +232,14 @@ def _rules(config: Config) -> tuple[str, list[Concern]]:
     runner = RulesRunner(helper_settings(config, None).rules)
     said = runner.start_look().finish_check()
     return "none of them is in the way", list(findings(said or ""))
+
+
+def _routes(config: Config) -> tuple[str, list[Concern]]:
+    check = RoutesCheck(config)
+    try:
+        return f"answers leave by {config.interface}", list(check.before_start(time.monotonic()))
+    finally:
+        check.close()
 
 
 def _targets(config: Config) -> tuple[str, list[Concern]]:

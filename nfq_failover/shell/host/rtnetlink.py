@@ -20,11 +20,13 @@ _NETLINK_ROUTE: Final = 0
 _REQUEST, _ACK, _CREATE, _REPLACE, _EXCL, _DUMP = 0x1, 0x4, 0x400, 0x100, 0x200, 0x300  # linux/netlink.h
 _ERROR, _DONE = 2, 3
 _NEW_LINK, _GET_LINK, _NEW_ADDR, _DEL_ADDR, _GET_ADDR = 16, 18, 20, 21, 22  # linux/rtnetlink.h
-_GET_ROUTE, _NEW_NEIGH, _GET_NEIGH = 26, 28, 30
-_GROUP_LINK, _GROUP_IPV4_ADDR = 0x1, 0x10
+_GET_ROUTE, _NEW_NEIGH, _GET_NEIGH, _GET_RULE = 26, 28, 30, 34
+GROUP_LINK, GROUP_IPV4_ADDR, GROUP_IPV4_ROUTE, GROUP_IPV4_RULE = 0x1, 0x10, 0x40, 0x80
 _IFA_ADDRESS, _IFA_LOCAL, _IFA_LABEL = 1, 2, 3
 _IFLA_ADDRESS, _IFLA_IFNAME = 1, 3
-_RTA_DST, _RTA_SRC, _RTA_OIF, _RTA_GATEWAY = 1, 2, 4, 5
+_RTA_DST, _RTA_SRC, _RTA_OIF, _RTA_GATEWAY, _RTA_MARK, _RTA_VIA = 1, 2, 4, 5, 16, 18
+_FRA_SRC, _FRA_TABLE = 2, 15  # linux/fib_rules.h
+_RTA_IP_PROTO, _RTA_SPORT, _RTA_DPORT = 27, 28, 29
 _NDA_DST, _NDA_LLADDR = 1, 2
 _NTF_USE: Final = 0x1
 _NUD_STALE: Final = 0x04
@@ -45,6 +47,7 @@ _U32 = Struct("=I")
 _ADDR = Struct("=BBBBI")  # family, prefix length, flags, scope, index
 _LINK = Struct("=BxHiII")  # family, type, index, flags, change
 _ROUTE = Struct("=BBBBBBBBI")
+_RULE = Struct("=BBBBBxxBI")  # family, lengths of destination and source, TOS, table, action, flags
 _NEIGH = Struct("=BxxxiHBB")  # family, index, state, flags, type
 _QUESTION_S: Final = 0.2  # the kernel has answered when send() returns; this is for a socket that is broken
 _RECEIVE_BYTES: Final = 1 << 17
@@ -212,6 +215,22 @@ def next_hop(destination: bytes, source: bytes) -> tuple[int, bytes] | None:
     return _U32.unpack(values[_RTA_OIF])[0], values.get(_RTA_GATEWAY, destination)
 
 
+def rules_from(source: bytes) -> list[int]:
+    """The tables of the routing rules that are for what comes from an address, or from a network around it.
+
+    Raises OSError.
+    """
+    family, found = _family(source), []
+    for body in _exchange(_GET_RULE, _DUMP, _RULE.pack(family, 0, 0, 0, 0, 0, 0)):
+        with contextlib.suppress(error):
+            _, _, bits, _, table, _, _ = _RULE.unpack_from(body)
+            values = dict(_attributes(body[_RULE.size :]))
+            whose, shift = values.get(_FRA_SRC, b""), 8 * len(source) - bits
+            if bits and int.from_bytes(whose, "big") >> shift == int.from_bytes(source, "big") >> shift:
+                found.append(_U32.unpack(values[_FRA_TABLE])[0] if _FRA_TABLE in values else table)
+    return found
+
+
 def neighbours(index: int, family: int = socket.AF_INET) -> dict[bytes, bytes]:
     """The hardware addresses that the kernel knows of its neighbours at an interface. Raises OSError."""
     found = {}
@@ -244,17 +263,27 @@ class Questions:
         self._socket.settimeout(_QUESTION_S)
         self._number = 0
 
-    def route(self, destination: bytes, source: bytes = b"") -> Route:
-        """Where packets for `destination` would go, sent from `source`."""
+    def route(
+        self, destination: bytes, source: bytes = b"", mark: int = 0, ports: tuple[int, int] | None = None
+    ) -> Route:
+        """Where packets for `destination` would go, sent from `source`; TCP's, with these `ports` (source and
+        destination), if rules go by them; with `mark`, if rules go by that."""
         bits = 8 * len(destination)
         body = _ROUTE.pack(_family(destination), bits, bits if source else 0, 0, 0, 0, 0, 0, 0)
         body += _attribute(_RTA_DST, destination)
         if source:
             body += _attribute(_RTA_SRC, source)
+        if mark:
+            body += _attribute(_RTA_MARK, _U32.pack(mark))
+        if ports is not None:
+            body += _attribute(_RTA_IP_PROTO, bytes((socket.IPPROTO_TCP,)))
+            body += _attribute(_RTA_SPORT, ports[0].to_bytes(2, "big"))
+            body += _attribute(_RTA_DPORT, ports[1].to_bytes(2, "big"))
         answer = self._ask(_GET_ROUTE, body)
         values = dict(_attributes(answer[_ROUTE.size :]))
         kind = _ROUTE.unpack_from(answer)[7]
-        return Route(kind, _U32.unpack(values.get(_RTA_OIF, bytes(4)))[0], values.get(_RTA_GATEWAY, b""))
+        gateway = values.get(_RTA_GATEWAY) or values.get(_RTA_VIA, b"")[2:]  # RTA_VIA: of another family
+        return Route(kind, _U32.unpack(values.get(_RTA_OIF, bytes(4)))[0], gateway)
 
     def neighbour(self, index: int, address: bytes) -> int:
         """The state (NUD_*) of a neighbour's entry; 0 if there is none. Before Linux 5.0 the kernel can't be asked."""
@@ -300,12 +329,12 @@ def know(index: int, address: bytes, hardware: bytes) -> None:
 
 
 class Changes:
-    """The kernel's word that an address or an interface of this host has changed."""
+    """The kernel's word that something of this host has changed: by default an address or an interface."""
 
-    def __init__(self) -> None:
-        """Raises OSError."""
+    def __init__(self, groups: int = GROUP_LINK | GROUP_IPV4_ADDR) -> None:
+        """`groups`: GROUP_*. Raises OSError."""
         self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_NONBLOCK, _NETLINK_ROUTE)
-        self._socket.bind((0, _GROUP_LINK | _GROUP_IPV4_ADDR))
+        self._socket.bind((0, groups))
 
     def fileno(self) -> int:
         """The descriptor, readable when something has changed."""

@@ -9,7 +9,7 @@ from typing import Final, Self
 from nfq_failover.errors import InternalError, MalformedDatagram
 from nfq_failover.wire.records.base import MAX_DATA, Record, Towards, declare
 
-__all__ = ["MAX_FACT", "MAX_NEIGHBOURS", "Concerned", "Facts", "OnLink"]
+__all__ = ["MAX_FACT", "MAX_NEIGHBOURS", "Concerned", "Facts", "Hindered", "OnLink"]
 
 MAX_FACT: Final = 255  # bytes of a name or of a value
 MAX_NEIGHBOURS: Final = 50  # of one record: IPv6 addresses would fit, too
@@ -126,3 +126,32 @@ class OnLink(Record):
                 raise MalformedDatagram("bad-host-record")
             neighbours.append((address, other))
         return cls(hardware, tuple(neighbours))
+
+
+@declare(63, Towards.HOST)
+@dataclass(frozen=True, slots=True)
+class Hindered(Record):
+    """Either way: the concern `code`, which is told next, hinders the connections of these clients alone.
+
+    A receiver of an earlier version ignores it, and shows the concern without.
+    """
+
+    code: str
+    clients: tuple[bytes, ...]
+
+    def encode(self) -> bytes:
+        value = _text(self.code) + b"".join(_LENGTH.pack(len(client)) + client for client in self.clients)
+        if len(value) > MAX_DATA:
+            raise InternalError(f"{len(self.clients)} clients in a record")
+        return value
+
+    @classmethod
+    def decode(cls, value: bytes) -> Self:
+        code, at = _read(value, 0)
+        clients = []
+        while at < len(value):  # Ends: each client takes a byte at least.
+            client, at = _read_bytes(value, at)
+            if len(client) not in _ADDRESS_BYTES:
+                raise MalformedDatagram("bad-host-record")
+            clients.append(client)
+        return cls(code, tuple(clients))

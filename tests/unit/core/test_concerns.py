@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from nfq_failover.core.concerns import MAX_OF_A_PEER, Concern, Concerns, Part, Weight
+from nfq_failover.core.pair.told import Telling, Told
 
 DISK = Concern("disk-full", Weight.UNPROTECTED, "no room", "make room")
 TAP = Concern("tap-lossy", Weight.DEGRADED, "half of it is lost")
@@ -96,3 +97,28 @@ def test_a_peer_that_tells_too_much_is_cut_short() -> None:
     registry = Registry()
     registry.concerns.told("b", (Concern(str(n), Weight.WARNING, "") for n in range(1000)), 1.0)
     assert len(registry.concerns.standing()) == MAX_OF_A_PEER
+
+
+def test_a_concern_may_hinder_some_clients_only() -> None:
+    registry = Registry()
+    route = Concern("route", Weight.DEGRADED, "no route", bears=Part.BACKUP, clients=(b"aaaa", b"bbbb"))
+    registry.concerns.raised("host", route, 1.0)
+    registry.concerns.told("b", [Concern("other", Weight.DEGRADED, "b says so", clients=(b"cccc",))], 2.0)
+    assert registry.concerns.hindered() == {b"aaaa": "no route", b"bbbb": "no route", b"cccc": "b says so"}
+    registry.concerns.act_as(Part.PRIMARY)
+    assert registry.concerns.hindered() == {b"cccc": "b says so"}, "this host answers nobody but its own clients"
+
+
+def test_the_peer_learns_which_clients_a_concern_hinders() -> None:
+    here, there = Registry().concerns, Registry().concerns
+    telling, told = Telling(here, ()), Told("a", there)
+    here.raised("host", Concern("route", Weight.DEGRADED, "no route", clients=(b"aaaa",)), 1.0)
+    here.raised("host", DISK, 1.0)
+    for record in telling.due(1.0):
+        told.take(record, 1.0)
+    assert there.hindered() == {b"aaaa": "no route"}
+    assert [each.concern.clients for each in there.standing()] == [(), (b"aaaa",)]
+    here.replace("host", [DISK], 2.0)
+    for record in telling.due(2.0):
+        told.take(record, 2.0)
+    assert there.hindered() == {}

@@ -124,6 +124,16 @@ def test_a_limit_degrades_and_a_warning_does_not() -> None:
     assert host.node.status(host.now).reason == host.node.members.reason, "there is no pair that could be degraded"
 
 
+def test_what_hinders_one_client_leaves_the_others_protected() -> None:
+    host = Protected()
+    for client, protected in ((bytes((10, 77, 0, 9)), 1), (bytes((10, 77, 0, 1)), 0)):
+        route = Concern("no-way", Weight.DEGRADED, "no way to a client", clients=(client,))
+        host.node.handle(HostChecked((route,)), host.now)
+        found = host.node.status(host.now)
+        assert (found.state, found.protected_connections) == ("degraded", protected)
+    assert shown(host)[0].count('"protected":false,"reason":"no way to a client"') == 1
+
+
 def test_what_went_wrong_is_remembered_when_its_connection_is_gone() -> None:
     host = Protected()
     host.node.gate.take(Unprotected(1, "diverged"), host.now)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from nfq_failover.core.concerns import MAX_CLIENTS
 from nfq_failover.errors import InternalError, MalformedDatagram
-from nfq_failover.wire.records import MAX_DATA, MAX_FACT, MAX_NEIGHBOURS, Concerned, Facts, OnLink
+from nfq_failover.wire.records import MAX_DATA, MAX_FACT, MAX_NEIGHBOURS, Concerned, Facts, Hindered, OnLink
 
 
 def test_long_texts_are_cut_before_half_a_character() -> None:
@@ -53,3 +54,16 @@ def test_more_neighbours_than_fit_are_left_out() -> None:
 def test_neighbours_that_are_cut_short_or_have_no_address_are_refused(value: bytes) -> None:
     with pytest.raises(MalformedDatagram):
         OnLink.decode(value)
+
+
+def test_the_clients_of_a_concern_fit_into_a_record() -> None:
+    most = Hindered("c" * MAX_FACT, tuple(number.to_bytes(16) for number in range(MAX_CLIENTS)))
+    assert Hindered.decode(most.encode()) == most
+    with pytest.raises(InternalError, match="clients in a record"):
+        Hindered("c", (bytes(16),) * 100).encode()
+
+
+@pytest.mark.parametrize("value", [b"", b"\x01", b"\x01a\x03abc", b"\x01a\x04abc"])
+def test_clients_that_are_cut_short_are_refused(value: bytes) -> None:
+    with pytest.raises(MalformedDatagram):
+        Hindered.decode(value)
