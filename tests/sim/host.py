@@ -365,6 +365,11 @@ class SimHost:
         if run == self.run:
             self.tell(0.0, FlowsListed(flows, self._latest))
 
+    @property
+    def busy(self) -> bool:
+        """Whether packets wait for the daemon."""
+        return self._busy_until > self.clock.now
+
     def _queue_slowly(self, event: PacketQueued) -> None:
         """The daemon has time for so many packets; as many may wait, and what comes beyond is lost."""
         self._busy_until = max(self._busy_until, self.clock.now)

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from nfq_failover.core.gate.distance import Distance
+from nfq_failover.core.shadow import takeover
 from nfq_failover.core.shadow.resets import Resets
 
 from .generate import from_seed
@@ -44,6 +45,7 @@ def _unwatched(self: Distance) -> None:
     ("name", "complaint", "patches"),
     [
         ("slowed-then-alone", "did not end well", [(Distance, "speed_up", nothing), (Distance, "unwatch", _unwatched)]),
+        ("told-with-an-earlier-one-remembered", "has not heard", [(takeover, "_later", lambda *_: False)]),
         ("time-wait-left-over", "acknowledges what was never sent", [(Resets, "tells", lambda *_: False)]),
     ],
 )

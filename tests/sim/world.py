@@ -312,7 +312,10 @@ class SimWorld:
         return sorted(states) == [State.SHADOWING, State.PROTECTED]
 
     def _settled(self) -> bool:
-        """Whether it is known of all clients that are gone what the replica's application has missed of them."""
+        """Whether it is known of all clients that are gone what the replica's application has missed of them, and no
+        daemon has still to work through what had come to wait before the healing."""
+        if any(host.running and host.busy for host in self.hosts):
+            return False
         gone = {flow for flow, client in self.clients.items() if client.over}
         shadows = [shadow for host in self.hosts if host.running for shadow in host.node.shadow.flows.values()]
         fed = (Shadow.SHADOW, Shadow.FED)
@@ -345,8 +348,28 @@ class SimWorld:
     def _declare_whole(self) -> None:
         """An operator has seen to the replica's application, if it has missed input."""
         for host in self.hosts:
+            assert not host.node.shadow.wholeness.missed or self._may_miss, (
+                f"{host.name} was only slow, and has missed input: {self._missed_why()}"
+            )
             if host.node.gate.missed.reason or host.node.shadow.wholeness.missed:
                 host.feed(OperatorCommand("replica-is-whole"))
+
+    @property
+    def _may_miss(self) -> bool:
+        """Whether an application may miss what clients have sent. One that is only late may not, since it comes on in
+        time, and its host or the primary has it all; unless the table had no room, or the log, and then the port was
+        used again: the primary keeps nothing for the earlier one."""
+        kind, limits, plans = self.scenario.kind, self.scenario.limits, self.scenario.connections
+        again = limits.max_log_bytes > 0 and any(plan.again is not None for plan in plans)
+        return kind not in ("outrun", "replica-hangs") or limits.max_connections > 0 or again
+
+    def _missed_why(self) -> list[str]:
+        return [
+            f"{host.name}: {each.what}: {each.reason} ({each.count}, {each.flow})"
+            for host in self.hosts
+            for each in host.node.out.mishaps.latest()
+            if "missed" in each.what
+        ]
 
     def _probe(self) -> None:
         """New connections: they must be protected from the start."""

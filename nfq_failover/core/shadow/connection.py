@@ -261,6 +261,12 @@ class ShadowConnection:
         return math.inf if self.state is Shadow.DEAD else gone_s
 
     @property
+    def misses_input(self) -> bool:
+        """Whether bytes of the client are left that our TCP has not taken, or never had, though the primary's has them.
+        What lies behind a hole that the primary has, too, nobody has read."""
+        return self.inward.inbound.end > self.inward.rcv_nxt or self.gap.primary_rcv_nxt > self.inward.held
+
+    @property
     def late(self) -> bool:
         """The client does not wait for us, and may have been told more than we have."""
         return self.inward.late or bool(self.turn & 1)

@@ -19,6 +19,7 @@ from nfq_failover.wire.segment import FlowKey, Segment
 from nfq_failover.wire.tcp_options import NEGOTIABLE, SynOptions, without
 
 MAX_FORGOTTEN = 4096
+MAX_WAITING = 4096
 _GRANTS = {True: "yes", False: "no"}
 
 
@@ -40,7 +41,8 @@ class Openings:
     """Opens connections in the table's `flows` and `numbers`.
 
     `forgotten` are the latest numbers of connections that are over, oldest first: an `Open` that was repeated, and
-    overtaken by what came later, opens none of them again.
+    overtaken by what came later, opens none of them again. One waits whose port's last connection still has a replica
+    that reads; the primary may have ceased to ask for it by then, but does not cease to say where it is.
     """
 
     def __init__(
@@ -70,6 +72,7 @@ class Openings:
         self._die = die
         self._forget = forget
         self.forgotten: dict[int, None] = {}
+        self._waiting: dict[int, Open] = {}
         self._mss: int | None = None
 
     def fit_host(self, mss: int | None) -> None:
@@ -90,10 +93,12 @@ class Openings:
             return
         if record.conn in self.forgotten:
             return
+        self._waiting.pop(record.conn, None)
         old = self._flows.get(record.flow)
         if old is not None:
             if old.state in (Shadow.SHADOW, Shadow.FED) and old.inward.lagging and old.inward.unread:
-                return  # our application has still to read what that client has sent: the primary asks again
+                self._waits(record)  # our application has still to read what that client has sent
+                return
             if old.map is not None:
                 old.reset_own(self.out)  # our TCP may still hold the old connection
             self._forget(old)
@@ -112,6 +117,18 @@ class Openings:
         self._flows[record.flow] = self._numbers[record.conn] = connection
         self._timers.set(record.conn, now + connection.syn_retry_s)
 
+    def _waits(self, record: Open) -> None:
+        self._waiting[record.conn] = record
+        if len(self._waiting) > MAX_WAITING:
+            del self._waiting[next(iter(self._waiting))]
+
+    def waits(self, conn: int, now: float) -> bool:
+        """Whether a connection that is not in the table is to be in it: perhaps it is now."""
+        record = self._waiting.pop(conn, None)
+        if record is not None:
+            self.on_open(record, now)
+        return record is not None
+
     def repeat(self, connection: ShadowConnection, now: float) -> None:
         """Our TCP has not answered: deliver the client's SYN again."""
         wait_s = connection.syn_again()
@@ -121,12 +138,14 @@ class Openings:
     def over(self, conn: int) -> None:
         """A connection's number will not be used again."""
         self.forgotten[conn] = None
+        self._waiting.pop(conn, None)
         if len(self.forgotten) > MAX_FORGOTTEN:
             del self.forgotten[next(iter(self.forgotten))]
 
     def clear(self) -> None:
         """A primary that has restarted counts from the beginning."""
         self.forgotten.clear()
+        self._waiting.clear()
 
     # ------------------------------------------------------------------------------------ packets
 
@@ -150,6 +169,10 @@ class Openings:
             if not ours or seg.seq != mapping.own.seq(-1):
                 self._forget(connection)  # the port was reused, natively
                 return False
+            if connection.output.snd_una >= 0 or connection.inward.held > 0:
+                out.drop(event.queue, event.packet_id, "syn-ack-late")  # the client has one: our TCP has missed its ACK
+                connection.inject_ack(out)
+                return True
             connection.resending.outward_syn_ack(mapping, event, seg, out)
             return True
         out.drop(event.queue, event.packet_id, "replica-silent")

@@ -87,6 +87,9 @@ class Segments:
         if connection.state is Shadow.DEAD or (connection.state is Shadow.FED and connection.heard):
             self._inbound_dead(event, seg, connection, now)
             return
+        if connection.state is Shadow.FED and connection.closing.closed_at is not None:
+            out.drop(event.queue, event.packet_id, "closed")  # it may be of a later one, from the same port
+            return
         if connection.resync.pending:
             out.drop(event.queue, event.packet_id, "resyncing")
             return

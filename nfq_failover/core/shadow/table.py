@@ -150,8 +150,7 @@ class ShadowTable:
         """The primary tells how far its TCP is: answer, and see whether our tap has lost the tail."""
         connection = self.numbers.get(record.conn)
         if connection is None or connection.state is Shadow.DEAD:
-            reason = connection.reason if connection is not None else "unknown to the backup"
-            self.out.record(Unprotected(record.conn, reason))
+            self._deny(record.conn, connection, now)
             return
         inward, gap = connection.inward, connection.gap
         gap.primary_is_at(inward.client.offset(record.rcv_nxt))
@@ -166,12 +165,18 @@ class ShadowTable:
         self._unconfirmed[connection.conn] = connection
         self.repair.primary_is_at(connection, now)
 
+    def _deny(self, conn: int, connection: ShadowConnection | None, now: float) -> None:
+        """The primary speaks of a connection that we have not, or can't continue."""
+        if connection is not None:
+            self.out.record(Unprotected(conn, connection.reason))
+        elif not self.openings.waits(conn, now):
+            self.out.record(Unprotected(conn, "unknown to the backup"))
+
     def _on_pace_asked(self, record: PaceAsked, now: float) -> None:
         """The primary wants to know where our replica is, and tells whether its client waits for it."""
         connection = self.numbers.get(record.conn)
         if connection is None or connection.state is Shadow.DEAD:
-            reason = connection.reason if connection is not None else "unknown to the backup"
-            self.out.record(Unprotected(record.conn, reason))
+            self._deny(record.conn, connection, now)
             return
         connection.note_turn(record.turn)
         if connection.map is not None:
@@ -294,7 +299,7 @@ class ShadowTable:
     def _fed_enough(self, connection: ShadowConnection, now: float) -> None:
         """A connection is over, and its replica has got what it could be given."""
         lingers = connection.ended and not connection.heard
-        if connection.inward.unread:
+        if connection.misses_input:
             self.wholeness.lacks(connection.conn, connection.flow, connection.reason)
         if not lingers:
             self._give_up(connection, connection.reason)
@@ -306,7 +311,7 @@ class ShadowTable:
         self.feeding.forget(connection.conn)
         # What comes after the point where both servers have reset the connection, neither of them reads.
         both = connection.output.rst_out is not None and connection.end.primary_ended_at is not None
-        if connection.state is not Shadow.DEAD and connection.inward.unread and not connection.over and not both:
+        if connection.state is not Shadow.DEAD and connection.misses_input and not connection.over and not both:
             self.wholeness.lacks(connection.conn, connection.flow, reason)
         connection.give_up(reason)
         if connection.closing.closed_at is None:

@@ -13,10 +13,11 @@ from nfq_failover.core.shadow.lengths import Lengths
 from nfq_failover.core.shadow.recovery import Recovery
 from nfq_failover.core.shadow.repair import Repair
 from nfq_failover.core.shadow.resets import Resets
-from nfq_failover.core.shadow.strays import Strays, unanswered
+from nfq_failover.core.shadow.strays import Stray, Strays, unanswered
 from nfq_failover.core.shadow.wholeness import Wholeness
 from nfq_failover.core.tcp.translation import Translation
 from nfq_failover.wire.segment import FlowKey, Segment
+from nfq_failover.wire.seqnum import diff
 
 NEVER_READY = "the replica was never ready"
 RESET_EARLY = "its client's reset has come before its bytes"
@@ -69,6 +70,9 @@ class Takeover:
             if connection.state is Shadow.ACTIVE:
                 going += connection.living  # it was handed over before
                 continue
+            if connection.ended and self._left_behind(connection):
+                self._forget(connection)
+                continue
             over = connection.closing.closed_at is not None or connection.inward.reset_by_client
             if connection.state is Shadow.SHADOW and not over and not connection.ended:
                 reason = LATE if connection.late else self._divergence.at_takeover(connection, now)
@@ -111,16 +115,26 @@ class Takeover:
         """Tell the client of a connection that can't be continued that it is over."""
         self._lacks(connection)
         connection.cut()
-        if (stray := self._strays.flows.get(connection.flow)) is not None:
+        stray = self._strays.flows.get(connection.flow)
+        if stray is not None and stray.told.conn == connection.conn:
             connection.acceptance.primary_has_sent(connection.seen.offset(stray.told.seq))
         self._resets.tell(connection, now)
         self.out.mishaps.note("connection reset at the takeover", connection.reason, connection.flow, now)
         if connection.state is Shadow.FED:
             self._feeding.drain(connection, now)
 
+    def _left_behind(self, connection: ShadowConnection) -> bool:
+        """Whether its client has gone on, by a connection from the same port that has no replica."""
+        stray = self._strays.flows.get(connection.flow)
+        return stray is not None and _later(stray, connection)
+
     def _cut_strays(self, now: float) -> int:
         """Tell the clients of connections that never had a replica. Returns how many there are."""
-        found = [stray for stray in self._strays.take() if stray.flow not in self._flows]
+        found = [
+            stray
+            for stray in self._strays.take()
+            if (have := self._flows.get(stray.flow)) is None or _later(stray, have)
+        ]
         for stray in found:
             self._resets.tell(stray, now)
             self.out.mishaps.note("connection reset at the takeover", "it had no replica", stray.flow, now)
@@ -160,3 +174,8 @@ class Takeover:
         if seg.payload_len and resending.stuck(offset, now, self._settings.hole_deadline_ms / 1000):
             self._die(connection, "bytes were acknowledged that this host never had", now)
             self._resets.tell(connection, now)  # not from `seg`: its ACK number is already the replica's
+
+
+def _later(stray: Stray, connection: ShadowConnection) -> bool:
+    """Whether the primary has numbered it after that connection, which had the same port."""
+    return diff(stray.told.conn, connection.conn) > 0

@@ -14,6 +14,7 @@ from nfq_failover.core.shadow.connection import ShadowConnection
 from nfq_failover.core.shadow.header import ClientHeader
 from nfq_failover.core.shadow.holding import Holding
 from nfq_failover.core.shadow.inward import Inward
+from nfq_failover.core.shadow.opening import Openings
 from nfq_failover.core.shadow.order import Order
 from nfq_failover.core.shadow.recovery import Recovery
 from nfq_failover.core.shadow.resending import AckWait, Resending
@@ -254,6 +255,13 @@ SHADOW = (
         (Patch(Holding, "on_heard", nothing),),
         ("turns",),
         (2, "turns"),
+    ),
+    Mutant(
+        "not open a connection late whose port was not free",
+        "was only slow, and has missed input",
+        (Patch(Openings, "waits", lambda *_: False),),
+        ("replica-hangs",),
+        (42000053, "replica-hangs"),
     ),
     Mutant(
         "reset sent once",

@@ -199,6 +199,58 @@ def test_new_connection_from_the_port_waits_until_the_replica_has_the_rest_of_th
         quiet(t)
 
 
+def test_new_connection_that_the_primary_has_ceased_to_wait_for_is_opened_all_the_same() -> None:
+    """What its client sends meanwhile is not taken for the last one's, whose numbers were near."""
+    following = replace(opening(), conn=2, irs=IRS + 50)
+    with fed() as t:
+        t >> from_client(0, 100) << f"pass [.] 0:100 ack 1200 wnd 65535 {TS_OWN}" << confirmed(100, EDGE)
+        t >> Close(1, "replaced by a new connection") << Closed(1)
+        t >> following
+        t >> Progress(2, (IRS + 51) % 2**32, True) >> PaceAsked(2, 0)
+        assert not quiet(t)
+        t >> from_client(50, 60, payload=bytes(60)) << "drop closed"
+        assert t.shadow.state is Shadow.FED
+        t >> replica(1200, 0, ack=100)
+        quiet(t)
+        t >> Progress(2, (IRS + 51) % 2**32, True)
+        assert [each.split()[:2] for each in quiet(t)] == [["kernel", "[R.]"], ["kernel", "[S]"]]
+        assert t.side.flows[FLOW].conn == 2
+        t >> Progress(3, 0, True)
+        assert quiet(t) == ["Unprotected(conn=3, reason='unknown to the backup')"]
+        t.side.clear("the end")
+        quiet(t)
+
+
+def test_new_connection_that_has_ended_before_its_port_was_free_is_not_opened() -> None:
+    with fed() as t:
+        t >> from_client(0, 100) << f"pass [.] 0:100 ack 1200 wnd 65535 {TS_OWN}" << confirmed(100, EDGE)
+        t >> replace(opening(), conn=2, irs=70_000)
+        t >> Close(2, "closed") << Closed(2)
+        t >> Progress(2, 70_001, True)
+        assert quiet(t) == ["Unprotected(conn=2, reason='unknown to the backup')"]
+
+
+def test_what_lies_behind_a_hole_that_the_primary_has_too_is_not_missing() -> None:
+    """A client that has reset its connection never fills it."""
+    with fed() as t:
+        t >> from_client(100, 100)
+        quiet(t)
+        t >> Close(1, "closed") << Closed(1)
+        after(t, GRACE_S + 0.15)
+        assert not t.side.wholeness.missed
+
+
+def test_hole_that_the_primary_does_not_have_is_missing_input() -> None:
+    with fed() as t:
+        t >> from_client(100, 100)
+        quiet(t)
+        t >> Progress(1, client_seq(200), True)
+        quiet(t)
+        t >> Close(1, "closed") << Closed(1)
+        after(t, GRACE_S + 0.15)
+        assert t.side.wholeness.missed == 1
+
+
 def test_new_connection_from_the_port_waits_also_after_a_takeover() -> None:
     syn = Segment(client(-1, ack=None, flags="S", irs=IRS + 70_000).packet(ISS))
     with fed() as t:

@@ -8,7 +8,7 @@ from nfq_failover.core.shadow.connection import Shadow
 from nfq_failover.core.shadow.resets import WAITS_S, places
 from nfq_failover.wire.records import Close, Closed, Opened, Served, Unprotected
 from nfq_failover.wire.segment import Segment
-from tests.support.shadow import SILENT, Shadowing, answer, from_client
+from tests.support.shadow import SILENT, Shadowing, answer, from_client, replica
 from tests.support.transcript import (
     FLOW,
     IRS,
@@ -170,6 +170,27 @@ def test_port_that_is_used_again_is_another_connection() -> None:
         t >> served() >> served(2000, conn=6) >> Close(5, "closed") << Closed(5)
         t >> "takeover"
         assert quiet(t)[0] == "client [R.] 2000 ack 50 wnd 0"
+
+
+def test_connection_from_the_port_of_one_that_has_ended_is_told_like_any_other() -> None:
+    """The earlier one had a replica, and is remembered for a client that repeats its FIN."""
+    with Shadowing() as t:
+        t >> from_client(0, 0, flags="F.")
+        t.effects.clear()
+        t >> replica(0, ack=1, flags="F.")
+        t.effects.clear()
+        t >> from_client(1, 0, ack=1)
+        t.effects.clear()
+        assert t.shadow.ended
+        t >> served(2000, conn=5) >> "takeover"
+        assert quiet(t)[0] == "client [R.] 2000 ack 50 wnd 0"
+
+
+def test_what_was_told_of_an_earlier_connection_does_no_harm_to_a_later_one() -> None:
+    with Shadowing() as t:
+        t.shadow.conn = 7
+        t >> served(2000, conn=5) >> "takeover"
+        assert not any("[R" in line for line in quiet(t)) and t.shadow.state is Shadow.ACTIVE
 
 
 def test_table_has_a_limit() -> None:

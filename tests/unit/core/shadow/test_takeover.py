@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from nfq_failover.core.events import FlowsGone
 from nfq_failover.core.shadow.connection import Shadow
-from nfq_failover.wire.records import Close, Closed, Opened, Unprotected
+from nfq_failover.wire.records import Close, Closed, Data, Opened, Progress, Record, Unprotected
 from nfq_failover.wire.segment import Segment
 from nfq_failover.wire.tcp_options import SynOptions
 from tests.support.shadow import EDGE, SILENT, Shadowing, answer, from_client, replica
@@ -220,6 +222,22 @@ def test_syn_ack_is_repeated_with_the_primarys_numbers_and_scale() -> None:
         t >> from_client(0, 0) << "pass [.] 0 ack 0 wnd 500 ts 1001/7000000"
         t >> from_client(0, 10) << "pass [.] 0:10 ack 0 wnd 500 ts 1001/7000000"
         t >> replica(0, 5, ack=10) << f"pass [.] 0:5 ack 10 wnd 9996 ts {AT + 500}/1001"
+
+
+@pytest.mark.parametrize("known", [Progress(1, client_seq(0), True), Data(1, client_seq(0), b"x", False)])
+def test_syn_ack_that_the_client_has_is_not_sent_again(known: Record) -> None:
+    """It waited in our queue, or our TCP has missed the client's answer: it gets that, and the client hears nothing."""
+    with ShadowTranscript() as t:
+        t >> opening() << "kernel [S] -1 wnd 64240"
+        t >> answer() << SILENT << Opened(1, True, client_seq(5000))
+        t >> known
+        t.effects.clear()
+        t >> "takeover"
+        t.effects.clear()
+        t >> answer()
+        told = [str(effect) for effect in t.effects]
+        t.effects.clear()
+        assert told[0] == "drop syn-ack-late" and told[1].startswith("kernel [.] ") and len(told) == 2
 
 
 def test_connection_that_no_client_has_seen_is_native() -> None:
