@@ -97,8 +97,16 @@ class HostFacts:
 
 
 @dataclass(slots=True)
+class ClockRead:
+    """The time of day, in seconds since 1970 (POSIX), is so far ahead of our monotonic clock."""
+
+    ahead_s: float
+
+
+@dataclass(slots=True)
 class StrangerHeard:
-    """A datagram has come to the sync channel from where no peer is expected (address, port). Not each one is told."""
+    """A datagram has come to the sync channel that belongs to no session: from where no peer is expected (address,
+    port), or a question. Not each one is told."""
 
     source: tuple[str, int]
     data: bytes
@@ -262,6 +270,7 @@ Event = (
     | QueueOverrun
     | DatagramReceived
     | HostFacts
+    | ClockRead
     | StrangerHeard
     | Undelivered
     | TimerFired
@@ -394,6 +403,15 @@ class TellClients:
 
 
 @dataclass(slots=True)
+class SendProbe:
+    """Send a segment that tries the tap, with this token (wire/tap_probe.py), to a hardware address; to the multicast
+    tap's if it is empty. It is not answered."""
+
+    token: int
+    hardware: bytes
+
+
+@dataclass(slots=True)
 class QueryFlows:
     """Find out which of these connections the kernel no longer knows. Answered by `FlowsGone`."""
 
@@ -427,6 +445,7 @@ Effect = (
     | ApplyRules
     | OwnAddress
     | TellClients
+    | SendProbe
     | QueryFlows
     | ListFlows
     | Log

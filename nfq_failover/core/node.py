@@ -14,6 +14,7 @@ from nfq_failover.core import restart
 from nfq_failover.core.actions import Actions
 from nfq_failover.core.concerns import Concern, Part, Weight
 from nfq_failover.core.events import (
+    ClockRead,
     CopiesLost,
     DatagramReceived,
     DatagramsLost,
@@ -51,6 +52,7 @@ from nfq_failover.core.leftovers import LeftoverSweep
 from nfq_failover.core.outbox import Outbox
 from nfq_failover.core.overruns import Overruns
 from nfq_failover.core.pair.agreement import Agreement, facts_of
+from nfq_failover.core.pair.inquiry import Answering
 from nfq_failover.core.pair.link import Link, Links
 from nfq_failover.core.pair.membership import Membership
 from nfq_failover.core.pair.roles import Role, State
@@ -63,9 +65,11 @@ from nfq_failover.core.shadow import path_mtu
 from nfq_failover.core.shadow.checkpoint import Checkpoint, CheckpointWriter
 from nfq_failover.core.shadow.table import ShadowTable
 from nfq_failover.core.status import Status, status_of
+from nfq_failover.core.tap_probe import TapProbe
 from nfq_failover.errors import MalformedSegment
+from nfq_failover.wire.datagram import is_question
 from nfq_failover.wire.icmp import is_icmp
-from nfq_failover.wire.records import Record, Towards
+from nfq_failover.wire.records import ProbeAsked, Record, Towards
 from nfq_failover.wire.segment import Segment
 
 _SHADOWING = frozenset((State.SHADOWING, State.CHECKING, State.ASKING, State.FENCING))
@@ -124,6 +128,8 @@ class Node:
             *(settings, self.out, self.members, self.links, self.history),
             *(self.gate, self.shadow, self.rules, checkpoint),
         )
+        self._tap_probe = TapProbe(settings, self.out, self.members, self.shadowed, self.shadow.repair.tap, rng)
+        self._answering = Answering(settings, self.telling, self.out)
         self._next_tick = self._last_tick = now
         self._pause_s = settings.detection_ms / 1000
         self.checkpoint = checkpoint
@@ -234,6 +240,8 @@ class Node:
                 self.checkpoint.review(connection)
         elif self.members.state not in _SERVING:
             self.out.drop(event.queue, event.packet_id, "not-serving")
+            if not seg.sport:
+                self._tap_probe.came(seg, now)
             if self.shadow.strays.flows:
                 self.shadow.strays.heard((seg.src, seg.sport, seg.dst, seg.dport), seg)
         elif seg.flags & SYN and not seg.flags & RST:
@@ -286,6 +294,8 @@ class Node:
             refused = "record-of-old-epoch"  # held back on the way, or overtaken
         for record in received.records:
             if record.towards is Towards.HOST:
+                if isinstance(record, ProbeAsked):
+                    self._tap_probe.asked(record, now)
                 link.told.take(record, now)  # it is true of the host in any epoch and state
                 self.setup.review(now)
             elif refused:
@@ -347,6 +357,7 @@ class Node:
             self.shadow.wholeness.on_timer(now)
         self.shadow.handovers.on_timer(self.members.state is State.SHADOWING and not self.shadowed.view.lost(now), now)
         self.sweep.on_timer(self.checkpoint is not None and self.members.state in _SERVING, now)
+        self._tap_probe.on_timer(now)
         self.rules.on_timer(self.members.role)
         self.links.tell(self.telling.due(now))
         self.actions.observe(now)
@@ -387,10 +398,14 @@ class Node:
         elif isinstance(event, RulesLost):
             self.out.counters["rules-lost"] += 1
             self.out.log("error", "firewall rules lost", detail=event.detail)
+        elif isinstance(event, StrangerHeard) and is_question(event.data):
+            self._answering.asked(event, now)
         elif isinstance(event, StrangerHeard | Undelivered):
             self.links.clue(event, now)
         elif isinstance(event, HostFacts):
             self.setup.host_is(event.facts)
+        elif isinstance(event, ClockRead):
+            self.telling.clock_is(event.ahead_s)
         elif isinstance(event, HostChecked):
             self.out.concerns.replace("host", event.concerns, now)
         elif isinstance(event, ListenersSeen):

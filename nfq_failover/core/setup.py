@@ -6,6 +6,7 @@ from nfq_failover.core import ports
 from nfq_failover.core.gate.table import GateTable
 from nfq_failover.core.outbox import Outbox
 from nfq_failover.core.pair.agreement import HEADERS, Agreement, datagram_bytes, facts_of, mtu_of
+from nfq_failover.core.pair.clocks import Clocks
 from nfq_failover.core.pair.link import Link
 from nfq_failover.core.pair.membership import Membership
 from nfq_failover.core.pair.roles import Role
@@ -45,6 +46,7 @@ class Setup:
         self._shadow = shadow
         self._rules = rules
         self._host_facts: Pairs = ()
+        self._clocks = Clocks(settings.name, protector.told, telling, out.concerns)
 
     def tell(self) -> None:
         """Take note of how this host is set up, and tell it."""
@@ -90,6 +92,7 @@ class Setup:
 
     def review(self, now: float) -> None:
         """Look at what both hosts have told, and do what follows if that has changed."""
+        self._clocks.review(now)
         if self._agreement.review(now):
             self._share(now)
             self.follow_agreement(now)

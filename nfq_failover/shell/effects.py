@@ -22,6 +22,7 @@ from nfq_failover.core.events import (
     QueryFlows,
     SaveCheckpoint,
     SendDatagram,
+    SendProbe,
     StoreEpoch,
     TellClients,
     Verdict,
@@ -32,6 +33,7 @@ from nfq_failover.shell.fencing.second_opinion import SecondOpinion
 from nfq_failover.shell.firewall.keeper import RulesKeeper
 from nfq_failover.shell.host.address import ServiceAddress
 from nfq_failover.shell.host.connections import FlowList, FlowQueries
+from nfq_failover.shell.host.tap_probe import TapProbes
 from nfq_failover.shell.packets.outlet import Outlet
 from nfq_failover.shell.packets.primary_copies import PrimaryCopies
 from nfq_failover.shell.peer.delivery import Delivery
@@ -67,6 +69,7 @@ class Effects:
         copies: PrimaryCopies,
         flow_queries: FlowQueries,
         flow_list: FlowList,
+        probes: TapProbes,
     ) -> None:
         self._node = node
         self._feed = feed
@@ -83,6 +86,7 @@ class Effects:
         self._copies = copies
         self._flow_queries = flow_queries
         self._flow_list = flow_list
+        self._probes = probes
 
     def carry_out(self) -> None:
         """Do what the node has decided by now; for most of it the kernel is asked at the end, once."""
@@ -135,6 +139,8 @@ class Effects:
         elif isinstance(effect, ApplyRules):
             self._copies.follow(effect.profile)
             self._rules.apply(effect)
+        elif isinstance(effect, SendProbe):
+            self._probes.send(effect)
         elif isinstance(effect, QueryFlows):
             self._flow_queries.ask(effect.flows)
         elif isinstance(effect, ListFlows):

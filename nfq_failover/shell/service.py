@@ -43,6 +43,7 @@ from nfq_failover.shell.host.health import HealthChecks
 from nfq_failover.shell.host.hook import Hook
 from nfq_failover.shell.host.listeners import Listening
 from nfq_failover.shell.host.rtnetlink import Changes
+from nfq_failover.shell.host.tap_probe import TapProbes
 from nfq_failover.shell.loop import Loop
 from nfq_failover.shell.packets.nfqueue import PacketQueue
 from nfq_failover.shell.packets.outlet import Outlet
@@ -64,6 +65,7 @@ from nfq_failover.shell.selfcheck.foreign_rules import ForeignRules, TakenMark
 from nfq_failover.shell.selfcheck.parts import Found, HeartbeatsGo
 from nfq_failover.shell.selfcheck.ready import ready_checks
 from nfq_failover.shell.selfcheck.routes import RoutesCheck
+from nfq_failover.shell.selfcheck.wall_clock import WallClockReader
 from nfq_failover.shell.start import Prepared, PreparedService
 from nfq_failover.shell.state.epoch import EpochStore
 from nfq_failover.shell.trouble import Alarms, helper_gone, out_of_memory
@@ -148,13 +150,15 @@ class Service:
         self._hook = undo.closing(Hook(config.notify, settings.name, config.service, loop))
         checkpoint = CheckpointWriter(own.store.life)
         self.node = Node(settings, os.urandom, epoch, served, time.monotonic(), checkpoint, earlier)
+        probes = TapProbes(config.interface, config.listen[0], (settings.service, settings.ports[0][0]), config.tap_mac)
         self._effects = Effects(
             *(self.node, self._feed, self._alarms, self._outlet, self._delivery, self._heartbeats),
             *(self._second_opinion, self._fences, self._checkpoints, self._epochs, self._address),
-            *(self._rules, self._copies, self._flow_queries, self._flow_list),
+            *(self._rules, self._copies, self._flow_queries, self._flow_list, probes),
         )
         self._host_facts = HostFactsReader(config)
         self._routes = undo.closing(RoutesCheck(config, lambda: self.node.shadow.flows))
+        self._wall_clock = WallClockReader()
         self._self_checks = SelfChecks(self._checks())
         self._listening = Listening(settings.service, settings.serves)
         self._sync = SyncReader(sockets, self.node, self._feed)
@@ -319,6 +323,8 @@ class Service:
         return before is not self._said
 
     def _tell_facts(self, now: float) -> None:
+        if (clock := self._wall_clock.tick(now)) is not None:
+            self._feed(clock, now)
         if (facts := self._host_facts.tick(now)) is not None:
             self._feed(facts, now)
 

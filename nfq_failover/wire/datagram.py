@@ -1,4 +1,5 @@
-"""The sync channel's datagrams: header and authentication. Their bodies: wire/heartbeat.py, wire/records/.
+"""The sync channel's datagrams: header and authentication. Their bodies: wire/heartbeat.py, wire/records/,
+and wire/inquiry.py for those that belong to no session.
 
     version (1)  kind and direction (1)  session (8)  epoch (4)  counter (8)  body  MAC (16)
 
@@ -40,9 +41,14 @@ class Kind(IntEnum):
     REPLY = 2
     RECORDS = 3
     HEARTBEAT = 4
+    ASK = 5
+    TOLD = 6
 
 
 _KINDS: Final = {kind | bit: (kind, bool(bit)) for kind in Kind for bit in (0, _DIRECTION)}
+
+
+_ASKS: Final = frozenset(bytes((Kind.ASK | bit,)) for bit in (0, _DIRECTION))
 
 
 @dataclass(slots=True)  # not frozen: that would cost a microsecond with every datagram
@@ -87,6 +93,11 @@ def read_header(data: bytes) -> Header:
 def is_handshake(data: bytes) -> bool:
     """Whether a datagram, whose header could be read, is one of a handshake."""
     return data[1] & ~_DIRECTION in (Kind.HELLO, Kind.REPLY)
+
+
+def is_question(data: bytes) -> bool:
+    """Whether a datagram says that it is an ASK."""
+    return data[1:2] in _ASKS
 
 
 def open_body(data: bytes, key: bytes) -> bytes:

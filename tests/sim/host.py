@@ -17,6 +17,7 @@ from nfq_failover.core.events import (
     ApplyRules,
     AskWitness,
     CheckLink,
+    ClockRead,
     DatagramReceived,
     Effect,
     EpochStored,
@@ -42,6 +43,7 @@ from nfq_failover.core.events import (
     RulesApplied,
     SaveCheckpoint,
     SendDatagram,
+    SendProbe,
     SettingsChanged,
     StoreEpoch,
     TellClients,
@@ -57,6 +59,7 @@ from nfq_failover.core.shadow.checkpoint import LIFE_BYTES, CheckpointWriter, re
 from nfq_failover.wire.heartbeat import HeartbeatTemplate
 from nfq_failover.wire.icmp import is_icmp
 from nfq_failover.wire.segment import FlowKey, Segment
+from nfq_failover.wire.tap_probe import tap_probe
 
 from .application import Application
 from .apps import Server
@@ -74,6 +77,7 @@ WANTED_LOOK_S = 0.03
 BUSY_S, BUSY_TIMERS = 0.01, 500
 OVERDUE = 4  # times in a row that a deadline may still have passed when the timers have been fired
 UDP_HEADERS = 28
+NOBODY = bytes((192, 0, 2, 1))  # who sends probes of the tap, for all that the model looks at
 STEP_S = 0.00002  # from the stack to the queue
 
 
@@ -168,6 +172,7 @@ class SimHost:
         self._progress = self.ticks.now
         self._timer_at = self._rules_at = self._busy_until = 0.0
         self.feed(HostFacts(self._facts()))
+        self.feed(ClockRead(1e9 + self.clock.now - self.ticks.now))
         self.feed(TimerFired())
         if self.speechless:
             self._look(self.life)
@@ -495,6 +500,10 @@ class SimHost:
         elif isinstance(effect, TellClients):
             taken_over = {flow[0] for flow in self.node.shadow.flows}
             assert self.owns and set(effect.clients) == taken_over, "clients are told by the host that serves them"
+        elif isinstance(effect, SendProbe):
+            settings = self.node.settings
+            probe = tap_probe(NOBODY, (settings.service, settings.ports[0][0]), effect.token)
+            self.world.probe(self, bytes(probe), effect.hardware)
         elif isinstance(effect, QueryFlows):
             self.tell(0.0, FlowsGone([flow for flow in effect.flows if not self.kernel.knows(flow)]))
         elif isinstance(effect, SaveCheckpoint):

@@ -174,6 +174,14 @@ class SimWorld:
         for other in self.others(host):
             self.taps[other.name].send(packet)
 
+    def probe(self, host: SimHost, packet: bytes, hardware: bytes) -> None:
+        """A daemon tries the tap: a frame to another host, which may clone it, or to the multicast address."""
+        for other in self.others(host):
+            if hardware:
+                other.wire_input(packet)
+            else:
+                self.taps[other.name].send(packet)
+
     def outward(self, host: SimHost, packet: bytes, returns: bool = False) -> None:
         """A packet leaves a server for the client. `returns`: it is a daemon's own, which was in the queue."""
         self._note(host.name, packet)

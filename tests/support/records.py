@@ -43,6 +43,7 @@ from nfq_failover.wire.records import (
     Opened,
     PaceAsked,
     PaceTold,
+    ProbeAsked,
     Progress,
     Record,
     SentAsked,
@@ -50,6 +51,7 @@ from nfq_failover.wire.records import (
     Served,
     Unprotected,
     UnprotectedSeen,
+    WallClock,
     Whole,
     WholeSaid,
 )
@@ -119,6 +121,8 @@ PINNED: list[tuple[Record, str]] = [
         "3e 000d 00 04 0a000001 06 020000000002",
     ),
     (Hindered("a", (b"\x0a\0\0\1",)), "3f 0007 01 61 04 0a000001"),
+    (ProbeAsked(7), "40 0004 00000007"),
+    (WallClock(1000), "41 0008 00000000000003e8"),
     (Concerned(()), "3d 0000"),
     (Concerned(((3, "a", "b", ""),)), "3d 0006 03 01 61 01 62 00"),
 ]
@@ -190,6 +194,8 @@ STRATEGIES: dict[type[Record], st.SearchStrategy[Record]] = {
     Facts: st.builds(Facts, facts),
     Concerned: st.builds(Concerned, concerns),
     Hindered: st.builds(Hindered, words, st.lists(packed, max_size=MAX_CLIENTS).map(tuple)),
+    ProbeAsked: st.builds(ProbeAsked, u32),
+    WallClock: st.builds(WallClock, st.integers(0, 2**64 - 1)),
     OnLink: st.builds(OnLink, st.binary(max_size=8), on_link),
 }
 records: st.SearchStrategy[Record] = st.one_of(*STRATEGIES.values())

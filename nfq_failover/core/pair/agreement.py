@@ -271,6 +271,12 @@ class Common:
         return None if self.mtu is None else self.mtu - HEADERS
 
 
+def compare(one: Host, other: Host) -> list[Concern]:
+    """All that differs, in the same words on both hosts."""
+    both = sorted((one, other), key=lambda host: host.name)
+    return [concern for rule in RULES if (concern := rule.judge(*both)) is not None]
+
+
 def facts_of(settings: Settings, sharing: Sharing) -> Pairs:
     """What the core's settings say of a host."""
     alone = [
@@ -368,8 +374,7 @@ class Agreement:
         return True
 
     def _compare(self, facts: Facts, now: float) -> None:
-        both = sorted((Host(self._settings.name, self.own), Host(self._peer, facts)), key=lambda host: host.name)
-        found = [concern for rule in RULES if (concern := rule.judge(*both)) is not None]
+        found = compare(Host(self._settings.name, self.own), Host(self._peer, facts))
         self._out.concerns.replace(SOURCE, found, now)
         refused = [concern.what for concern in found if concern.weight is Weight.UNPROTECTED]
         self.obstacle = "; ".join(refused)

@@ -96,6 +96,15 @@ class Received:
     unknown: list[int] = field(default_factory=list)  # numbers of records that a later version has sent
 
 
+def _master(key: bytes) -> bytes:
+    return blake2s(key, person=b"nfqfmast").digest()
+
+
+def handshake_key(key: bytes) -> bytes:
+    """The key of all that belongs to no session, from the long-term one of the pair."""
+    return blake2s(key=_master(key), person=b"nfqfhand").digest()
+
+
 def _introduction(kind: Kind) -> int:
     """The bytes before the names in a handshake's body."""
     return (NONCE_BYTES + CHALLENGE_BYTES) * (1 if kind is Kind.HELLO else 2)
@@ -119,8 +128,8 @@ class Session:
         self._rng = rng
         self._nonce = rng(NONCE_BYTES)
         self._challenge = rng(CHALLENGE_BYTES)
-        self._master = blake2s(settings.key, person=b"nfqfmast").digest()
-        self._hello_key = blake2s(key=self._master, person=b"nfqfhand").digest()
+        self._master = _master(settings.key)
+        self._hello_key = handshake_key(settings.key)
         self._current: Keys | None = None
         self._retired: dict[int, None] = {}
         self._counter = 0
@@ -243,6 +252,8 @@ class Session:
             if header.kind in (Kind.HELLO, Kind.REPLY):
                 self.refused += 1
                 return self._handshake(header, open_body(data, self._hello_key))
+            if header.kind in (Kind.ASK, Kind.TOLD):
+                raise MalformedDatagram("of-no-session")
             if header.direction is self.direction:
                 raise MalformedDatagram("reflected")
             keys = self._current

@@ -13,6 +13,7 @@ from nfq_failover.wire.records import (
     Hindered,
     OnLink,
     Record,
+    WallClock,
     read_numbers,
 )
 
@@ -30,15 +31,17 @@ class Told:
     `facts` are its settings and its kernel's by name, None before it has told them: an older version never does.
     `hardware` is its interface's hardware address, empty before it has told it; `neighbours` are the hardware addresses
     of its clients' neighbours, by their own. `lacks` are the numbers of the records that we know, and it does not.
+    `clock` is its time of day in milliseconds since 1970, and when it came.
     """
 
     def __init__(self, peer: str, concerns: Concerns) -> None:
         """`concerns`: where the peer's are noted, too."""
         self.facts: dict[str, str] | None = None
         self.lacks: frozenset[int] = frozenset()
-        self._peer = peer
+        self.peer = peer
         self._concerns = concerns
         self.hardware = b""
+        self.clock: tuple[int, float] | None = None
         self.neighbours: dict[bytes, bytes] = {}
         self._hindered: dict[str, tuple[bytes, ...]] = {}  # by code: of the concerns that are told next
         self._heard_at: float | None = None
@@ -48,6 +51,7 @@ class Told:
         self.facts = None
         self.lacks = frozenset()
         self.hardware = b""
+        self.clock = None
         self.neighbours.clear()
         self._hindered.clear()
 
@@ -64,6 +68,8 @@ class Told:
                 self.neighbours[address] = hardware  # the last to be forgotten
             for address in list(self.neighbours)[:-MAX_KNOWN]:
                 del self.neighbours[address]
+        elif isinstance(record, WallClock):
+            self.clock = record.ms, now
         elif isinstance(record, Hindered):
             if len(self._hindered) < MAX_OF_A_PEER:
                 self._hindered[record.code] = record.clients[:MAX_CLIENTS]
@@ -71,13 +77,13 @@ class Told:
             self._heard_at = now
             hindered, self._hindered = self._hindered, {}
             told = (replace(_concern(*each), clients=hindered.get(each[1], ())) for each in record.concerns)
-            self._concerns.told(self._peer, told, now)
+            self._concerns.told(self.peer, told, now)
 
     def on_timer(self, now: float) -> None:
         """Forget what is wrong with a peer that does not say so any more."""
         if self._heard_at is not None and now - self._heard_at > STALE_S:
             self._heard_at = None
-            self._concerns.told(self._peer, (), now)
+            self._concerns.told(self.peer, (), now)
 
 
 def _concern(weight: int, code: str, what: str, cure: str) -> Concern:
@@ -94,6 +100,7 @@ class Telling:
         self._concerns = concerns
         self._hardware = b""
         self._neighbours: Neighbours = ()
+        self._ahead_s: float | None = None
         self._version = -1
         self._next = 0.0
 
@@ -113,15 +120,29 @@ class Telling:
         """Tell them at the next opportunity."""
         self._next = 0.0
 
+    def clock_is(self, ahead_s: float) -> None:
+        """The time of day, in seconds since 1970, is so far ahead of our monotonic clock."""
+        self._ahead_s = ahead_s
+
+    def wall_clock(self, now: float) -> WallClock | None:
+        """Our time of day; None while it is not known."""
+        return None if self._ahead_s is None else WallClock(max(0, round((now + self._ahead_s) * 1000)))
+
+    @property
+    def concerns(self) -> tuple[tuple[int, str, str, str], ...]:
+        """What is wrong with this host, as it is told."""
+        return tuple((int(each.weight), each.code, each.what, each.cure) for each in self._concerns.own)
+
     def due(self, now: float) -> list[Record]:
         """The records that every peer is to be sent now."""
         if now < self._next and self._version == self._concerns.version:
             return []
         self._next, self._version = now + TELL_EVERY_S, self._concerns.version
         own = self._concerns.own
-        concerns = tuple((int(each.weight), each.code, each.what, each.cure) for each in own)
         told: list[Record] = [Facts(self.facts), *(Hindered(each.code, each.clients) for each in own if each.clients)]
-        told.append(Concerned(concerns))  # after what belongs to it
+        told.append(Concerned(self.concerns))  # after what belongs to it
+        if (clock := self.wall_clock(now)) is not None:
+            told.append(clock)
         if self._hardware:
             some, rest = self._neighbours[:MAX_NEIGHBOURS], self._neighbours[MAX_NEIGHBOURS:]
             self._neighbours = rest + some  # each in its turn

@@ -50,13 +50,17 @@ class Span:
 
 
 class TapWatch:
-    """Counts, and judges once a second. `share`: of the clients' bytes in the last seconds, what was fetched."""
+    """Counts, and judges once a second. `share`: of the clients' bytes in the last seconds, what was fetched.
+
+    `heard`: how many packets the tap has brought, until the last second.
+    """
 
     def __init__(self, out: Outbox, multicast: bool = False) -> None:
         """`multicast`: after a takeover the clients' packets come the same way."""
         self.out = out
         self._multicast = multicast
         self.share = 0.0
+        self.heard = 0
         self._span = Span()
         self._spans: deque[Span] = deque(maxlen=SPANS)
         self._next = self._judged_at = 0.0
@@ -82,6 +86,7 @@ class TapWatch:
             return
         self._next, self._judged_at = now + EVERY_S, now
         self._spans.append(self._span)
+        self.heard += self._span.packets
         self._span = Span()
         seen = sum(self._spans, Span())
         total = seen.tapped + seen.fetched

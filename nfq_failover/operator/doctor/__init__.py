@@ -23,6 +23,12 @@ def add_parser(subparsers: Any) -> None:
         _EPILOG,
     )
     parser.add_argument("--json", action="store_true", help="everything, as JSON")
+    parser.add_argument(
+        "--facts", action="store_true", help="print how this host is set up, for --compare there, and look at nothing"
+    )
+    parser.add_argument(
+        "--compare", metavar="FILE", help="what --facts has printed on the other host ('-': the standard input)"
+    )
 
 
 def _run(args: argparse.Namespace) -> int:

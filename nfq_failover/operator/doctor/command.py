@@ -14,7 +14,7 @@ from typing import Any
 from nfq_failover.config import Config, load
 from nfq_failover.core.concerns import Concern, Weight
 from nfq_failover.errors import CommandError, ConfigError
-from nfq_failover.operator.doctor import host, network, running, trial
+from nfq_failover.operator.doctor import host, network, other, running, trial
 from nfq_failover.operator.doctor.report import Result, exit_code, lines, summary
 from nfq_failover.shell.control import ask
 from nfq_failover.shell.start import CONTROL
@@ -24,8 +24,11 @@ def run(args: argparse.Namespace) -> int:
     """Look at everything, and print what was found. Returns the exit code."""
     if os.geteuid():
         raise CommandError("run the doctor as root: what it looks at belongs to root")
+    if args.facts:
+        print(json.dumps(other.describe(load(args.config)), indent=2))
+        return 0
     results: list[Result] = []
-    for result in _examine(args.config):
+    for result in _examine(args.config, None if args.compare is None else other.read(args.compare)):
         results.append(result)
         if not args.json:
             print("\n".join(lines(result)), flush=True)
@@ -37,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
     return code
 
 
-def _examine(path: Path) -> Iterator[Result]:
+def _examine(path: Path, told: dict[str, Any] | None) -> Iterator[Result]:
     try:
         config = load(path)
     except ConfigError as error:
@@ -51,15 +54,18 @@ def _examine(path: Path) -> Iterator[Result]:
         yield from running.results(status)
     for subject in host.subjects(config):
         yield subject.examine()
-    if status is not None:
-        return  # it looks at the rest itself, again and again
     if hangs is not None:
         yield hangs
-        return
-    yield Result("daemon", "", "it does not run on this host; what it would look at is looked at now")
-    for subject in (trial.subject(path), *network.subjects(config)):
-        _progress(subject.name)
-        yield subject.examine()
+    elif status is None:
+        yield Result("daemon", "", "it does not run on this host; what it would look at is looked at now")
+        for subject in (trial.subject(path), *network.subjects(config)):
+            _progress(subject.name)
+            yield subject.examine()
+    if told is not None:
+        yield other.from_file(config, told)
+    elif status is None or status["peer"]["lost"]:  # else the daemons compare all of that themselves
+        _progress("settings")
+        yield from other.results(config, runs=status is not None or hangs is not None)
 
 
 def _progress(name: str) -> None:

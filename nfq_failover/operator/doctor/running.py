@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from typing import Any, Final
 
 from nfq_failover.core.concerns import Concern, Weight
@@ -15,7 +16,7 @@ _REASONS_SHOWN: Final = 5
 
 def results(status: dict[str, Any]) -> list[Result]:
     """The status in the doctor's form."""
-    return [_pair(status), *_hosts(status), _connections(status)]
+    return [_pair(status), *_hosts(status), *_tap(status), _connections(status)]
 
 
 def _pair(status: dict[str, Any]) -> Result:
@@ -41,6 +42,14 @@ def _hosts(status: dict[str, Any]) -> list[Result]:
         gone = f"{peer} is silent: what is wrong there can't be told"
         found[peer].append(Concern("peer-silent", Weight.UNPROTECTED, gone, f"run the doctor on {peer}"))
     return [Result(host, why, seen, tuple(concerns)) for host, concerns in found.items()]
+
+
+def _tap(status: dict[str, Any]) -> Iterator[Result]:
+    """What is wrong with the tap is among the concerns of the host that should hear it."""
+    sent, came = (status.get("counters", {}).get(f"tap-probes-{name}", 0) for name in ("sent", "came"))
+    if sent:
+        why = "what clients send must reach the backup, too"
+        yield Result("tap", why, f"{came} of {sent} probes have come by it since the daemon's start")
 
 
 def _connections(status: dict[str, Any]) -> Result:

@@ -11,6 +11,7 @@ from typing import Final
 from nfq_failover.core.events import DatagramReceived, DatagramsLost, StrangerHeard
 from nfq_failover.core.node import Node
 from nfq_failover.shell.peer.socket import SyncSockets
+from nfq_failover.wire.datagram import is_question
 
 BATCH: Final = 64
 BUDGET_S: Final = 0.02  # for the sync sockets in one turn of the loop: records must not keep packets waiting
@@ -26,10 +27,10 @@ _QUEUED, _LIMIT, _DROPS = 0, 1, 8  # SK_MEMINFO_RMEM_ALLOC, _RCVBUF and _DROPS, 
 class SyncReader:
     """The receiving half of the sync channel.
 
-    A datagram from anywhere but a peer's address and port is refused before anything else is looked at; the node sees a
-    few of them, since they may tell why a peer is not heard. What the kernel dropped, since the socket's buffer was
-    full, is asked of the socket (the number that SO_RXQ_OVFL attaches to datagrams, without waiting for another
-    datagram to bring it).
+    A datagram from anywhere but a peer's address and port is refused before anything else is looked at; the node
+    sees a few of them, since they may tell why a peer is not heard, and some of the questions, which come from any
+    port. What the kernel dropped, since the socket's buffer was full, is asked of the socket (the number that
+    SO_RXQ_OVFL attaches to datagrams, without waiting for another datagram to bring it).
     """
 
     def __init__(
@@ -40,7 +41,7 @@ class SyncReader:
         self._feed = feed
         self._sessions = {link.source: link.session for link in node.links.all}
         self._reported = 0
-        self._next_stranger = 0.0
+        self._next_stranger = self._next_question = 0.0
         self._last_empty = time.monotonic()
         self.patience_s = min(PATIENCE_S, node.settings.detection_ms / 2000)
 
@@ -63,12 +64,9 @@ class SyncReader:
                     continue
                 now = clock()
                 session = sessions.get(source)
-                if session is None:
+                if session is None or is_question(data):
                     refused += 1
-                    self._node.count("datagram-wrong-source")
-                    if now >= self._next_stranger:
-                        self._next_stranger = now + STRANGER_EVERY_S
-                        self._feed(StrangerHeard(source, data), now)
+                    self._stranger(source, data, now)
                     continue
                 before = session.refused
                 self._feed(DatagramReceived(source, data), now)
@@ -83,6 +81,18 @@ class SyncReader:
             carry_out()
         self._last_empty = now
         return True
+
+    def _stranger(self, source: tuple[str, int], data: bytes, now: float) -> None:
+        """What belongs to no session: the node sees some of it. Garbage does not keep questions from it."""
+        if is_question(data):
+            if now >= self._next_question:
+                self._next_question = now + STRANGER_EVERY_S
+                self._feed(StrangerHeard(source, data), now)
+            return
+        self._node.count("datagram-wrong-source")
+        if now >= self._next_stranger:
+            self._next_stranger = now + STRANGER_EVERY_S
+            self._feed(StrangerHeard(source, data), now)
 
     def overdue(self, now: float) -> bool:
         """Returns whether timers have waited long enough for the socket to become empty.

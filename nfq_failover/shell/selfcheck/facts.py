@@ -31,6 +31,24 @@ def mtu(interface: str) -> int | None:
     return None
 
 
+def _read(config: Config) -> Iterator[tuple[str, str]]:
+    yield "tap", f"{config.tap} {config.tap_mac}" if config.tap == "multicast" else config.tap
+    yield "conntrack", config.conntrack
+    witness = config.witness
+    yield "witness", NONE if witness is None else "{}:{}".format(*witness.address)
+    if (found := mtu(config.interface)) is not None:
+        yield "mtu", str(found)
+    for name, sysctl in {**_GRANTED, **_SHOWN}.items():
+        with contextlib.suppress(OSError):
+            value = (_SYSCTLS / sysctl).read_text().strip()
+            yield name, ("0" if value == "0" else "1") if name in _GRANTED else value
+
+
+def host_facts(config: Config) -> tuple[tuple[str, str], ...]:
+    """The facts of a host that is set up as `config` says, as (name, value) pairs."""
+    return tuple(_read(config))
+
+
 class HostFactsReader:
     """Reads a host's facts once a second."""
 
@@ -48,21 +66,8 @@ class HostFactsReader:
         if now < self._next:
             return None
         self._next = now + CHEAP_S
-        facts = HostFacts(tuple(self._read()))
+        facts = HostFacts(host_facts(self._config))
         if facts == self._told:
             return None
         self._told = facts
         return facts
-
-    def _read(self) -> Iterator[tuple[str, str]]:
-        config = self._config
-        yield "tap", f"{config.tap} {config.tap_mac}" if config.tap == "multicast" else config.tap
-        yield "conntrack", config.conntrack
-        witness = config.witness
-        yield "witness", NONE if witness is None else "{}:{}".format(*witness.address)
-        if (found := mtu(config.interface)) is not None:
-            yield "mtu", str(found)
-        for name, sysctl in {**_GRANTED, **_SHOWN}.items():
-            with contextlib.suppress(OSError):
-                value = (_SYSCTLS / sysctl).read_text().strip()
-                yield name, ("0" if value == "0" else "1") if name in _GRANTED else value

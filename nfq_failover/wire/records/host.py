@@ -9,7 +9,7 @@ from typing import Final, Self
 from nfq_failover.errors import InternalError, MalformedDatagram
 from nfq_failover.wire.records.base import MAX_DATA, Record, Towards, declare
 
-__all__ = ["MAX_FACT", "MAX_NEIGHBOURS", "Concerned", "Facts", "Hindered", "OnLink"]
+__all__ = ["MAX_FACT", "MAX_NEIGHBOURS", "Concerned", "Facts", "Hindered", "OnLink", "ProbeAsked", "WallClock"]
 
 MAX_FACT: Final = 255  # bytes of a name or of a value
 MAX_NEIGHBOURS: Final = 50  # of one record: IPv6 addresses would fit, too
@@ -155,3 +155,20 @@ class Hindered(Record):
                 raise MalformedDatagram("bad-host-record")
             clients.append(client)
         return cls(code, tuple(clients))
+
+
+@declare(65, Towards.HOST, "!Q")
+@dataclass(frozen=True, slots=True)
+class WallClock(Record):
+    """Either way: the sender's time of day, in milliseconds since 1970 (POSIX). Repeated once a second."""
+
+    ms: int
+
+
+@declare(64, Towards.HOST, "!I")
+@dataclass(frozen=True, slots=True)
+class ProbeAsked(Record):
+    """Backup to primary: send a segment that tries the multicast tap, with this token. Not repeated: the next one is
+    another. A host that knows this record also clones such segments (core/tap_probe.py)."""
+
+    token: int

@@ -66,8 +66,12 @@ def test_a_pair_that_is_well_and_a_host_whose_daemon_is_off() -> None:
         assert not {"degraded", "unprotected"} & set(findings(examined).values()), examined
         assert seen(examined)["peer"] == "a answers at 10.77.0.2:7766, with our key"
         assert seen(examined)["address"] == "a answers for 10.77.0.100: it serves"
+        assert seen(examined)["settings"] == "b and a are set up alike"
+        assert seen(examined)["clocks"].startswith("that of a is ")
         assert traces() == before
         assert pair.status()["nodes"]["a"]["role"] == "primary"
+        examined = examine(pair, "a")  # beside its daemon, which hears nobody
+        assert findings(examined)["settings-unchecked"] == "warning"
 
 
 def test_what_is_wrong_with_a_host_is_found_before_its_daemon_is_started(world: DaemonWorld) -> None:

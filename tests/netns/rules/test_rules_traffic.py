@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 from nfq_failover.constants import ACK, PSH, SYN
+from nfq_failover.core.events import SendProbe
+from nfq_failover.shell.host.tap_probe import TapProbes
 from nfq_failover.shell.packets.inject import Injector
 from nfq_failover.shell.selfcheck.disk import room_bytes
 from nfq_failover.wire.build import build_segment
@@ -237,6 +239,23 @@ def test_each_packet_is_cloned_once_and_never_back(net: RulesWorld) -> None:
         net.b.iptables("-t", "mangle", "-D", "NFQF-default-TAP", *rule)
         net.send(ACK | PSH, 80)
         assert len(at_a.to_service()) == 2, "without its MAC rule b clones back (and a, which has its own, ends it)"
+
+
+def test_a_probe_of_the_tap_comes_back_to_its_sender_once_and_nobody_answers_it(net: RulesWorld) -> None:
+    net.a.serve()
+    net.b.serve()
+    net.a.install("primary", peer=net.b)
+    net.b.install("primary", peer=net.a)  # the worst case: both clone
+    probes = TapProbes("eth0", net.b.address, (socket.inet_aton(SERVICE), 80), None)
+    hardware = bytes.fromhex(net.a.mac.replace(":", ""))
+    with Sniffer(net.a.namespace) as at_a, Sniffer(net.b.namespace) as at_b, net.a.listener():
+        with net.b.namespace.entered():
+            for token in range(5):
+                probes.send(SendProbe(token, hardware))
+        time.sleep(0.2)
+        assert [packet[8] for packet in at_a.to_service()] == [2] * 5
+        assert [packet[8] for packet in at_b.to_service()] == [1] * 5
+        assert at_a.from_service() == at_b.from_service() == []
 
 
 def test_no_complaint_about_clones_for_a_dead_backup(net: RulesWorld) -> None:

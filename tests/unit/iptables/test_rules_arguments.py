@@ -10,6 +10,9 @@ from pathlib import Path
 import pytest
 
 from nfq_failover.shell.packets.inject import OWNER
+from nfq_failover.wire.checksum import ipv4_header_checksum
+from nfq_failover.wire.segment import Segment
+from nfq_failover.wire.tap_probe import TTL, is_probe, tap_probe
 from tests.support.fake_iptables import PEER, REQUIRED, SCRIPT, make_fake, plan, rules, script
 
 PARTS = sorted((SCRIPT.parent / "lib").glob("*.sh"))
@@ -184,6 +187,18 @@ def test_every_peer_is_cloned_to_and_none_is_cloned_from(tmp_path: Path) -> None
         "-j TEE --gateway 10.77.0.3",
         "-j TEE --gateway 10.77.0.4",
     ]
+
+
+def test_a_probe_of_the_tap_is_cloned_though_a_peer_sends_it_and_its_clone_is_not(tmp_path: Path) -> None:
+    chain = rules(plan(tmp_path, "primary", *PEER), "NFQF-default-IN")
+    probe = '-i lo -p tcp -m tcp --sport 0 --tcp-flags ALL RST -m u32 --u32 "8>>24=2" -j TEE --gateway 10.77.0.3'
+    assert chain.index(probe) < chain.index("-i lo -j NFQF-default-TAP")
+    packet = tap_probe(bytes((10, 77, 0, 3)), (bytes((10, 77, 0, 100)), 80), 7)
+    assert packet[8] == TTL == 2
+    assert Segment(packet).checksum_ok() and is_probe(Segment(packet))
+    assert ipv4_header_checksum(packet[:20]) == 0
+    assert "TEE" not in plan(tmp_path, "primary", "--tap", "multicast")
+    assert "TEE" not in plan(tmp_path, "backup", *PEER)
 
 
 def test_multicast_tap_repairs_the_packet_type_before_notrack(tmp_path: Path) -> None:

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import json
+import os
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from nfq_failover.config import Config, load
 from nfq_failover.core.concerns import Concern, Weight
+from nfq_failover.core.events import ClockRead, HostFacts, SendDatagram, StrangerHeard
+from nfq_failover.core.node import Node
 from nfq_failover.core.pair.session import Session
 from nfq_failover.errors import CommandError, MalformedDatagram
-from nfq_failover.operator.doctor import host, network, running
+from nfq_failover.operator.doctor import host, network, other, running
 from nfq_failover.operator.doctor.report import Result, Subject, exit_code, lines, summary
 from nfq_failover.shell.peer.delivery import Delivery
 from tests.support.session_pair import drain, make
@@ -72,6 +78,12 @@ def test_the_status_of_a_healthy_pair_has_no_findings() -> None:
     results = running.results(found)
     assert [result.subject for result in results] == ["pair", "a", "b", "connections"]
     assert exit_code(results) == 0
+
+
+def test_a_backup_shows_how_many_probes_have_come_by_the_tap() -> None:
+    found = status(state="shadowing", concerns=[], counters={"tap-probes-sent": 7, "tap-probes-came": 6})
+    tap = next(result for result in running.results(found) if result.subject == "tap")
+    assert tap.seen.startswith("6 of 7 probes have come") and not tap.findings
 
 
 def test_the_concerns_of_both_hosts_are_findings_of_the_host_that_has_them() -> None:
@@ -211,6 +223,105 @@ def test_a_recorded_answer_to_another_greeting_is_none(tmp_path: Path, monkeypat
 def test_silence_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     [found] = talked(tmp_path, lambda data: [], monkeypatch)
     assert "nothing has arrived" in found.what
+
+
+# ------------------------------------------------------------------------------------ the other host's settings
+
+
+def asked(
+    tmp_path: Path, answers: bool, monkeypatch: pytest.MonkeyPatch, runs: bool = False, **changes: object
+) -> dict[str, Result]:
+    """What the doctor says of a host `b`, whose settings are those of `a` but for `changes`, and whose daemon runs."""
+    monkeypatch.setattr(other, "ASK_S", 2.0 if answers else 0.2)
+    monkeypatch.setattr(other, "host_facts", lambda config: (("mtu", "1500"),))
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as its:
+        its.bind(("127.0.0.2", 0))
+        config = config_of(tmp_path, 7766, its.getsockname()[1])
+        back = replace(config.settings.peers[0], name="a", address="127.0.0.1")
+        theirs = replace(config.settings, name="b", peers=(back,))
+        there = Node(replace(theirs, **changes), os.urandom, 0, False, time.monotonic())  # type: ignore[arg-type]
+        there.handle(HostFacts((("mtu", "1500"),)), time.monotonic())
+        there.handle(ClockRead(time.time() + 100 - time.monotonic()), time.monotonic())
+        for concern in (BAD, Concern("peer-unheard", Weight.UNPROTECTED, "nothing comes from a")):
+            there.out.concerns.raised(concern.code, concern, time.monotonic())
+
+        def answer(data: bytes) -> list[bytes]:
+            there.handle(StrangerHeard(("127.0.0.1", 9), data), time.monotonic())
+            effects = list(iter(there.poll_effect, None))
+            return [each.data for each in effects if isinstance(each, SendDatagram)] if answers else []
+
+        with answering(its, answer):
+            return {result.subject: result for result in other.results(config, runs)}
+
+
+def test_hosts_that_are_set_up_alike_and_what_the_daemon_there_finds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = asked(tmp_path, True, monkeypatch)
+    assert not found["settings"].findings
+    assert {"bad", "peer-unheard"} & {each.code for each in found["b"].findings} == {"bad"}
+    [clocks] = found["clocks"].findings
+    assert clocks.what.startswith("the clock of b is 100 s ahead of that of a")
+
+
+def test_a_daemon_that_does_not_hear_ours_is_a_finding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = asked(tmp_path, True, monkeypatch, runs=True)
+    assert "peer-unheard" in {each.code for each in found["b"].findings}
+
+
+def test_settings_that_differ_are_found_while_only_one_daemon_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = asked(tmp_path, True, monkeypatch, ports=((80, 80), (443, 443)), divergence="off")
+    assert {"differs-ports", "differs-divergence"} <= {each.code for each in found["settings"].findings}
+    assert exit_code(list(found.values())) == 2
+
+
+def test_a_host_without_a_daemon_is_said_plainly_with_what_that_leaves_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    [result] = asked(tmp_path, False, monkeypatch).values()
+    [found] = result.findings
+    assert (found.code, found.weight) == ("settings-unchecked", Weight.WARNING)
+    assert "no daemon answers at 127.0.0.2" in found.what and "are not compared" in found.what
+    assert "--facts" in found.cure
+
+
+def test_another_key_is_no_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(other, "ASK_S", 0.3)
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as its:
+        its.bind(("127.0.0.2", 0))
+        config = config_of(tmp_path, 7766, its.getsockname()[1])
+        back = replace(config.settings.peers[0], name="a", address="127.0.0.1")
+        theirs = replace(config.settings, name="b", peers=(back,), key=b"x" * 32)
+        there = Node(theirs, os.urandom, 0, False, time.monotonic())
+
+        def answer(data: bytes) -> list[bytes]:
+            there.handle(StrangerHeard(("127.0.0.1", 9), data), time.monotonic())
+            return [each.data for each in iter(there.poll_effect, None) if isinstance(each, SendDatagram)]
+
+        with answering(its, answer):
+            [result] = other.results(config, runs=True)
+    assert [each.code for each in result.findings] == ["settings-unchecked"]
+    assert there.out.counters["question-bad-mac"] >= 1
+
+
+def test_facts_of_a_host_without_a_daemon_are_compared_from_a_file(tmp_path: Path) -> None:
+    config = config_of(tmp_path, 7766, 7766)
+    told = json.loads(json.dumps(other.describe(config)))
+    path = tmp_path / "facts.json"
+    path.write_text(json.dumps({**told, "name": "b"}))
+    assert not other.from_file(config, other.read(str(path))).findings
+    path.write_text(json.dumps({"name": "b", "facts": {**told["facts"], "service": "192.0.2.7"}}))
+    [found] = other.from_file(config, other.read(str(path))).findings
+    assert (found.code, found.weight) == ("differs-service", Weight.UNPROTECTED)
+    path.write_text(json.dumps(told))  # our own
+    [found] = other.from_file(config, other.read(str(path))).findings
+    assert found.code == "peer-name"
+    for text in ("", "[]", '{"name": "b"}', '{"name": "b", "facts": 3}'):
+        path.write_text(text)
+        with pytest.raises(CommandError, match="doctor --facts"):
+            other.read(str(path))
 
 
 # ------------------------------------------------------------------------------------ the host

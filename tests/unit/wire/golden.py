@@ -16,11 +16,15 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+from nfq_failover.core.pair.inquiry import Inquiry
+from nfq_failover.core.pair.session import handshake_key
 from nfq_failover.core.shadow.checkpoint import MAGIC
 from nfq_failover.wire import witness
-from nfq_failover.wire.datagram import VERSION
+from nfq_failover.wire.datagram import NONCE_BYTES, VERSION, Header, Kind, seal
 from nfq_failover.wire.heartbeat import HeartbeatBody, HeartbeatTemplate
-from nfq_failover.wire.records import Confirm, encode_record
+from nfq_failover.wire.inquiry import Answer
+from nfq_failover.wire.records import Concerned, Confirm, Facts, WallClock, encode_record
+from tests.support import configured
 from tests.support.records import PINNED
 from tests.support.session_pair import SessionPair, make, template
 
@@ -57,6 +61,23 @@ def conversation() -> dict[str, bytes]:
     return said
 
 
+def asking() -> Inquiry:
+    """The inquiry of host `a`."""
+    return Inquiry(configured.settings(key=b"k" * 32), configured.peer(), lambda size: bytes(range(size)))
+
+
+def inquiry() -> dict[str, bytes]:
+    """A question that belongs to no session, and an answer of one part."""
+    asked = asking()
+    records = (WallClock(1), Facts((("tap", "clone"),)), Concerned(((1, "code", "what", "cure"),)))
+    told = Answer(bytes(range(NONCE_BYTES)), ("b", "a"), 0, 1, records).encode()
+    key = handshake_key(b"k" * 32)
+    return {
+        "inquiry question": asked.question(),
+        "inquiry answer": seal(Header(Kind.TOLD, True, 0, 0, 1), told, key),
+    }
+
+
 def everything() -> dict[str, bytes]:
     """All that the corpus has, by kind and name."""
     return {
@@ -64,6 +85,7 @@ def everything() -> dict[str, bytes]:
         **conversation(),
         "witness question": witness.seal(ASKED, WITNESS_KEY),
         "witness answer": witness.seal(ANSWERED, WITNESS_KEY),
+        **inquiry(),
         "memory checkpoint": MAGIC,
     }
 

@@ -52,7 +52,7 @@ def test_every_kind_goes_both_ways(kind: Kind, direction: bool) -> None:
         (b"\1\1" + bytes(40), "bad-version"),
         (b"\3\1" + bytes(40), "bad-version"),
         (b"\2\0" + bytes(40), "unknown-kind"),
-        (b"\2\5" + bytes(40), "unknown-kind"),
+        (b"\2\7" + bytes(40), "unknown-kind"),
         (b"\2\x84" + bytes(MAX_DATAGRAM), "oversized"),
     ],
 )

@@ -6,12 +6,14 @@ from pathlib import Path
 
 import pytest
 
+from nfq_failover.core.pair.session import handshake_key
 from nfq_failover.errors import MalformedDatagram
 from nfq_failover.wire import witness
+from nfq_failover.wire.datagram import NONCE_BYTES, open_body
 from nfq_failover.wire.records import DECLARED, decode_records, encode_record, known_numbers, read_numbers
 from tests.support import previous
 from tests.support.session_pair import make
-from tests.unit.wire.golden import ANSWERED, ASKED, PATH, WITNESS_KEY, everything, written
+from tests.unit.wire.golden import ANSWERED, ASKED, PATH, WITNESS_KEY, asking, everything, written
 
 ROOT = Path(__file__).parents[3]
 CORPUS = written(PATH.read_text())
@@ -43,6 +45,10 @@ def test_what_an_earlier_host_has_said_is_understood() -> None:
             while b.poll_datagram() is not None:
                 pass
     assert b.established
+    asked = asking()
+    assert asked.take(CORPUS["inquiry answer"]) and asked.complete
+    assert (asked.clock_ms, asked.facts, asked.concerns) == (1, {"tap": "clone"}, [(1, "code", "what", "cure")])
+    assert open_body(CORPUS["inquiry question"], handshake_key(b"k" * 32)) == bytes(range(NONCE_BYTES)) + b"a\0b"
     assert witness.unseal(CORPUS["witness question"], WITNESS_KEY) == ASKED
     assert witness.unseal(CORPUS["witness answer"], WITNESS_KEY) == ANSWERED
 

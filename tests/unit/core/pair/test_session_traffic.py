@@ -163,7 +163,8 @@ def test_cheap_refusals_come_first() -> None:
     assert refusal(b, broken[:37]) == "truncated"
     assert refusal(b, broken + bytes(MAX_DATAGRAM)) == "oversized"
     assert refusal(b, b"\1" + broken[1:]) == "bad-version"
-    assert refusal(b, broken[:1] + b"\x05" + broken[2:]) == "unknown-kind"
+    assert refusal(b, broken[:1] + b"\x07" + broken[2:]) == "unknown-kind"
+    assert refusal(b, broken[:1] + b"\x05" + broken[2:]) == "of-no-session"
     assert refusal(b, broken[:1] + bytes((broken[1] ^ 0x80,)) + broken[2:]) == "reflected"
     assert refusal(b, broken[:2] + bytes(8) + broken[10:]) == "wrong-session"
     assert read_header(data).session == b.session_id

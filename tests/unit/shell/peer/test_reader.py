@@ -10,6 +10,7 @@ import pytest
 
 from nfq_failover.core.events import DatagramReceived, DatagramsLost, StrangerHeard
 from nfq_failover.core.node import Node
+from nfq_failover.core.pair.inquiry import Inquiry
 from nfq_failover.errors import CommandError
 from nfq_failover.shell.peer import reader as sync_reader
 from nfq_failover.shell.peer import socket as sync_socket
@@ -156,3 +157,21 @@ def test_port_is_nobody_elses() -> None:
     with pytest.raises(CommandError, match="check 'listen'"):
         open_sync(sockets.records.getsockname())
     sockets.close()
+
+
+def test_questions_come_from_any_port_and_garbage_does_not_keep_them_away(reading: Reading) -> None:
+    question = Inquiry(configured.settings(name="b", peers=(configured.peer("a"),)), configured.peer("a"), bytes)
+    doctor = reading._sender("127.0.0.2")
+    reading.send(10, reading.stranger)
+    reading.send(10, doctor, question.question())
+    reading.send(10, data=question.question())
+    assert reading.read()
+    assert (reading.fed, reading.strangers) == (0, 2)
+    assert reading.counter("questions-answered") == 1
+    doctor.close()
+
+
+def test_questions_are_refused_unread_when_there_are_many(reading: Reading) -> None:
+    reading.send(MAX_REFUSED + 1, data=b"\2\5" + bytes(60))
+    assert not reading.read()
+    assert (reading.fed, reading.strangers) == (0, 1)
