@@ -1,11 +1,14 @@
-"""Two of the proofs, each on the whole product: a capture at 1 Gbit/s, and two hundred connections at once."""
+"""Proofs on the whole product: a capture at 1 Gbit/s, two hundred connections at once, and these on a busy machine."""
 
 from __future__ import annotations
 
 import secrets
+import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -93,3 +96,38 @@ def test_two_hundred_connections_survive_one_crash(driver: LabDriver, tmp_path: 
     assert result.resets_from_service == []
     assert result.unseen_acknowledged == []
     assert result.connections == 200
+
+
+@contextmanager
+def busy_machine() -> Iterator[None]:
+    """Two programs take all the time that they get, for a minute at most."""
+    loop = ["timeout", "60", sys.executable, "-c", "while True: pass"]
+    programs = [subprocess.Popen(loop) for _ in range(2)]
+    try:
+        yield
+    finally:
+        for program in programs:
+            program.terminate()
+        for program in programs:
+            program.wait()
+
+
+def lacks(driver: LabDriver) -> int:
+    """How many connections are unprotected until their replicas have caught up, those that have ended included."""
+    return max((driver.status(host) or {})["pace"]["let_go"] for host in driver.hosts)
+
+
+# It overloads the machine, which is no other test's business.
+@pytest.mark.alone
+def test_overload_costs_protection_for_a_while_and_no_replica_misses_input(driver: LabDriver) -> None:
+    arguments = ["mixed", "--connections", "200", "--size", "300k", "--seconds", "5", "--rate", "2", "--port"]
+    with busy_machine(), driver.start_workload([*arguments, "7000-7003"]) as workload:
+        report = workload.result()
+    assert (report["ok"], report["failed_connections"], report["wrong_bytes"]) == (True, 0, 0), report["error"]
+    assert eventually(lambda: not lacks(driver), 30.0), [driver.status(host) for host in driver.hosts]
+    for host in driver.hosts:
+        said = driver.status(host) or {}
+        assert not {"input-missed", "input-missed-here"} & said["counters"].keys(), said["mishaps"]
+    with driver.start_workload(["mixed", "--connections", "8", "--seconds", "2", "--port", "7000-7003"]) as workload:
+        assert eventually(lambda: all(row["protected"] for row in driver.lab.status()["connections"]), 1.5)
+        assert workload.result()["ok"]
