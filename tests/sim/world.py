@@ -9,6 +9,7 @@ from random import Random
 from typing import Any
 
 from nfq_failover.core.events import Fence, FenceFinished, OperatorCommand
+from nfq_failover.core.gate.connection import AWAITED
 from nfq_failover.core.pair.roles import State
 from nfq_failover.core.ports import has
 from nfq_failover.core.shadow.connection import Shadow
@@ -365,11 +366,15 @@ class SimWorld:
     @property
     def _may_miss(self) -> bool:
         """Whether an application may miss what clients have sent. One that is only late may not, since it comes on in
-        time, and its host or the primary has it all; unless the table had no room, or the log, and then the port was
-        used again: the primary keeps nothing for the earlier one."""
-        kind, limits, plans = self.scenario.kind, self.scenario.limits, self.scenario.connections
-        again = limits.max_log_bytes > 0 and any(plan.again is not None for plan in plans)
-        return kind not in ("outrun", "replica-hangs") or limits.max_connections > 0 or again
+        time, and its host or the primary has it all; unless the table had no room, or the port was used again before it
+        had come on: the primary keeps nothing for the earlier connection."""
+        if self.scenario.kind not in ("outrun", "replica-hangs") or self.scenario.limits.max_connections:
+            return True
+        again = {plan.port for plan in self.scenario.connections if plan.again is not None}
+        mishaps = [each for host in self.hosts for each in host.node.out.mishaps.latest()]
+        first = [each for each in mishaps if each.what.startswith("input missed") and "has missed" not in each.reason]
+        reasons = AWAITED | {"replaced by a new connection"}
+        return bool(first) and all(e.reason in reasons and e.flow is not None and e.flow[1] in again for e in first)
 
     def _missed_why(self) -> list[str]:
         return [

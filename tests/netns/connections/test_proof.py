@@ -114,7 +114,7 @@ def busy_machine() -> Iterator[None]:
 
 def lacks(driver: LabDriver) -> int:
     """How many connections are unprotected until their replicas have caught up, those that have ended included."""
-    return max((driver.status(host) or {})["pace"]["let_go"] for host in driver.hosts)
+    return max(int((driver.status(host) or {})["pace"]["let_go"]) for host in driver.hosts)
 
 
 # It overloads the machine, which is no other test's business.
