@@ -129,6 +129,7 @@ class Client:
 
     def __init__(self, clock: Clock, tcp: Tcp, plan: Connection) -> None:
         self.clock, self.tcp, self.pause, self.sip, self.early = clock, tcp, plan.pause, plan.sip, plan.early
+        self.rests = plan.rests
         salt = plan.salt
         self.port = tcp.remote[1]
         self.odd = plan.odd
@@ -177,6 +178,11 @@ class Client:
             return
         sip = self.tcp.read(self.sip or 1 << 30)
         self.got += sip
+        if self.rests and sip:
+            self._scheduled = True
+            self.clock.after(self.rests, self._run)
+            self.rests = 0.0
+            return
         if self.sip and sip:
             self.clock.after(0.003, self.readable)  # a slow reader: the window closes
         if self.tcp.state == "closed" and self.tcp.at_end:

@@ -23,6 +23,7 @@ DIRECTORY = Path(__file__).parent / "scenarios"
 class Connection:
     """One connection of the client. `abort_at`: after how many bytes the client resets it. `again`: how many seconds
     after its end the client opens another one from the same port. `sip`: how many bytes it reads at a time, slowly.
+    `rests`: how many seconds it stops reading after the first bytes, so that its window closes.
     `early`: it closes its direction as soon as everything is sent. `odd`: the two hosts answer it differently."""
 
     at: float
@@ -33,6 +34,7 @@ class Connection:
     abort_at: int | None = None
     again: float | None = None
     sip: int = 0
+    rests: float = 0.0
     early: bool = False
     odd: bool = False
 
@@ -66,6 +68,7 @@ class HostPlan:
     clock. `buffer`: of its sockets. `wrap`: initial sequence numbers lie at most so far before 0 (0: anywhere).
     `marks_lost`: another rule of the host overwrites the mark of what the daemon sends, so that it is queued. `mtu`: of
     its interface, which takes no longer packets. `timestamps`, `sack`, `scaling`: whether its TCP grants them.
+    `retries`: how often its TCP repeats itself, or probes a closed window, without an answer (0: all but for ever).
     `deaf`: its application does not listen at `PUSH`.
     `packets_per_s`: how many packets its daemon has time for as a backup (0: all), of which `queue_packets` wait."""
 
@@ -87,6 +90,7 @@ class HostPlan:
     sack: bool = True
     scaling: bool = True
     deaf: bool = False
+    retries: int = 0
     packets_per_s: int = 0
     queue_packets: int = 0
 

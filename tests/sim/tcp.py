@@ -169,6 +169,7 @@ class Tcp(Sender):
 
     def _input_ack(self, seg: Segment, ack: int) -> None:
         edge = ack + (seg.wnd << self.their_scale)
+        self.unanswered = 0
         if self.una < 0 <= ack:
             self.una = 0
             self.edge = edge

@@ -21,6 +21,7 @@ from .clock import Clock, HostClock
 MSS, MTU = 1460, 1500
 HEADERS = MTU - MSS
 RTO_S, RTO_MAX_S = 0.2, 2.0
+FOR_EVER = 400
 DELAYED_ACK_S = 0.04
 CHALLENGE_S = 0.5
 SEND_BUFFER = 64 << 10
@@ -44,6 +45,9 @@ class Personality:
     mtu: int = MTU
     time_wait: float = 10.0
     super_segment: int = 1  # how many segments leave the stack as one (GSO)
+    retries: int = (
+        FOR_EVER  # how often it repeats itself, or probes a closed window, without any answer before it gives up
+    )
     wrap: int = 0  # initial sequence numbers lie at most so far before 0 (0: anywhere)
 
 
@@ -95,7 +99,7 @@ class Sender:
         self.duplicates = 0
         self.recover = -1
         self.rto = RTO_S
-        self.backoff = 0
+        self.backoff = self.unanswered = 0
         # receiving
         self.received = Journal(1 << 30)
         self.rcv_nxt = 0
@@ -256,7 +260,9 @@ class Sender:
         elif name == "time-wait":
             self._gone(False)
         elif name == "persist":
-            self.backoff = min(self.backoff + 1, 4)
+            if self._gives_up():
+                return
+            self.backoff = min(self.backoff + 1, 4, self.who.retries)
             self._send(self.una - 1, b"", ACK)
             if self.una == self.top and self.nxt < self._end() and self.edge <= self.nxt:
                 self._arm("persist", min(self.rto * 2**self.backoff, RTO_MAX_S))
@@ -264,12 +270,21 @@ class Sender:
         elif name == "rto":
             self._timeout()
 
+    def _gives_up(self) -> bool:
+        """Nobody answers. Like a kernel, it tells nobody that it has had enough."""
+        self.unanswered += 1
+        if self.unanswered <= self.who.retries:
+            return False
+        self.counters["given-up"] += 1
+        self._gone(True)
+        return True
+
     def _timeout(self) -> None:
         self.counters["timeout"] += 1
-        self.backoff = min(self.backoff + 1, 4)
-        if self.counters["timeout"] > 400:
-            self._gone(True)
-        elif self.state == "syn-sent":
+        self.backoff = min(self.backoff + 1, 4, self.who.retries)
+        if self._gives_up():
+            return
+        if self.state == "syn-sent":
             self._send_syn(SYN)
         elif self.una < 0:
             self._send_syn(SYN | ACK)

@@ -10,6 +10,7 @@ import pytest
 from nfq_failover.core.gate.distance import Distance
 from nfq_failover.core.shadow import takeover
 from nfq_failover.core.shadow.resets import Resets
+from nfq_failover.core.shadow.segments import Segments
 
 from .generate import from_seed
 from .mutants import MUTANTS, Mutant
@@ -46,6 +47,7 @@ def _unwatched(self: Distance) -> None:
     [
         ("slowed-then-alone", "did not end well", [(Distance, "speed_up", nothing), (Distance, "unwatch", _unwatched)]),
         ("told-with-an-earlier-one-remembered", "has not heard", [(takeover, "_later", lambda *_: False)]),
+        ("gives-up-in-a-closed-window", "resets a living, promised connection", [(Segments, "_repeated", nothing)]),
         ("time-wait-left-over", "acknowledges what was never sent", [(Resets, "tells", lambda *_: False)]),
     ],
 )

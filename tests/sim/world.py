@@ -29,6 +29,7 @@ from .opinions import Fences, Witness
 from .scenario import ADDED, DOWNLOAD, ECHO, PROBE_PORT, TURNS, UPLOAD, Connection, HostPlan, Scenario
 from .stalls import Stalls
 from .tcp import Personality
+from .tcp_send import FOR_EVER
 
 CLIENT = bytes((10, 77, 0, 1))
 SERVICE = bytes((10, 77, 0, 100))
@@ -102,6 +103,7 @@ class SimWorld:
             time_wait=1.0 if client else 10.0,
             super_segment=1 if client else scenario.super_segment,
             wrap=plan.wrap,
+            retries=plan.retries or FOR_EVER,
         )
 
     def _host(self, name: str) -> SimHost:

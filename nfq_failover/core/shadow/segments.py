@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from nfq_failover.constants import ACK, FIN, RST, SYN
 from nfq_failover.core.events import PacketQueued
 from nfq_failover.core.outbox import Outbox
@@ -54,11 +56,12 @@ class Segments:
         holding: Holding,
         *,
         unconfirmed: dict[int, ShadowConnection],
+        suspect: Callable[[int, float], None],
         give_up: GiveUp,
         die: Die,
     ) -> None:
         """The table's parts are handed in. `unconfirmed`: its connections that have news for the primary. `give_up` and
-        `die` are its ways to give a connection up."""
+        `die` are its ways to give a connection up; `suspect` is told the number of one that our TCP may give up."""
         self.out = out
         self._timers = timers
         self._openings = openings
@@ -70,6 +73,7 @@ class Segments:
         self._takeover = takeover
         self._holding = holding
         self._unconfirmed = unconfirmed
+        self._suspect = suspect
         self._give_up = give_up
         self._die = die
 
@@ -223,7 +227,7 @@ class Segments:
         if seg.flags & RST and connection.ended:
             out.drop(event.queue, event.packet_id, "ended")  # our TCP answers something that we injected too late
             return True
-        before, held = inward.rcv_nxt, inward.held
+        before, held, sent = inward.rcv_nxt, inward.held, output.snd_nxt
         new_end = output.fin_out is None and seg.flags & FIN
         offset = output.learn(mapping, seg, out, now)
         if seg.flags & ACK:
@@ -244,8 +248,21 @@ class Segments:
                 self._feeding.heard_our_tcp(connection, seg, offset)
             elif new_end:
                 self._ends.ended(connection, now, self._divergence.settled(connection))
+            if offset < sent and connection.state is Shadow.SHADOW:
+                self._repeated(connection, seg, now)
         self._after_output(connection, mapping, seg, offset, before, now)
         return True
+
+    def _repeated(self, connection: ShadowConnection, seg: Segment, now: float) -> None:
+        """Our TCP says again what it has said, and waits for the client: it may give up. Or it asks whether the client
+        is there, and has room. The client answers the primary's TCP, which asks at times of its own, and has a patience
+        of its own; how long a client may be silent is for the primary to judge. So we answer, with what the client has
+        said last."""
+        if seg.seg_len or not connection.inward.own_wnd:  # else a keep-alive: it does not outlast our answer
+            self._suspect(connection.conn, now)
+        if not seg.seg_len:
+            self.out.counters["probe-answered"] += 1
+            connection.inject_ack(self.out)
 
     def _after_output(
         self, connection: ShadowConnection, mapping: Translation, seg: Segment, offset: int, before: int, now: float

@@ -94,7 +94,7 @@ class ShadowTable:
             die=self._die,
             forget=self.forget,
         )
-        self.vanished = Vanished(out, flows, self.timers, die=self._die, forget=self.forget)
+        self.vanished = Vanished(out, flows, numbers, self.timers, die=self._die, forget=self.forget)
         self.handovers = ShadowHandovers(
             *(out, flows, numbers, self.divergence, checkpoint),
             resets=self.resets,
@@ -107,6 +107,7 @@ class ShadowTable:
             *(out, self.timers, self.openings, self.repair, self.divergence, self.feeding, self.resets),
             *(self.ends, self.takeover, self.holding),
             unconfirmed=self._unconfirmed,
+            suspect=self.vanished.suspect,
             give_up=self._give_up,
             die=self._die,
         )
@@ -371,6 +372,7 @@ class ShadowTable:
         self.strays.clear()
         self.resets.clear()
         self.ends.clear()
+        self.vanished.clear()
         self.divergence.clear()
         self.openings.clear()
         self.out.log("info", "shadow connections dropped", reason=reason)
