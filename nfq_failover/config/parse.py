@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import stat
 import tomllib
@@ -87,7 +88,9 @@ def read_key(path: Path) -> bytes:
         raise ConfigError(
             f"key file {path}: {error.strerror}: make one with 'nfq-failover keygen {path}' and copy it to the peer"
         ) from None
-    if mode & (stat.S_IRWXG | stat.S_IRWXO):
+    # A credential of systemd's is the unit's alone; the right of its user shows as the group's (LoadCredential=).
+    credential = str(path.parent) == os.environ.get("CREDENTIALS_DIRECTORY")
+    if mode & (stat.S_IRWXG | stat.S_IRWXO) and not credential:
         raise ConfigError(f"key file {path} is readable by others (mode {mode & 0o777:03o}): run 'chmod 600 {path}'")
     if len(key) < MIN_KEY_BYTES:
         raise ConfigError(f"key file {path} has {len(key)} bytes; at least {MIN_KEY_BYTES} are needed")

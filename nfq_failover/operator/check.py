@@ -117,6 +117,8 @@ def _says(file: str, config: Config) -> list[str]:
     settings = config.settings
     peers = ", ".join(f"{peer.name} at {peer.address}:{peer.port}" for peer in settings.peers)
     fence = f"fence: {' '.join(config.fence.command)}" if config.fence else "no fence"
+    if config.witness:
+        fence += f"; witness at {config.witness.address[0]}:{config.witness.address[1]}"
     says = [
         f"{file}: right. {settings.name} serves {config.service} with {peers}; tap {config.tap}.",
         f"detection {settings.detection_ms} ms; {fence}.",

@@ -16,9 +16,9 @@ PAGES = [
     *(ROOT / "docs").rglob("*.md"),
     *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "vagrant/README.md")),
 ]
-BLOCK = re.compile(r"^```\w*\n(.*?)^```$|^((?: {4}.*\n)+)", re.MULTILINE | re.DOTALL)
+BLOCK = re.compile(r"^```[^\n]*\n(.*?)^```$|^((?: {4}.*\n)+)", re.MULTILINE | re.DOTALL)
 SPAN = re.compile(r"`(nfq-failover [^`]+)`")
-LINE = re.compile(r"^\s*(?:[#$] )?(?:sudo )?(nfq-failover .*)$", re.MULTILINE)
+LINE = re.compile(r"^\s*(?:\w*[#$] )?(?:sudo |until )?(nfq-failover .*)$", re.MULTILINE)
 PLACEHOLDERS = {"...": None, "N": "7", "SECONDS": "7", "PORT": "7", "ADDRESS:PORT": "127.0.0.1:7"}
 
 
@@ -33,7 +33,7 @@ def commands(page: Path) -> Iterator[str]:
 def words(line: str) -> list[str]:
     """The arguments, without a comment, a pipe or what is left to the reader."""
     line = re.sub(r"\s+#.*$", "", line)
-    line = re.split(r"\s(?:[|&>]|2>|;)\s?", line + " ")[0].rstrip("; \\")
+    line = re.split(r"\s(?:[|&>]|2>|;)\s?|;\s", line + " ")[0].rstrip("; \\")
     found = shlex.split(line)[1:]
     return [PLACEHOLDERS.get(word) or word for word in found if PLACEHOLDERS.get(word, word) is not None]
 

@@ -33,14 +33,21 @@ def test_the_parser_of_a_page_is_the_commands_own(monkeypatch: pytest.MonkeyPatc
         assert page().prog == prog
 
 
-def test_the_unit_runs_the_packages_program_and_has_all_its_sections() -> None:
-    unit = (ROOT / "vagrant" / "nfq-failover.service").read_text()
+@pytest.mark.parametrize(
+    ("name", "start"),
+    [
+        ("nfq-failover", "run --config /etc/nfq-failover/config.toml"),
+        ("nfq-failover-witness", "witness --listen ${LISTEN} --key ${CREDENTIALS_DIRECTORY}/key"),
+    ],
+)
+def test_a_unit_runs_the_packages_program_and_has_all_its_sections(name: str, start: str) -> None:
+    unit = (ROOT / "vagrant" / f"{name}.service").read_text()
     done = subprocess.run(
         ["sh", str(DEBIAN / "unit")], input=unit, capture_output=True, text=True, check=True, timeout=30
     )
     lines = done.stdout.splitlines()
     assert lines[0] == "[Unit]"
-    assert "ExecStart=/usr/bin/nfq-failover run --config /etc/nfq-failover/config.toml" in lines
+    assert f"ExecStart=/usr/bin/nfq-failover {start}" in lines
     assert not any("/usr/local" in line or "docs/" in line for line in lines)
     assert [line for line in lines if line.startswith("[")] == [
         line for line in unit.splitlines() if line.startswith("[")

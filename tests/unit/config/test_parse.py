@@ -244,6 +244,15 @@ def test_a_key_that_others_can_read_is_refused(key_file: Path, mode: int) -> Non
         read_key(key_file)
 
 
+def test_a_credential_of_systemd_is_taken_for_what_it_is(key_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    key_file.chmod(0o440)  # the ACL of a unit's user looks like that
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(key_file.parent))
+    assert read_key(key_file)
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(key_file.parent / "elsewhere"))
+    with pytest.raises(ConfigError, match="readable by others"):
+        read_key(key_file)
+
+
 def test_a_short_key_is_refused(key_file: Path) -> None:
     key_file.write_text("only 15 letters\n")
     with pytest.raises(ConfigError, match="has 15 bytes; at least 16"):
