@@ -19,7 +19,7 @@ from nfq_failover.core.events import SendProbe
 from nfq_failover.core.outbox import Outbox
 from nfq_failover.core.pair.link import Link
 from nfq_failover.core.pair.membership import Membership
-from nfq_failover.core.pair.roles import State
+from nfq_failover.core.pair.roles import Role, State
 from nfq_failover.core.settings import Settings
 from nfq_failover.core.shadow.tap import TapWatch
 from nfq_failover.wire.records import ProbeAsked
@@ -125,7 +125,8 @@ class TapProbe:
 
     def asked(self, record: ProbeAsked, now: float) -> None:
         """The backup wants a probe at the address where the clients' packets go."""
-        if self._multicast and now - self._sent_at >= SENDS_APART_S:
+        primary = self._members.role is Role.PRIMARY
+        if primary and self._multicast and now - self._sent_at >= SENDS_APART_S:
             self._sent_at = now
             self._out.effects.append(SendProbe(record.token, b""))
 

@@ -1,8 +1,8 @@
 """The other host: its settings against ours, its clock, and what its daemon finds wrong there.
 
-While both daemons hear each other they compare all of that themselves. Else the doctor asks the daemon there, from a
-port of its own and with the key; the question changes nothing. Where no daemon runs, the doctor there writes what would
-be compared (`--facts`), and the doctor here reads it (`--compare`).
+While both daemons hear each other they compare all of that themselves. Else the doctor asks the daemon there, with the
+key, and from another port than a daemon that runs here; the question changes nothing. Where no daemon runs, the doctor
+there writes what would be compared (`--facts`), and the doctor here reads it (`--compare`).
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def results(config: Config, runs: bool) -> Iterator[Result]:
     """Ask the daemon there. `runs`: a daemon runs here, too."""
     peer, *_ = config.settings.peers
     try:
-        said, ahead_s = Asking(config, peer).ask()
+        said, ahead_s = Asking(config, peer, 0 if runs else config.listen[1]).ask()
     except OSError as error:
         yield _silent(peer, f"it can't be asked: {error.strerror or error}")
         return
@@ -118,11 +118,12 @@ def _silent(peer: Peer, why: str) -> Result:
 
 
 class Asking:
-    """Asks the peer's daemon from a port of its own, so that it works beside a daemon that runs here."""
+    """Asks the peer's daemon from a port of this host: any (0) beside a daemon that runs here, else that of the sync
+    channel, which firewalls let pass."""
 
-    def __init__(self, config: Config, peer: Peer, clock: Callable[[], float] = time.time) -> None:
+    def __init__(self, config: Config, peer: Peer, port: int, clock: Callable[[], float] = time.time) -> None:
         """`clock` is the time of day."""
-        self._listen = config.listen[0]
+        self._listen = config.listen[0], port
         self._end = (peer.address, peer.port)
         self._inquiry = Inquiry(config.settings, peer, os.urandom)
         self._clock = clock
@@ -131,7 +132,7 @@ class Asking:
         """Ask until the answer is whole, or for `ASK_S`. Returns the inquiry and by how much the peer's clock is ahead
         of ours, in seconds, if that is known. Raises OSError if nothing can be sent from our address."""
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp:
-            udp.bind((self._listen, 0))
+            udp.bind(self._listen)
             udp.setblocking(False)
             until = time.monotonic() + ASK_S
             asked_at = self._clock()

@@ -152,8 +152,15 @@ def test_a_host_that_serves_sends_none_of_itself_and_one_for_each_that_asks() ->
 
 def test_with_the_clone_tap_no_peer_can_ask_for_a_frame() -> None:
     node = Node(configured.settings(), Random(1).randbytes, 0, False, 0.0)
+    node.members.state = State.PROTECTED
     node._tap_probe.asked(ProbeAsked(9), 1.0)
     assert not [each for each in node.out.effects if isinstance(each, SendProbe)]
+
+
+def test_a_host_that_does_not_serve_sends_none_for_anybody() -> None:
+    backup = Backup("multicast")
+    backup.node._tap_probe.asked(ProbeAsked(9), backup.now)
+    assert not backup.drain()
 
 
 def test_probe_is_known_by_its_port_and_flags() -> None:

@@ -228,6 +228,14 @@ def test_silence_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 # ------------------------------------------------------------------------------------ the other host's settings
 
 
+def free_port() -> int:
+    """A port of this host's that nobody has."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp:
+        udp.bind(("127.0.0.1", 0))
+        port: int = udp.getsockname()[1]
+        return port
+
+
 def asked(
     tmp_path: Path, answers: bool, monkeypatch: pytest.MonkeyPatch, runs: bool = False, **changes: object
 ) -> dict[str, Result]:
@@ -236,7 +244,7 @@ def asked(
     monkeypatch.setattr(other, "host_facts", lambda config: (("mtu", "1500"),))
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as its:
         its.bind(("127.0.0.2", 0))
-        config = config_of(tmp_path, 7766, its.getsockname()[1])
+        config = config_of(tmp_path, free_port(), its.getsockname()[1])
         back = replace(config.settings.peers[0], name="a", address="127.0.0.1")
         theirs = replace(config.settings, name="b", peers=(back,))
         there = Node(replace(theirs, **changes), os.urandom, 0, False, time.monotonic())  # type: ignore[arg-type]
@@ -262,6 +270,22 @@ def test_hosts_that_are_set_up_alike_and_what_the_daemon_there_finds(
     assert {"bad", "peer-unheard"} & {each.code for each in found["b"].findings} == {"bad"}
     [clocks] = found["clocks"].findings
     assert clocks.what.startswith("the clock of b is 100 s ahead of that of a")
+
+
+@pytest.mark.parametrize("runs", [False, True])
+def test_a_firewall_may_let_the_sync_ports_alone_pass(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, runs: bool
+) -> None:
+    """The doctor takes that port where no daemon has it."""
+    monkeypatch.setattr(other, "ASK_S", 0.3)
+    sources = []
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as its:
+        its.bind(("127.0.0.2", 0))
+        its.settimeout(1)
+        config = config_of(tmp_path, free_port(), its.getsockname()[1])
+        list(other.results(config, runs))
+        sources.append(its.recvfrom(4096)[1])
+    assert (sources == [("127.0.0.1", config.listen[1])]) is not runs
 
 
 def test_a_daemon_that_does_not_hear_ours_is_a_finding(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -291,7 +315,7 @@ def test_another_key_is_no_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(other, "ASK_S", 0.3)
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as its:
         its.bind(("127.0.0.2", 0))
-        config = config_of(tmp_path, 7766, its.getsockname()[1])
+        config = config_of(tmp_path, free_port(), its.getsockname()[1])
         back = replace(config.settings.peers[0], name="a", address="127.0.0.1")
         theirs = replace(config.settings, name="b", peers=(back,), key=b"x" * 32)
         there = Node(theirs, os.urandom, 0, False, time.monotonic())
