@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from nfq_failover.core.application import Application
 from nfq_failover.core.concerns import Part
 from nfq_failover.core.events import AskWitness, CheckLink, Fence, OwnAddress, Profile, StoreEpoch, TellClients
 from nfq_failover.core.gate.table import GateTable
@@ -33,6 +34,7 @@ class Actions:
         gate: GateTable,
         shadow: ShadowTable,
         rules: Rules,
+        application: Application,
         checkpoint: CheckpointWriter | None,
     ) -> None:
         self.out = out
@@ -43,6 +45,7 @@ class Actions:
         self._gate = gate
         self._shadow = shadow
         self._rules = rules
+        self._application = application
         self._checkpoint = checkpoint
 
     def carry_out(self, now: float) -> None:
@@ -61,6 +64,8 @@ class Actions:
                 reason=change.reason or change.given.value,
             )
             self._history.changed(change, members.peer.monitor.last_heard, now)
+            if change.after is State.SHADOWING and change.before.role is not Role.BACKUP:
+                self._application.settle()  # whether both have the same state when a backup joins is for people to say
         # Ends: each turn takes one out; no action makes another one, nor a change.
         while members.actions:
             self._do(members.actions.popleft(), now)

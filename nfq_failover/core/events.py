@@ -13,6 +13,9 @@ from enum import Enum, IntEnum
 from nfq_failover.core.concerns import Concern
 from nfq_failover.core.settings import Settings
 
+Sockets = frozenset[tuple[int, int]]
+"""Listening sockets, each as (port, inode)."""
+
 
 class Queue(IntEnum):
     """The two diversions: packets for the service (IN), packets from it (OUT)."""
@@ -231,10 +234,15 @@ class HostChecked:
 
 @dataclass(slots=True)
 class ListenersSeen:
-    """The application's listening sockets, by inode; none: it does not listen. A new life of it has others. Comes when
-    they have changed, and soon after the node has begun to want a look at them (`Wholeness.wants_look`)."""
+    """The sockets that listen at the service's ports; none: the application is not there. A new life of it has others.
+    Comes when they have changed, and soon after the node has begun to want a look at them (`Node.wants_look`).
 
-    inodes: frozenset[int]
+    `after_s`: what was seen before was last seen so long ago; 0 if this is the first look. `known`: the kernel has
+    answered."""
+
+    sockets: Sockets
+    after_s: float = 0.0
+    known: bool = True
 
 
 @dataclass(slots=True)

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from nfq_failover.constants import ACK, RST, SYN
 from nfq_failover.core import restart
 from nfq_failover.core.actions import Actions
+from nfq_failover.core.application import Application
 from nfq_failover.core.concerns import Concern, Part, Weight
 from nfq_failover.core.events import (
     ClockRead,
@@ -58,6 +59,7 @@ from nfq_failover.core.pair.membership import Membership
 from nfq_failover.core.pair.roles import Role, State
 from nfq_failover.core.pair.sharing import Sharing
 from nfq_failover.core.pair.told import Telling
+from nfq_failover.core.presence import Presence
 from nfq_failover.core.rules import Rules
 from nfq_failover.core.settings import Settings
 from nfq_failover.core.setup import Setup
@@ -118,6 +120,11 @@ class Node:
         self.telling = Telling(self.out.concerns, facts_of(settings, self.sharing))
         self.agreement = Agreement(settings, self.protector.peer.name, self.protector.told, self.out)
         self.agreement.set_own(self.telling.facts)
+        self.application = Application()
+        self.presence = Presence(
+            *(settings, self.out, self.application, self.protector.told, self.telling),
+            *(self.members, self.gate, self.shadow),
+        )
         if not settings.may_act:
             self.out.concerns.raised("settings", _NEVER_ACTS, now)
         self.setup = Setup(
@@ -126,7 +133,7 @@ class Node:
         )
         self.actions = Actions(
             *(settings, self.out, self.members, self.links, self.history),
-            *(self.gate, self.shadow, self.rules, checkpoint),
+            *(self.gate, self.shadow, self.rules, self.application, checkpoint),
         )
         self._tap_probe = TapProbe(settings, self.out, self.members, self.shadowed, self.shadow.repair.tap, rng)
         self._answering = Answering(settings, self.telling, self.out)
@@ -193,6 +200,11 @@ class Node:
     def wants_copies(self) -> bool:
         """Whether copies of inbound packets (`FrameCopied`) should be read at once; otherwise they can wait."""
         return self.gate.copies.wanted
+
+    @property
+    def wants_look(self) -> bool:
+        """Whether the application's sockets should be looked at at once (`ListenersSeen`)."""
+        return self.shadow.wholeness.wants_look or self.application.unsettled
 
     @property
     def clients(self) -> tuple[bytes, ...]:
@@ -341,6 +353,7 @@ class Node:
         self._next_tick = now + min(self.settings.heartbeat_interval_ms, 50) / 2000
         self.overruns.on_timer(now)
         self.links.on_timer(now)
+        self.presence.on_timer(now)
         self.setup.review(now)
         self.members.tick(now)
         if self.members.actions:
@@ -409,7 +422,7 @@ class Node:
         elif isinstance(event, HostChecked):
             self.out.concerns.replace("host", event.concerns, now)
         elif isinstance(event, ListenersSeen):
-            self.shadow.wholeness.sockets(event.inodes, now)
+            self.presence.seen(event, now)
         elif isinstance(event, LinkKnown):
             self.telling.on_link(event.hardware, event.neighbours)
         elif isinstance(event, OperatorCommand):

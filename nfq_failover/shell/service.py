@@ -340,7 +340,7 @@ class Service:
         self._tell_facts(now)
         if (host_checked := self._self_checks.tick(now)) is not None:
             self._feed(host_checked, now)
-        if (listening := self._listening.tick(now, self.node.shadow.wholeness.wants_look)) is not None:
+        if (listening := self._listening.tick(now, self.node.wants_look)) is not None:
             self._feed(listening, now)
         for event in self._rules.tick(now):
             self._feed(event, now)

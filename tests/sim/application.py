@@ -11,7 +11,7 @@ from collections.abc import Callable
 from itertools import count
 from typing import Protocol
 
-from nfq_failover.core.events import Event, HealthChecked, ListenersSeen
+from nfq_failover.core.events import Event, HealthChecked, ListenersSeen, Sockets
 from nfq_failover.wire.segment import FlowKey
 
 from .clock import Clock, HostClock
@@ -78,7 +78,7 @@ class Application:
         self.failed_at = 0.0
         self._stopped: list[Stopped] = []
         self._sockets = count(1)
-        self.sockets: frozenset[int] = frozenset()
+        self.sockets: Sockets = frozenset()
 
     def boot(self) -> None:
         """The host has booted."""
@@ -96,7 +96,8 @@ class Application:
         """The application takes new connections, unless it is dead or refuses them."""
         if self.state != "dead" and not self.refuses:
             if not self.host.kernel.listeners:
-                self.sockets = frozenset((next(self._sockets),))
+                inode = next(self._sockets)
+                self.sockets = frozenset((port, inode) for port in self.host.ports)
             for port in self.host.ports:
                 self.host.kernel.listeners[port] = self.host.accepted
             self._seen()

@@ -426,7 +426,7 @@ class SimHost:
             self._overdue = self._overdue + 1 if self.node.poll_timeout() <= now else 0
             assert self._overdue < OVERDUE, f"{self.name}: a deadline stays in the past in {self.node.members.state}"
         self._schedule()
-        if self.node.shadow.wholeness.wants_look and not self._looking:
+        if self.node.wants_look and not self._looking:
             self._looking = True
             self.later(WANTED_LOOK_S, self._look_at_listeners, self.run)
 

@@ -91,3 +91,11 @@ def workload(made: Lab, *words: str) -> subprocess.Popen[str]:
     argv += ["--host", TWO_HOSTS.service, "--port", str(PORT), "--json"]
     started: subprocess.Popen[str] = made.popen("client", argv, stdout=subprocess.PIPE, text=True)
     return started
+
+
+def declare_whole(lab: Lab) -> None:
+    """As an operator says it on the primary: the replica's application is as the server's."""
+    node = lab.resolve("primary")
+    argv = [sys.executable, "-m", "nfq_failover", "replica-is-whole"]
+    done = lab.run(node, [*argv, "--config", str(lab.store.directory / node / "config.toml")])
+    assert done.returncode == 0, done.stderr

@@ -15,6 +15,7 @@ from nfq_failover.wire.records import (
     MAX_MARKS,
     MAX_NEIGHBOURS,
     AckAsked,
+    BegunAnew,
     BytesAsked,
     BytesSent,
     Close,
@@ -36,6 +37,8 @@ from nfq_failover.wire.records import (
     HeardBefore,
     Hindered,
     InputMissed,
+    Listens,
+    Lives,
     Mark,
     Missing,
     OnLink,
@@ -112,6 +115,8 @@ PINNED: list[tuple[Record, str]] = [
     (InputMissed(1, 2), "0f 0008 00000001 00000002"),
     (Whole(1, 2, 3), "10 000c 00000001 00000002 00000003"),
     (WholeSaid(1), "11 0004 00000001"),
+    (Lives(1, 2, 1), "13 0009 00000001 00000002 01"),
+    (BegunAnew(1), "16 0004 00000001"),
     (Served(1, FLOW, 2, 3, 7), "12 001a 00000001 00000002 00000003 07 04 0a4d0001 0a4d0064 9c40 0050"),
     (Facts(()), "3c 0000"),
     (Facts((("a", "b"), ("\u00e9", ""))), "3c 0008 01 61 01 62 02 c3a9 00"),
@@ -125,6 +130,7 @@ PINNED: list[tuple[Record, str]] = [
     (WallClock(1000), "41 0008 00000000000003e8"),
     (Concerned(()), "3d 0000"),
     (Concerned(((3, "a", "b", ""),)), "3d 0006 03 01 61 01 62 00"),
+    (Listens(((80, 80), (7000, 7010))), "3f 0008 0050 0050 1b58 1b62"),
 ]
 
 openings = st.builds(
@@ -190,6 +196,8 @@ STRATEGIES: dict[type[Record], st.SearchStrategy[Record]] = {
     InputMissed: st.builds(InputMissed, u32, u32),
     Whole: st.builds(Whole, u32, u32, u32),
     WholeSaid: st.builds(WholeSaid, u32),
+    Lives: st.builds(Lives, u32, u32, st.integers(0, 255)),
+    BegunAnew: st.builds(BegunAnew, u32),
     Served: st.builds(Served, u32, flows(), u32, u32, st.integers(0, 14)),
     Facts: st.builds(Facts, facts),
     Concerned: st.builds(Concerned, concerns),
@@ -197,5 +205,6 @@ STRATEGIES: dict[type[Record], st.SearchStrategy[Record]] = {
     ProbeAsked: st.builds(ProbeAsked, u32),
     WallClock: st.builds(WallClock, st.integers(0, 2**64 - 1)),
     OnLink: st.builds(OnLink, st.binary(max_size=8), on_link),
+    Listens: st.builds(Listens, st.lists(st.tuples(u16, u16), max_size=9).map(tuple)),
 }
 records: st.SearchStrategy[Record] = st.one_of(*STRATEGIES.values())

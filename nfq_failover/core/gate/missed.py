@@ -5,22 +5,27 @@ what the application answers to others, the replica's answers are wrong from the
 new is protected, until the replica's application is whole again (core/shadow/wholeness.py). Connections from before the
 backup joined, or from before the replica was declared whole, are an operator's matter: what they go on to send is only
 warned of.
+
+Missing, too, is everything that one of the two applications has forgotten, if it was started anew alone. Both may have
+been, one after the other: if no client has sent anything to either since, then they are equal again.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
+from nfq_failover.core.application import ANEW_REASONS, Begun
 from nfq_failover.core.concerns import Concern, Weight
 from nfq_failover.core.gate.connection import BEFORE_BACKUP, SYN_UNSEEN, Gate, GatedConnection
 from nfq_failover.core.outbox import Outbox
 from nfq_failover.core.timers import TimerQueue
-from nfq_failover.wire.records import InputMissed, Whole, WholeSaid
+from nfq_failover.wire.records import Anew, BegunAnew, InputMissed, Lives, Whole, WholeSaid
 from nfq_failover.wire.segment import FlowKey
 
 TELL_FIRST_S = 0.01
 TELL_MAX_S = 1.0
 SAID_S = 10.0
+HEARD_S = 5.0  # an application of the backup has begun no longer ago than this when we hear of it
 HALF_OPEN_S = 60.0  # for so long a TCP repeats its SYN-ACK
 CODE = "input-before"
 SOURCE = "missed"
@@ -43,13 +48,26 @@ class MissedInput:
         self._on, self._since = False, 0.0  # there is a backup, since when
         self._wait_s = TELL_FIRST_S
         self._said_until: float | None = None
+        self._equal = False  # it is we who have found out that the replica is whole, and what we count is after that
+        self._lost = False  # our application was started anew, and the backup does not know so far
+        self._anew = 0, Anew.NONE  # what the backup says so of itself, and in which life
+        self._life: int | None = None  # of the backup's application
+        self._met = False  # we have heard of it since the backup has joined
+        self._began: float | None = None  # ours, not earlier than this; None: before anybody looked
+        self._their_began: float | None = None
+        self._fed_at = float("-inf")  # when the latest of the connections was opened that have sent something
         self._timer: TimerQueue[int] = TimerQueue()
 
     @property
     def reason(self) -> str:
         """Why nothing new can be protected; empty if it can."""
+        if not self._shared:
+            return ""
+        instance, anew = self._anew
+        if self._lost or (instance == self.instance and anew is not Anew.NONE):
+            return ANEW_REASONS[Anew.SERVER if self._lost else anew]
         missed = max(self._count, self._theirs)
-        return f"the replica has missed input of {missed} connections" if missed and self._shared else ""
+        return f"the replica has missed input of {missed} connections" if missed else ""
 
     # ------------------------------------------------------------------------------------ what clients send
 
@@ -84,6 +102,7 @@ class MissedInput:
         if not self._on:
             return
         self._count += 1
+        self._fed_at = now
         self.out.counters["input-missed"] += 1
         self.out.mishaps.note("input missed by the replica", reason, flow, now)
         self._wait_s = TELL_FIRST_S
@@ -95,6 +114,8 @@ class MissedInput:
         said = self._said_until is not None and now < self._said_until
         if said and self.instance:
             self.out.record(WholeSaid(self.instance))
+        elif self._lost and self.instance:
+            self.out.record(BegunAnew(self.instance))
         elif self._count > self._known and self.instance:
             self.out.record(InputMissed(self.instance, self._count))
         elif not said:
@@ -105,33 +126,91 @@ class MissedInput:
     def on_whole(self, record: Whole, now: float) -> None:
         """The backup tells which life of its application this is, and what it knows."""
         if record.instance != self.instance:
-            if self.instance:
-                self._anew(now)
+            if self.instance and not self._equal:
+                self._begin_again(now)
+            self._said_until, self._equal = None, False
             self.instance = record.instance
             self._known = 0
         self._known = max(self._known, record.told)
         self._theirs = record.missed
+        self._weigh(now)
         self._soon(now)
 
     def _soon(self, now: float) -> None:
-        if self._on and self._count > self._known:
+        if self._on and (self._lost or self._count > self._known):
             self._timer.set_earlier(0, now + TELL_FIRST_S)
 
     def said(self, now: float) -> None:
         """An operator says that the replica's application is whole: tell the backup."""
         self._said_until = now + SAID_S
+        self._lost = False
         self._wait_s = TELL_FIRST_S
         self._tell(now)
 
-    def _anew(self, now: float) -> None:
+    def _begin_again(self, now: float) -> None:
         """The replica's application is whole, or another: what has no replica now is from before."""
         self._count = self._known = self._theirs = self._before = 0
-        self._said_until = None
         self._timer.clear()
         self.out.concerns.over(SOURCE, CODE, now)
         for connection in self._flows.values():
             if connection.missing_from is not None:
                 connection.miss_from(connection.own.rcv_nxt, counts=False)
+
+    # ------------------------------------------------------------------------------------ applications that begin anew
+
+    def closed(self, connection: GatedConnection) -> None:
+        """A connection is over, or not ours any more."""
+        if connection.own.rcv_nxt > 0:
+            self._fed_at = max(self._fed_at, connection.opened_at)
+
+    def begun(self, begun: Begun, now: float) -> bool:
+        """Our application has begun to listen. Returns whether it has forgotten what the backup's may know."""
+        self._began = begun.at
+        if not begun.anew or not self._shared:
+            return False
+        self._lost = True
+        if self._on:
+            self._wait_s = TELL_FIRST_S
+            self._compare(now)
+            self._tell(now)
+        return True
+
+    def on_lives(self, record: Lives, now: float) -> None:
+        """The backup tells which life of its application this is, and whether either has begun anew."""
+        if record.life != self._life:
+            # It was another one before, or there was none; but of what was there when it joined nothing is known.
+            self._their_began = now - HEARD_S if self._met else None
+            self._life = record.life
+            self._lost = False  # it has begun anew, or joined, since ours has
+        self._met = True
+        anew = Anew(record.anew) if record.anew in frozenset(Anew) else Anew.REPLICA
+        self._anew = record.instance, anew
+        self._weigh(now)
+        self._soon(now)
+
+    def _weigh(self, now: float) -> None:
+        """The backup may know that one of the two has begun anew."""
+        instance, anew = self._anew
+        if anew is not Anew.NONE and instance == self.instance:
+            self._lost = False
+            self._compare(now)
+
+    def _compare(self, now: float) -> None:
+        """Both applications may have begun anew, and have got nothing since."""
+        if self._began is None or self._their_began is None:
+            return
+        since = min(self._began, self._their_began)
+        if self._fed_at >= since or any(
+            each.opened_at >= since and each.own.rcv_nxt > 0 for each in self._flows.values()
+        ):
+            return
+        self._lost = False
+        if self._said_until is not None and now < self._said_until:
+            return
+        self.out.log("warning", "both applications have begun anew, and nothing was sent since: they count as equal")
+        self._count = self._known = 0
+        self._equal = True
+        self.said(now)
 
     # ------------------------------------------------------------------------------------ protection as a whole
 
@@ -139,6 +218,7 @@ class MissedInput:
         """A backup is there: what is open now was there before."""
         self._on, self._since = True, now
         self._before = 0
+        self._met = False
         self._soon(now)
         self.out.concerns.over(SOURCE, CODE, now)
         for connection in self._flows.values():

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, Final
 
+from nfq_failover.core.application import ANEW_REASONS, Begun
 from nfq_failover.core.events import FrameCopied, QueryFlows
 from nfq_failover.core.gate.asking import POLL_FIRST_S, Asking
 from nfq_failover.core.gate.connection import AWAITED, BEFORE_BACKUP, Gate, GatedConnection
@@ -30,6 +31,7 @@ from nfq_failover.core.settings import Settings
 from nfq_failover.core.timers import TimerQueue
 from nfq_failover.wire.records import (
     AckAsked,
+    Anew,
     BytesAsked,
     Close,
     Closed,
@@ -40,6 +42,7 @@ from nfq_failover.wire.records import (
     Fed,
     FedSeen,
     HandedOver,
+    Lives,
     Missing,
     Opened,
     PaceTold,
@@ -126,6 +129,7 @@ class GateTable:
             Fed: self._on_fed,
             FedSeen: self.news.on_told,
             Closed: self.news.on_told,
+            Lives: self.missed.on_lives,
             Whole: self.missed.on_whole,
         }
 
@@ -271,6 +275,7 @@ class GateTable:
         known = known or connection.shadowed or connection.told_served
         if self.protecting and (connection.awaited or connection.lacks):
             self.missed.begins(connection, now)
+        self.missed.closed(connection)
         connection.enter(Gate.CLOSED, reason)
         if self.flows.get(connection.flow) is connection:
             del self.flows[connection.flow]
@@ -359,8 +364,18 @@ class GateTable:
     def hand_over(self, connection: GatedConnection, reason: str, now: float) -> None:
         """Give a connection whose server has failed to the backup, which goes on with it."""
         self.pace.back(connection, now)
+        self.missed.closed(connection)
         self.handovers.start(connection, reason, now)
         self.ends.questions.stop(connection.conn)
+
+    def application_begun(self, begun: Begun, now: float) -> None:
+        """Our application has begun to listen. What was opened since it was last seen to be another one is answered
+        from another state than the replica's."""
+        if not self.missed.begun(begun, now):
+            return
+        for connection in list(self.flows.values()):
+            if connection.opened_at >= begun.at and (connection.gated or connection.awaited):
+                self._part(connection, ANEW_REASONS[Anew.SERVER], now)
 
     # ------------------------------------------------------------------------------------ protection as a whole
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 
 from nfq_failover.core.concerns import MAX_CLIENTS, MAX_OF_A_PEER, Concern, Concerns, Weight
+from nfq_failover.core.ports import Ports
 from nfq_failover.wire.records import (
     DECLARED,
     MAX_NEIGHBOURS,
     Concerned,
     Facts,
     Hindered,
+    Listens,
     OnLink,
     Record,
     WallClock,
@@ -32,6 +34,7 @@ class Told:
     `hardware` is its interface's hardware address, empty before it has told it; `neighbours` are the hardware addresses
     of its clients' neighbours, by their own. `lacks` are the numbers of the records that we know, and it does not.
     `clock` is its time of day in milliseconds since 1970, and when it came.
+    `listens`: where its application listens, None if it does not say so (any more).
     """
 
     def __init__(self, peer: str, concerns: Concerns) -> None:
@@ -44,12 +47,15 @@ class Told:
         self.clock: tuple[int, float] | None = None
         self.neighbours: dict[bytes, bytes] = {}
         self._hindered: dict[str, tuple[bytes, ...]] = {}  # by code: of the concerns that are told next
+        self.listens: Listens | None = None
         self._heard_at: float | None = None
+        self._listens_at = 0.0
 
     def session_started(self) -> None:
         """Forget how it was set up: its daemon has restarted, perhaps with other settings."""
         self.facts = None
         self.lacks = frozenset()
+        self.listens = None
         self.hardware = b""
         self.clock = None
         self.neighbours.clear()
@@ -73,6 +79,8 @@ class Told:
         elif isinstance(record, Hindered):
             if len(self._hindered) < MAX_OF_A_PEER:
                 self._hindered[record.code] = record.clients[:MAX_CLIENTS]
+        elif isinstance(record, Listens):
+            self.listens, self._listens_at = record, now
         elif isinstance(record, Concerned):
             self._heard_at = now
             hindered, self._hindered = self._hindered, {}
@@ -84,6 +92,8 @@ class Told:
         if self._heard_at is not None and now - self._heard_at > STALE_S:
             self._heard_at = None
             self._concerns.told(self.peer, (), now)
+        if self.listens is not None and now - self._listens_at > STALE_S:
+            self.listens = None
 
 
 def _concern(weight: int, code: str, what: str, cure: str) -> Concern:
@@ -101,6 +111,7 @@ class Telling:
         self._hardware = b""
         self._neighbours: Neighbours = ()
         self._ahead_s: float | None = None
+        self._listens: Listens | None = None
         self._version = -1
         self._next = 0.0
 
@@ -115,6 +126,13 @@ class Telling:
         if hardware != self._hardware:
             self.soon()  # before the peer takes this host for a stranger
         self._hardware, self._neighbours = hardware, neighbours
+
+    def listening(self, where: Ports | None) -> None:
+        """The application listens at these ports now; None: nobody knows."""
+        listens = None if where is None else Listens(where)
+        if listens != self._listens:
+            self._listens = listens
+            self.soon()
 
     def soon(self) -> None:
         """Tell them at the next opportunity."""
@@ -147,4 +165,6 @@ class Telling:
             some, rest = self._neighbours[:MAX_NEIGHBOURS], self._neighbours[MAX_NEIGHBOURS:]
             self._neighbours = rest + some  # each in its turn
             told.append(OnLink(self._hardware, some))
+        if self._listens is not None:
+            told.append(self._listens)
         return told

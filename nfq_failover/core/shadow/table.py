@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from nfq_failover.core.application import ANEW_REASONS, Begun
 from nfq_failover.core.outbox import Outbox
 from nfq_failover.core.settings import Settings
 from nfq_failover.core.shadow.checkpoint import CheckpointWriter
@@ -31,6 +32,8 @@ from nfq_failover.core.shadow.wholeness import Wholeness
 from nfq_failover.core.tcp.claims import TWO_VERSIONS
 from nfq_failover.core.timers import TimerQueue
 from nfq_failover.wire.records import (
+    Anew,
+    BegunAnew,
     BytesSent,
     Close,
     Closed,
@@ -134,6 +137,7 @@ class ShadowTable:
             SentUpTo: self._on_sent,
             PaceAsked: self._on_pace_asked,
             InputMissed: self.wholeness.on_missed,
+            BegunAnew: self.wholeness.on_anew,
             WholeSaid: self.wholeness.on_said,
             Served: self._on_served,
         }
@@ -329,6 +333,15 @@ class ShadowTable:
         wait_s = connection.closing.tell_again()
         if wait_s:
             self.timers.set(connection.conn, now + wait_s)
+
+    def application_begun(self, begun: Begun, life: int, inodes: frozenset[int], watched: bool, now: float) -> None:
+        """Our application has begun to listen (see `Wholeness.begun`). What was opened since it was last seen to be
+        another one is answered from another state than the server's."""
+        if not self.wholeness.begun(life, inodes, bool(begun.anew), watched, now):
+            return
+        for connection in list(self.flows.values()):
+            if connection.opened_at >= begun.at and connection.state in (Shadow.SHADOW, Shadow.OPENING):
+                self._part(connection, ANEW_REASONS[Anew.REPLICA], now)
 
     def invalidate(self, reason: str) -> None:
         """The primary may have acknowledged what we lack: none of the connections can be continued."""

@@ -1,20 +1,28 @@
 """Whether this host's application has got all that the clients have sent: if not, what it answers may be wrong, also on
 connections whose own replica is in step.
 
-The primary knows most of it: it sees what clients send on connections that have no replica (core/gate/missed.py), and
-says so. Here is added what was logged and could not be delivered. An application that has missed input counts as whole
-again when it has been restarted, which its listening sockets tell: none of those is left that were seen next after it
-had missed something (so they are looked at at once then). Or an operator says so. Each such life has a number
-(`instance`), by which the primary knows what its count is about.
+It may have *missed input*. The primary knows most of it: it sees what clients send on connections that have no replica
+(core/gate/missed.py), and says so. Here is added what was logged and could not be delivered. An application that has
+missed input counts as whole again when it is restarted after that was said, since whoever restarts it then knows why:
+none of the listening sockets is left that were seen next after it had missed something (so they are looked at at once
+then).
+
+Or it was *started anew* when there was no reason to, it or the server's, and one of them has forgotten what the other
+one knows. What it loads when it starts nobody can see, so this is not over by another start, unless that is the other
+one's and nothing was sent between: the primary judges that, and says so.
+
+Or an operator says that it is whole. Each life between has a number (`instance`), by which the primary knows what its
+count is about.
 """
 
 from __future__ import annotations
 
 from zlib import crc32
 
+from nfq_failover.core.application import ANEW_REASONS
 from nfq_failover.core.concerns import Concern, Weight
 from nfq_failover.core.outbox import Outbox
-from nfq_failover.wire.records import InputMissed, Whole, WholeSaid
+from nfq_failover.wire.records import Anew, BegunAnew, InputMissed, Lives, Whole, WholeSaid
 from nfq_failover.wire.segment import FlowKey
 
 TELL_EVERY_S = 1.0
@@ -24,6 +32,12 @@ CURE = (
     "make the application here equal to the one that serves, or restart it, if it then takes over the other's state; "
     "after the former: nfq-failover replica-is-whole"
 )
+ANEW_CODE = "application-anew"
+ANEW_CURE = (
+    "if it has loaded the other one's state: nfq-failover replica-is-whole; else give it that state first, or restart "
+    'the other one, too, while nobody sends anything; if clients change nothing that others see: state = "none"'
+)
+ANSWER_S = 2.0  # who restarts an application sooner than this after it has missed something does not know of it
 _STEP = 0x9E3779B1  # from one number to the next: any odd number reaches them all
 
 
@@ -39,17 +53,21 @@ class Wholeness:
         self._unsaid: list[tuple[FlowKey, str]] = []
         self._reason = ""
         self._at_miss: frozenset[int] | None = None  # not looked at since it has missed something
+        self._missed_at = 0.0
+        self._life = 0
+        self._anew = Anew.NONE
         self._next = 0.0
 
     @property
     def missed(self) -> int:
-        """Of how many connections it has missed input, at the least: both hosts may have seen the same one."""
-        return max(self._told, len(self._own))
+        """Of how many connections it has missed input, at the least: both hosts may have seen the same one. Of one at
+        least if one of the two was started anew."""
+        return max(self._told, len(self._own), int(self._anew is not Anew.NONE))
 
     @property
     def wants_look(self) -> bool:
         """Whether it has missed something, and its sockets have not been looked at since."""
-        return self._at_miss is None and self.missed > 0
+        return self._at_miss is None and max(self._told, len(self._own)) > 0
 
     # ------------------------------------------------------------------------------------ what is missing
 
@@ -76,7 +94,7 @@ class Wholeness:
         self._tell()
 
     def _note(self, reason: str, now: float) -> None:
-        self._at_miss, self._reason = None, reason
+        self._at_miss, self._reason, self._missed_at = None, reason, now
         if self._shared:
             what = f"the replica has missed input of {self.missed} connections ({self._reason})"
             self.out.concerns.raised(SOURCE, Concern(CODE, Weight.DEGRADED, what, CURE), now)
@@ -88,38 +106,72 @@ class Wholeness:
         """The application's listening sockets, as they are now; none: it is not there."""
         if not self.instance:
             self.instance = crc32(repr(sorted(inodes)).encode()) or 1
-        if not self.missed:
-            return
-        if self._at_miss is None:
+        if self.wants_look:
             # What was seen before proves nothing: this life of the application may have begun before it missed that.
             self._at_miss = inodes
-        elif inodes and not inodes & self._at_miss:
+
+    def begun(self, life: int, inodes: frozenset[int], anew: bool, watched: bool, now: float) -> bool:
+        """The application has begun to listen. `anew`: it has followed another one. `watched`: the clients of a
+        primary have been talking to that one, for all we know. Returns whether it has come as a surprise."""
+        self._life = life
+        self._next = now
+        at_miss = self._at_miss
+        answered = at_miss is not None and not inodes & at_miss and now - self._missed_at >= ANSWER_S
+        if not anew or not watched or not self._shared:
+            if self._anew is Anew.NONE and self.missed and at_miss is not None and not inodes & at_miss:
+                self._whole("it has been started" if not anew else "it has been restarted", now)
+            return False
+        if at_miss and answered and self._anew is Anew.NONE:
             self._whole("it has been restarted", now)
+            return False
+        self._forget(now)
+        self._differ(Anew.REPLICA, now)
+        return True
+
+    def on_anew(self, record: BegunAnew, now: float) -> None:
+        """The primary's application was started anew, and ours was not."""
+        if record.instance == self.instance and self._shared and self._anew is Anew.NONE:
+            self._differ(Anew.SERVER, now)
+        self._tell()
+
+    def _differ(self, anew: Anew, now: float) -> None:
+        self._anew = anew
+        self.out.counters["application-anew"] += 1
+        self.out.mishaps.note("state may be lost", ANEW_REASONS[anew], None, now)
+        self.out.concerns.raised(SOURCE, Concern(ANEW_CODE, Weight.DEGRADED, ANEW_REASONS[anew], ANEW_CURE), now)
+        self._next = now
 
     def said(self, now: float) -> None:
         """An operator says that the application is whole."""
         self._whole("an operator says so", now)
 
     def on_said(self, record: WholeSaid, now: float) -> None:
-        """An operator has said so on the primary."""
+        """The primary says so: an operator has said it there, or both applications have begun with nothing."""
         if record.instance == self.instance:
-            self.said(now)
+            self._whole("the primary says so", now)
         self._tell()
 
     def _whole(self, why: str, now: float) -> None:
         if self.missed:
             self.out.log("warning", "the application counts as whole", reason=why, missed=self.missed)
+        self._forget(now)
+
+    def _forget(self, now: float) -> None:
+        """Whatever has been missed is no matter any more."""
         self._told = 0
         self._own.clear()
         self._unsaid.clear()
+        self._anew = Anew.NONE
         self.instance = (self.instance + _STEP) & 0xFFFFFFFF or 1
         self.out.concerns.over(SOURCE, CODE, now)
+        self.out.concerns.over(SOURCE, ANEW_CODE, now)
         self._next = now
 
     # ------------------------------------------------------------------------------------ the primary
 
     def _tell(self) -> None:
         if self.instance:
+            self.out.record(Lives(self.instance, self._life, self._anew))
             self.out.record(Whole(self.instance, self._told, self.missed))
 
     def on_timer(self, now: float) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from nfq_failover.config import Config, advice
+from nfq_failover.core import presence
 from nfq_failover.core.concerns import Concern, Weight
 from nfq_failover.operator.doctor.report import Subject
 from nfq_failover.shell.fencing import metadata
@@ -131,9 +132,7 @@ def _application(config: Config) -> tuple[str, list[Concern]]:
     if not missing:
         return "it listens at the service's ports", []
     what = f"no program listens at {config.service} or at all addresses on: {', '.join(missing[:_PORTS_SHOWN])}"
-    cure = f"start the application; if it can't bind {config.service}, start it after nfq-failover or let it listen on "
-    cure += "all addresses"
-    return "", [Concern("application-absent", Weight.WARNING, what, cure)]
+    return "", [Concern(presence.CODE, Weight.WARNING, what, presence.CURE)]
 
 
 def _disk(directory: Path) -> tuple[str, Sequence[Concern]]:

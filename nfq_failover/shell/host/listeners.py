@@ -9,7 +9,7 @@ from collections.abc import Callable
 from struct import Struct
 from typing import Final
 
-from nfq_failover.core.events import ListenersSeen
+from nfq_failover.core.events import ListenersSeen, Sockets
 
 _NETLINK_SOCK_DIAG: Final = 4
 _SOCK_DIAG_BY_FAMILY: Final = 20
@@ -23,6 +23,9 @@ _HEADER = Struct("=IHHII")
 _SOCKET = Struct("!4xH2x16s")  # the beginning of inet_diag_msg: our port, their port, our address
 _INODE = Struct("=I")
 _INODE_AT: Final = 68  # in inet_diag_msg, which has 72 bytes
+_ATTRIBUTES_AT: Final = 72
+_ATTRIBUTE = Struct("=HH")
+_SKV6ONLY: Final = 11  # INET_DIAG_SKV6ONLY: a byte, which the kernel tells of every listening IPv6 socket
 _DUMP_BYTES: Final = 1 << 16
 _ANY: Final = bytes(16)
 _MAPPED: Final = bytes(10) + b"\xff\xff"  # RFC 4291 section 2.5.5.2
@@ -39,31 +42,35 @@ class Listening:
         self._service = service
         self._serves = serves
         self._next = self._next_wanted = 0.0
-        self._seen: frozenset[int] | None = None
+        self._seen: Sockets | None = None
+        self._looked_at = 0.0
 
     def tick(self, now: float, wanted: bool = False) -> ListenersSeen | None:
         """Returns what there is now, if that has changed or is wanted. A kernel that can't be asked changes nothing."""
         if now < (self._next_wanted if wanted else self._next):
             return None
         self._next, self._next_wanted = now + LOOK_EVERY_S, now + WANTED_EVERY_S
+        before = self._looked_at if self._seen is not None else now
+        known = True
         try:
             found = listeners(self._service, self._serves)
         except OSError:
             if self._seen is not None:
                 return None
-            found = frozenset()
+            found, known = frozenset(), False
+        self._looked_at = now
         if found == self._seen and not wanted:
             return None
         self._seen = found
-        return ListenersSeen(found)
+        return ListenersSeen(found, now - before, known)
 
 
-def listeners(service: bytes, serves: Callable[[int], bool]) -> frozenset[int]:
-    """Returns the inodes of the sockets that listen at the service's address, or at any, and at its ports.
+def listeners(service: bytes, serves: Callable[[int], bool]) -> Sockets:
+    """Returns the sockets that listen at the service's address, or at any, and at its ports, as (port, inode).
 
     Raises OSError if the kernel can't be asked (no module tcp_diag).
     """
-    found: set[int] = set()
+    found: set[tuple[int, int]] = set()
     for family in (socket.AF_INET, socket.AF_INET6):
         with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_SOCK_DIAG) as diag:
             head = (_DUMP.size, _SOCK_DIAG_BY_FAMILY, _FLAGS, 1, 0)
@@ -74,7 +81,7 @@ def listeners(service: bytes, serves: Callable[[int], bool]) -> frozenset[int]:
     return frozenset(found)
 
 
-def _take(data: bytes, service: bytes, serves: Callable[[int], bool], found: set[int]) -> bool:
+def _take(data: bytes, service: bytes, serves: Callable[[int], bool], found: set[tuple[int, int]]) -> bool:
     """Take a part of the dump. Returns True at its end."""
     at = 0
     while at + _HEADER.size <= len(data):  # Ends: `at` grows by a message, which has a header at least
@@ -89,7 +96,18 @@ def _take(data: bytes, service: bytes, serves: Callable[[int], bool], found: set
         port, address = _SOCKET.unpack_from(data, at + _HEADER.size)
         (inode,) = _INODE.unpack_from(data, at + _HEADER.size + _INODE_AT)
         here = (_ANY, service.ljust(16, b"\0"), _MAPPED + service)
-        if inode and serves(port) and address in here:
-            found.add(inode)
+        if inode and serves(port) and address in here and not _ipv6_only(data[at + _HEADER.size : at + length]):
+            found.add((port, inode))
         at += (length + 3) & ~3
+    return False
+
+
+def _ipv6_only(message: bytes) -> bool:
+    """Whether a socket takes no IPv4 connections, though it may listen at all addresses."""
+    at = _ATTRIBUTES_AT
+    while at + _ATTRIBUTE.size < len(message):  # Ends: `at` grows by an attribute, which has a header at least
+        length, kind = _ATTRIBUTE.unpack_from(message, at)
+        if kind == _SKV6ONLY:
+            return bool(message[at + _ATTRIBUTE.size])
+        at += max((length + 3) & ~3, _ATTRIBUTE.size)
     return False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from struct import Struct
 from typing import Final, Self
@@ -9,12 +10,24 @@ from typing import Final, Self
 from nfq_failover.errors import InternalError, MalformedDatagram
 from nfq_failover.wire.records.base import MAX_DATA, Record, Towards, declare
 
-__all__ = ["MAX_FACT", "MAX_NEIGHBOURS", "Concerned", "Facts", "Hindered", "OnLink", "ProbeAsked", "WallClock"]
+__all__ = [
+    "MAX_FACT",
+    "MAX_NEIGHBOURS",
+    "Concerned",
+    "Facts",
+    "Hindered",
+    "Listens",
+    "OnLink",
+    "ProbeAsked",
+    "WallClock",
+]
 
 MAX_FACT: Final = 255  # bytes of a name or of a value
 MAX_NEIGHBOURS: Final = 50  # of one record: IPv6 addresses would fit, too
 _LENGTH = Struct("!B")
 _WEIGHT = Struct("!B")
+_RANGE = Struct("!HH")
+MAX_RANGES: Final = MAX_DATA // _RANGE.size
 _ADDRESS_BYTES: Final = (4, 16)
 
 
@@ -172,3 +185,24 @@ class ProbeAsked(Record):
     another. A host that knows this record also clones such segments (core/tap_probe.py)."""
 
     token: int
+
+
+@declare(66, Towards.HOST)
+@dataclass(frozen=True, slots=True)
+class Listens(Record):
+    """Either way: the ports of the service where the sender's application listens, as inclusive ranges in order.
+    Repeated once a second. Those that there is no room for are left out."""
+
+    ranges: tuple[tuple[int, int], ...]
+
+    @property
+    def ports(self) -> Iterator[int]:
+        """All of them, one by one."""
+        return (port for low, high in self.ranges for port in range(low, high + 1))
+
+    def encode(self) -> bytes:
+        return b"".join(_RANGE.pack(*each) for each in self.ranges[:MAX_RANGES])
+
+    @classmethod
+    def decode(cls, value: bytes) -> Self:
+        return cls(tuple(_RANGE.iter_unpack(value)))

@@ -7,10 +7,19 @@ missed is no matter of another's. None of these records is about a single connec
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import IntEnum
 
 from nfq_failover.wire.records.base import Record, Towards, declare
 
-__all__ = ["InputMissed", "Whole", "WholeSaid"]
+__all__ = ["Anew", "BegunAnew", "InputMissed", "Lives", "Whole", "WholeSaid"]
+
+
+class Anew(IntEnum):
+    """Which of the two applications was started anew alone, so that it lacks what the other one has."""
+
+    NONE = 0
+    REPLICA = 1
+    SERVER = 2
 
 
 @declare(15, Towards.SHADOW, "!II")
@@ -27,7 +36,8 @@ class InputMissed(Record):
 @dataclass(frozen=True, slots=True)
 class Whole(Record):
     """Backup -> primary: this is the present life of my application; of `told` connections I have learnt from you, and
-    of `missed` I know at all, that it has missed input. Repeated once a second."""
+    of `missed` I know at all, that it has missed input; of one at least if the two differ for another reason. Repeated
+    once a second."""
 
     instance: int
     told: int
@@ -37,7 +47,31 @@ class Whole(Record):
 @declare(17, Towards.SHADOW, "!I")
 @dataclass(frozen=True, slots=True)
 class WholeSaid(Record):
-    """Primary -> backup: an operator says that the replica's application is as the server's. Answered by `Whole`, with
-    another instance."""
+    """Primary -> backup: the replica's application is as the server's: an operator says so, or both were started anew
+    without anything having been sent between. Answered by `Whole`, with another instance."""
 
     instance: int
+
+
+@declare(19, Towards.GATE, "!IIB")
+@dataclass(frozen=True, slots=True)
+class Lives(Record):
+    """Backup -> primary: beside `Whole`. `life` is a number of the present life of my application, or of the last one,
+    0 if there was none; another number is another program. `anew` is an `Anew`."""
+
+    instance: int
+    life: int
+    anew: int
+
+
+@declare(22, Towards.SHADOW, "!I")
+@dataclass(frozen=True, slots=True)
+class BegunAnew(Record):
+    """Primary -> backup: my application was started anew, and your replica's has what mine has lost. Answered by
+    `Lives`."""
+
+    instance: int
+
+    def instead(self) -> Record:
+        """See `Record`: the two differ, too."""
+        return InputMissed(self.instance, 1)

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import signal
+import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from nfq_failover.core.gate.missed import HEARD_S
 from nfq_failover.errors import CommandError
 from nfq_failover.lab.lab import Lab
 from nfq_failover.lab.nodes import ask_daemon
 from nfq_failover.lab.state import Options
-from tests.support.lab_world import connect, eventually, fresh_name
+from nfq_failover.lab.topology import namespace
+from nfq_failover.shell.host.listeners import LOOK_EVERY_S
+from tests.support.lab_world import connect, declare_whole, eventually, fresh_name
 from tests.support.redis_client import RedisClient
 
 REDIS, DATA = 7000, 7010
@@ -99,6 +106,96 @@ def test_client_that_only_listens_to_one_host_alone_hears_of_the_takeover(lab: L
     finally:
         server.kill()
         server.wait()
+
+
+class Redis:
+    """The redis of each host: it ends, and is started anew with nothing."""
+
+    def __init__(self, lab: Lab) -> None:
+        self.lab = lab
+        self._started: list[subprocess.Popen[bytes]] = []
+
+    def end(self, node: str) -> None:
+        """Kill it."""
+        inside = subprocess.run(
+            ["ip", "netns", "pids", namespace(self.lab.name, node)], capture_output=True, text=True, check=True
+        )
+        pids = [pid for pid in inside.stdout.split() if _is_redis(pid)]
+        assert pids
+        for pid in pids:
+            os.kill(int(pid), signal.SIGKILL)
+        assert eventually(lambda: not any(map(_is_redis, pids))), "one that is there for a moment yet keeps the port"
+
+    def start(self, node: str) -> None:
+        """Start one that knows nothing."""
+        words = ["--port", str(REDIS), "--save", "", "--appendonly", "no", "--protected-mode", "no"]
+        argv = ["redis-server", *words, "--bind", "0.0.0.0"]
+        self._started.append(self.lab.popen(node, argv, stdout=subprocess.DEVNULL, cwd="/"))
+
+    def close(self) -> None:
+        """Take away what was started here."""
+        for process in self._started:
+            process.kill()
+            process.wait()
+
+    def found(self) -> list[tuple[str, list[str]]]:
+        """The state that each host says, and the codes of all concerns that it knows."""
+        rows = [ask_daemon(self.lab.store, node) or {} for node in ("a", "b")]
+        return [(row.get("state", ""), [each["code"] for each in row.get("concerns", ())]) for row in rows]
+
+    def says(self, code: str, state: str) -> None:
+        """Wait until both hosts have a concern of this code, and are in this state."""
+        said = eventually(lambda: all(found == state and code in codes for found, codes in self.found()))
+        assert said, self.found()
+
+    def protected(self) -> bool:
+        """Whether nothing is wrong."""
+        rows = self.lab.status()["nodes"].values()
+        return sorted(str(row["state"]) for row in rows) == ["protected", "shadowing"]
+
+
+def _is_redis(pid: str) -> bool:
+    try:
+        return b"redis-server" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return False
+
+
+def new_is_protected(lab: Lab) -> bool:
+    """Whether a new connection is, or is not, protected: it is one or the other for good when it has been answered."""
+    client = RedisClient(connect(lab, REDIS))
+    with contextlib.closing(client.socket):
+        assert client.ask("PING") == b"PONG"
+        assert eventually(lambda: bool(row(lab, client.name)))
+        return bool(row(lab, client.name)["protected"])
+
+
+def test_application_that_ends_and_is_started_anew_on_one_host_while_nobody_is_connected(lab: Lab) -> None:
+    with contextlib.closing(Redis(lab)) as redis:
+        primary = lab.resolve("primary")
+        backup = "b" if primary == "a" else "a"
+        with connect(lab, REDIS) as client:
+            assert RedisClient(client).ask("SET", "account", "1000") == b"OK"
+        assert eventually(redis.protected)
+        time.sleep(2 * LOOK_EVERY_S)  # the daemons have seen which application this is
+
+        redis.end(primary)
+        redis.start(primary)
+        redis.says("application-anew", "degraded")
+        time.sleep(HEARD_S - 2 * LOOK_EVERY_S)  # what the client has sent is long ago
+        redis.end(backup)
+        redis.start(backup)
+        assert eventually(redis.protected), "nobody has sent anything to either since it began"
+        assert new_is_protected(lab)
+
+        redis.end(backup)
+        redis.says("application-absent", "unprotected")
+        redis.start(backup)
+        redis.says("application-anew", "degraded")
+        assert not new_is_protected(lab)
+        declare_whole(lab)
+        assert eventually(redis.protected)
+        assert new_is_protected(lab)
 
 
 def _listens(lab: Lab, node: str) -> bool:

@@ -14,7 +14,7 @@ from nfq_failover.lab import nodes
 from nfq_failover.lab.state import Options
 from nfq_failover.lab.topology import TWO_HOSTS, namespace
 from tests.support.connection_world import CALM, Case, SharedLab, Talk, pause
-from tests.support.lab_world import PORT, connect, eventually
+from tests.support.lab_world import PORT, connect, declare_whole, eventually
 from tests.support.scripted_server import content
 
 HALF = 400_000
@@ -81,6 +81,8 @@ class Applications(SharedLab):
         assert eventually(lambda: not killed & set(self.pids(node)))
         assert eventually(lambda: all(not _stopped(pid) for pid in self.pids(node)))
         self.start(node)
+        if not eventually(lambda: self.says(node).get("state") == "shadowing", 4.0):
+            declare_whole(self.lab)  # one that was killed as a replica has lost its state, for all that anybody knows
         self.becomes(**{node: "shadowing", TWO_HOSTS.other(node): "protected"})
 
     def down(self) -> None:

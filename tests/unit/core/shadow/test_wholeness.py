@@ -4,41 +4,70 @@ from __future__ import annotations
 
 import pytest
 
+from nfq_failover.core.application import Application
 from nfq_failover.core.concerns import Weight
+from nfq_failover.core.events import ListenersSeen, Sockets
 from nfq_failover.core.outbox import Outbox
-from nfq_failover.core.shadow.wholeness import CODE, Wholeness
-from nfq_failover.wire.records import Close, InputMissed, Whole, WholeSaid
+from nfq_failover.core.shadow.wholeness import ANEW_CODE, ANSWER_S, CODE, Wholeness
+from nfq_failover.wire.records import Anew, BegunAnew, Close, InputMissed, Lives, Whole, WholeSaid
 from tests.support.shadow import Shadowing, from_client
 from tests.support.transcript import FLOW, After
 
-OLD, NEW = frozenset((10, 11)), frozenset((20, 21))
+A, B = 7000, 7010
+OLD, NEW, NEWER = (frozenset(((A, 10 * n), (B, 10 * n + 1))) for n in (1, 2, 3))
+NONE: Sockets = frozenset()
+KEPT_ONE = frozenset(((B, 11), (A, 20)))
+LATER = ANSWER_S + 1
 
 
 class Behind:
-    """An application, and what the primary is told of it."""
+    """An application, its sockets as they are seen, and what the primary is told of it."""
 
-    def __init__(self, shared: bool = True) -> None:
+    def __init__(self, shared: bool = True, first: Sockets = OLD, watched: bool = True) -> None:
         self.out = Outbox()
         self.whole = Wholeness(self.out, shared)
-        self.whole.sockets(OLD, 0.0)
-        self.life = self.whole.instance
+        self.application = Application()
+        self.watched = watched
         self.now = 10.0
+        self.surprised = False
+        self.see(first, 0.0)
+        self.life = self.whole.instance
 
-    def miss(self) -> None:
+    def see(self, sockets: Sockets, after_s: float = 1.0) -> None:
+        """As the node does it."""
+        self.now += after_s
+        begun = self.application.seen(ListenersSeen(sockets, after_s), self.now)
+        inodes = frozenset(inode for _, inode in sockets)
+        self.whole.sockets(inodes, self.now)
+        if begun is not None:
+            life, anew = self.application.life, bool(begun.anew)
+            self.surprised = self.whole.begun(life, inodes, anew, self.watched, self.now)
+
+    def miss(self, seen: Sockets | None = None) -> None:
+        """It misses input; its sockets are looked at soon after that."""
         self.whole.lacks(1, FLOW, "the replica reset the connection")
-        self.whole.review(1.0)
+        self.whole.review(self.now)
+        if seen is not None:
+            self.see(seen, 0.05)
 
     @property
     def concerned(self) -> bool:
         return CODE in self.out.concerns.codes()
 
-    def told(self) -> Whole:
+    @property
+    def differs(self) -> bool:
+        return ANEW_CODE in self.out.concerns.codes()
+
+    def said(self) -> tuple[Lives, Whole]:
         self.out.records.clear()
         self.now += 2.0
         self.whole.on_timer(self.now)
-        (record,) = self.out.records
-        assert isinstance(record, Whole)
-        return record
+        lives, whole = self.out.records
+        assert isinstance(whole, Whole) and isinstance(lives, Lives) and lives.instance == whole.instance
+        return lives, whole
+
+    def told(self) -> Whole:
+        return self.said()[1]
 
 
 def test_whole_application_is_told_with_its_number() -> None:
@@ -83,12 +112,12 @@ def test_its_sockets_are_to_be_looked_at_when_it_has_missed_something() -> None:
     for _ in range(2):
         behind.miss()
         assert behind.whole.wants_look
-        behind.whole.sockets(OLD, 2.0)
+        behind.see(OLD)
         assert not behind.whole.wants_look
-        behind.whole.on_missed(InputMissed(behind.life, behind.whole.missed + 1), 2.0)
+        behind.whole.on_missed(InputMissed(behind.life, behind.whole.missed + 1), behind.now)
         assert behind.whole.wants_look
-    behind.whole.sockets(OLD, 3.0)
-    behind.whole.sockets(NEW, 4.0)
+    behind.see(OLD)
+    behind.see(NEW, LATER)
     assert not behind.concerned and not behind.whole.wants_look
 
 
@@ -98,57 +127,123 @@ def test_what_another_life_has_missed_is_no_matter() -> None:
     assert behind.told() == Whole(behind.life, 0, 0) and not behind.concerned
 
 
-@pytest.mark.parametrize(
-    ("sockets", "whole"),
-    [(OLD, False), (frozenset(), False), (OLD | NEW, False), (frozenset((11, 20)), False), (NEW, True)],
-)
-def test_restart_makes_it_whole_and_a_reload_does_not(sockets: frozenset[int], whole: bool) -> None:
+@pytest.mark.parametrize(("sockets", "whole"), [(OLD, False), (NONE, False), (OLD | NEW, False), (NEW, True)])
+def test_restart_makes_it_whole_and_a_reload_does_not(sockets: Sockets, whole: bool) -> None:
     behind = Behind()
-    behind.miss()
-    behind.whole.sockets(OLD, 1.5)
-    behind.whole.sockets(sockets, 2.0)
-    assert behind.concerned is not whole
+    behind.miss(OLD)
+    behind.see(sockets, LATER)
+    assert behind.concerned is not whole and not behind.differs and not behind.surprised
     assert (behind.told().missed == 0) is whole and (behind.told().instance != behind.life) is whole
+
+
+def test_one_program_of_several_that_is_started_anew_makes_nothing_whole() -> None:
+    behind = Behind()
+    behind.miss(OLD)
+    behind.see(KEPT_ONE, LATER)
+    assert behind.differs and behind.told().missed == 1
 
 
 def test_restart_in_steps_makes_it_whole() -> None:
     behind = Behind()
-    behind.miss()
-    for sockets in (frozenset((11,)), frozenset(), NEW):
-        behind.whole.sockets(sockets, 2.0)
-    assert not behind.concerned
+    behind.miss(OLD)
+    for sockets in (frozenset(((B, 11),)), NONE, NEW):
+        behind.see(sockets, LATER)
+    assert not behind.concerned and not behind.differs
 
 
 def test_restarted_application_may_miss_input_again() -> None:
     behind = Behind()
-    behind.miss()
-    behind.whole.sockets(OLD, 1.5)
-    behind.whole.sockets(NEW, 2.0)
+    behind.miss(OLD)
+    behind.see(NEW, LATER)
     assert not behind.concerned
-    behind.miss()
-    behind.whole.sockets(NEW, 3.0)
-    behind.whole.sockets(NEW, 4.0)
+    behind.miss(NEW)
+    behind.see(NEW, LATER)
     assert behind.concerned and behind.told().missed == 1
 
 
 def test_application_that_was_not_there_and_starts_is_whole() -> None:
-    behind = Behind()
-    behind.whole.sockets(frozenset(), 1.0)
-    behind.miss()
-    behind.whole.sockets(frozenset(), 1.5)
-    behind.whole.sockets(NEW, 2.0)
-    assert not behind.concerned
+    """Whether both have the same state when a backup joins is for people to say."""
+    behind = Behind(first=NONE)
+    behind.miss(NONE)
+    behind.see(NEW)
+    assert not behind.concerned and not behind.differs
 
 
-@pytest.mark.parametrize("before", [frozenset(), OLD])
-def test_application_that_began_before_it_missed_something_is_not_whole(before: frozenset[int]) -> None:
-    """Its sockets are looked at now and then: those seen before it missed something may be of an earlier life."""
-    behind = Behind()
-    behind.whole.sockets(before, 1.0)
-    behind.miss()
-    behind.whole.sockets(NEW, 2.0)
-    behind.whole.sockets(NEW, 3.0)
+def test_application_that_began_before_it_missed_something_is_not_whole() -> None:
+    """Its sockets are looked at now and then: none may have been seen before it missed something."""
+    behind = Behind(first=NONE)
+    behind.miss(NEW)
+    behind.see(NEW)
     assert behind.concerned
+
+
+def test_application_that_is_started_anew_though_it_has_missed_nothing_may_have_lost_its_state() -> None:
+    behind = Behind()
+    behind.see(NEW)
+    assert behind.differs and behind.surprised
+    lives, whole = behind.said()
+    assert lives.anew is Anew.REPLICA and whole.missed == 1 and whole.instance != behind.life
+    (concern,) = behind.out.concerns.own
+    assert concern.weight is Weight.DEGRADED and "replica-is-whole" in concern.cure
+    behind.see(NEWER, 60.0)
+    assert behind.differs, "it may have lost it again"
+    behind.whole.said(behind.now)
+    assert not behind.differs and behind.said()[0].anew is Anew.NONE
+
+
+def test_application_that_has_ended_before_it_missed_input_was_restarted_by_nobody_who_knew() -> None:
+    behind = Behind()
+    behind.see(NONE)
+    behind.miss(NONE)
+    behind.see(NEW, LATER)
+    assert behind.differs and not behind.concerned
+
+
+def test_application_that_is_back_sooner_than_anybody_could_have_read_that_it_missed_input() -> None:
+    behind = Behind()
+    behind.miss(OLD)
+    behind.see(NEW, ANSWER_S / 2)
+    assert behind.differs
+
+
+def test_application_that_was_back_before_it_was_looked_at() -> None:
+    behind = Behind()
+    behind.miss(NEW)
+    assert behind.differs and not behind.concerned
+
+
+@pytest.mark.parametrize("changes", [{"shared": False}, {"watched": False}])
+def test_restart_that_is_no_matter(changes: dict[str, bool]) -> None:
+    """Its connections have no state in common; or it was no replica of anything."""
+    behind = Behind(**changes)  # type: ignore[arg-type]
+    behind.see(NEW)
+    assert not behind.differs and not behind.surprised
+    assert behind.said()[0].anew is Anew.NONE and behind.told().missed == 0
+    behind.miss(NEW)
+    behind.see(NEWER)
+    assert behind.told().missed == 0, "as ever"
+
+
+def test_primary_whose_application_was_started_anew_tells_so() -> None:
+    behind = Behind()
+    behind.whole.on_anew(BegunAnew(behind.life + 1), behind.now)
+    assert not behind.differs, "that was about another life"
+    behind.whole.on_anew(BegunAnew(behind.life), behind.now)
+    assert behind.differs
+    lives, whole = behind.said()
+    assert lives.anew is Anew.SERVER and whole == Whole(behind.life, 0, 1)
+    behind.whole.on_said(WholeSaid(behind.life), behind.now)
+    assert not behind.differs and behind.told().missed == 0
+
+
+def test_replica_that_follows_the_server_that_was_started_anew() -> None:
+    """The primary knows whether anything was sent between."""
+    behind = Behind()
+    behind.whole.on_anew(BegunAnew(behind.life), behind.now)
+    life = behind.said()[0].life
+    behind.see(NEW, LATER)
+    lives = behind.said()[0]
+    assert lives.anew is Anew.REPLICA and lives.life != life
 
 
 def test_operator_says_so() -> None:
