@@ -81,7 +81,8 @@ class Applications(SharedLab):
         assert eventually(lambda: not killed & set(self.pids(node)))
         assert eventually(lambda: all(not _stopped(pid) for pid in self.pids(node)))
         self.start(node)
-        if not eventually(lambda: self.says(node).get("state") == "shadowing", 4.0):
+        assert eventually(lambda: self.says(node).get("membership") == "shadowing", 20)
+        if eventually(lambda: "application-anew" in str(self.says(node)["concerns"]), 2.0):
             declare_whole(self.lab)  # one that was killed as a replica has lost its state, for all that anybody knows
         self.becomes(**{node: "shadowing", TWO_HOSTS.other(node): "protected"})
 
