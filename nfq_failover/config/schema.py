@@ -284,9 +284,10 @@ _PACE: Final = (
     _ms("replica_slow_ms", 200, 10, 60_000, core=True, change=Change.LIVE).says(
         "How late a replica must be before its client is slowed: what the server sends waits for the replica then."
     ),
-    _choice("slow_backup", ("wait", "unprotect"), core=True, change=Change.LIVE).says(
+    _choice("slow_backup", ("wait", "unprotect", "drop"), core=True, change=Change.LIVE).says(
         "What becomes of a connection that is slowed all the time: it stays protected at the backup's pace, or goes on "
-        "unprotected after `replica_patience_ms`."
+        "unprotected after `replica_patience_ms`. With `drop` its replica is given up then: that relieves the backup, "
+        "and what the client goes on to send is missed."
     ),
     _ms("replica_patience_ms", 2000, 0, 600_000, core=True, change=Change.LIVE).says(
         "How long a client waits for a replica that stands still or can't keep up; then its connection goes on "

@@ -45,7 +45,7 @@ class Settings:
     tap: str  # clone | multicast: how the clients' packets come to the backup
     open_deadline_ms: int  # how long a SYN-ACK waits for the replica
     replica_slow_ms: int  # how late a replica must be before its client is slowed
-    slow_backup: str  # wait | unprotect: connections that have been slowed for as long as the patience lasts
+    slow_backup: str  # wait | unprotect | drop: connections that have been slowed for as long as the patience lasts
     replica_patience_ms: int  # how long a client waits for a replica that is behind; 0: as long as it takes
     announce_count: int
     revert_backoff: bool  # at a takeover clients are made to repeat at once what they have sent to nobody

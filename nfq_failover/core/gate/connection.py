@@ -37,6 +37,7 @@ BEFORE_BACKUP = "opened before the backup joined"
 NOT_READY = "replica not ready"
 STANDS_STILL = "the replica does not take what the client sends"
 BEHIND = "the replica is too far behind"
+GIVEN_UP = "the replica was too far behind, and was given up"
 NOBODY_GOES_ON = "the backup's application stands still"
 AWAITED: Final = frozenset((NOT_READY, STANDS_STILL, BEHIND, NOBODY_GOES_ON))
 """Reasons that may pass: the backup goes on with the replica, and the connection is protected once it has caught up."""

@@ -28,6 +28,7 @@ from nfq_failover.wire.segment import FlowKey
 EVERY_S: Final = 0.05
 PER_CONNECTION_S: Final = 20e-6  # with many connections the looks are rarer, so that they cost no more than that
 ASK_S: Final = 0.1  # how late a replica must be before the backup is asked, and between two questions
+RELIEF_S: Final = 0.5  # between two times that replicas are given up
 SHARE: Final = 8  # at one look no more than one in so many connections is let go, those first that are furthest behind
 
 SOURCE: Final = "pace"
@@ -61,6 +62,7 @@ class Pacing:
         self._watched: dict[int, GatedConnection] = {}
         self._gone: dict[int, GatedConnection] = {}  # let go, and not back yet
         self._heard = False
+        self._drop_at = 0.0
         self._quiet = False  # nothing was heard between the last two looks
         self._clock = self._progress = 0.0
         self._looked_at = 0.0
@@ -107,6 +109,11 @@ class Pacing:
         if self.stands_still or self._clock - self._progress < self._end_doubt_s:
             return self.stands_still
         return bool(self._gone) or self.worst_s >= self._end_doubt_s
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether replicas do something at all: the backup is slow then, and does not stand still."""
+        return self._clock - self._progress < self._patience_s
 
     @property
     def let_go_count(self) -> int:
@@ -226,7 +233,8 @@ class Pacing:
             return STANDS_STILL
         if patience_s and (lag_s >= patience_s or (end is not None and end.stands_still(self._end_patience_s))):
             return BEHIND
-        if self._settings.slow_backup == "unprotect" and distance.slow and clock - distance.slow_at >= patience_s:
+        hurried = patience_s and self._settings.slow_backup != "wait"
+        if hurried and distance.slow and clock - distance.slow_at >= patience_s:
             return BEHIND
         longest_s = max(lag_s, starved_s)
         if self._quiet or (longest_s >= ASK_S and now - distance.asked_at >= ASK_S):
@@ -237,6 +245,10 @@ class Pacing:
         return ""
 
     def _let_go_worst(self, late: list[tuple[int, str, GatedConnection]], now: float) -> None:
+        if self._settings.slow_backup == "drop" and self.goes_on:
+            if self._clock < self._drop_at:
+                return  # what was given up last has yet to relieve the backup
+            self._drop_at = self._clock + RELIEF_S
         late.sort(key=lambda each: -each[0])
         for _, reason, connection in late[: -(-len(self._watched) // SHARE)]:
             self._let_go(connection, reason, now)

@@ -14,7 +14,7 @@ from typing import Any, Final
 from nfq_failover.core.application import ANEW_REASONS, Begun
 from nfq_failover.core.events import FrameCopied, QueryFlows
 from nfq_failover.core.gate.asking import POLL_FIRST_S, Asking
-from nfq_failover.core.gate.connection import AWAITED, BEFORE_BACKUP, Gate, GatedConnection
+from nfq_failover.core.gate.connection import AWAITED, BEFORE_BACKUP, BEHIND, GIVEN_UP, Gate, GatedConnection
 from nfq_failover.core.gate.copies import Copies
 from nfq_failover.core.gate.digests import GateDigests
 from nfq_failover.core.gate.ends import GateEnds
@@ -331,7 +331,12 @@ class GateTable:
         return True
 
     def _wait_no_more(self, connection: GatedConnection, reason: str, now: float) -> None:
-        """Let a client go on without its replica, which goes on as well, and may come back."""
+        """Let a client go on without its replica, which goes on as well, and may come back. If that is too much for the
+        backup, it is to give the replica up."""
+        if reason == BEHIND and self.settings.slow_backup == "drop" and self.pace.goes_on:
+            self.out.counters["pace-dropped"] += 1
+            self._unprotect(connection, GIVEN_UP, now)
+            return
         begins = connection.state is Gate.SYN_HELD
         connection.let_go(reason, self.out, now)
         self._let_go(connection, reason, now)

@@ -9,7 +9,7 @@ import pytest
 
 from nfq_failover.core.concerns import Weight
 from nfq_failover.core.gate import held_data, slowing
-from nfq_failover.core.gate.connection import BEHIND, Gate
+from nfq_failover.core.gate.connection import BEHIND, GIVEN_UP, Gate
 from nfq_failover.core.gate.slowing import LASTING_S
 from nfq_failover.core.shadow.table import ShadowTable
 from nfq_failover.core.status import PaceStatus, connections_of, pace_status
@@ -234,6 +234,44 @@ def test_backup_that_is_always_slow_is_waited_for_or_not_as_configured() -> None
                 t.passes(0.1, confirmed(max(at - 300, 0), 40000), told(10))
             assert t.gate.state is state
             assert t.gate.reason == (BEHIND if state is Gate.UNPROTECTED else "")
+
+
+def late(t: Slowed, seconds: float, sends: bool) -> list[object]:
+    """The replica is 0.3 s late all the while, and says something or not; what comes out."""
+    found: list[object] = []
+    for turn in range(1, round(10 * seconds)):
+        at, was = 100 * turn, max(turn - 3, 0)
+        said = told(10 + 10 * was) if sends else told(10)
+        segment = server(10 * turn, 10, ack=at + 100, wnd=10000, ts=TS)
+        for each in (Copy(client(at, 100)), segment, *[After(STEP_S), confirmed(100 * was, 40000), said] * 2):
+            t >> each
+            found += t.effects
+            t.effects.clear()
+    return found
+
+
+def test_replica_of_a_slow_backup_is_given_up_if_that_is_wanted() -> None:
+    with Slowed(slow_backup="drop") as t:
+        t.side.missed.start(t.now)
+        found = late(t, 3.0, sends=True)
+        assert (t.gate.state, t.gate.reason) == (Gate.UNPROTECTED, GIVEN_UP)
+        assert Unprotected(1, GIVEN_UP) in found
+        assert not t.gate.awaited and not t.gate.retained.inbound.size  # nothing is kept for it any more
+        assert t.out.counters["pace-dropped"] == t.out.counters["input-missed"] == 1
+
+
+def test_replica_of_a_backup_that_stands_still_is_not_given_up() -> None:
+    with Slowed(slow_backup="drop") as t:
+        late(t, 3.0, sends=False)
+        assert (t.gate.state, t.gate.reason) == (Gate.UNPROTECTED, BEHIND)
+        assert not t.out.counters["pace-dropped"]
+
+
+@pytest.mark.parametrize("policy", ["wait", "unprotect", "drop"])
+def test_clients_wait_for_as_long_as_it_takes_if_there_is_no_bound(policy: str) -> None:
+    with Slowed(slow_backup=policy, replica_patience_ms=0) as t:
+        late(t, 3.0, sends=True)
+        assert t.gate.state is Gate.PROTECTED
 
 
 def test_replica_that_stands_still_on_a_quiet_pair_is_found_all_the_same() -> None:
