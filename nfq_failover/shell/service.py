@@ -141,7 +141,7 @@ class Service:
         peers = [(peer.address, peer.port) for peer in settings.peers]
         self._delivery = undo.closing(Delivery(sockets.records, config.listen, peers))
         self._heartbeats = undo.closing(
-            HeartbeatProcess(settings.heartbeat_interval_ms, sockets.records, helper.start_sender)
+            HeartbeatProcess(settings.heartbeat_interval_ms, sockets.for_heartbeats, helper.start_sender)
         )
         self._fences = undo.closing(RemoteFences(helper, settings.peers, loop, self))
         self._reach = undo.closing(ReachWatch(config, self._heartbeats, self._delivery))

@@ -57,6 +57,8 @@ class Link:
             self.view.monitor.reset(now)
             self.told.session_started()
             self._peer_sent_ms = self._echo_ms = 0
+        elif received.records or received.unknown:
+            self.view.monitor.spoke(now)
         if received.greeting:
             self.diagnosis.greeted(now)
         if received.unknown:

@@ -29,10 +29,10 @@ class PeerMonitor:
     """The failure detector for one peer. Times in seconds of our monotonic clock.
 
     `last_heard`: the latest heartbeat of any kind; `last_progress`: the latest whose packet loop was making progress;
-    `last_alive`: the same, but silence during our own pauses is excused. `heard_by_peer_at`: when our latest heartbeat
-    that the peer has proved to have received was sent; `began`: when the session did. Both ends only prove heartbeats
-    of a loop in progress: what a primary may release is reckoned from `last_progress`, what a backup may continue from
-    `heard_by_peer_at`.
+    `last_alive`: the same, but silence during our own pauses is excused, and what else the peer says counts for a
+    while (`spoke`). `heard_by_peer_at`: when our latest heartbeat that the peer has proved to have received was sent;
+    `began`: when the session did. Both ends only prove heartbeats of a loop in progress: what a primary may release is
+    reckoned from `last_progress`, what a backup may continue from `heard_by_peer_at`.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -71,6 +71,13 @@ class PeerMonitor:
             echoed = body.echo_ms / 1000
             if self.heard_by_peer_at is None or echoed > self.heard_by_peer_at:
                 self.heard_by_peer_at = min(echoed, now)
+
+    def spoke(self, now: float) -> None:
+        """A datagram of the peer's packet loop has come: it lives, though its heartbeats may be lost on a link that is
+        full. That counts for no longer than a loop may stall: which is how much later than by its heartbeats a peer may
+        be found dead (`Settings.release_after_ms`), and what we read may have waited in our own queue."""
+        if self.last_alive is not None and self.last_progress is not None:
+            self.last_alive = max(self.last_alive, min(now, self.last_progress + self.settings.loop_stall_ms / 1000))
 
     def excuse(self, pause_s: float, now: float) -> None:
         """Leave out the time in which we did not run: silence counts only while we are awake to hear it."""

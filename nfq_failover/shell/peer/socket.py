@@ -18,6 +18,8 @@ from nfq_failover.wire.datagram import Kind
 
 HEARTBEAT_BUFFER: Final = 1 << 18
 _SO_RCVBUFFORCE: Final = 33
+_CS6: Final = 48 << 2  # network control, RFC 4594 section 3.2
+_INTERACTIVE: Final = 6  # TC_PRIO_INTERACTIVE, linux/pkt_sched.h: the highest that takes no capability
 _KIND_AT: Final = 1  # in the header, see wire/datagram.py
 _KIND_BITS: Final = 0x7F
 _RECORDS_SOCKET, _HEARTBEAT_SOCKET = 0, 1  # in the order of their bind()
@@ -25,8 +27,8 @@ _RECORDS_SOCKET, _HEARTBEAT_SOCKET = 0, 1  # in the order of their bind()
 
 @dataclass(frozen=True, slots=True)
 class SyncSockets:
-    """`records` sends everything and receives all but heartbeats; `heartbeats` is None where the kernel can't
-    separate them (before Linux 4.5): they then wait among the records."""
+    """`records` receives all but heartbeats, and sends them; `heartbeats` is None where the kernel can't separate them
+    (before Linux 4.5): they then wait among the records, in both directions."""
 
     records: socket.socket
     heartbeats: socket.socket | None
@@ -35,6 +37,11 @@ class SyncSockets:
     def both(self) -> tuple[socket.socket, ...]:
         """The sockets, in the order in which they are to be read."""
         return (self.records,) if self.heartbeats is None else (self.heartbeats, self.records)
+
+    @property
+    def for_heartbeats(self) -> socket.socket:
+        """The socket that heartbeats are sent from."""
+        return self.records if self.heartbeats is None else self.heartbeats
 
     def close(self) -> None:
         """Close both."""
@@ -63,6 +70,9 @@ def _heartbeat_socket(records: socket.socket) -> socket.socket | None:
         heartbeats.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, HEARTBEAT_BUFFER)
         heartbeats.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         heartbeats.setblocking(False)
+        # Before the bulk in a queue that has bands (pfifo_fast, prio, fq), here or at a switch that looks at the class.
+        heartbeats.setsockopt(socket.IPPROTO_IP, socket.IP_TOS, _CS6)
+        heartbeats.setsockopt(socket.SOL_SOCKET, socket.SO_PRIORITY, _INTERACTIVE)  # after it: IP_TOS sets one, too
         program: list[Line] = [
             Instruction(Op.LOAD_BYTE, _KIND_AT),  # beyond the end of a datagram: the program ends, as with 0
             Instruction(Op.AND, _KIND_BITS),

@@ -185,3 +185,43 @@ def test_statistics(interval_ms: int, bandwidth_bps: int) -> None:
     assert shown.detection_ms == 3 * interval_ms
     assert shown.datagram_bytes == 113
     assert shown.bandwidth_bps == bandwidth_bps
+
+
+# ------------------------------------------------------------------------------------ other words of the peer
+
+
+def test_records_count_as_life_while_heartbeats_are_lost_but_not_for_long() -> None:
+    """On a link that is full of clients' bytes three heartbeats are soon lost in a row, and not all records."""
+    seen = monitor(interval_ms=50, count=3, stall_ms=300)
+    seen.spoke(0.5)
+    assert seen.lost(0.5), "there has been no heartbeat at all"
+    seen.reset(1.0)
+    seen.heard(replace(BODY, loop_age_ms=0), 1.0)
+    at = 1.0
+    while at < 1.44:
+        at += 0.04
+        seen.spoke(at)
+        assert not seen.lost(at)
+    seen.spoke(1.46)
+    assert seen.lost(1.46), "a queue of old records must not hide that the peer is dead"
+    assert seen.deadline() == pytest.approx(1.45)
+    seen.heard(replace(BODY, loop_age_ms=0), 1.5)
+    assert not seen.lost(1.6)
+    assert seen.last_progress == 1.5
+
+
+def test_records_of_a_peer_that_dies_do_not_put_off_its_detection() -> None:
+    seen = monitor(interval_ms=50, count=3, stall_ms=300)
+    seen.reset(1.0)
+    seen.heard(replace(BODY, loop_age_ms=0), 1.05)
+    seen.spoke(1.06)
+    assert not seen.lost(1.2)
+    assert seen.lost(1.22)
+
+
+def test_what_was_proved_is_proved_by_heartbeats_alone() -> None:
+    seen = monitor()
+    seen.reset(1.0)
+    seen.heard(replace(BODY, loop_age_ms=0, echo_ms=900), 1.0)
+    seen.spoke(1.2)
+    assert (seen.last_heard, seen.last_progress, seen.heard_by_peer_at) == (1.0, 1.0, 0.9)

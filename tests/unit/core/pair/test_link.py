@@ -155,3 +155,17 @@ def test_refused_datagram_is_counted_in_its_session_and_raised() -> None:
 def test_host_needs_a_peer() -> None:
     with pytest.raises(ValueError, match="unpack"):
         Links(settings(peers=()), random.Random(1).randbytes, Outbox(), NOW)
+
+
+def test_a_record_of_the_peer_is_a_sign_of_life() -> None:
+    ends = Ends().agree()
+    monitor = ends.links["b"].view.monitor
+    before = monitor.last_alive
+    ends.links["a"].lane.append(Closed(7))
+    ends.links["a"].seal(0)
+    (sent,) = [effect.data for effect in ends.outs["a"].effects if isinstance(effect, SendDatagram)]
+    ends.links["b"].receive(sent, NOW + 0.1)
+    assert (before, monitor.last_alive) == (NOW, NOW + 0.1)
+    with pytest.raises(MalformedDatagram):
+        ends.links["b"].receive(sent, NOW + 0.2)
+    assert monitor.last_alive == NOW + 0.1, "a recording is none"

@@ -137,6 +137,18 @@ def test_heartbeats_do_not_wait_behind_records(reading: Reading) -> None:
     assert order == [4, 0x84, 3, 1, 3, 3, 0x83, 2, -1]
 
 
+def test_heartbeats_go_before_records_where_a_queue_has_classes() -> None:
+    sockets = open_sync(("127.0.0.1", 0))
+    heartbeats, records = sockets.for_heartbeats, sockets.records
+    assert heartbeats.getsockname() == records.getsockname()
+    for level, option, more, less in (
+        (socket.IPPROTO_IP, socket.IP_TOS, 0xC0, 0),
+        (socket.SOL_SOCKET, socket.SO_PRIORITY, 6, 0),
+    ):
+        assert [each.getsockopt(level, option) for each in (heartbeats, records)] == [more, less]
+    sockets.close()
+
+
 def test_kernel_that_can_not_part_them_is_served_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuses(*_: object) -> None:
         raise OSError("not here")
@@ -144,6 +156,7 @@ def test_kernel_that_can_not_part_them_is_served_as_well(monkeypatch: pytest.Mon
     monkeypatch.setattr(sync_socket, "attach", refuses)
     sockets = open_sync(("127.0.0.1", 0))
     assert sockets.heartbeats is None and sockets.both == (sockets.records,)
+    assert sockets.for_heartbeats is sockets.records
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
         for _ in range(20):
             sender.sendto(b"\1\4", sockets.records.getsockname())
