@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from nfq_failover import __version__
 from nfq_failover.operator.daemon import add_config_option, ask_daemon
 
 
@@ -72,12 +73,24 @@ def _history(status: dict[str, Any]) -> Iterator[str]:
         said.append(f"version {versions['own']}" + ("" if its == versions["own"] else f", the peer's: {its}"))
     if said:
         yield "; ".join(said)
+    if due := restart_due(versions["own"]):
+        yield due
     took = status.get("takeover")
     if took:
         yield (
             f"last takeover at {clock(took['ago_s'])}: {took['connections']} connections went on, {took['reset']} were "
             f"reset; {phases(took)}"
         )
+
+
+def restart_due(running: str) -> str:
+    """What to say of a daemon of another version than this program's, which was installed beneath it; "" if it is none.
+
+    What such a daemon starts anew, its rules script for one, is the other version's.
+    """
+    if running in ("", __version__):
+        return ""
+    return f"version {__version__} is installed, and {running} runs: restart the daemon, on the backup first"
 
 
 def clock(ago_s: float) -> str:

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from nfq_failover.core.concerns import Concern, Weight
 from nfq_failover.operator.doctor.report import Result
-from nfq_failover.operator.status import is_protected
+from nfq_failover.operator.status import is_protected, restart_due
 
 _WEIGHTS: Final = {weight.label: weight for weight in Weight}
 _REASONS_SHOWN: Final = 5
@@ -16,7 +16,7 @@ _REASONS_SHOWN: Final = 5
 
 def results(status: dict[str, Any]) -> list[Result]:
     """The status in the doctor's form."""
-    return [_pair(status), *_hosts(status), *_tap(status), _connections(status)]
+    return [_pair(status), *_hosts(status), *_tap(status), *_version(status), _connections(status)]
 
 
 def _pair(status: dict[str, Any]) -> Result:
@@ -42,6 +42,15 @@ def _hosts(status: dict[str, Any]) -> list[Result]:
         gone = f"{peer} is silent: what is wrong there can't be told"
         found[peer].append(Concern("peer-silent", Weight.UNPROTECTED, gone, f"run the doctor on {peer}"))
     return [Result(host, why, seen, tuple(concerns)) for host, concerns in found.items()]
+
+
+def _version(status: dict[str, Any]) -> Iterator[Result]:
+    """Whether the daemon is the program that is installed."""
+    running = (status.get("versions") or {"own": ""})["own"]
+    if due := restart_due(running):
+        why = "what the daemon starts anew, such as its rules script, is the installed version's"
+        finding = Concern("restart-due", Weight.WARNING, due, "systemctl restart nfq-failover, on the backup first")
+        yield Result("version", why, "", (finding,))
 
 
 def _tap(status: dict[str, Any]) -> Iterator[Result]:

@@ -72,6 +72,14 @@ def test_what_cannot_be_looked_at_is_a_finding(error: Exception) -> None:
 # ------------------------------------------------------------------------------------ what the daemon says
 
 
+def test_a_daemon_that_waits_for_its_restart_after_an_upgrade_is_told() -> None:
+    found = status(row(1000), state="protected", concerns=[], versions={"own": "0.0.9", "peer": "0.0.9"})
+    found["peer"]["lost"] = False
+    [result] = [each for each in running.results(found) if each.subject == "version"]
+    assert [each.code for each in result.findings] == ["restart-due"]
+    assert exit_code(running.results(found)) == 1
+
+
 def test_the_status_of_a_healthy_pair_has_no_findings() -> None:
     found = status(row(1000), state="protected", concerns=[])
     found["peer"]["lost"] = False

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from nfq_failover import __version__
 from nfq_failover.operator.status import is_protected, lines
 
 
@@ -40,6 +41,12 @@ def test_each_connection_says_whether_it_is_protected_and_why_not() -> None:
         "  UNPROTECTED: too old",
         "  protected; the hosts' output differed in 2 places",
     ]
+
+
+def test_a_daemon_that_is_not_the_program_that_is_installed_is_told() -> None:
+    due = f"version {__version__} is installed, and 0.0.9 runs: restart the daemon, on the backup first"
+    assert due in list(lines(status(versions={"own": "0.0.9", "peer": "0.0.9"}), 20))
+    assert not any("installed" in line for line in lines(status(versions={"own": __version__, "peer": "0.0.9"}), 20))
 
 
 def test_what_is_not_shown_is_counted() -> None:
