@@ -38,6 +38,10 @@ class Machine(Protocol):
         """Whether it is this host that clients hear."""
 
     @property
+    def replica_knows(self) -> bool:
+        """Whether the application is a replica that has missed nothing, and has been sent something."""
+
+    @property
     def ports(self) -> tuple[int, ...]:
         """Where the application listens."""
 
@@ -76,6 +80,8 @@ class Application:
         self.lost: set[tuple[FlowKey, int]] = set()
         self.exit_at: int | None = None
         self.failed_at = 0.0
+        self.forgot_at: float | None = None  # by the host's clock: a replica was started anew, and had known something
+        self._knew = False  # when it died
         self._stopped: list[Stopped] = []
         self._sockets = count(1)
         self.sockets: Sockets = frozenset()
@@ -84,6 +90,7 @@ class Application:
         """The host has booted."""
         self.state, self.refuses, self.exit_at = "well", False, None
         self.broken, self.lost = set(), set()
+        self.forgot_at, self._knew = None, False
         self._stopped.clear()
         self.sockets = frozenset()
 
@@ -109,7 +116,13 @@ class Application:
         if self.state == "hung":
             self.die()
         self.state, self.refuses, self.exit_at = "well", False, None
+        if self._knew:
+            self.forgot_at, self._knew = self.host.ticks.now, False
         self.listen()
+
+    def remembers(self) -> None:
+        """An operator has given it the state of the other one."""
+        self.forgot_at, self._knew = None, False
 
     def _deaf(self) -> None:
         self.host.kernel.listeners.clear()
@@ -137,6 +150,7 @@ class Application:
             return
         kernel = self.host.kernel
         self._fail("die")
+        self._knew = self.host.replica_knows
         self.state, self.exit_at = "dead", None
         self._deaf()
         for tcp in list(kernel.flows.values()):

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from .world import SimWorld
 
 TOLD_S = 1.5  # a connection without a replica has been told of by then
+NOTICED_S = 0.5  # an application that was started anew is known to have been
 KNOWN_S = 2.0  # three failed checks, and a heartbeat that says so
 
 
@@ -349,6 +350,10 @@ class Checks:
         both = gate.state is Gate.PROTECTED and shadow is not None and gate.conn == shadow.conn
         if both and shadow is not None and shadow.state is Shadow.SHADOW:
             assert not shadow.turn & 1, f"{gate.flow} is called protected, {backup.name} will not continue it"
+            forgot_at = backup.application.forgot_at
+            if forgot_at is not None and backup.settings.service_state == "shared":
+                anew = shadow.opened_at >= forgot_at and backup.ticks.now > forgot_at + NOTICED_S
+                assert not anew, f"{gate.flow} is called protected, {backup.name}'s application has forgotten others"
         return well and both and shadow is not None and shadow.state is Shadow.SHADOW and not shadow.inward.late
 
     def _may_act(self, primary: SimHost, backup: SimHost) -> bool:

@@ -182,6 +182,13 @@ class SimHost:
             self.application.watch(self.run)
 
     @property
+    def replica_knows(self) -> bool:
+        """Whether the application is a replica that has missed nothing, and has been sent something."""
+        shadows = self.running and self.node.members.state is State.SHADOWING
+        read = any(server.read for servers in self.apps.values() for server in servers)
+        return shadows and read and not self.node.shadow.wholeness.missed
+
+    @property
     def serves(self) -> bool:
         """Whether it is this host that clients hear."""
         return self.world.owner is self

@@ -364,6 +364,7 @@ class SimWorld:
             )
             if host.node.gate.missed.reason or host.node.shadow.wholeness.missed:
                 host.feed(OperatorCommand("replica-is-whole"))
+            host.application.remembers()
 
     @property
     def _may_miss(self) -> bool:

@@ -21,6 +21,7 @@ from nfq_failover.core.shadow.resending import AckWait, Resending
 from nfq_failover.core.shadow.resets import Resets, Told, send_reset
 from nfq_failover.core.shadow.strays import Strays
 from nfq_failover.core.shadow.table import ShadowTable
+from nfq_failover.core.shadow.wholeness import Wholeness
 from nfq_failover.core.tcp import translation
 from nfq_failover.core.tcp.journal import Journal
 from nfq_failover.core.tcp.translation import Translation
@@ -283,5 +284,12 @@ SHADOW = (
         (Patch(BackoffRevert, "begin", _quote_more),),
         ("fence-cut", "fence-crash"),
         (1, "fence-crash"),
+    ),
+    Mutant(
+        "an application that was started anew is not noticed",
+        "application has forgotten others",
+        (Patch(Wholeness, "begun", lambda *_: False),),
+        ("app-crash",),
+        (112, "app-crash"),
     ),
 )
