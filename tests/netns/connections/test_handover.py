@@ -22,7 +22,7 @@ from nfq_failover.lab.state import Options
 from nfq_failover.lab.topology import TWO_HOSTS, namespace
 from tests.support.client_capture import senders
 from tests.support.connection_world import CALM, SERVER_PROGRAM, Case, SharedLab, Steps, Talk, pause
-from tests.support.lab_world import PORT, declare_whole, eventually
+from tests.support.lab_world import PORT, eventually
 from tests.support.scripted_server import content
 
 HALF = 400_000
