@@ -22,7 +22,7 @@ from nfq_failover.lab.state import Options
 from nfq_failover.lab.topology import TWO_HOSTS, namespace
 from tests.support.client_capture import senders
 from tests.support.connection_world import CALM, SERVER_PROGRAM, Case, SharedLab, Steps, Talk, pause
-from tests.support.lab_world import PORT, eventually
+from tests.support.lab_world import PORT, declare_whole, eventually
 from tests.support.scripted_server import content
 
 HALF = 400_000
@@ -217,6 +217,8 @@ def test_it_goes_on_without_protection_and_in_the_next_one(world: Forking, tmp_p
             pause(2.7)  # it would be given up after 5 s
         world.becomes(failing, **{primary: "handed over to the backup", backup: "handed over by the primary"})
         world.start_again(backup)
+        assert eventually(lambda: "application-anew" in str(world.says(backup).get("concerns")))
+        declare_whole(world.lab)
         world.states(**{primary: "protected", backup: "shadowing"})
         failing.echo(7, 50_000)
         new = case.open(ECHO)
