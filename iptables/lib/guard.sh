@@ -25,8 +25,10 @@ rank() {
 }
 
 # guard_signature: instructions without effect that spell "NFQF" and the instance's name, so that we know our own.
-guard_signature() {
-    printf '0 0 0 1313231174,'
+guard_signature() { signed 1313231174; }
+
+signed() { # signed WORD
+    printf '0 0 0 %d,' "$1"
     letters=$instance
     while [ -n "$letters" ]; do
         printf '0 0 0 %d,' "'$letters"
@@ -70,15 +72,56 @@ commas() {
 
 # tc_filters INTERFACE: our own filters there, as `PREF PROGRAM` lines.
 tc_filters() {
-    signature=$(guard_signature)
+    tc_signed "$(guard_signature)" "$(tc filter show dev "$1" egress 2>/dev/null)"
+}
+
+tc_signed() { # tc_signed SIGNATURE SHOWN: those of them that begin so
+    signature=$1
     IFS=$nl
-    for line in $(tc filter show dev "$1" egress 2>/dev/null); do
+    for line in $2; do
         case $line in
             *" pref "*"bytecode '"*",$signature"*)
                 pref=${line#* pref } program=${line#*bytecode \'}
                 printf '%s %s\n' "${pref%% *}" "${program%\'*}"
                 ;;
         esac
+    done
+}
+
+# Beside the guard: what turns the daemon's probes round, frames that come in again as if from the network. It has a mark
+# that nothing else has, and is for the service address: other packets go on. Without tc or its action "mirred" there
+# are no such probes.
+probe_signature() { signed "$probe"; }
+
+probe_program() { # loads at 4293918736: the destination
+    # shellcheck disable=SC2046,SC2183  # four words
+    address=$(printf '%d' $(printf '0x%02x%02x%02x%02x' $(octets_of "$service")))
+    body="$(probe_signature)32 0 0 4294963220,21 0 3 $probe,32 0 0 4293918736,21 0 1 $address,6 0 0 4294967295,6 0 0 0"
+    printf '%d,%s\n' "$(($(commas "$body") + 1))" "$body"
+}
+
+tc_probes() { # tc_probes INTERFACE: as tc_filters
+    tc_signed "$(probe_signature)" "$(tc filter show dev "$1" egress 2>/dev/null)"
+}
+
+probe_apply() { # probe_apply SCOPE
+    have=$(tc_probes "$interface")
+    if [ "$1" != all ]; then
+        probe_remove "$interface"
+        return
+    fi
+    case $have in
+        '') ;;
+        *" $(probe_program)") return 0 ;;
+        *) probe_remove "$interface" ;;
+    esac
+    tc filter add dev "$interface" egress protocol ip pref "$(free_pref "$interface")" handle 1 bpf \
+        bytecode "$(probe_program)" action mirred ingress redirect dev "$interface" 2>/dev/null || true
+}
+
+probe_remove() { # probe_remove INTERFACE
+    for pref in $(IFS=$nl; for line in $(tc_probes "$1"); do echo "${line%% *}"; done); do
+        tc filter del dev "$1" egress pref "$pref" || return 1
     done
 }
 
@@ -114,7 +157,8 @@ tc_apply() { # tc_apply SCOPE: create or exchange our filter, in one step
     pref=$(tc_filters "$interface") pref=${pref%% *}
     [ -n "$pref" ] || pref=$(free_pref "$interface")
     tc filter replace dev "$interface" egress protocol ip pref "$pref" handle 1 bpf \
-        bytecode "$(guard_program "$1")" direct-action 2>/dev/null
+        bytecode "$(guard_program "$1")" direct-action 2>/dev/null || return 1
+    probe_apply "$1"
 }
 
 tc_remove() { # tc_remove INTERFACE
@@ -122,6 +166,7 @@ tc_remove() { # tc_remove INTERFACE
     for pref in $(IFS=$nl; for line in $(tc_filters "$1"); do echo "${line%% *}"; done); do
         tc filter del dev "$1" egress pref "$pref" || return 1
     done
+    probe_remove "$1" || return 1
     [ "$(cat "$(clsact_record "$1")" 2>/dev/null)" = "$era" ] || return 0
     [ -z "$(tc filter show dev "$1" egress; tc filter show dev "$1" ingress)" ] || return 0
     rm -f "$(clsact_record "$1")"
@@ -173,7 +218,11 @@ guard_remove() { # guard_remove INTERFACE
 # guard_seen KIND INTERFACE: the guard as the kernel shows it, without counters.
 guard_seen() {
     case $1 in
-        tc) tc_filters "$2" ;;
+        tc)
+            shown=$(tc filter show dev "$2" egress 2>/dev/null)
+            tc_signed "$(guard_signature)" "$shown"
+            tc_signed "$(probe_signature)" "$shown"
+            ;;
         nft) nft_listing ;;
     esac
 }

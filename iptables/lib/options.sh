@@ -22,6 +22,7 @@ parse_options() {
     flows='' buckets=''
     instance=default peers='' peer_macs='' queue_in=7760 queue_out=7761 mark=0x10000000 state_root=''
     own=auto own_kind=owner owner=1313231174 # the daemon makes its socket with that group: OWNER in packets/inject.py
+    probe=1313231184 # the group and the mark of what tries the host's rules: PROBE in firewall/path.py
     daemon_root=/var/lib/nfq-failover/rules # of the daemon, unless its configuration says otherwise
     iptables=${IPTABLES:-} dry_run='' force='' strict='' check=''
     while [ $# -gt 0 ]; do

@@ -52,6 +52,7 @@ fill() {
     replace INTERFACE "$interface"
     replace MARK "$mark"
     replace OWNER "$owner"
+    replace PROBE "$probe"
     replace QUEUE_IN "$queue_in"
     replace QUEUE_OUT "$queue_out"
     replace TABLE "$guard_table"

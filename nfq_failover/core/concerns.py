@@ -127,12 +127,16 @@ class Concerns:
 
     def standing(self) -> list[Standing]:
         """All, the heaviest first, and of the same weight the oldest. What a peer says in our own words, as both hosts
-        do where they differ, is not said twice."""
-        own = {(each.concern.code, each.concern.what) for each in self._standing.values() if not each.host}
+        do where they differ, is not said twice, unless it matters more there."""
+        own = {
+            (each.concern.code, each.concern.what): self._weight(each)
+            for each in self._standing.values()
+            if not each.host
+        }
         found = [
             replace(each, concern=replace(each.concern, weight=self._weight(each)))
             for each in self._standing.values()
-            if not each.host or (each.concern.code, each.concern.what) not in own
+            if not each.host or each.concern.weight > own.get((each.concern.code, each.concern.what), 0)
         ]
         return sorted(found, key=lambda each: (-each.concern.weight, each.since))
 

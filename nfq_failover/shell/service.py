@@ -10,6 +10,7 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from ipaddress import ip_address
 from typing import Any
 
 import structlog
@@ -42,6 +43,7 @@ from nfq_failover.shell.host.connections import FlowList, FlowQueries
 from nfq_failover.shell.host.health import HealthChecks
 from nfq_failover.shell.host.hook import Hook
 from nfq_failover.shell.host.listeners import Listening
+from nfq_failover.shell.host.made_up import MadeUpClients
 from nfq_failover.shell.host.rtnetlink import Changes
 from nfq_failover.shell.host.tap_probe import TapProbes
 from nfq_failover.shell.loop import Loop
@@ -61,9 +63,9 @@ from nfq_failover.shell.selfcheck.checks import Check, SelfChecks
 from nfq_failover.shell.selfcheck.conflict import ConflictCheck
 from nfq_failover.shell.selfcheck.disk import StateDisk
 from nfq_failover.shell.selfcheck.facts import HostFactsReader
-from nfq_failover.shell.selfcheck.foreign_rules import ForeignRules, TakenMark
+from nfq_failover.shell.selfcheck.foreign_rules import ForeignRules, Hint, TakenMark
 from nfq_failover.shell.selfcheck.parts import Found, HeartbeatsGo
-from nfq_failover.shell.selfcheck.ready import ready_checks
+from nfq_failover.shell.selfcheck.ready import path_check, ready_checks
 from nfq_failover.shell.selfcheck.routes import RoutesCheck
 from nfq_failover.shell.selfcheck.wall_clock import WallClockReader
 from nfq_failover.shell.start import Prepared, PreparedService
@@ -159,6 +161,14 @@ class Service:
         self._host_facts = HostFactsReader(config)
         self._routes = undo.closing(RoutesCheck(config, lambda: self.node.shadow.flows))
         self._wall_clock = WallClockReader()
+        self._foreign_rules = ForeignRules(RemoteRules(helper).start_look)
+        self._path = path_check(
+            *(config, own.probe, self._queues[Queue.IN], self._rules, self._foreign_rules),
+            lambda: self._config.settings.ports,
+            lambda: (*self.node.shadow.flows, *self.node.gate.flows),
+            self._doubt_path,
+            undo.closing(MadeUpClients(config.interface, settings.service, ip_address(peers[0][0]).packed)),
+        )
         self._self_checks = SelfChecks(self._checks())
         self._listening = Listening(settings.service, settings.serves)
         self._sync = SyncReader(sockets, self.node, self._feed)
@@ -208,7 +218,8 @@ class Service:
             AddressCheck(self._address),
             ConflictCheck(self._address.neighbourhood, self._config.service),
             self._routes,
-            ForeignRules(RemoteRules(self._helper).start_look),
+            self._foreign_rules,
+            self._path,
             TakenMark(self._config.mark, lambda: out.marked),
             *ready_checks(self._config, self._helper, self._queues.values(), lambda: self._hears(peer.name)),
             StateDisk(self._epochs, self._directory, str(self._config.state_dir), lambda: len(self.node.shadow.flows)),
@@ -218,11 +229,17 @@ class Service:
             Found("checkpoint", self._checkpoints.concerns),
         ]
 
+    def _doubt_path(self) -> tuple[Hint, ...]:
+        """Something is dropped: look at the rules once more, and return what is known of them."""
+        self._self_checks.look_again("foreign-rules")
+        return self._foreign_rules.hints or ()
+
     def _hears(self, peer: str) -> bool:
         return not self.node.links.by_name[peer].view.lost(time.monotonic())
 
     def _look_at_foreign_rules(self) -> None:
         self._self_checks.look_again("foreign-rules")
+        self._self_checks.look_again("path")
 
     def _host_changed(self) -> None:
         """Mend at once what can be mended, if somebody has changed an address or an interface of this host."""
@@ -293,6 +310,8 @@ class Service:
             now = time.monotonic()
             if self._address.announcer.waiting and events and queue is self._queues[Queue.IN]:
                 self._address.heard(now)
+            if self._path.expects and queue is self._queues[Queue.IN]:
+                events = self._path.sift(events)
             for event in events:
                 feed(event, now)
             self._effects.carry_out()

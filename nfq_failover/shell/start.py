@@ -18,6 +18,7 @@ from pathlib import Path
 from nfq_failover.config import Config
 from nfq_failover.errors import CommandError
 from nfq_failover.shell.control import status_directory
+from nfq_failover.shell.firewall.path import ProbeSender
 from nfq_failover.shell.firewall.script import find_script
 from nfq_failover.shell.host.arp_settings import open_record
 from nfq_failover.shell.host.presence import refuse_elsewhere
@@ -52,6 +53,7 @@ class PreparedService:
     helper: HelperClient
     arp_record: int  # a descriptor of the record of all services (host/arp_settings.py); whoever takes it closes it
     injector: Injector
+    probe: ProbeSender
 
     def file(self, name: str) -> Path:
         """The path of a file in the service's state directory."""
@@ -134,6 +136,7 @@ def _prepare_service(config: Config, who: Account | None, undo: Undo) -> Prepare
         raise CommandError(f"can't use the state directory {config.state_dir} ({error}): make room there") from None
     try:
         injector = undo.closing(Injector(config.mark, config.service))
+        probe = undo.closing(ProbeSender(config.service, config.interface))
     except OSError as error:
         raise CommandError(f"no raw socket can be made ({error}): CAP_NET_RAW and CAP_NET_ADMIN are needed") from None
     helper = undo.closing(HelperClient(helper_settings(config, who, injector.owned)))
@@ -148,7 +151,7 @@ def _prepare_service(config: Config, who: Account | None, undo: Undo) -> Prepare
     except OSError as error:
         if who is not None:  # root does not need it
             raise CommandError(f"can't hand {config.state_dir} over to the daemon's user: {error}") from None
-    return PreparedService(config, directory, store, sync, helper, _arp_record(config.state_dir), injector)
+    return PreparedService(config, directory, store, sync, helper, _arp_record(config.state_dir), injector, probe)
 
 
 def _status_socket(config: Config, who: Account | None) -> Path | None:

@@ -9,7 +9,7 @@ import os
 import select
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from ipaddress import ip_address
 from typing import Final
 
@@ -31,7 +31,7 @@ from nfq_failover.shell.host.way import Way
 from nfq_failover.shell.peer.delivery import Delivery
 from nfq_failover.shell.peer.socket import open_sync
 from nfq_failover.shell.privileged.client import helper_settings
-from nfq_failover.shell.selfcheck.foreign_rules import findings
+from nfq_failover.shell.selfcheck.foreign_rules import Hint, findings, hints
 from nfq_failover.shell.selfcheck.routes import RoutesCheck
 from nfq_failover.wire.datagram import Kind, read_header
 
@@ -231,7 +231,14 @@ class Talk:
 def _rules(config: Config) -> tuple[str, list[Concern]]:
     runner = RulesRunner(helper_settings(config, None).rules)
     said = runner.start_look().finish_check()
-    return "none of them is in the way", list(findings(said or ""))
+    return "none of them is in the way", [*findings(said or ""), *_drops(hints(said or ""))]
+
+
+def _drops(found: Sequence[Hint]) -> list[Concern]:
+    """Whether they do drop what the service needs, only the daemon's probes can tell."""
+    cures = {hint.rule: hint.cure for hint in found}
+    about = "this rule may drop the service's packets; the daemon will try it"
+    return [Concern("service-perhaps-dropped", Weight.WARNING, f"{about}: {rule}", cures[rule]) for rule in cures]
 
 
 def _routes(config: Config) -> tuple[str, list[Concern]]:

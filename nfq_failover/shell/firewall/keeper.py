@@ -221,6 +221,11 @@ class RulesKeeper:
         }
 
     @property
+    def in_force(self) -> Profile | None:
+        """The profile that the host has; None while that changes, or is not known."""
+        return None if self.busy or self._wrong else self._installed
+
+    @property
     def busy(self) -> bool:
         """Whether rules that were asked for are on their way."""
         return self._pending or (self._running is not None and self._running[1] is not None)

@@ -22,6 +22,8 @@ _ERROR, _DONE = 2, 3
 _NEW_LINK, _GET_LINK, _NEW_ADDR, _DEL_ADDR, _GET_ADDR = 16, 18, 20, 21, 22  # linux/rtnetlink.h
 _GET_ROUTE, _NEW_NEIGH, _GET_NEIGH, _GET_RULE = 26, 28, 30, 34
 GROUP_LINK, GROUP_IPV4_ADDR, GROUP_IPV4_ROUTE, GROUP_IPV4_RULE = 0x1, 0x10, 0x40, 0x80
+_GET_FILTER: Final = 46
+_EGRESS: Final = 0xFFFFFFF3  # of clsact: TC_H_MAKE(TC_H_CLSACT, TC_H_MIN_EGRESS), linux/pkt_sched.h
 _IFA_ADDRESS, _IFA_LOCAL, _IFA_LABEL = 1, 2, 3
 _IFLA_ADDRESS, _IFLA_IFNAME = 1, 3
 _RTA_DST, _RTA_SRC, _RTA_OIF, _RTA_GATEWAY, _RTA_MARK, _RTA_VIA = 1, 2, 4, 5, 16, 18
@@ -30,7 +32,7 @@ _RTA_IP_PROTO, _RTA_SPORT, _RTA_DPORT = 27, 28, 29
 _NDA_DST, _NDA_LLADDR = 1, 2
 _NTF_USE: Final = 0x1
 _NUD_STALE: Final = 0x04
-_NUD_USABLE: Final = 0x02 | 0x04 | 0x08 | 0x10 | 0x80  # reachable, stale, delay, probe, permanent
+NUD_USABLE: Final = 0x02 | 0x04 | 0x08 | 0x10 | 0x80  # reachable, stale, delay, probe, permanent
 
 IFF_UP: Final = 0x1
 IFF_LOOPBACK: Final = 0x8
@@ -49,6 +51,7 @@ _LINK = Struct("=BxHiII")  # family, type, index, flags, change
 _ROUTE = Struct("=BBBBBBBBI")
 _RULE = Struct("=BBBBBxxBI")  # family, lengths of destination and source, TOS, table, action, flags
 _NEIGH = Struct("=BxxxiHBB")  # family, index, state, flags, type
+_FILTER = Struct("=BxxxiIII")  # family, index, handle, parent, info
 _QUESTION_S: Final = 0.2  # the kernel has answered when send() returns; this is for a socket that is broken
 _RECEIVE_BYTES: Final = 1 << 17
 _numbers = itertools.count(1)
@@ -238,7 +241,7 @@ def neighbours(index: int, family: int = socket.AF_INET) -> dict[bytes, bytes]:
         with contextlib.suppress(error):
             _, at, state, _, _ = _NEIGH.unpack_from(body)
             values = dict(_attributes(body[_NEIGH.size :]))
-            if at == index and state & _NUD_USABLE and values.get(_NDA_LLADDR):
+            if at == index and state & NUD_USABLE and values.get(_NDA_LLADDR):
                 found[values[_NDA_DST]] = values[_NDA_LLADDR]
     return found
 
@@ -250,6 +253,12 @@ def resolve(index: int, address: bytes) -> None:
     """
     body = _NEIGH.pack(_family(address), index, 0, _NTF_USE, 0) + _attribute(_NDA_DST, address)
     _exchange(_NEW_NEIGH, _ACK | _CREATE, body)
+
+
+def egress_filters(index: int) -> list[bytes]:
+    """The filters of traffic control that an interface has at its egress (clsact), as the kernel shows them: a classic
+    BPF program is in there as it was given. Raises OSError."""
+    return _exchange(_GET_FILTER, _DUMP, _FILTER.pack(0, index, 0, _EGRESS, 0))
 
 
 class Questions:

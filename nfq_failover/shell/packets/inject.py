@@ -38,18 +38,10 @@ class Injector:
         self.sent = 0
         self.failed: dict[str, int] = {}
         self._destinations: dict[bytes, tuple[str, int]] = {}
-        before = _libc.setfsgid(OWNER)  # of this thread; a socket keeps the group of the moment when it is made
-        try:
-            self.owned: bool = _libc.setfsgid(_ANY_GROUP) == OWNER
-            self._outward = _raw_socket()
-        finally:
-            _libc.setfsgid(before)
+        self._outward, self.owned = owned_socket(OWNER, source)
         try:
             self._outward.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, mark)
-            if source:
-                self._outward.setsockopt(socket.IPPROTO_IP, _IP_FREEBIND, 1)  # it may not be configured yet
-                self._outward.bind((source, 0))
-            self._inward = _raw_socket()
+            self._inward = raw_socket()
         except OSError:
             self._outward.close()
             raise
@@ -85,7 +77,27 @@ class Injector:
         self._inward.close()
 
 
-def _raw_socket() -> socket.socket:
+def owned_socket(group: int, source: str) -> tuple[socket.socket, bool]:
+    """A raw socket of a group, bound to an address that may not be configured yet ('' for none), and whether the group
+    took: it needs CAP_SETGID. Raises OSError."""
+    before = _libc.setfsgid(group)  # of this thread; a socket keeps the group of the moment when it is made
+    try:
+        owned = bool(_libc.setfsgid(_ANY_GROUP) == group)
+        made = raw_socket()
+    finally:
+        _libc.setfsgid(before)
+    if source:
+        try:
+            made.setsockopt(socket.IPPROTO_IP, _IP_FREEBIND, 1)
+            made.bind((source, 0))
+        except OSError:
+            made.close()
+            raise
+    return made, owned
+
+
+def raw_socket() -> socket.socket:
+    """A socket for whole IPv4 packets. Raises OSError."""
     made = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW)
     try:
         made.setblocking(False)

@@ -6,6 +6,7 @@ The rules script looks, as it does before it installs; it takes some tens of mil
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Final, Protocol
 
 from nfq_failover.core.concerns import Concern, Weight
@@ -13,6 +14,20 @@ from nfq_failover.shell.selfcheck.checks import CHEAP_S, DEAR_S
 
 LATE_S: Final = 40.0  # the script gets 30 s
 _WEIGHTS: Final = {weight.label: weight for weight in Weight}
+
+
+_UNGUARDED: Final = "unguarded"  # the code by which the script says that there is no silence guard
+_HINT: Final = "hint"
+_PATH: Final = "path-"
+
+
+@dataclass(frozen=True, slots=True)
+class Hint:
+    """A rule that may drop the service's packets on one of their ways: out, in, lo. Whether it does, a probe shows."""
+
+    way: str
+    rule: str
+    cure: str
 
 
 class Look(Protocol):
@@ -38,6 +53,8 @@ class ForeignRules:
     def __init__(self, start: Callable[[], Look]) -> None:
         """`start` begins a look; it raises `RulesError`."""
         self._start = start
+        self.hints: tuple[Hint, ...] | None = None  # None: nobody has looked yet
+        self.guarded = False
         self._look: Look | None = None
         self._late = 0.0
 
@@ -52,17 +69,30 @@ class ForeignRules:
             self._look = None
             raise TimeoutError("the rules script does not end")
         look, self._look = self._look, None
-        return findings(look.finish_check() or "")
+        said = look.finish_check() or ""
+        self.hints = hints(said)
+        self.guarded = not any(code == _UNGUARDED for code, *_ in _lines(said))
+        return findings(said)
 
 
 def findings(said: str) -> tuple[Concern, ...]:
     """What the rules script has found, in its lines of code, weight, what it is and the cure."""
-    found = []
-    for line in said.splitlines():
-        parts = line.split("\t")
-        if len(parts) == 4 and parts[1] in _WEIGHTS:
-            found.append(Concern(parts[0], _WEIGHTS[parts[1]], parts[2], parts[3]))
-    return tuple(found)
+    return tuple(
+        Concern(code, _WEIGHTS[weight], what, cure) for code, weight, what, cure in _lines(said) if weight in _WEIGHTS
+    )
+
+
+def hints(said: str) -> tuple[Hint, ...]:
+    """The rules that may drop the service's packets, in the same lines."""
+    return tuple(
+        Hint(code.removeprefix(_PATH), what, cure)
+        for code, weight, what, cure in _lines(said)
+        if weight == _HINT and code.startswith(_PATH)
+    )
+
+
+def _lines(said: str) -> list[list[str]]:
+    return [parts for line in said.splitlines() if len(parts := line.split("\t")) == 4]
 
 
 class TakenMark:

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 from nfq_failover.config import Config
+from nfq_failover.core.ports import Ports
+from nfq_failover.shell.firewall.keeper import RulesKeeper
+from nfq_failover.shell.firewall.path import PathProbe, ProbeSender
+from nfq_failover.shell.host.made_up import MadeUpClients
 from nfq_failover.shell.packets.nfqueue import PacketQueue
 from nfq_failover.shell.privileged import descriptors
 from nfq_failover.shell.privileged.client import HelperClient
 from nfq_failover.shell.selfcheck.checks import Check
 from nfq_failover.shell.selfcheck.clock import ClockRate
 from nfq_failover.shell.selfcheck.fence import FenceReady
+from nfq_failover.shell.selfcheck.foreign_rules import ForeignRules, Hint
 from nfq_failover.shell.selfcheck.helper import Descriptors, HelperAlive
 from nfq_failover.shell.selfcheck.parts import QueuesOurs
+from nfq_failover.shell.selfcheck.path import Circumstances, PathCheck
+from nfq_failover.wire.segment import FlowKey
 
 
 def ready_checks(
@@ -31,3 +38,29 @@ def ready_checks(
         peer, *_ = settings.peers
         checks.append(FenceReady(helper, peer.name, settings.fence_deadline_ms, heard))
     return checks
+
+
+def path_check(
+    config: Config,
+    sender: ProbeSender,
+    queue: PacketQueue,
+    rules: RulesKeeper,
+    foreign: ForeignRules,
+    ports: Callable[[], Ports],
+    flows: Callable[[], Iterable[FlowKey]],
+    doubt: Callable[[], Sequence[Hint]],
+    clients: MadeUpClients,
+) -> PathCheck:
+    """Whether the host's own rules let the service's packets through. `queue`: of what comes in; `ports`, `flows`,
+    `doubt`, `clients` as of `PathCheck`."""
+    service = config.settings.service
+    tracked = config.conntrack != "notrack"
+    return PathCheck(
+        PathProbe(service, sender, lambda packet_id: queue.verdict(packet_id, True)),
+        ports,
+        flows,
+        clients,
+        lambda: Circumstances(rules.in_force, sender.owned, foreign.guarded, tracked),
+        lambda: queue.gauge()["now"],
+        doubt,
+    )

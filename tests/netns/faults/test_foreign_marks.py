@@ -78,3 +78,26 @@ def test_a_rule_that_comes_later_is_found_at_once() -> None:
         assert pair.state(primary) == "unprotected"
         netns.tool(["iptables", "-t", "mangle", "-D", *rule], namespace=namespace(pair.lab.name, primary))
         assert eventually(lambda: not codes(pair, primary), 12.0)
+
+
+def test_a_backup_that_could_not_speak_protects_nothing() -> None:
+    """The replica works, since what it says ends in the daemon's queue; after a takeover it would go on. On the primary
+    it matters when the hosts have changed places."""
+    code, rule = "service-output-dropped", f"OUTPUT -o eth0 -p tcp --sport {PORT} -j DROP".split()
+    with world(Options(heartbeat_ms=CALM_MS, scramble=False)) as pair:
+        primary = pair.lab.resolve("primary")
+        backup = TWO_HOSTS.other(primary)
+        insides = {host: namespace(pair.lab.name, host) for host in TWO_HOSTS.hosts}
+        for inside in insides.values():
+            netns.tool(["iptables", "-A", *rule], namespace=inside)
+        assert eventually(lambda: code in codes(pair, backup), 12.0)
+        assert eventually(lambda: code in codes(pair, primary), 12.0)
+        assert eventually(lambda: pair.state(primary) == "unprotected", 4.0)
+        weights = {}
+        for host, inside in insides.items():
+            (found,) = [each for each in pair.ask(host)["concerns"] if each["code"] == code and not each.get("host")]
+            assert "-A OUTPUT -o eth0 -p tcp" in found["what"]
+            weights[host] = found["weight"]
+            netns.tool(["sh", "-c", found["cure"]], namespace=inside)
+        assert weights == {backup: "unprotected", primary: "warning"}
+        assert eventually(lambda: not codes(pair, backup) | codes(pair, primary), 15.0)

@@ -93,6 +93,20 @@ def test_the_peers_are_shown_with_its_name_and_not_told_back() -> None:
     assert registry.concerns.worst is None
 
 
+def test_what_both_hosts_have_is_said_once_but_never_lighter_than_it_is() -> None:
+    registry = Registry()
+    registry.concerns.act_as(Part.PRIMARY)
+    same = Concern("rule", Weight.UNPROTECTED, "a rule", bears=Part.BACKUP)
+    registry.concerns.told("b", [same], 1.0)
+    registry.concerns.raised("host", same, 2.0)
+    assert [(each.host, each.concern.weight) for each in registry.concerns.standing()] == [
+        ("b", Weight.UNPROTECTED),
+        ("", Weight.WARNING),
+    ]
+    registry.concerns.told("b", [Concern("rule", Weight.WARNING, "a rule")], 3.0)
+    assert [each.host for each in registry.concerns.standing()] == [""]
+
+
 def test_a_peer_that_tells_too_much_is_cut_short() -> None:
     registry = Registry()
     registry.concerns.told("b", (Concern(str(n), Weight.WARNING, "") for n in range(1000)), 1.0)

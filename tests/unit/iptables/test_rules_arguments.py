@@ -20,7 +20,7 @@ PARTS = sorted((SCRIPT.parent / "lib").glob("*.sh"))
 
 def test_shellcheck_finds_nothing() -> None:
     done = subprocess.run(["shellcheck", SCRIPT, *PARTS], capture_output=True, text=True, timeout=60)
-    assert len(PARTS) == 5
+    assert len(PARTS) == 6
     assert done.returncode == 0, done.stdout
 
 

@@ -9,7 +9,7 @@ import pytest
 from nfq_failover.core.concerns import Concern, Weight
 from nfq_failover.shell.firewall.script import RulesError
 from nfq_failover.shell.selfcheck.checks import SelfChecks
-from nfq_failover.shell.selfcheck.foreign_rules import LATE_S, ForeignRules, TakenMark, findings
+from nfq_failover.shell.selfcheck.foreign_rules import LATE_S, ForeignRules, Hint, TakenMark, findings
 
 
 @dataclass
@@ -37,6 +37,17 @@ def test_what_the_script_finds_is_a_concern() -> None:
     look.done = True
     assert check.run(2.0) == (Concern("mark-set", Weight.DEGRADED, "a rule: -A x", "give it a mask"),)
     assert findings("") == ()
+
+
+def test_rules_that_may_drop_the_service_are_hints_and_no_concerns() -> None:
+    look = Look("path-out\thint\t-A OUTPUT -j DROP\taccept it\nunguarded\thint\tno guard\t-\n", done=True)
+    looks = [look, Look(None, done=True)]
+    check = ForeignRules(lambda: looks.pop(0))
+    assert (check.hints, check.guarded) == (None, False), "nobody has looked yet"
+    assert check.run(0.0) == ()
+    assert (check.hints, check.guarded) == ((Hint("out", "-A OUTPUT -j DROP", "accept it"),), False)
+    assert check.run(60.0) == ()
+    assert (check.hints, check.guarded) == ((), True)
 
 
 def test_the_next_look_is_a_new_one_and_finds_what_is_well_again() -> None:
