@@ -76,8 +76,10 @@ class PeerView:
 
     def is_there(self, now: float) -> bool:
         """Whether it answers, or its session has just begun: it may have heard what we are, and would fence us for our
-        silence."""
+        silence. Not if its last word was that it leaves; a life that follows begins a session."""
         monitor = self.monitor
+        if self.state is State.LEAVING and monitor.heard_by_peer_at is not None:
+            return False
         return self._lately(monitor.began if monitor.heard_by_peer_at is None else monitor.heard_by_peer_at, now)
 
     def _lately(self, heard: float | None, now: float) -> bool:

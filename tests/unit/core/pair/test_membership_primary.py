@@ -215,6 +215,15 @@ def test_backup_that_has_just_come_is_not_left_alone_with_a_silence() -> None:
     assert h.members.serves_alone(h.now)
 
 
+def test_peer_that_leaves_is_handed_nothing() -> None:
+    """A primary that was stopped within the detection time of its backup's stop gave up a service that nobody took."""
+    h = Member().protect()
+    h.hear(S.LEAVING, 1)
+    assert h.at(S.UNPROTECTED) and h.members.serves_alone(h.now)
+    h.monitor.reset(h.now)  # its next life: what it has heard of us is not known
+    assert not h.members.serves_alone(h.now)
+
+
 def test_peer_that_answers_is_handed_the_service() -> None:
     h = Member().serve()
     assert not h.members.serves_alone(h.now)
