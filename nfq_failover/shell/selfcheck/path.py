@@ -88,6 +88,7 @@ class PathCheck:
         self._began = 0.0
         self._trying = False
         self._dropped: dict[Key, int] = {}  # how often, one time after the other
+        self._unturned = 0  # looks, one after the other, in which no frame could be turned round
         self._sample: list[FlowKey] = []
         self._concerns: tuple[Concern, ...] = ()
 
@@ -111,12 +112,13 @@ class PathCheck:
 
     def run(self, now: float) -> tuple[Concern, ...] | None:
         """See `Check`. Raises OSError."""
+        allowed = self._circumstances()
         if not self._trying:
-            wanted = self._wanted(self._circumstances(), now)
+            wanted = self._wanted(allowed, now)
             if not wanted:
                 self._dropped.clear()
                 self._concerns = ()
-                return ()
+                return self._untried(allowed)
             self._probe.begin(wanted)
             self._trying, self._began = True, now
         self._probe.collect()
@@ -125,7 +127,7 @@ class PathCheck:
         self._probe.end()
         self._trying = False
         self._judge(self._probe.probes)
-        return self._concerns
+        return (*self._concerns, *self._untried(allowed))
 
     # ------------------------------------------------------------------------------------ what is tried
 
@@ -157,7 +159,28 @@ class PathCheck:
 
     # ------------------------------------------------------------------------------------ what it means
 
+    def _untried(self, allowed: Circumstances) -> tuple[Concern, ...]:
+        """What a backup can't try: then nobody knows it before a takeover. (That there is no guard is said apart.)"""
+        if allowed.profile is not Profile.BACKUP:
+            return ()
+        found = []
+        if not allowed.owned:
+            found.append((Way.OUTWARD, "iptables has no owner match here (xt_owner)"))
+        if allowed.tracked:
+            found.append((Way.INWARD, 'conntrack = "liberal" takes a probe for invalid'))
+        elif self._unturned >= TIMES:
+            found.append((Way.INWARD, "traffic control can't turn a probe round (tc, action mirred)"))
+        if not found:
+            return ()
+        what = "; ".join(f"{_CODES[way][1]}: {why}" for way, why in found)
+        cure = "make sure of it by a takeover that you plan, and after each change of the rules"
+        text = f"whether this host's own rules let the service's packets through can't be tried: {what}"
+        return (Concern("path-untried", Weight.WARNING, text, cure, bears=Part.BACKUP),)
+
     def _judge(self, probes: Sequence[Sent]) -> None:
+        inward = [probe for probe in probes if probe.way is Way.INWARD]
+        unturned = bool(inward) and all(probe.outcome is Outcome.UNKNOWN for probe in inward)
+        self._unturned = self._unturned + 1 if unturned else 0
         before, self._dropped = self._dropped, {}
         late = any(p.outcome is Outcome.DROPPED and not p.queued for p in probes) and self._backlog() > 0
         for probe in probes:

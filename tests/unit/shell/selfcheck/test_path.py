@@ -126,6 +126,24 @@ def test_what_is_dropped_now_and_then_is_not_said() -> None:
         assert looks(check, 1) == ()
 
 
+def test_a_backup_says_what_it_can_not_try() -> None:
+    def untried(host: Host, times: int = 1) -> list[str]:
+        found = looks(host.check(), times)
+        assert all((each.code, each.weight) == ("path-untried", Weight.WARNING) for each in found)
+        return [each.what for each in found]
+
+    assert untried(Host(untried={Way.INWARD}), TIMES - 1) == []  # a filter that is being replaced
+    (turned,) = untried(Host(untried={Way.INWARD}), TIMES)
+    (owned,) = untried(Host(owned=False))
+    (tracked,) = untried(Host(tracked=True))  # nobody is connected: nothing is tried at all
+    (connected,) = untried(Host(tracked=True, flows=list(FLOWS)))
+    assert ("mirred" in turned, "xt_owner" in owned, "liberal" in tracked) == (True, True, True)
+    assert tracked == connected
+    assert "clients say" in turned and "clients say" not in owned
+    for profile in (Profile.PRIMARY, None):
+        assert untried(Host(profile=profile, owned=False, tracked=True), TIMES) == []
+
+
 def test_connections_say_more_than_what_was_made_up() -> None:
     """A host may well drop what comes from a made-up address; and one client's connection is not all of them."""
     host = Host({(Way.INWARD, SOMEBODY)}, flows=list(FLOWS))
@@ -151,7 +169,7 @@ def test_what_may_still_wait_in_the_queue_is_not_taken_for_dropped() -> None:
 
 
 def test_what_could_not_be_tried_is_no_concern() -> None:
-    host = Host(set(), set(Way))
+    host = Host(set(), {Way.OUTWARD, Way.INJECTED})  # no route, no room: another check's matter
     assert looks(host.check(), TIMES) == ()
 
 
