@@ -77,10 +77,14 @@ def _history(status: dict[str, Any]) -> Iterator[str]:
         yield due
     took = status.get("takeover")
     if took:
-        yield (
-            f"last takeover at {clock(took['ago_s'])}: {took['connections']} connections went on, {took['reset']} were "
-            f"reset; {phases(took)}"
-        )
+        yield last_takeover(took)
+
+
+def last_takeover(took: dict[str, Any]) -> str:
+    """One line of what became of the connections, and when each step was over."""
+    known = took["connections"] + took["reset"]
+    went_on = f"{took['connections']} of {known} connections went on" if known else "there were no connections"
+    return f"last takeover at {clock(took['ago_s'])}: {went_on}; {phases(took)}"
 
 
 def restart_due(running: str) -> str:

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from nfq_failover.errors import CommandError, ConfigError
 from nfq_failover.operator.daemon import add_command, ask_daemon
-from nfq_failover.operator.status import clock, is_protected, phases
+from nfq_failover.operator.status import clock, is_protected, last_takeover
 
 _KEYS: Final = "q quit  s sort  u only unprotected  arrows, PgUp, PgDn, Home move"
 _MIN_WIDTH: Final = 40
@@ -180,8 +180,7 @@ def _head(status: dict[str, Any]) -> Iterator[Line]:
     )
     took = status["takeover"]
     if took:
-        went = f"{took['connections']} connections went on, {took['reset']} were reset"
-        yield Style.PLAIN, f"last takeover at {clock(took['ago_s'])}: {went}; {phases(took)}"
+        yield Style.PLAIN, last_takeover(took)
     yield (
         Style.PLAIN,
         f"replica: {pace['worst_ms']} ms late, {pace['slowed']} connections slowed, {pace['let_go']} let go, "

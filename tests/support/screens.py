@@ -52,7 +52,12 @@ def main(directory: Path) -> int:
                 pair.crash("a")
                 assert screen.shows("primary, unprotected", "last takeover at"), screen.text()
                 time.sleep(1.0)
-                words = ("heard by the clients", "taken over", "silent", f"{_CLIENTS} connections went on")
+                words = (
+                    "heard by the clients",
+                    "taken over",
+                    "silent",
+                    f"{_CLIENTS} of {_CLIENTS} connections went on",
+                )
                 photograph(pair, "b", home, directory / "page-takeover.png", words)
                 page = Path(disk) / "top.html"
                 page.write_text(_html(screen.text(colours=True)))

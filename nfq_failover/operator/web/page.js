@@ -93,7 +93,9 @@ function takeover(status) {
     byId("takeover-text").textContent = "There was none since its daemon was started.";
     return;
   }
-  byId("takeover-text").textContent = `${moment(took.ago_s)}: ${took.connections} connections went on, ${took.reset} were reset.`;
+  const known = took.connections + took.reset;
+  const wentOn = known ? `${took.connections} of ${known} connections went on.` : "there were no connections.";
+  byId("takeover-text").textContent = `${moment(took.ago_s)}: ${wentOn}`;
   // A row for each step: how long it took, and when it was over, reckoned from the last sign of life.
   const phases = took.phases.filter(([, after]) => after !== null);
   const end = Math.max(1, ...phases.map(([, after]) => after));

@@ -27,5 +27,5 @@ def test_ten_minutes_to_a_protected_service_and_what_comes_after(tmp_path: Path)
     assert len(said) == 2
     alpha, beta = said
     assert "protected" in alpha.splitlines()[0] and "192.0.2.13:" in alpha, alpha
-    assert "last takeover" in beta and "1 connections went on, 0 were reset" in beta, beta
+    assert "last takeover" in beta and "1 of 1 connections went on" in beta, beta
     assert [text for _, command, text in done if command.endswith("echo the same")] == ["the same\n"]

@@ -31,7 +31,7 @@ def test_a_screen_has_who_serves_what_is_wrong_and_the_connections() -> None:
     shown = text(lines)
     for words in ("primary, protected", "peer b", "degraded: b: the disk is slow", "what to do: mend it", "too old"):
         assert words in shown
-    assert "12 connections went on, 1 were reset; checking after 150 ms" in shown
+    assert "12 of 13 connections went on; checking after 150 ms" in shown
     assert "2 connections, 1 protected" in shown
     assert lines[-1][1].startswith("q quit")
 
