@@ -40,7 +40,7 @@ class Server:
         self.turn = 0  # where the client's next message begins
         self.reset = False
         self._scheduled = False
-        self._answered = False
+        self._answered = self._due = False
         tcp.app = self
         if self.port == PUSH:
             self._push()
@@ -60,6 +60,8 @@ class Server:
         if self.process.state == "hung":
             self.process.stops(self)
             return
+        if self._due:
+            self._push()
         data = self.tcp.read(self.read_size)
         self.read += data
         if self.port == ECHO:
@@ -96,7 +98,11 @@ class Server:
         self.turn += size
 
     def _push(self) -> None:
-        """The next piece is due: nobody has asked for it."""
+        """The next piece is due: nobody has asked for it. A process that hangs says it, and all others, later."""
+        self._due = self.process.state == "hung"
+        if self._due:
+            self.process.stops(self)
+            return
         at = self.written + len(self.pending)
         self.pending += stream(PUSH_BYTES, PUSH_BYTES)[at : at + PUSH_PIECE]
         self._answered = at + PUSH_PIECE >= PUSH_BYTES

@@ -6,8 +6,8 @@ next segment may reach a replica that is a little later. What the client had hea
 segment's acknowledgement says. The replica can send that much without it, since the primary has.
 
 Held back is only what goes to our TCP: it is logged and confirmed like everything else, so that no client waits for
-that. The segment's acknowledgement is delivered: the replica may need it to go on. A replica that does not come to the
-answer in time gets the input all the same (order.py): it may have less to say than the server.
+that. The segment's acknowledgement is delivered: the replica may need it to go on. A replica that comes no nearer to
+the answer for a while gets the input all the same (order.py): it may have less to say than the server.
 """
 
 from __future__ import annotations
@@ -58,7 +58,8 @@ class Holding:
             return
         ack = connection.seen.offset(record.ack)
         if ack > connection.output.snd_nxt:
-            connection.inward.order.heard(connection.inward.client.offset(record.seq), ack)
+            at = connection.inward.client.offset(record.seq)
+            connection.inward.order.heard(at, ack, connection.output.snd_nxt)
 
     def goes_on(self, connection: ShadowConnection, now: float) -> None:
         """The connection goes on here, perhaps with another number."""

@@ -19,13 +19,14 @@ class Order:
     """From `edge` on the client's bytes are held back: it has sent them after it had heard more than our replica has
     sent. Offsets: of the client's stream, but for those that are heard.
 
-    `held_since`: since when something is held back and the replica has come no nearer, None if nothing is. Holding back
-    in vain costs half of the patience each time, so that a replica that sends less than the server is kept waiting for
-    2 `PATIENCE_S` at most, all in all; and nothing more is held back until it has sent all that the client has.
-    `turns`: what it had heard, as long as the replica has still to send that.
+    `held_since`: since when something is held back and the replica has come no nearer, None if nothing is: one that is
+    slow, and sends on, is waited for. Holding back in vain costs half of the patience each time, so that a replica that
+    sends less than the server, and stops there, is kept waiting for 2 `PATIENCE_S` at most, all in all; and nothing
+    more is held back until it has sent all that the client has. `turns`: what it had heard, as long as the replica has
+    still to send that.
     """
 
-    __slots__ = ("_patience_s", "_vain", "edge", "held_since", "turns")
+    __slots__ = ("_nearest", "_patience_s", "_vain", "edge", "held_since", "turns")
 
     def __init__(self) -> None:
         self.edge = NOTHING_HELD
@@ -33,17 +34,19 @@ class Order:
         self.turns = Heard()
         self._patience_s = PATIENCE_S
         self._vain = False
+        self._nearest = 0  # the end of what the replica had sent when it was last looked at
 
     @property
     def watches(self) -> bool:
         """Whether `replica_is_at` has to be told what the replica sends."""
         return self._vain or bool(self.turns)
 
-    def heard(self, at: int, ack: int) -> None:
+    def heard(self, at: int, ack: int, snd_nxt: int) -> None:
         """What the client sends from `at` on, it sends after it has heard everything before `ack`, which is more than
-        the replica has sent."""
+        the replica has sent: that is what lies before `snd_nxt`."""
         if self._vain or self._patience_s < PATIENCE_MIN_S:
             return
+        self._nearest = max(self._nearest, snd_nxt)
         self.turns.note(at, ack)
         self._set_edge()
 
@@ -52,11 +55,12 @@ class Order:
         whether the edge has moved."""
         if snd_nxt >= snd_una:
             self._vain = False
+        if snd_nxt > self._nearest:
+            self._nearest = snd_nxt
+            self.wait_anew(now)
         if not self.turns.drop(snd_nxt):
             return False
         self._set_edge()
-        if self.held_since is not None:
-            self.held_since = now
         return True
 
     def holds_until(self, now: float) -> float:
@@ -70,7 +74,7 @@ class Order:
         self.held_since = None
 
     def wait_anew(self, now: float) -> None:
-        """Until now the replica could be given nothing: its time begins."""
+        """The replica's time begins now: it has come nearer, or could be given nothing before."""
         if self.held_since is not None:
             self.held_since = now
 

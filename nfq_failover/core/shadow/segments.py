@@ -34,9 +34,9 @@ def note_order(inward: Inward, offset: int, stop: int, ack: int) -> None:
     needed for that: a segment that is sent again acknowledges more than it did at first. (After a takeover it is
     these that come, so nothing is noted then.)"""
     if stop > inward.held and ack <= inward.order.heard_to:
-        inward.order.heard(max(offset, inward.held), ack)  # perhaps overtaken on the way
+        inward.order.heard(max(offset, inward.held), ack, inward.output.snd_nxt)  # perhaps overtaken on the way
     elif stop >= inward.sent_to:
-        inward.order.heard(max(offset, inward.sent_to), ack)
+        inward.order.heard(max(offset, inward.sent_to), ack, inward.output.snd_nxt)
 
 
 class Segments:

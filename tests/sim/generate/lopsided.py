@@ -25,7 +25,8 @@ def extend(scenario: Scenario, length: float) -> Scenario:
     incidents = _crash(random, at) if crash else _failure(random, at)
     # A table that is full: what clients send on the other connections the replica misses.
     limits = Limits(max_connections=random.choice((0, 2, 3)) if incidents and not crash else 0)
-    return replace(scenario, limits=limits, hosts=hosts, connections=connections, incidents=incidents)
+    made = replace(scenario, limits=limits, hosts=hosts, connections=connections, incidents=incidents)
+    return _with_late_replicas(made, at) if crash else made
 
 
 def _connection(random: Random, number: int, length: float) -> Connection:
@@ -50,6 +51,18 @@ def _crash(random: Random, at: float) -> tuple[Incident, ...]:
         at = gone + random.uniform(1.0, 1.8)
     deaf = Incident(at + 0.03, "cut", "service>client", seconds)
     return (*joins, Incident(at, "crash", "primary"), *((deaf,) if cut else ()))
+
+
+def _with_late_replicas(scenario: Scenario, crash_at: float) -> Scenario:
+    """Sometimes the replicas that nobody asks for anything stay late, since their application has stood still for a
+    while, and the primary bears that. Drawn apart: the other dice fall as before."""
+    random = Random(f"late {scenario.seed}")
+    if random.random() < 0.8:
+        return scenario
+    seconds = random.choice((0.3, 0.6, 0.9))
+    hang = Incident(random.uniform(0, max(crash_at - seconds, 0)), "app_hang", "backup", seconds)
+    limits = replace(scenario.limits, replica_slow_ms=1500)
+    return replace(scenario, limits=limits, incidents=(hang, *scenario.incidents))
 
 
 def _failure(random: Random, at: float) -> tuple[Incident, ...]:

@@ -144,6 +144,32 @@ def test_a_replica_that_says_less_gets_everything_in_bounded_time() -> None:
         assert t.shadow.state is Shadow.SHADOW
 
 
+def test_a_slow_replica_that_comes_nearer_all_the_time_is_waited_for() -> None:
+    """A server that has still something to say when it hears of its client's end may leave that unsaid."""
+    with Shadowing() as t:
+        t >> from_client(0, 8) << f"pass [.] 0:8 ack 0 wnd 500 {TS}" << confirmed(8, EDGE)
+        t >> replica(0, 0, ack=8) << SILENT
+        t >> from_client(8, 0, ack=50, flags="F.") << HELD << confirmed(9, EDGE)
+        for at in range(0, 40, 10):
+            assert waits(t, 0.8 * PATIENCE_S) == []
+            t >> replica(at, 10, ack=8)
+            assert not [str(effect) for effect in t.effects if "F" in str(effect)]
+            t.effects.clear()
+        t >> replica(40, 10, ack=8) << SILENT << f"kernel [FP.] 8 ack 50 wnd 500 {TS}"
+        assert not t.out.counters["held-back-in-vain"]
+
+
+def test_a_replica_that_repeats_itself_comes_no_nearer() -> None:
+    with Shadowing() as t:
+        t >> from_client(0, 8) << f"pass [.] 0:8 ack 0 wnd 500 {TS}" << confirmed(8, EDGE)
+        t >> replica(0, 10, ack=8) << SILENT
+        t >> from_client(8, 100, ack=50) << HELD << f"kernel [.] 8 ack 10 wnd 501 {TS}" << confirmed(108, EDGE)
+        assert waits(t, 0.8 * PATIENCE_S) == []
+        t >> replica(0, 10, ack=8)
+        t.effects.clear()
+        assert any("8:108" in line for line in waits(t, 0.2 * PATIENCE_S + 0.001))
+
+
 def test_nothing_more_is_held_back_until_the_replica_has_caught_up() -> None:
     with asked() as t:
         assert waits(t, PATIENCE_S + 0.001) == [f"kernel [P.] 8:108 ack 0 wnd 501 {TS}"]
@@ -158,7 +184,7 @@ def test_waiting_in_vain_ends() -> None:
     with Shadowing() as t:
         order, times = t.shadow.inward.order, 0
         while True:
-            order.heard(0, 1)
+            order.heard(0, 1, 0)
             if order.edge:
                 break
             until = order.holds_until(0.0)
