@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from nfq_failover.config import schema
 from nfq_failover.config.faults import Faults
 from nfq_failover.config.model import Config
+from nfq_failover.core.settings import Settings
 from nfq_failover.errors import Fault
 
 _Found = tuple[tuple[tuple[str, str], ...], str]
@@ -83,9 +84,30 @@ def doubts(config: Config) -> Iterator[Fault]:
     if config.witness and not config.fence:
         what = "with a witness and no fence a host that is paused as a whole, with its clock, may be heard once more"
         yield Fault(what, table="witness")
+    yield from _hasty(config.settings)
     if not config.privileges.drop:
         what = "[privileges] drop = false: the daemon keeps all of root's rights while it reads from the network"
         yield Fault(what, table="privileges", setting="drop")
+
+
+def _hasty(settings: Settings) -> Iterator[Fault]:
+    """Deadlines by which a replica is given up that its client is still to wait for."""
+    patience_ms = settings.replica_patience_ms
+    out_of_step, hole = ("divergence", "out_of_step_ms"), ("", "hole_deadline_ms")
+    if not patience_ms:
+        what = (
+            "replica_patience_ms = 0 has clients wait for as long as it takes, but a replica that is"
+            f" 'out_of_step_ms' = {settings.out_of_step_ms} late is given up"
+        )
+        yield Fault(what, table=out_of_step[0], setting=out_of_step[1])
+        return
+    for (table, setting), deadline_ms in ((out_of_step, settings.out_of_step_ms), (hole, settings.hole_deadline_ms)):
+        if deadline_ms <= patience_ms:
+            what = (
+                f"'{setting}' = {deadline_ms} is not more than 'replica_patience_ms' = {patience_ms}: a connection"
+                " whose replica is merely slow is called protected, and may be reset after a takeover"
+            )
+            yield Fault(what, table=table, setting=setting)
 
 
 def advice(config: Config) -> list[str]:

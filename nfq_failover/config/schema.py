@@ -277,7 +277,8 @@ _CONNECTIONS: Final = (
         "At a takeover clients are made to repeat at once what they have sent to nobody (RFC 6069)."
     ),
     _ms("hole_deadline_ms", 3000, 100, 600_000, core=True, change=Change.LIVE).says(
-        "How long a connection that was taken over may lack bytes of its client before it is reset."
+        "How long a connection that was taken over may lack bytes of its client before it is reset, and how long its "
+        "server may stand still that lacks what the client has heard. More than `replica_patience_ms`."
     ),
 )
 _PACE: Final = (
@@ -384,7 +385,8 @@ _DIVERGENCE: Final = (
         "A difference of this length ends a connection's protection."
     ),
     _ms("out_of_step_ms", 10_000, 100, 3_600_000, core=True, change=Change.LIVE).says(
-        "How long one server may lack output that the other has sent, and that the client is not the reason for."
+        "How long one server may lack output that the other has sent, and that the client is not the reason for. More "
+        "than `replica_patience_ms`: by then a replica that is merely slow is no longer called protected."
     ),
 )
 _PRIVILEGES: Final = (

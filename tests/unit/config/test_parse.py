@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from nfq_failover.config import Config, HealthConfig, advice, load, parse, read_key
+from nfq_failover.config.checks import doubts
 from nfq_failover.core.settings import Peer
 from nfq_failover.errors import ConfigError
 
@@ -270,6 +271,34 @@ def test_advice_on_what_is_allowed_but_hardly_meant(table: dict[str, Any]) -> No
     assert "both hosts may serve" in advice(config_of(table, split_brain="accepted"))[0]
     assert "not executable" in advice(config_of(table, fence=["/no/such/fence"]))[0]
     assert advice(config_of(table, fence=["/bin/sh", "{peer}"])) == []
+
+
+@pytest.mark.parametrize(
+    ("divergence", "changes", "said"),
+    [
+        ({"out_of_step_ms": 2000}, {}, ["'out_of_step_ms' = 2000 is not more than 'replica_patience_ms' = 2000"]),
+        ({"out_of_step_ms": 2001}, {}, []),
+        ({}, {"replica_patience_ms": 2999}, []),
+        (
+            {},
+            {"replica_patience_ms": 3000},
+            ["'hole_deadline_ms' = 3000 is not more than 'replica_patience_ms' = 3000"],
+        ),
+        (
+            {"out_of_step_ms": 1500},
+            {"replica_patience_ms": 4000, "hole_deadline_ms": 4000},
+            ["'out_of_step_ms' = 1500 is not more", "'hole_deadline_ms' = 4000 is not more"],
+        ),
+        ({}, {"replica_patience_ms": 0}, ["a replica that is 'out_of_step_ms' = 10000 late is given up"]),
+    ],
+)
+def test_advice_on_deadlines_that_give_up_a_replica_which_is_merely_slow(
+    table: dict[str, Any], divergence: dict[str, Any], changes: dict[str, Any], said: list[str]
+) -> None:
+    config = config_of(table, fence=["/bin/sh", "{peer}"], divergence=divergence, **changes)
+    assert [part in sentence for part, sentence in zip(said, advice(config), strict=True)] == [True] * len(said)
+    places = {"out_of_step_ms": "divergence", "hole_deadline_ms": ""}
+    assert all(places[fault.setting] == fault.table for fault in doubts(config))
 
 
 def test_health_and_application(table: dict[str, Any]) -> None:
