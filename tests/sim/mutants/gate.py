@@ -194,6 +194,13 @@ GATE = (
         (38, "lopsided-hangs"),
     ),
     Mutant(
+        "forget what was let go as soon as it has ended",
+        "was only slow, and has missed input",
+        (Patch(GatedConnection, "lacks_still", lambda *_: False),),
+        ("replica-hangs",),
+        (107, "replica-hangs"),
+    ),
+    Mutant(
         "protect again before the backup knows",
         "will not continue it",
         (Patch(Distance, "agreed", property(lambda self: True)),),
