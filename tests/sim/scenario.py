@@ -97,13 +97,14 @@ class HostPlan:
 
 @dataclass(frozen=True)
 class Limits:
-    """Limits of the tables and stores, and of the patience with a replica; 0: as configured by default."""
+    """Limits of the tables and stores, and of the patience with a replica; 0, or nothing: as configured by default."""
 
     max_connections: int = 0
     max_log_bytes: int = 0
     max_unacked_bytes: int = 0
     replica_patience_ms: int = 0
     replica_slow_ms: int = 0
+    slow_backup: str = ""
 
 
 @dataclass(frozen=True)

@@ -8,15 +8,14 @@ from hashlib import blake2s
 from random import Random
 from typing import Any
 
-from nfq_failover.core.events import Fence, FenceFinished, OperatorCommand
-from nfq_failover.core.gate.connection import AWAITED
+from nfq_failover.core.events import Fence, FenceFinished
 from nfq_failover.core.pair.roles import State
 from nfq_failover.core.ports import has
 from nfq_failover.core.shadow.connection import Shadow
 from nfq_failover.wire.segment import FlowKey
 from tests.support import configured
 
-from . import bounds
+from . import bounds, missed
 from .apps import MOST_BYTES, Client
 from .checks import Checks
 from .clock import Clock, HostClock
@@ -297,7 +296,9 @@ class SimWorld:
             for host in self.hosts:
                 assert has(host.diverted, ADDED), f"{host.name} does not divert the port that both were given"
         clock.run(clock.now + END_S, self._settled)
-        self._declare_whole()
+        if scenario.limits.slow_backup:
+            clock.run(clock.now + SETTLE_S)  # the applications have read what they have got
+        missed.declare_whole(self)
         self._probe()
         clock.run(clock.now + END_S, self._all_over)
         self.checks.final()
@@ -355,37 +356,6 @@ class SimWorld:
             host.kernel.drop = 0.0
             host.application.exit_at = None
             host.application.start()
-
-    def _declare_whole(self) -> None:
-        """An operator has seen to the replica's application, if it has missed input."""
-        for host in self.hosts:
-            assert not host.node.shadow.wholeness.missed or self._may_miss, (
-                f"{host.name} was only slow, and has missed input: {self._missed_why()}"
-            )
-            if host.node.gate.missed.reason or host.node.shadow.wholeness.missed:
-                host.feed(OperatorCommand("replica-is-whole"))
-            host.application.remembers()
-
-    @property
-    def _may_miss(self) -> bool:
-        """Whether an application may miss what clients have sent. One that is only late may not, since it comes on in
-        time, and its host or the primary has it all; unless the table had no room, or the port was used again before it
-        had come on: the primary keeps nothing for the earlier connection."""
-        if self.scenario.kind not in ("outrun", "replica-hangs") or self.scenario.limits.max_connections:
-            return True
-        again = {plan.port for plan in self.scenario.connections if plan.again is not None}
-        mishaps = [each for host in self.hosts for each in host.node.out.mishaps.latest()]
-        first = [each for each in mishaps if each.what.startswith("input missed") and "has missed" not in each.reason]
-        reasons = AWAITED | {"replaced by a new connection"}
-        return bool(first) and all(e.reason in reasons and e.flow is not None and e.flow[1] in again for e in first)
-
-    def _missed_why(self) -> list[str]:
-        return [
-            f"{host.name}: {each.what}: {each.reason} ({each.count}, {each.flow})"
-            for host in self.hosts
-            for each in host.node.out.mishaps.latest()
-            if "missed" in each.what
-        ]
 
     def _probe(self) -> None:
         """New connections: they must be protected from the start."""

@@ -51,6 +51,12 @@ def _differing(random: Random, scenario: Scenario, plan: Connection) -> Connecti
     return replace(plan, server_port=ECHO, odd=True, pause=random.choice((0.01, 0.05, 0.2)), abort_at=None)
 
 
+def _policy(seed: int) -> str:
+    """Sometimes replicas are given up, so that the backup has time for the others. Drawn apart: the other dice fall as
+    before."""
+    return "drop" if Random(f"drop {seed}").random() < 0.25 else ""
+
+
 def _outrun(scenario: Scenario, random: Random, at: float) -> Scenario:
     pps, queue = random.choice((150, 400, 1000)), random.choice((10, 50, 300))
     return replace(
@@ -63,6 +69,7 @@ def _outrun(scenario: Scenario, random: Random, at: float) -> Scenario:
             scenario.limits,
             replica_patience_ms=random.choice(PATIENCE_MS),
             replica_slow_ms=random.choice((20, 50, 200)),
+            slow_backup=_policy(scenario.seed),
         ),
         connections=tuple(
             replace(each, at=random.uniform(0, 0.1), pause=0.0, sip=0, again=None) for each in scenario.connections

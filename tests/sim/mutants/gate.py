@@ -12,11 +12,13 @@ from nfq_failover.core.gate.digests import GateDigests
 from nfq_failover.core.gate.distance import Distance
 from nfq_failover.core.gate.end_gate import EndGate, Judgement
 from nfq_failover.core.gate.ends import GateEnds
+from nfq_failover.core.gate.missed import MissedInput
 from nfq_failover.core.gate.opening import Opening
 from nfq_failover.core.gate.pace import Pacing
 from nfq_failover.core.leftovers import LeftoverSweep
 from nfq_failover.core.outbox import Outbox
 from nfq_failover.core.shadow.connection import ShadowConnection
+from nfq_failover.core.shadow.wholeness import Wholeness
 from nfq_failover.core.tcp.seqspace import SeqSpace
 from nfq_failover.wire.segment import Segment
 
@@ -199,6 +201,13 @@ GATE = (
         (Patch(GatedConnection, "lacks_still", lambda *_: False),),
         ("replica-hangs",),
         (107, "replica-hangs"),
+    ),
+    Mutant(
+        "give replicas up, and nobody counts what they miss",
+        "and nobody says so",
+        (Patch(MissedInput, "begins", nothing), Patch(Wholeness, "lacks", nothing)),
+        ("outrun",),
+        (25, "outrun"),
     ),
     Mutant(
         "protect again before the backup knows",
