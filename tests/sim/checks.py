@@ -430,8 +430,12 @@ class Checks:
         return lives and gate.flow not in other.application.broken
 
     def yielded(self, host: SimHost) -> None:
-        """The service of `host` moves: not to where the application is known to have failed."""
-        others = self.world.others(host)
+        """The service of `host` moves: not because of an application that has not failed, and not to where it is known
+        to have."""
+        scenario, others = self.world.scenario, self.world.others(host)
+        differ = any(plan.odd or plan.server_port == PUSH for plan in scenario.connections)
+        failed = any(incident.what.startswith("app_") for incident in scenario.incidents)
+        assert differ or failed, f"{host.name} says that its application has failed, which has not"
         assert not all(map(self._known_to_fail, others)), f"{host.name} moves to a host whose application has failed"
         served = [tcp for tcp in host.kernel.flows.values() if tcp.state == "open" and tcp.fin_at is None]
         if served and host.application.well:

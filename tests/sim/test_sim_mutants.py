@@ -10,6 +10,7 @@ import pytest
 from nfq_failover.core.gate.distance import Distance
 from nfq_failover.core.shadow import takeover
 from nfq_failover.core.shadow.order import Order
+from nfq_failover.core.shadow.output import Output
 from nfq_failover.core.shadow.resets import Resets
 from nfq_failover.core.shadow.segments import Segments
 
@@ -43,11 +44,15 @@ def _unwatched(self: Distance) -> None:
     self.watched = False
 
 
+_all_seen = property(lambda self: self.snd_nxt, nothing)
+
+
 @pytest.mark.parametrize(
     ("name", "complaint", "patches"),
     [
         ("slowed-then-alone", "did not end well", [(Distance, "speed_up", nothing), (Distance, "unwatch", _unwatched)]),
         ("end-before-all-is-said", "resets a living, promised connection", [(Order, "wait_anew", nothing)]),
+        ("fin-lost-before-a-reset", "says that its application has failed", [(Output, "seen", _all_seen)]),
         ("told-with-an-earlier-one-remembered", "has not heard", [(takeover, "_later", lambda *_: False)]),
         ("gives-up-in-a-closed-window", "resets a living, promised connection", [(Segments, "_repeated", nothing)]),
         ("time-wait-left-over", "acknowledges what was never sent", [(Resets, "tells", lambda *_: False)]),

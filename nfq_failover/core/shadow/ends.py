@@ -15,11 +15,11 @@ def end_of(connection: ShadowConnection, well: bool) -> End:
     """Where the replica's stream is, as the client numbers it. A FIN is not counted: its own number is the end.
 
     What we have not seen, since a full queue has lost it, may have been data, or its FIN: whoever compares the two ends
-    must not take it for either, nor the replica for one that goes on.
+    must not take it for either, nor the replica for one that goes on, or has gone on until it reset the connection.
     """
     output, inward = connection.output, connection.inward
     if output.rst_out is not None:
-        kind, offset = EndKind.RST, output.rst_out
+        kind, offset = EndKind.RST, min(output.rst_out, output.seen)
     elif output.fin_out is not None:
         kind, offset = EndKind.FIN, output.fin_out
     else:

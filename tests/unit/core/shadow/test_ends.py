@@ -75,6 +75,17 @@ def test_end_that_a_full_queue_has_lost_is_not_taken_for_data_nor_for_a_replica_
         t.effects.clear()
 
 
+def test_reset_after_an_end_that_a_full_queue_has_lost_does_not_lie_beyond_that() -> None:
+    """Nobody has seen that the replica went on after its server's end: what was lost may have been its FIN."""
+    with Shadowing() as t:
+        t >> replica(0, 30) << SILENT
+        t >> replica(31) << SILENT
+        t >> asked(30) << replica_end(30, EndKind.OPEN, well=False)
+        t >> replica(31, flags="R.")
+        t.effects.clear()
+        t >> asked(30) << replica_end(30, EndKind.RST)
+
+
 def test_telling_of_an_end_stops_some_time() -> None:
     with Shadowing() as t:
         t >> replica(0, flags="F.") << SILENT << replica_end(0)
