@@ -204,7 +204,7 @@ class Node:
     @property
     def wants_look(self) -> bool:
         """Whether the application's sockets should be looked at at once (`ListenersSeen`)."""
-        return self.shadow.wholeness.wants_look or self.application.unsettled
+        return self.shadow.wholeness.wants_look or self.gate.missed.wants_look or self.application.unsettled
 
     @property
     def clients(self) -> tuple[bytes, ...]:
@@ -452,7 +452,7 @@ class Node:
         elif event.name == "replica-is-whole":
             self.out.log("warning", "operator", command=event.name)
             self.shadow.wholeness.said(now)
-            if self.gate.protecting:
+            if self.members.role is Role.PRIMARY:
                 self.gate.missed.said(now)
         elif event.name == "shutdown" and self.members.state is not State.LEAVING:
             if self.members.role is not Role.PRIMARY:

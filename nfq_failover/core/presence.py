@@ -8,7 +8,7 @@ and a takeover changes nothing about it.
 from __future__ import annotations
 
 from nfq_failover.core import ports
-from nfq_failover.core.application import STEADY_S, Application
+from nfq_failover.core.application import STEADY_S, Application, Begun
 from nfq_failover.core.concerns import Concern, Part, Weight
 from nfq_failover.core.events import ListenersSeen
 from nfq_failover.core.gate.table import GateTable
@@ -65,8 +65,12 @@ class Presence:
         self._telling.listening(where if event.known else None)
         inodes = frozenset(inode for _, inode in event.sockets)
         self._shadow.wholeness.sockets(inodes, now)
-        if begun is None:
-            return
+        if begun is not None:
+            self._begun(begun, inodes, now)
+        self._shadow.wholeness.looked(now)
+        self._gate.missed.looked(now)
+
+    def _begun(self, begun: Begun, inodes: frozenset[int], now: float) -> None:
         role = self._members.role
         self._shadow.application_begun(begun, self._application.life, inodes, role is Role.BACKUP, now)
         if role is Role.PRIMARY:

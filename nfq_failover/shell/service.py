@@ -23,6 +23,7 @@ from nfq_failover.core.events import (
     FlowsGone,
     FlowsListed,
     FrameCopied,
+    HealthChecked,
     OperatorCommand,
     PacketQueued,
     Queue,
@@ -347,6 +348,10 @@ class Service:
         if (facts := self._host_facts.tick(now)) is not None:
             self._feed(facts, now)
 
+    def _look_at_listeners(self, now: float, wanted: bool) -> None:
+        if (listening := self._listening.tick(now, wanted)) is not None:
+            self._feed(listening, now)
+
     def _periodic(self, now: float) -> None:
         self._address.tick(now)
         self._fences.tick(now)
@@ -359,8 +364,7 @@ class Service:
         self._tell_facts(now)
         if (host_checked := self._self_checks.tick(now)) is not None:
             self._feed(host_checked, now)
-        if (listening := self._listening.tick(now, self.node.wants_look)) is not None:
-            self._feed(listening, now)
+        self._look_at_listeners(now, self.node.wants_look)
         for event in self._rules.tick(now):
             self._feed(event, now)
         try:
@@ -408,7 +412,10 @@ class Service:
 
     def answer(self, event: Event) -> None:
         """Hand the node the outcome of something slow, and do at once what follows from it."""
-        self._feed(event, time.monotonic())
+        now = time.monotonic()
+        if isinstance(event, HealthChecked) and event.ok and self.node.members.health.failed:
+            self._look_at_listeners(now, True)  # it may be another program, and that comes before that it is well
+        self._feed(event, now)
         self._effects.carry_out()
 
     def _epochs_stored(self) -> None:

@@ -120,6 +120,13 @@ class Application:
             self.forgot_at, self._knew = self.host.ticks.now, False
         self.listen()
 
+    def replace(self) -> None:
+        """Another program takes over its connections and its state, and listens in its place."""
+        if self.sockets:
+            inode = next(self._sockets)
+            self.sockets = frozenset((port, inode) for port in self.host.ports)
+            self._seen()
+
     def remembers(self) -> None:
         """An operator has given it the state of the other one."""
         self.forgot_at, self._knew = None, False

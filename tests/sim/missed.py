@@ -20,14 +20,20 @@ JUDGED = ("outrun", "replica-hangs")
 
 
 def declare_whole(world: SimWorld) -> None:
-    """An operator has seen to the replica's application, if it has missed input."""
+    """An operator has seen to the replica's application, if it has missed input. Programs that were started just before
+    that, on one host or on both, are part of what is said on either."""
     if world.scenario.limits.slow_backup == "drop":
         _said(world)
+    seed, hosts = world.scenario.seed, world.hosts
+    started = [host for bit, host in enumerate(hosts) if seed >> bit & 1]
+    for host in started:
+        host.application.replace()
+    says = hosts[(seed >> 2) % len(hosts)] if started else None
     for host in world.hosts:
         assert not host.node.shadow.wholeness.missed or _may_miss(world), (
             f"{host.name} was only slow, and has missed input: {_why(world)}"
         )
-        if host.node.gate.missed.reason or host.node.shadow.wholeness.missed:
+        if host is says or host.node.gate.missed.reason or host.node.shadow.wholeness.missed:
             host.feed(OperatorCommand("replica-is-whole"))
         host.application.remembers()
 

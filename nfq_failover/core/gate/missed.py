@@ -19,12 +19,14 @@ from nfq_failover.core.concerns import Concern, Weight
 from nfq_failover.core.gate.connection import BEFORE_BACKUP, SYN_UNSEEN, Gate, GatedConnection
 from nfq_failover.core.outbox import Outbox
 from nfq_failover.core.timers import TimerQueue
-from nfq_failover.wire.records import Anew, BegunAnew, InputMissed, Lives, Whole, WholeSaid
+from nfq_failover.wire.records import Anew, BegunAnew, Believed, InputMissed, Lives, Whole, WholeSaid
 from nfq_failover.wire.segment import FlowKey
 
 TELL_FIRST_S = 0.01
 TELL_MAX_S = 1.0
 SAID_S = 10.0
+LOOK_WITHIN_S = 1.0  # what is said on the other host waits no longer than this for the look, which a kernel may refuse
+CROSSED_S = 0.1  # what the backup has found out until then may have been on its way when it was said
 HEARD_S = 5.0  # an application of the backup has begun no longer ago than this when we hear of it
 HALF_OPEN_S = 60.0  # for so long a TCP repeats its SYN-ACK
 CODE = "input-before"
@@ -48,6 +50,8 @@ class MissedInput:
         self._on, self._since = False, 0.0  # there is a backup, since when
         self._wait_s = TELL_FIRST_S
         self._said_until: float | None = None
+        self._said_at: float | None = None  # by an operator, and our sockets have not been looked at since
+        self._crosses_until = 0.0  # what the backup finds until then may have been before it was said
         self._equal = False  # it is we who have found out that the replica is whole, and what we count is after that
         self._lost = False  # our application was started anew, and the backup does not know so far
         self._anew = 0, Anew.NONE  # what the backup says so of itself, and in which life
@@ -114,7 +118,9 @@ class MissedInput:
         said = self._said_until is not None and now < self._said_until
         if said and self.instance:
             self.out.record(WholeSaid(self.instance))
-        elif self._lost and self.instance:
+        elif not self._on:
+            return
+        elif self._lost and self.instance and self._said_at is None:
             self.out.record(BegunAnew(self.instance))
         elif self._count > self._known and self.instance:
             self.out.record(InputMissed(self.instance, self._count))
@@ -126,11 +132,16 @@ class MissedInput:
     def on_whole(self, record: Whole, now: float) -> None:
         """The backup tells which life of its application this is, and what it knows."""
         if record.instance != self.instance:
-            if self.instance and not self._equal:
+            first = not self.instance
+            if not first and not self._equal:
                 self._begin_again(now)
-            self._said_until, self._equal = None, False
+            crossed = self._anew == (record.instance, Anew.REPLICA) and now < self._crosses_until
             self.instance = record.instance
             self._known = 0
+            if (crossed or first) and not self._equal:
+                self._tell(now)  # what was said was not about another life
+            else:
+                self._said_until, self._equal = None, False
         self._known = max(self._known, record.told)
         self._theirs = record.missed
         self._weigh(now)
@@ -141,7 +152,29 @@ class MissedInput:
             self._timer.set_earlier(0, now + TELL_FIRST_S)
 
     def said(self, now: float) -> None:
-        """An operator says that the replica's application is whole: tell the backup."""
+        """An operator says that the replica's application is whole: tell the backup, also one whose application is not
+        well so far. It is about a start of ours, too, that nobody has seen yet."""
+        self._said_at, self._crosses_until = now, now + CROSSED_S
+        self._say(now)
+
+    def on_believed(self, record: Believed, now: float) -> None:
+        """An operator has said so on the backup: a start of ours that the backup has not heard of was before that."""
+        if self.instance and record.instance != self.instance:
+            self._said_at = now
+
+    @property
+    def wants_look(self) -> bool:
+        """Whether our application's sockets have not been looked at since an operator has said something."""
+        return self._said_at is not None
+
+    def looked(self, now: float) -> None:
+        """They have been looked at, and what follows from that is done."""
+        if self._said_at is not None:
+            self._said_at = None
+            if self._lost:
+                self._say(now)
+
+    def _say(self, now: float) -> None:
         self._said_until = now + SAID_S
         self._lost = False
         self._wait_s = TELL_FIRST_S
@@ -210,7 +243,7 @@ class MissedInput:
         self.out.log("warning", "both applications have begun anew, and nothing was sent since: they count as equal")
         self._count = self._known = 0
         self._equal = True
-        self.said(now)
+        self._say(now)
 
     # ------------------------------------------------------------------------------------ protection as a whole
 
@@ -234,9 +267,14 @@ class MissedInput:
 
     def on_timer(self, now: float) -> None:
         """Tell again."""
+        if self._said_at is not None and now - self._said_at >= LOOK_WITHIN_S:
+            self.looked(now)
         for _ in self._timer.pop_due(now):
             self._tell(now)
 
     def poll_timeout(self) -> float | None:
         """The next deadline."""
-        return self._timer.next()
+        due = self._timer.next()
+        if self._said_at is None:
+            return due
+        return min(self._said_at + LOOK_WITHIN_S, float("inf") if due is None else due)

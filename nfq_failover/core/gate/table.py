@@ -32,6 +32,7 @@ from nfq_failover.core.timers import TimerQueue
 from nfq_failover.wire.records import (
     AckAsked,
     Anew,
+    Believed,
     BytesAsked,
     Close,
     Closed,
@@ -129,6 +130,7 @@ class GateTable:
             Fed: self._on_fed,
             FedSeen: self.news.on_told,
             Closed: self.news.on_told,
+            Believed: self.missed.on_believed,
             Lives: self.missed.on_lives,
             Whole: self.missed.on_whole,
         }
@@ -443,8 +445,8 @@ class GateTable:
         self.digests.on_timer(now)
         self.pace.on_timer(now)
         self.handovers.on_timer(self.protecting, now)
+        self.missed.on_timer(now)
         if self.protecting:
-            self.missed.on_timer(now)
             self.served.on_timer(now)
         if self.flows and now >= self._next_query:
             # Unprotected, nothing is copied that would show that a client has ended.

@@ -11,8 +11,9 @@ Or it was *started anew* when there was no reason to, it or the server's, and on
 one knows. What it loads when it starts nobody can see, so this is not over by another start, unless that is the other
 one's and nothing was sent between: the primary judges that, and says so.
 
-Or an operator says that it is whole. Each life between has a number (`instance`), by which the primary knows what its
-count is about.
+Or an operator says that it is whole. That is about everything that had happened until then, also about a start that
+nobody has seen yet: so the sockets are looked at before the word is taken. Each life between has a number (`instance`),
+by which the primary knows what its count is about.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from zlib import crc32
 from nfq_failover.core.application import ANEW_REASONS
 from nfq_failover.core.concerns import Concern, Weight
 from nfq_failover.core.outbox import Outbox
-from nfq_failover.wire.records import Anew, BegunAnew, InputMissed, Lives, Whole, WholeSaid
+from nfq_failover.wire.records import Anew, BegunAnew, Believed, InputMissed, Lives, Whole, WholeSaid
 from nfq_failover.wire.segment import FlowKey
 
 TELL_EVERY_S = 1.0
@@ -38,6 +39,8 @@ ANEW_CURE = (
     'the other one, too, while nobody sends anything; if clients change nothing that others see: state = "none"'
 )
 ANSWER_S = 2.0  # who restarts an application sooner than this after it has missed something does not know of it
+LOOK_WITHIN_S = 1.0  # a word waits no longer than this for the look, which a kernel may refuse
+_HERE, _THERE = "an operator says so", "the primary says so"
 _STEP = 0x9E3779B1  # from one number to the next: any odd number reaches them all
 
 
@@ -56,6 +59,9 @@ class Wholeness:
         self._missed_at = 0.0
         self._life = 0
         self._anew = Anew.NONE
+        self._word = ""  # somebody has said that it is whole: to be taken when its sockets have been looked at
+        self._word_at = 0.0
+        self._believed = False  # this life has begun with what an operator has said on this host
         self._next = 0.0
 
     @property
@@ -66,7 +72,12 @@ class Wholeness:
 
     @property
     def wants_look(self) -> bool:
-        """Whether it has missed something, and its sockets have not been looked at since."""
+        """Whether its sockets have not been looked at since it has missed something, or since somebody has said that it
+        is whole."""
+        return bool(self._word) or self._unseen
+
+    @property
+    def _unseen(self) -> bool:
         return self._at_miss is None and max(self._told, len(self._own)) > 0
 
     # ------------------------------------------------------------------------------------ what is missing
@@ -80,7 +91,9 @@ class Wholeness:
             self._at_miss = None
 
     def review(self, now: float) -> None:
-        """Say what is not said yet."""
+        """Say what is not said yet, and wait no longer for a look that does not come."""
+        if self._word and now - self._word_at >= LOOK_WITHIN_S:
+            self.looked(now)
         for flow, reason in self._unsaid:
             self.out.mishaps.note("input missed here", reason, flow, now)
             self._note(reason, now)
@@ -106,7 +119,7 @@ class Wholeness:
         """The application's listening sockets, as they are now; none: it is not there."""
         if not self.instance:
             self.instance = crc32(repr(sorted(inodes)).encode()) or 1
-        if self.wants_look:
+        if self._unseen:
             # What was seen before proves nothing: this life of the application may have begun before it missed that.
             self._at_miss = inodes
 
@@ -125,7 +138,8 @@ class Wholeness:
             self._whole("it has been restarted", now)
             return False
         self._forget(now)
-        self._differ(Anew.REPLICA, now)
+        if not self._word:  # else that is what it is about
+            self._differ(Anew.REPLICA, now)
         return True
 
     def on_anew(self, record: BegunAnew, now: float) -> None:
@@ -143,13 +157,20 @@ class Wholeness:
 
     def said(self, now: float) -> None:
         """An operator says that the application is whole."""
-        self._whole("an operator says so", now)
+        self._word, self._word_at = _HERE, now
 
     def on_said(self, record: WholeSaid, now: float) -> None:
         """The primary says so: an operator has said it there, or both applications have begun with nothing."""
-        if record.instance == self.instance:
-            self._whole("the primary says so", now)
+        if record.instance == self.instance and not self._word:
+            self._word, self._word_at = _THERE, now
         self._tell()
+
+    def looked(self, now: float) -> None:
+        """Its sockets have been looked at, and what follows from that is done."""
+        word, self._word = self._word, ""
+        if word:
+            self._whole(word, now)
+            self._believed = word == _HERE
 
     def _whole(self, why: str, now: float) -> None:
         if self.missed:
@@ -161,7 +182,9 @@ class Wholeness:
         self._told = 0
         self._own.clear()
         self._unsaid.clear()
+        self._at_miss = None  # another start is no answer to what it has missed
         self._anew = Anew.NONE
+        self._believed = False
         self.instance = (self.instance + _STEP) & 0xFFFFFFFF or 1
         self.out.concerns.over(SOURCE, CODE, now)
         self.out.concerns.over(SOURCE, ANEW_CODE, now)
@@ -171,6 +194,8 @@ class Wholeness:
 
     def _tell(self) -> None:
         if self.instance:
+            if self._believed:
+                self.out.record(Believed(self.instance))
             self.out.record(Lives(self.instance, self._life, self._anew))
             self.out.record(Whole(self.instance, self._told, self.missed))
 

@@ -11,7 +11,7 @@ from enum import IntEnum
 
 from nfq_failover.wire.records.base import Record, Towards, declare
 
-__all__ = ["Anew", "BegunAnew", "InputMissed", "Lives", "Whole", "WholeSaid"]
+__all__ = ["Anew", "BegunAnew", "Believed", "InputMissed", "Lives", "Whole", "WholeSaid"]
 
 
 class Anew(IntEnum):
@@ -75,3 +75,12 @@ class BegunAnew(Record):
     def instead(self) -> Record:
         """See `Record`: the two differ, too."""
         return InputMissed(self.instance, 1)
+
+
+@declare(23, Towards.GATE, "!I")
+@dataclass(frozen=True, slots=True)
+class Believed(Record):
+    """Backup -> primary: before `Whole`. That this life of my application has all that yours has, an operator has said
+    here. Not told of another life."""
+
+    instance: int

@@ -84,7 +84,8 @@ class Forking(SharedLab):
 
     def start_again(self, node: str) -> None:
         """Another server, beside what the old one still has."""
-        self._again.append(self.lab.popen(node, self.program(f"{PORT}"), stdout=subprocess.DEVNULL, text=True))
+        with self.lab.store.log(f"serve-0-{node}").open("a") as log:  # where the next case looks for its ends
+            self._again.append(self.lab.popen(node, self.program(f"{PORT}"), stdout=log, text=True))
 
     def down(self) -> None:
         super().down()

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from nfq_failover.lab import nodes
+from nfq_failover.lab import netns, nodes
 from nfq_failover.lab.state import Options
 from nfq_failover.lab.topology import TWO_HOSTS, namespace
 from tests.support.connection_world import CALM, Case, SharedLab, Talk, pause
@@ -47,11 +47,14 @@ class Applications(SharedLab):
             os.kill(pid, number)
 
     def start(self, node: str) -> None:
-        """Start the application on the node, if it is not there."""
+        """Start the application on the node, if it is not there. It listens when this returns."""
         if not self.pids(node):
             # A session of its own: else a stopped one is continued when the process group of the tests is orphaned.
-            options = {"stdout": subprocess.DEVNULL, "text": True, "start_new_session": True}
-            self._again.append(self.lab.popen(node, self.program(f"{PORT}"), **options))
+            with self.lab.store.log(f"serve-0-{node}").open("a") as log:
+                options = {"stdout": log, "text": True, "start_new_session": True}
+                self._again.append(self.lab.popen(node, self.program(f"{PORT}"), **options))
+            inside = namespace(self.lab.name, node)
+            assert eventually(lambda: bool(netns.listeners(inside, lambda port: port == PORT)))
 
     def says(self, node: str) -> dict[str, object]:
         """The daemon's own status."""
@@ -81,9 +84,9 @@ class Applications(SharedLab):
         assert eventually(lambda: not killed & set(self.pids(node)))
         assert eventually(lambda: all(not _stopped(pid) for pid in self.pids(node)))
         self.start(node)
-        assert eventually(lambda: self.says(node).get("membership") == "shadowing", 20)
-        if eventually(lambda: "application-anew" in str(self.says(node)["concerns"]), 2.0):
-            declare_whole(self.lab)  # one that was killed as a replica has lost its state, for all that anybody knows
+        # One that was killed as a replica has lost its state, for all that anybody knows. The operator says that it has
+        # not, before anybody can have seen that there is another one.
+        declare_whole(self.lab)
         self.becomes(**{node: "shadowing", TWO_HOSTS.other(node): "protected"})
 
     def down(self) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 from nfq_failover.core import restart
 from nfq_failover.core.events import PacketQueued
+from nfq_failover.core.gate.missed import MissedInput
 from nfq_failover.core.injected import Injected
 from nfq_failover.core.outbox import Outbox
 from nfq_failover.core.shadow import checkpoint, connection, inward, output
@@ -33,6 +34,10 @@ from .mutant import Mutant, Patch, nothing
 
 CRASHES = ("crash-primary", "effect-primary")
 CUTS = ("cut", "partition", "flapping")
+
+
+def _taken_unseen(self: Wholeness, now: float) -> None:
+    self._whole("an operator says so", now)
 
 
 def _forgetful(self: Inward, offset: int, data: bytes, fin: bool, out: Outbox) -> None:
@@ -291,5 +296,19 @@ SHADOW = (
         (Patch(Wholeness, "begun", lambda *_: False),),
         ("app-crash",),
         (112, "app-crash"),
+    ),
+    Mutant(
+        "what an operator says is not about a start of the replica that is seen a moment later",
+        "is not protected, though all is well",
+        (Patch(Wholeness, "said", _taken_unseen),),
+        ("crash-primary",),
+        (2, "crash-primary"),
+    ),
+    Mutant(
+        "what an operator says on the backup is not about a start of the server that is seen a moment later",
+        "is not protected, though all is well",
+        (Patch(MissedInput, "on_believed", nothing),),
+        ("crash-primary",),
+        (2, "crash-primary"),
     ),
 )

@@ -7,9 +7,11 @@ import pytest
 from nfq_failover.core.application import Begun
 from nfq_failover.core.events import FlowsGone
 from nfq_failover.core.gate.connection import FEED_LINGER_S, Gate
+from nfq_failover.core.gate.missed import CROSSED_S, LOOK_WITHIN_S
 from nfq_failover.wire.records import (
     Anew,
     BegunAnew,
+    Believed,
     Data,
     Fed,
     InputMissed,
@@ -312,6 +314,85 @@ def test_server_that_is_started_anew_alone_protects_nothing_new_until_it_is_said
         assert WholeSaid(7) in do(t, After(0.1))
         do(t, *lives(5, instance=8))
         assert another(t, 210000) == ""
+
+
+@pytest.mark.parametrize("where", ["here", "there", "there, while it is told"])
+def test_what_an_operator_says_is_about_a_start_of_the_server_that_nobody_has_seen_so_far(where: str) -> None:
+    with both_known() as t:
+        do(t, server(0, 0, ack=100))
+        instance = 7
+        if where == "here":
+            t.side.missed.said(t.now)
+        else:
+            if where != "there":
+                assert BegunAnew(7) in begin(t)
+            instance = 8
+            do(t, Believed(8), *lives(5, instance=8))
+        assert t.side.missed.wants_look
+        found = begin(t) if where != "there, while it is told" else []
+        t.side.missed.looked(t.now)
+        found += do(t, After(0.1))
+        assert not t.side.missed.wants_look
+        assert WholeSaid(instance) in found and not any(isinstance(each, BegunAnew) for each in found)
+        do(t, *lives(5, instance=9))
+        assert another(t, 140000) == ""
+        assert BegunAnew(9) in begin(t), "that was after it"
+
+
+def test_what_an_operator_says_on_the_backup_is_about_what_was_until_then() -> None:
+    with both_known() as t:
+        do(t, server(0, 0, ack=100), Believed(8), *lives(5, instance=8))
+        t.side.missed.looked(t.now)
+        do(t, Believed(8), *lives(5, instance=8))
+        assert not t.side.missed.wants_look, "it is repeated once a second"
+        assert BegunAnew(8) in begin(t)
+
+
+def test_what_an_operator_says_does_not_wait_for_a_kernel_that_can_not_be_asked() -> None:
+    with both_known() as t:
+        do(t, server(0, 0, ack=100))
+        begin(t)
+        do(t, Believed(8), *lives(5, instance=8))
+        assert not any(isinstance(each, WholeSaid) for each in do(t, After(LOOK_WITHIN_S / 2)))
+        assert WholeSaid(8) in do(t, After(LOOK_WITHIN_S))
+
+
+def test_what_an_operator_says_while_the_backups_application_is_not_well() -> None:
+    with both_known() as t:
+        do(t, server(0, 0, ack=100))
+        t.side.stop_protecting("the backup's application has failed", t.now)
+        quiet(t)
+        t.side.missed.said(t.now)
+        assert WholeSaid(7) in do(t, After(0.01))
+        assert WholeSaid(7) in do(t, After(1.0)), "until it is heard"
+        begin(t)
+        t.side.missed.looked(t.now)
+        do(t, *lives(6, instance=8))
+        begin(t)
+        assert not any(isinstance(each, BegunAnew) for each in do(t, After(10.0))), "there is no backup to be told"
+
+
+def test_what_an_operator_says_before_anything_is_known_of_the_backups_application() -> None:
+    with Gated() as t:
+        t.side.missed.instance = 0  # as when the protection has just begun
+        t.side.missed.said(t.now)
+        assert not do(t, After(0.1))
+        assert WholeSaid(9) in do(t, *lives(5, instance=9))
+        assert WholeSaid(9) in do(t, After(0.1))
+        assert not any(isinstance(each, WholeSaid) for each in do(t, *lives(5, instance=10), After(1.0)))
+
+
+@pytest.mark.parametrize("crosses", [False, True])
+def test_start_of_the_replica_that_is_found_while_an_operator_says_so(crosses: bool) -> None:
+    with both_known() as t:
+        do(t, server(0, 0, ack=100))
+        t.side.missed.said(t.now)
+        t.side.missed.looked(t.now)
+        do(t, After(CROSSED_S / 10 if crosses else 2 * CROSSED_S))
+        found = do(t, *lives(6, Anew.REPLICA, 8), After(0.02))
+        assert (WholeSaid(8) in found) is crosses, "it had been found before that was heard"
+        do(t, *lives(6, Anew.NONE if crosses else Anew.REPLICA, 9))
+        assert another(t) == ("" if crosses else REPLICA_ANEW)
 
 
 def test_replica_that_is_started_anew_alone() -> None:

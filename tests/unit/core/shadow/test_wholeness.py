@@ -8,8 +8,8 @@ from nfq_failover.core.application import Application
 from nfq_failover.core.concerns import Weight
 from nfq_failover.core.events import ListenersSeen, Sockets
 from nfq_failover.core.outbox import Outbox
-from nfq_failover.core.shadow.wholeness import ANEW_CODE, ANSWER_S, CODE, Wholeness
-from nfq_failover.wire.records import Anew, BegunAnew, Close, InputMissed, Lives, Whole, WholeSaid
+from nfq_failover.core.shadow.wholeness import ANEW_CODE, ANSWER_S, CODE, LOOK_WITHIN_S, Wholeness
+from nfq_failover.wire.records import Anew, BegunAnew, Believed, Close, InputMissed, Lives, Whole, WholeSaid
 from tests.support.shadow import Shadowing, from_client
 from tests.support.transcript import FLOW, After
 
@@ -42,6 +42,13 @@ class Behind:
         if begun is not None:
             life, anew = self.application.life, bool(begun.anew)
             self.surprised = self.whole.begun(life, inodes, anew, self.watched, self.now)
+        self.whole.looked(self.now)
+
+    def believe(self, seen: Sockets) -> None:
+        """An operator says here that it is whole; its sockets are looked at soon after that."""
+        self.whole.said(self.now)
+        assert self.whole.wants_look
+        self.see(seen, 0.05)
 
     def miss(self, seen: Sockets | None = None) -> None:
         """It misses input; its sockets are looked at soon after that."""
@@ -58,11 +65,16 @@ class Behind:
     def differs(self) -> bool:
         return ANEW_CODE in self.out.concerns.codes()
 
+    def believed(self) -> bool:
+        """Whether the primary is told that an operator has said so here."""
+        self.said()
+        return Believed(self.whole.instance) in self.out.records
+
     def said(self) -> tuple[Lives, Whole]:
         self.out.records.clear()
         self.now += 2.0
         self.whole.on_timer(self.now)
-        lives, whole = self.out.records
+        *_, lives, whole = self.out.records
         assert isinstance(whole, Whole) and isinstance(lives, Lives) and lives.instance == whole.instance
         return lives, whole
 
@@ -161,6 +173,19 @@ def test_restarted_application_may_miss_input_again() -> None:
     assert behind.concerned and behind.told().missed == 1
 
 
+@pytest.mark.parametrize("how", ["restarted", "said"])
+def test_start_that_follows_when_missed_input_is_no_matter_any_more_is_no_answer_to_it(how: str) -> None:
+    behind = Behind()
+    behind.miss(OLD)
+    if how == "restarted":
+        behind.see(NEW, LATER)
+    else:
+        behind.believe(OLD)
+    assert not behind.concerned
+    behind.see(NEWER, LATER)
+    assert behind.differs
+
+
 def test_application_that_was_not_there_and_starts_is_whole() -> None:
     """Whether both have the same state when a backup joins is for people to say."""
     behind = Behind(first=NONE)
@@ -187,7 +212,7 @@ def test_application_that_is_started_anew_though_it_has_missed_nothing_may_have_
     assert concern.weight is Weight.DEGRADED and "replica-is-whole" in concern.cure
     behind.see(NEWER, 60.0)
     assert behind.differs, "it may have lost it again"
-    behind.whole.said(behind.now)
+    behind.believe(NEWER)
     assert not behind.differs and behind.said()[0].anew is Anew.NONE
 
 
@@ -233,6 +258,7 @@ def test_primary_whose_application_was_started_anew_tells_so() -> None:
     lives, whole = behind.said()
     assert lives.anew is Anew.SERVER and whole == Whole(behind.life, 0, 1)
     behind.whole.on_said(WholeSaid(behind.life), behind.now)
+    behind.see(OLD, 0.05)
     assert not behind.differs and behind.told().missed == 0
 
 
@@ -249,18 +275,55 @@ def test_replica_that_follows_the_server_that_was_started_anew() -> None:
 def test_operator_says_so() -> None:
     behind = Behind()
     behind.miss()
-    behind.whole.said(2.0)
+    behind.believe(OLD)
     assert not behind.concerned
     assert behind.told() == Whole(behind.whole.instance, 0, 0) and behind.whole.instance != behind.life
+    assert behind.believed()
+    behind.see(NEW)
+    assert behind.differs and not behind.believed(), "that was about what had been started until then"
 
 
 def test_operator_says_so_on_the_primary_of_this_life_only() -> None:
     behind = Behind()
-    behind.miss()
-    behind.whole.on_said(WholeSaid(behind.life + 1), 2.0)
+    behind.miss(OLD)
+    behind.whole.on_said(WholeSaid(behind.life + 1), behind.now)
+    assert behind.concerned and not behind.whole.wants_look
+    behind.whole.on_said(WholeSaid(behind.life), behind.now)
+    behind.see(OLD, 0.05)
+    assert not behind.concerned and not behind.believed()
+
+
+@pytest.mark.parametrize("where", ["here", "there"])
+@pytest.mark.parametrize("missed", [False, True])
+def test_what_an_operator_says_is_about_a_start_that_nobody_has_seen_so_far(where: str, missed: bool) -> None:
+    """The sockets are looked at once a second: who restarts it and says so at once knows of it, we don't."""
+    behind = Behind()
+    if missed:
+        behind.see(NONE)
+        behind.miss(NONE)
+    if where == "here":
+        behind.whole.said(behind.now)
+    else:
+        behind.whole.on_said(WholeSaid(behind.life), behind.now)
+    assert behind.whole.wants_look and behind.concerned is missed
+    behind.see(NEW, 0.05)
+    assert not behind.out.concerns.own and not behind.out.counters["application-anew"]
+    assert behind.surprised, "what was opened between is answered from another state all the same"
+    lives, whole = behind.said()
+    assert lives.anew is Anew.NONE and whole.missed == 0 and whole.instance != behind.life
+    assert not behind.whole.wants_look
+    behind.see(NEWER)
+    assert behind.differs, "that was after it"
+
+
+def test_what_an_operator_says_does_not_wait_for_a_kernel_that_can_not_be_asked() -> None:
+    behind = Behind()
+    behind.miss(OLD)
+    behind.whole.said(behind.now)
+    behind.whole.review(behind.now + LOOK_WITHIN_S / 2)
     assert behind.concerned
-    behind.whole.on_said(WholeSaid(behind.life), 2.0)
-    assert not behind.concerned
+    behind.whole.review(behind.now + LOOK_WITHIN_S)
+    assert not behind.concerned and not behind.whole.wants_look
 
 
 def test_number_of_a_life_is_the_same_after_a_restart_of_the_daemon() -> None:
