@@ -20,7 +20,6 @@ import pytest
 from nfq_failover.lab import nodes
 from nfq_failover.lab.state import Options
 from nfq_failover.lab.topology import TWO_HOSTS, namespace
-from nfq_failover.shell.host.listeners import LOOK_EVERY_S
 from tests.support.client_capture import senders
 from tests.support.connection_world import CALM, SERVER_PROGRAM, Case, SharedLab, Steps, Talk, pause
 from tests.support.lab_world import PORT, declare_whole, eventually
@@ -212,7 +211,6 @@ def test_it_goes_on_without_protection_and_in_the_next_one(world: Forking, tmp_p
     with world.case(tmp_path) as case:
         primary, failing = hand_over(world, case)
         backup = TWO_HOSTS.other(primary)
-        pause(2 * LOOK_EVERY_S)  # the daemon has seen which application this is
         world.kill_listener(backup)
         world.states(**{primary: "unprotected", backup: "shadowing"})
         for seed in range(2):
