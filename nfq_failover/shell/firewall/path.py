@@ -41,10 +41,12 @@ PROBE: Final = 0x4E465150
 (iptables/lib/options.sh)."""
 _ETHERNET_IPV4: Final = b"\x08\x00"
 _SHORTEST: Final = 40
-_LONGEST: Final = 60  # a rule may add an option
+_LONGEST: Final = 80  # with options, and a rule may add one
 _FIELDS = Struct("!4xH28xHxxH")  # IP's ID: the number of the probe, from 1. TCP's window and urgent pointer: the token
 _ID_AT, _WINDOW_AT, _URGENT_AT = 4, 34, 38
 _LINK_HEADERS: Final = (14, 18, 0)  # Ethernet's, with a VLAN tag, and none
+_SYN_OPTIONS: Final = bytes.fromhex("020405b4 0402 080a 00000001 00000000 01 030307")
+"""As a Linux host's: MSS, SACK permitted, timestamps, window scale. There are rules that drop a SYN without them."""
 _U16 = Struct("!H")
 _SOCK_FILTER = Struct("=HBBI")
 _MAX_PACKET: Final = 128
@@ -200,7 +202,7 @@ class PathProbe:
         client, service = (target.client, target.client_port), (self.service, target.port)
         flags = ACK if target.flow else SYN | ACK if outward else SYN
         ends = (service, client) if outward else (client, service)
-        packet = build_segment(*ends, 0, 0, flags, self._token[0])
+        packet = build_segment(*ends, 0, 0, flags, self._token[0], b"" if target.flow else _SYN_OPTIONS)
         _U16.pack_into(packet, _URGENT_AT, self._token[1])  # neither 0 nor -0: the checksum is wrong, no TCP takes it
         _U16.pack_into(packet, _ID_AT, number)
         packet[10:12] = bytes(2)

@@ -199,33 +199,44 @@ class PathCheck:
     def _concern(self, way: Way, probes: Sequence[Sent], hints: Sequence[Hint]) -> Concern | None:
         """What is to be said of a way: of each port by its connections, or if there are none, by what was made up."""
         tried = [probe for probe in probes if probe.way is way and probe.outcome is not Outcome.UNKNOWN]
-        closed, partly = [], []
+        closed: list[int] = []
+        partly: list[int] = []
+        perhaps: list[int] = []
         hindered: set[bytes] = set()
         for port in sorted({probe.target.port for probe in tried}):
             here = [probe for probe in tried if probe.target.port == port]
             here = [probe for probe in here if probe.target.flow] or here
             dropped = [probe for probe in here if probe.outcome is Outcome.DROPPED]
             if len(dropped) == len(here):
-                closed.append(port)
+                # A host may let in its own clients only, and what is injected comes in in their names.
+                told = here[0].target.flow or way is Way.OUTWARD
+                (closed if told else perhaps).append(port)
             elif dropped and dropped[0].target.flow:
                 partly.append(port)
                 hindered |= {probe.target.client for probe in dropped}
-        if not closed and not partly:
+        if not closed and not partly and not perhaps:
             return None
         code, what = _CODES[way]
-        ports = ", ".join(map(str, closed or partly))
-        some = "" if closed else " for some of them"
+        ports = ", ".join(map(str, closed or partly or perhaps))
+        some = "" if closed else " for some of them" if partly else ", for clients that were made up, as there are none"
         place = ""
         if way is Way.INWARD:
             early = all(probe.queued for probe in tried if probe.outcome is Outcome.DROPPED)
             place = ", behind the daemon's queue" if early else ", before it is in the daemon's queue"
         rules = [hint for hint in hints if hint.way == way.value][:_NAMED]
         by = " or ".join(hint.rule for hint in rules) or "by no rule that is plain to see; perhaps rp_filter"
+        cure = "see iptables-save -c, nft list ruleset and ip route get CLIENT"
+        if not closed and not partly:
+            cure = (
+                "it is well if the rules let the service's real clients in; see iptables-save -c and nft list ruleset"
+            )
+        elif rules:
+            cure = f"{rules[0].cure}  # lets everybody in: name the clients if others must stay out"
         return Concern(
             code,
-            Weight.UNPROTECTED if closed else Weight.DEGRADED,
+            Weight.UNPROTECTED if closed else Weight.DEGRADED if partly else Weight.WARNING,
             f"{what} (port {ports}) is dropped on this host{some}{place}: {by}",
-            rules[0].cure if rules else "see iptables-save -c, nft list ruleset and ip route get CLIENT",
+            cure,
             bears=Part.BACKUP,
             clients=() if closed else tuple(sorted(hindered)),
         )
