@@ -54,12 +54,14 @@ class Begun:
 
 class Application:
     """This host's application. `known`: the kernel has said where it listens. `life` is a number for its present life,
-    or for the last one if it has ended; 0 if there was none."""
+    or for the last one if it has ended; 0 if there was none. `bound`: ports where it takes connections from one
+    interface alone, not lo, and the interface's name: clients reach it, and what a replica is given does not."""
 
     def __init__(self) -> None:
         self.known = False
         self.life = 0
         self.ports: dict[int, Port] = {}
+        self.bound: dict[int, str] = {}
         self.first_seen: float | None = None  # when it was looked at for the first time
         self.gone_at: float | None = None  # it was there, and does not listen anywhere any more
         self._last: frozenset[int] = frozenset()  # the sockets of the last look that found any
@@ -76,6 +78,7 @@ class Application:
         if first:
             self.first_seen = now
         self.known = event.known
+        self.bound = dict(event.bound)
         by_port: dict[int, set[int]] = {}
         for port, inode in event.sockets:
             by_port.setdefault(port, set()).add(inode)

@@ -238,11 +238,12 @@ class ListenersSeen:
     Comes when they have changed, and soon after the node has begun to want a look at them (`Node.wants_look`).
 
     `after_s`: what was seen before was last seen so long ago; 0 if this is the first look. `known`: the kernel has
-    answered."""
+    answered. `bound`: ports where every socket is bound to an interface other than lo, and that interface's name."""
 
     sockets: Sockets
     after_s: float = 0.0
     known: bool = True
+    bound: tuple[tuple[int, str], ...] = ()
 
 
 @dataclass(slots=True)

@@ -28,6 +28,7 @@ CURE = (
     "start the application, and let it listen at the service address or at all addresses (one that can't bind the "
     "service address is to be started after nfq-failover)"
 )
+UNBOUND = "let the application listen without binding its socket to an interface (systemd: BindToDevice=)"
 _MOVE = "; or stop nfq-failover on this host, so that the other one serves. [health] in the configuration does it alone"
 
 
@@ -91,7 +92,7 @@ class Presence:
         if not self._application.known:
             what = "the kernel can't be asked whether the application listens"
             return Concern(CODE, Weight.WARNING, what, "modprobe tcp_diag")
-        self._compare(now)
+        self._compare(serves, now)
         if not self._application.listening:
             return self._nothing(serves, now)
         if serves:
@@ -100,12 +101,20 @@ class Presence:
                 return None
             return Concern(CODE, Weight.DEGRADED, f"{_differs(late)}: clients are refused there", CURE + _MOVE)
         if self._alone(now):
-            what = f"{_differs(list(self._lacks))}: new connections have no replica"
-            return Concern(CODE, Weight.UNPROTECTED, what, CURE, Part.BACKUP)
+            what, cure = self._unreached(list(self._lacks))
+            return Concern(CODE, Weight.UNPROTECTED, f"{what}: new connections have no replica", cure, Part.BACKUP)
         late = self._late(now)
         if not late:
             return None
-        return Concern(CODE, Weight.DEGRADED, f"{_differs(late)}: connections there have no replica", CURE, Part.BACKUP)
+        what, cure = self._unreached(late)
+        return Concern(CODE, Weight.DEGRADED, f"{what}: connections there have no replica", cure, Part.BACKUP)
+
+    def _unreached(self, lacks: list[int]) -> tuple[str, str]:
+        """Why nothing reaches our application at these ports as a replica, and what helps."""
+        bound = {port: name for port, name in self._application.bound.items() if port in lacks}
+        absent = [port for port in lacks if port not in bound]
+        why, cures = ([_differs(absent)], [CURE]) if absent else ([], [])
+        return "; ".join(why + binds(bound)), "; ".join(cures + ([UNBOUND] if bound else []))
 
     def _nothing(self, serves: bool, now: float) -> Concern | None:
         """Our application listens nowhere."""
@@ -125,9 +134,11 @@ class Presence:
             return Concern(CODE, Weight.UNPROTECTED, what, CURE, Part.BACKUP)
         return Concern(CODE, Weight.WARNING, what, CURE)
 
-    def _compare(self, now: float) -> None:
-        """Note what the peer's application has that ours has not."""
+    def _compare(self, serves: bool, now: float) -> None:
+        """Note what the peer's application has that ours has not. A replica gets everything over lo."""
         own, told = set(self._application.listening), self._told.listens
+        if not serves:
+            own -= self._application.bound.keys()
         theirs = set() if told is None else set(filter(self._settings.serves, told.ports))
         self._lacks = {port: self._lacks.get(port, now) for port in theirs - own}
         if own & theirs or not theirs:
@@ -145,6 +156,16 @@ class Presence:
         """Whether ours has listened there for good."""
         have = self._application.ports.get(port)
         return have is not None and have.lasted_s(0.0) >= STEADY_S
+
+
+def binds(bound: dict[int, str]) -> list[str]:
+    """Returns what to say of sockets that are bound to an interface, by port: a text for each interface."""
+    said = []
+    for name in sorted(set(bound.values())):
+        where = ports.text(ports.union([(port, port) for port, each in bound.items() if each == name]))
+        what = f"the application's socket at {where} is bound to {name} (SO_BINDTODEVICE)"
+        said.append(f"{what}, so that what the daemon gives it over lo does not reach it")
+    return said
 
 
 def _differs(lacks: list[int]) -> str:

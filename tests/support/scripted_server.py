@@ -202,6 +202,8 @@ def listen(port: int, kind: str) -> socket.socket:
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_FASTOPEN, 16)
     if kind == "md5":
         listener.setsockopt(socket.IPPROTO_TCP, TCP_MD5SIG, md5_option(TWO_HOSTS.address("client")))
+    elif kind == "device":
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"eth0")
     listener.bind(("0.0.0.0", port))
     listener.listen(256)
     return listener

@@ -16,7 +16,7 @@ from nfq_failover.operator.doctor.report import Subject
 from nfq_failover.shell.fencing import metadata
 from nfq_failover.shell.fencing.check import fault
 from nfq_failover.shell.host.link import link_up
-from nfq_failover.shell.host.listeners import listeners
+from nfq_failover.shell.host.listeners import look
 from nfq_failover.shell.host.rtnetlink import Questions
 from nfq_failover.shell.privileged.account import DEFAULT_USER, account
 from nfq_failover.shell.selfcheck.disk import full
@@ -125,9 +125,14 @@ def _leaves_elsewhere(interface: str) -> str:
 
 def _application(config: Config) -> tuple[str, list[Concern]]:
     service = ip_address(config.service).packed
+    found = look(service, config.settings.serves)
+    if found.bound:
+        return "", [
+            Concern(presence.CODE, Weight.WARNING, "; ".join(presence.binds(dict(found.bound))), presence.UNBOUND)
+        ]
     missing = []
     for low, high in config.settings.ports:
-        if not listeners(service, lambda port, low=low, high=high: low <= port <= high):  # type: ignore[misc]
+        if not any(low <= port <= high for port, _ in found.sockets):
             missing.append(f"{low}" if low == high else f"{low}-{high}")
     if not missing:
         return "it listens at the service's ports", []

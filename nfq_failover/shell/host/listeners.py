@@ -7,7 +7,7 @@ import os
 import socket
 from collections.abc import Callable
 from struct import Struct
-from typing import Final
+from typing import Final, NamedTuple
 
 from nfq_failover.core.events import ListenersSeen, Sockets
 
@@ -21,6 +21,9 @@ _LISTENING: Final = 1 << 10  # include/net/tcp_states.h
 _DUMP = Struct("=IHHII BBBxI 48s")
 _HEADER = Struct("=IHHII")
 _SOCKET = Struct("!4xH2x16s")  # the beginning of inet_diag_msg: our port, their port, our address
+_INTERFACE = Struct("=I")  # SO_BINDTODEVICE; 0: none
+_INTERFACE_AT: Final = 40
+_ANY_OR_LO: Final = (0, 1)  # lo has this index in every network namespace (LOOPBACK_IFINDEX, include/net/flow.h)
 _INODE = Struct("=I")
 _INODE_AT: Final = 68  # in inet_diag_msg, which has 72 bytes
 _ATTRIBUTES_AT: Final = 72
@@ -35,6 +38,14 @@ LOOK_EVERY_S: Final = 1.0
 WANTED_EVERY_S: Final = 0.05
 
 
+class Look(NamedTuple):
+    """`sockets` as (port, inode); `bound`: ports where all of them are bound to an interface other than lo, in order,
+    and the interface's name (several: separated by a comma)."""
+
+    sockets: Sockets
+    bound: tuple[tuple[int, str], ...] = ()
+
+
 class Listening:
     """Looks at them once a second, and when it is wanted."""
 
@@ -42,7 +53,7 @@ class Listening:
         self._service = service
         self._serves = serves
         self._next = self._next_wanted = 0.0
-        self._seen: Sockets | None = None
+        self._seen: Look | None = None
         self._looked_at = 0.0
 
     def tick(self, now: float, wanted: bool = False) -> ListenersSeen | None:
@@ -53,24 +64,24 @@ class Listening:
         before = self._looked_at if self._seen is not None else now
         known = True
         try:
-            found = listeners(self._service, self._serves)
+            found = look(self._service, self._serves)
         except OSError:
             if self._seen is not None:
                 return None
-            found, known = frozenset(), False
+            found, known = Look(frozenset()), False
         self._looked_at = now
         if found == self._seen and not wanted:
             return None
         self._seen = found
-        return ListenersSeen(found, now - before, known)
+        return ListenersSeen(found.sockets, now - before, known, found.bound)
 
 
-def listeners(service: bytes, serves: Callable[[int], bool]) -> Sockets:
-    """Returns the sockets that listen at the service's address, or at any, and at its ports, as (port, inode).
+def look(service: bytes, serves: Callable[[int], bool]) -> Look:
+    """Returns the sockets that listen at the service's address, or at any, and at its ports.
 
     Raises OSError if the kernel can't be asked (no module tcp_diag).
     """
-    found: set[tuple[int, int]] = set()
+    found: set[tuple[int, int, int]] = set()
     for family in (socket.AF_INET, socket.AF_INET6):
         with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_SOCK_DIAG) as diag:
             head = (_DUMP.size, _SOCK_DIAG_BY_FAMILY, _FLAGS, 1, 0)
@@ -78,11 +89,26 @@ def listeners(service: bytes, serves: Callable[[int], bool]) -> Sockets:
             over = False
             while not over:  # Ends: each read takes a part of the dump, and raises if there is none.
                 over = _take(diag.recv(_DUMP_BYTES, socket.MSG_DONTWAIT), service, serves, found)
-    return frozenset(found)
+    over_lo = {port for port, _, interface in found if interface in _ANY_OR_LO}
+    bound: dict[int, set[str]] = {}
+    for port, _, interface in found:
+        if port not in over_lo:
+            bound.setdefault(port, set()).add(_name(interface))
+    return Look(
+        frozenset((port, inode) for port, inode, _ in found),
+        tuple((port, ", ".join(sorted(names))) for port, names in sorted(bound.items())),
+    )
 
 
-def _take(data: bytes, service: bytes, serves: Callable[[int], bool], found: set[tuple[int, int]]) -> bool:
-    """Take a part of the dump. Returns True at its end."""
+def _name(interface: int) -> str:
+    try:
+        return socket.if_indextoname(interface)
+    except OSError:  # it has been removed: the socket stays bound to it
+        return f"interface {interface}"
+
+
+def _take(data: bytes, service: bytes, serves: Callable[[int], bool], found: set[tuple[int, int, int]]) -> bool:
+    """Take a part of the dump, as (port, inode, interface). Returns True at its end."""
     at = 0
     while at + _HEADER.size <= len(data):  # Ends: `at` grows by a message, which has a header at least
         length, kind, _, _, _ = _HEADER.unpack_from(data, at)
@@ -95,9 +121,10 @@ def _take(data: bytes, service: bytes, serves: Callable[[int], bool], found: set
             raise OSError(errno.EBADMSG, os.strerror(errno.EBADMSG))
         port, address = _SOCKET.unpack_from(data, at + _HEADER.size)
         (inode,) = _INODE.unpack_from(data, at + _HEADER.size + _INODE_AT)
+        (interface,) = _INTERFACE.unpack_from(data, at + _HEADER.size + _INTERFACE_AT)
         here = (_ANY, service.ljust(16, b"\0"), _MAPPED + service)
         if inode and serves(port) and address in here and not _ipv6_only(data[at + _HEADER.size : at + length]):
-            found.add((port, inode))
+            found.add((port, inode, interface))
         at += (length + 3) & ~3
     return False
 

@@ -46,13 +46,13 @@ class Applications(SharedLab):
         for pid in pids:
             os.kill(pid, number)
 
-    def start(self, node: str) -> None:
+    def start(self, node: str, kind: str = "") -> None:
         """Start the application on the node, if it is not there. It listens when this returns."""
         if not self.pids(node):
             # A session of its own: else a stopped one is continued when the process group of the tests is orphaned.
             with self.lab.store.log(f"serve-0-{node}").open("a") as log:
                 options = {"stdout": log, "text": True, "start_new_session": True}
-                self._again.append(self.lab.popen(node, self.program(f"{PORT}"), **options))
+                self._again.append(self.lab.popen(node, self.program(f"{PORT}{kind}"), **options))
             inside = namespace(self.lab.name, node)
             assert eventually(lambda: bool(netns.listeners(inside, lambda port: port == PORT)))
 
@@ -243,4 +243,24 @@ def test_replica_that_exits_in_mid_response_is_not_continued(world: Applications
         reason = case.row(talk)["reason"]
         assert "replica has closed" in reason or "backup's application" in reason
         goes_on(case, talk)
+    world.heal(backup)
+
+
+def test_replica_that_binds_its_socket_to_an_interface_is_named(world: Applications, tmp_path: Path) -> None:
+    """It listens, and nothing reaches it: what a replica is given comes over lo."""
+    with world.case(tmp_path) as case:
+        primary = world.lab.resolve("primary")
+        backup = TWO_HOSTS.other(primary)
+        talk = case.open(ECHO)
+        talk.echo(1)
+        case.assert_protected(talk)
+        world.signal(backup, signal.SIGKILL)
+        assert eventually(lambda: not world.pids(backup))
+        world.start(backup, "/device")
+        for node in (primary, backup):
+            assert eventually(lambda node=node: "is bound to eth0" in str(world.says(node).get("concerns")), 20)  # type: ignore[misc]
+        assert world.says(primary)["state"] != "protected"
+        goes_on(case, talk)
+        world.signal(backup, signal.SIGKILL)
+        assert eventually(lambda: not world.pids(backup))
     world.heal(backup)

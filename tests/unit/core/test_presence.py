@@ -38,10 +38,11 @@ class Host:
         self.listens(*own)
         self.wait(STEADY_S)
 
-    def listens(self, *ports: int) -> None:
+    def listens(self, *ports: int, bound: tuple[int, ...] = ()) -> None:
         self.inode += 1
         found = frozenset((port, 100 * port + self.inode) for port in ports)
-        self.application.seen(ListenersSeen(found, 1.0), self.now)
+        event = ListenersSeen(found, 1.0, bound=tuple((port, "eth0") for port in bound))
+        self.application.seen(event, self.now)
 
     def wait(self, seconds: float) -> None:
         for _ in range(round(seconds / 0.1) + 3):
@@ -171,3 +172,31 @@ def test_kernel_that_can_not_be_asked_is_a_warning() -> None:
     host.application.seen(ListenersSeen(frozenset(), 1.0, known=False), host.now)
     host.wait(GONE_S)
     assert host.weight is Weight.WARNING and "can't be asked" in host.what
+
+
+def test_replica_whose_socket_is_bound_to_an_interface_is_not_reached() -> None:
+    host = Host(Part.BACKUP)
+    host.listens(A, bound=(A,))
+    host.wait(GONE_S - 1)
+    assert host.weight is None
+    host.wait(1)
+    assert host.weight is Weight.UNPROTECTED
+    assert "socket at 7000 is bound to eth0 (SO_BINDTODEVICE)" in host.what and "does not listen" not in host.what
+    assert "BindToDevice=" in host.out.concerns.own[0].cure
+    host.listens(A)
+    host.wait(0.5)
+    assert host.weight is None
+
+
+def test_one_port_of_several_that_is_bound_to_an_interface_limits() -> None:
+    host = Host(Part.BACKUP, (A, B), (A, B))
+    host.listens(A, B, bound=(B,))
+    host.wait(LATE_S + 0.5)
+    assert host.weight is Weight.DEGRADED and "socket at 7010 is bound to eth0" in host.what
+
+
+def test_clients_reach_a_server_whose_socket_is_bound_to_an_interface() -> None:
+    host = Host(Part.PRIMARY)
+    host.listens(A, bound=(A,))
+    host.wait(2 * LATE_S)
+    assert host.weight is None

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import os
 import socket
+from collections.abc import Callable
 
 import pytest
 
 from nfq_failover.core.events import ListenersSeen, Sockets
 from nfq_failover.shell.host import listeners as module
-from nfq_failover.shell.host.listeners import LOOK_EVERY_S, WANTED_EVERY_S, Listening, listeners
+from nfq_failover.shell.host.listeners import LOOK_EVERY_S, WANTED_EVERY_S, Listening, Look, look
 
 LOOPBACK = bytes([127, 0, 0, 1])
+
+
+def listeners(service: bytes, serves: Callable[[int], bool]) -> Sockets:
+    return look(service, serves).sockets
 
 
 def seen(listener: socket.socket) -> tuple[int, int]:
@@ -69,12 +74,12 @@ def test_node_hears_of_changes_and_what_it_wants_to_know(monkeypatch: pytest.Mon
     """A restart takes less time than there is between two looks: what has listened before it must be known."""
     now: list[Sockets | None] = [frozenset(((80, 1),))]
 
-    def found(*_: object) -> Sockets:
+    def found(*_: object) -> Look:
         if now[0] is None:
             raise OSError
-        return now[0]
+        return Look(now[0])
 
-    monkeypatch.setattr(module, "listeners", found)
+    monkeypatch.setattr(module, "look", found)
     listening = Listening(LOOPBACK, lambda port: True)
     assert listening.tick(1.0) == ListenersSeen(frozenset(((80, 1),)))
     assert listening.tick(1.125) is None and listening.tick(2.0) is None
@@ -89,8 +94,46 @@ def test_node_hears_of_changes_and_what_it_wants_to_know(monkeypatch: pytest.Mon
 
 
 def test_kernel_that_can_not_be_asked_is_no_application_that_is_absent(monkeypatch: pytest.MonkeyPatch) -> None:
-    def fails(*_: object) -> Sockets:
+    def fails(*_: object) -> Look:
         raise OSError
 
-    monkeypatch.setattr(module, "listeners", fails)
+    monkeypatch.setattr(module, "look", fails)
     assert Listening(LOOPBACK, lambda port: True).tick(1.0) == ListenersSeen(frozenset(), known=False)
+
+
+def interface() -> str:
+    """One that is not lo; it needs no link."""
+    others = [name for _, name in socket.if_nameindex() if name != "lo"]
+    assert others, "this test takes a machine with an interface besides lo"
+    return others[0]
+
+
+@pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6])
+def test_listener_that_is_bound_to_an_interface_is_told_apart(family: socket.AddressFamily) -> None:
+    """Real sockets, and what the kernel says of them: one beside it that lo reaches is enough."""
+    name = interface()
+    with socket.socket(family) as bound, socket.socket(family) as free:
+        for listener in (bound, free):
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, name.encode())
+        bound.bind(("", 0))
+        bound.listen()
+        port = bound.getsockname()[1]
+
+        def found() -> Look:
+            return look(LOOPBACK, lambda at: at == port)
+
+        assert found() == (frozenset((seen(bound),)), ((port, name),))
+        seen_now = Listening(LOOPBACK, lambda at: at == port).tick(1.0)
+        assert seen_now is not None and seen_now.bound == ((port, name),)
+        free.bind(("", port))
+        free.listen()
+        assert found() == (frozenset((seen(bound), seen(free))), ())
+
+
+def test_listener_that_is_bound_to_lo_is_reached() -> None:
+    with socket.socket() as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"lo")
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        assert look(LOOPBACK, lambda at: at == seen(listener)[0]) == (frozenset((seen(listener),)), ())
