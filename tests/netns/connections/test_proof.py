@@ -89,7 +89,8 @@ def test_a_download_at_one_gigabit_leaves_a_clean_capture(driver: LabDriver, tmp
 @pytest.mark.alone
 def test_two_hundred_connections_survive_one_crash(driver: LabDriver, tmp_path: Path) -> None:
     arguments = ["mixed", "--connections", "200", "--size", "300k", "--seconds", "6", "--rate", "2"]
-    report, result = crash_during(driver, tmp_path / "client.pcap", arguments, delay_s=1.5)
+    # Two hundred that open at once put the backup behind by a second; a replica that is behind for two is given up.
+    report, result = crash_during(driver, tmp_path / "client.pcap", arguments, delay_s=0.8)
     assert report["failed_connections"] == 0, report["error"]
     assert (report["ok"], report["wrong_bytes"]) == (True, 0)
     assert result.dropped_by_capture == 0
