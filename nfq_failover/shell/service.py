@@ -104,7 +104,7 @@ class Service:
         self._said: object = None
         self._epochs = undo.closing(EpochStore(own.file("epoch.json")))
         epoch, served = self._epochs.load()
-        self._flow_queries = FlowQueries()
+        self._flow_queries = FlowQueries(config.interface)
         self._flow_queries.check()
         self._flow_list = undo.closing(FlowList(settings.service, settings.serves))
         self._queues = self._bind_queues(prepared.counters)

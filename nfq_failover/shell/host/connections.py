@@ -55,18 +55,19 @@ _ANSWER_BYTES: Final = 4096
 _DUMP_BYTES: Final = 1 << 16
 
 
-def look_up(flows: list[FlowKey]) -> tuple[list[FlowKey], list[FlowKey]]:
+def look_up(flows: list[FlowKey], interface: int = 0) -> tuple[list[FlowKey], list[FlowKey]]:
     """Returns those of `flows` that the kernel has no socket for (TIME_WAIT and half-open ones count as sockets), and
     those whose socket is there only because of what the other end may not know: both have ended.
 
-    Raises OSError if the kernel can't be asked (no module tcp_diag).
+    `interface`: the index of the one that clients come by: one bound to it (SO_BINDTODEVICE) is found by that
+    alone, one that is not bound by any. Raises OSError if the kernel can't be asked (no module tcp_diag).
     """
     missing: list[FlowKey] = []
     ended: list[FlowKey] = []
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_SOCK_DIAG) as diag:
         for start in range(0, len(flows), _BATCH):
             batch = flows[start : start + _BATCH]
-            diag.send(b"".join(_request(flow, number) for number, flow in enumerate(batch)))
+            diag.send(b"".join(_request(flow, number, interface) for number, flow in enumerate(batch)))
             # Every request has had its answer when send returns; the answers come in their order.
             for number, flow in enumerate(batch):
                 state = _state(diag.recv(_ANSWER_BYTES, socket.MSG_DONTWAIT), number)
@@ -101,13 +102,13 @@ def peered(flow: FlowKey) -> Peered:
     return Peered.QUEUED if state in (_TCP_ESTABLISHED, _TCP_CLOSE_WAIT) and not inode else Peered.ACCEPTED
 
 
-def _request(flow: FlowKey, number: int) -> bytes:
+def _request(flow: FlowKey, number: int, interface: int = 0) -> bytes:
     client, client_port, server, server_port = flow
     return _REQUEST.pack(
         *(_REQUEST.size, _SOCK_DIAG_BY_FAMILY, _NLM_F_REQUEST, number, 0),
         *(socket.AF_INET if len(server) == 4 else socket.AF_INET6, socket.IPPROTO_TCP, 0, _ALL_STATES),
         *(server_port.to_bytes(2, "big"), client_port.to_bytes(2, "big"), server, client),
-        *(0, _NO_COOKIE, _NO_COOKIE),
+        *(interface, _NO_COOKIE, _NO_COOKIE),
     )
 
 
@@ -129,7 +130,9 @@ def _state(answer: bytes, number: int) -> int | None:
 class FlowQueries:
     """Questions answered a little at a time, so that thousands of connections do not keep packets waiting."""
 
-    def __init__(self) -> None:
+    def __init__(self, interface: str) -> None:
+        """`interface`: the one that clients come by."""
+        self._interface = interface
         self._asked: dict[FlowKey, None] = {}
 
     def check(self) -> None:
@@ -152,7 +155,13 @@ class FlowQueries:
         batch = list(islice(self._asked, _BATCH))
         for flow in batch:
             del self._asked[flow]
-        return look_up(batch)
+        return look_up(batch, self._index())
+
+    def _index(self) -> int:
+        try:
+            return socket.if_nametoindex(self._interface)
+        except OSError:  # it is gone at this moment
+            return 0
 
 
 class FlowList:

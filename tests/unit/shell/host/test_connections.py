@@ -88,13 +88,13 @@ def test_a_connection_waiting_to_be_accepted_is_there(service: Service) -> None:
 
 def test_nothing_asked_nothing_answered() -> None:
     assert gone_of([]) == []
-    assert FlowQueries().step() == ([], [])
+    assert FlowQueries("lo").step() == ([], [])
 
 
 def test_many_are_answered_a_few_at_a_time_each_once(service: Service) -> None:
     alive = [service.connect()[2] for _ in range(10)]
     dead = [service.flow(port) for port in range(1, 500)]
-    queries = FlowQueries()
+    queries = FlowQueries("lo")
     queries.ask(dead[:250] + alive)
     first, _ = queries.step()
     assert 0 < len(first) <= 64
@@ -107,10 +107,10 @@ def test_many_are_answered_a_few_at_a_time_each_once(service: Service) -> None:
 
 
 def test_a_kernel_that_cannot_be_asked_is_a_refusal_with_advice(monkeypatch: pytest.MonkeyPatch) -> None:
-    FlowQueries().check()
+    FlowQueries("lo").check()
     monkeypatch.setattr(flows, "_NETLINK_SOCK_DIAG", 31)  # a netlink family that no kernel has
     with pytest.raises(CommandError, match="tcp_diag"):
-        FlowQueries().check()
+        FlowQueries("lo").check()
 
 
 def test_servers_end_of_a_connection_before_and_after_accept(service: Service) -> None:
@@ -155,3 +155,19 @@ def test_established_connections_of_the_service_are_listed(family: int, address:
         with socket.create_connection(("127.0.0.1", port)) as client, listener.accept()[0]:
             assert walk(port) == [(LOOPBACK, client.getsockname()[1], LOOPBACK, port)]
             assert walk(port + 1 if port < 65535 else 1) == []
+
+
+def test_connection_of_a_listener_that_is_bound_to_an_interface_is_there() -> None:
+    """It is found by that interface alone; one that is not bound is found by any."""
+    with socket.socket() as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"lo")
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        port = listener.getsockname()[1]
+        with socket.create_connection(("127.0.0.1", port)) as client, listener.accept()[0] as accepted:
+            flow = (LOOPBACK, client.getsockname()[1], LOOPBACK, port)
+            queries = FlowQueries("lo")
+            queries.ask([flow])
+            assert queries.step() == ([], [])
+            accepted.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"")
+            assert look_up([flow], socket.if_nametoindex("lo")) == look_up([flow]) == ([], [])
