@@ -126,18 +126,17 @@ def _leaves_elsewhere(interface: str) -> str:
 def _application(config: Config) -> tuple[str, list[Concern]]:
     service = ip_address(config.service).packed
     found = look(service, config.settings.serves)
-    if found.bound:
-        return "", [
-            Concern(presence.CODE, Weight.WARNING, "; ".join(presence.binds(dict(found.bound))), presence.UNBOUND)
-        ]
+    concerns = [
+        Concern(presence.CODE, Weight.WARNING, what, presence.UNBOUND) for what in presence.binds(dict(found.bound))
+    ]
     missing = []
     for low, high in config.settings.ports:
         if not any(low <= port <= high for port, _ in found.sockets):
             missing.append(f"{low}" if low == high else f"{low}-{high}")
-    if not missing:
-        return "it listens at the service's ports", []
-    what = f"no program listens at {config.service} or at all addresses on: {', '.join(missing[:_PORTS_SHOWN])}"
-    return "", [Concern(presence.CODE, Weight.WARNING, what, presence.CURE)]
+    if missing:
+        what = f"no program listens at {config.service} or at all addresses on: {', '.join(missing[:_PORTS_SHOWN])}"
+        concerns.append(Concern(presence.CODE, Weight.WARNING, what, presence.CURE))
+    return "it listens at the service's ports", concerns
 
 
 def _disk(directory: Path) -> tuple[str, Sequence[Concern]]:

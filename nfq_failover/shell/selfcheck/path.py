@@ -231,7 +231,7 @@ class PathCheck:
                 "it is well if the rules let the service's real clients in; see iptables-save -c and nft list ruleset"
             )
         elif rules:
-            cure = f"{rules[0].cure}  # lets everybody in: name the clients if others must stay out"
+            cure = f"{rules[0].cure}  # for everybody: name the clients if others must not pass"
         return Concern(
             code,
             Weight.UNPROTECTED if closed else Weight.DEGRADED if partly else Weight.WARNING,

@@ -22,6 +22,7 @@ from nfq_failover.core.pair.session import Session
 from nfq_failover.errors import CommandError, MalformedDatagram
 from nfq_failover.operator.doctor import host, network, other, running
 from nfq_failover.operator.doctor.report import Result, Subject, exit_code, lines, summary
+from nfq_failover.shell.host.listeners import Look
 from nfq_failover.shell.peer.delivery import Delivery
 from tests.support.session_pair import drain, make
 from tests.unit.operator.test_status import row, status
@@ -119,6 +120,17 @@ def config_of(tmp_path: Path, listen: int, peer: int, name: str = "b") -> Config
         f'[[peer]]\nname = "{name}"\naddress = "127.0.0.2"\nport = {peer}\n'
     )
     return load(path)
+
+
+def test_a_bound_listener_and_a_port_without_one_are_both_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = config_of(tmp_path, 7766, 7766)
+    config = replace(config, settings=replace(config.settings, ports=((80, 80), (443, 443))))
+    seen = Look(frozenset({(80, 5), (443, 6)}))
+    monkeypatch.setattr(host, "look", lambda service, serves: seen)
+    assert host._application(config) == ("it listens at the service's ports", [])
+    seen = Look(frozenset({(80, 5)}), ((80, "eth0"),))
+    bound, missing = host._application(config)[1]
+    assert ("80 is bound to eth0" in bound.what, missing.what.endswith("on: 443")) == (True, True)
 
 
 @contextmanager

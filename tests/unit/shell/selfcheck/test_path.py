@@ -6,12 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import cast
 
+from nfq_failover.constants import SYN
 from nfq_failover.core.concerns import Concern, Part, Weight
 from nfq_failover.core.events import Profile
-from nfq_failover.shell.firewall.path import Outcome, PathProbe, Sent, Target, Way
+from nfq_failover.shell.firewall.path import Outcome, PathProbe, ProbeSender, Sent, Target, Way
 from nfq_failover.shell.selfcheck.foreign_rules import Hint
 from nfq_failover.shell.selfcheck.path import AGAIN_S, EVERY_S, TIMES, WAIT_S, Circumstances, PathCheck
-from nfq_failover.wire.segment import FlowKey
+from nfq_failover.wire.segment import FlowKey, Segment
+from nfq_failover.wire.tcp_options import SynOptions
 
 SERVICE = bytes((192, 0, 2, 100))
 SOMEBODY = bytes((192, 0, 2, 254))
@@ -203,3 +205,15 @@ def test_a_connection_in_doubt_is_tried_again_among_many() -> None:
     host = Host({(Way.OUTWARD, flow[0]) for flow in many}, flows=many)
     check = host.check()
     assert [each.weight for each in looks(check, 12)] == [Weight.UNPROTECTED]
+
+
+def test_a_probe_that_begins_a_connection_looks_like_a_host_s() -> None:
+    """There are rules that drop a SYN without options."""
+    probe = PathProbe(SERVICE, cast(ProbeSender, None), lambda packet_id: None, _token=(500, 7))
+    packet = probe._packet(1, Sent(Way.INWARD, Target(SOMEBODY, 50000, 80, False)))
+    segment = Segment(bytearray(packet))
+    offered = SynOptions.parse(bytes(packet[40:]))
+    assert segment.flags & SYN and not segment.payload_len
+    assert (offered.mss, offered.sack_permitted, offered.wscale, offered.tsval) == (1460, True, 7, 1)
+    assert not segment.checksum_ok(), "no TCP takes it"
+    assert len(probe._packet(1, Sent(Way.INWARD, Target(SOMEBODY, 50000, 80, True)))) == 40
