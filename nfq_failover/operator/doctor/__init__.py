@@ -9,7 +9,10 @@ from nfq_failover.operator.daemon import add_command
 
 _EPILOG: Final = """\
 Run it on either host, whether the daemon runs or not. It changes nothing. Each finding says what is wrong, why it
-matters and what to do. Exit code: 0 nothing found, 1 the protection holds with limits, 2 a takeover would fail.
+matters and what to do.
+
+exit code: 0 nothing but warnings, which are advice; 1 something keeps the protection from holding, or limits it
+(degraded, unprotected); 2 not all could be looked at, or the configuration is wrong
 """
 
 

@@ -46,7 +46,7 @@ def _examine(path: Path, told: dict[str, Any] | None) -> Iterator[Result]:
     except ConfigError as error:
         cure = f"correct it; nfq-failover check-config --config {path}"
         faults = tuple(Concern("configuration", Weight.UNPROTECTED, str(fault), cure) for fault in error.faults)
-        yield Result("configuration", "no daemon starts with it", "", faults)
+        yield Result("configuration", "no daemon starts with it, and nothing else can be looked at", "", faults, False)
         return
     yield Result("configuration", "", f"{path} is right")
     status, hangs = _daemon(config)

@@ -14,12 +14,14 @@ _COLUMN = 14
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """One subject that was looked at. `why` it matters; `seen`, if all is well; `findings`, what is not."""
+    """One subject. `why` it matters; `seen`, if all is well; `findings`, what is not; `looked`, unless it could not be
+    looked at."""
 
     subject: str
     why: str
     seen: str
     findings: tuple[Concern, ...] = ()
+    looked: bool = True
 
     def as_dict(self) -> dict[str, Any]:
         """The JSON object."""
@@ -27,7 +29,8 @@ class Result:
             {"code": each.code, "weight": each.weight.label, "what": each.what, "cure": each.cure}
             for each in self.findings
         ]
-        return {"subject": self.subject, "why": self.why, "seen": self.seen, "findings": findings}
+        about = {"subject": self.subject, "why": self.why, "seen": self.seen, "looked": self.looked}
+        return {**about, "findings": findings}
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,14 +48,17 @@ class Subject:
         except (OSError, ValueError, NfqFailoverError) as error:
             what = f"this can't be checked: {error}"
             cure = "run the doctor as root, on the host itself"
-            return Result(self.name, self.why, "", (Concern(f"unchecked-{self.name}", Weight.WARNING, what, cure),))
+            finding = Concern(f"unchecked-{self.name}", Weight.WARNING, what, cure)
+            return Result(self.name, self.why, "", (finding,), looked=False)
         return Result(self.name, self.why, seen, tuple(findings))
 
 
 def exit_code(results: Sequence[Result]) -> int:
-    """0: nothing was found; 1: the protection holds with limits; 2: it would not hold."""
-    worst = max((each.weight for result in results for each in result.findings), default=0)
-    return 0 if not worst else 2 if worst is Weight.UNPROTECTED else 1
+    """0: nothing but advice; 1: something keeps the protection from holding, or limits it; 2: not all could be looked
+    at. What a daemon weighs as a warning is advice here."""
+    if not all(result.looked for result in results):
+        return 2
+    return int(any(each.weight >= Weight.DEGRADED for result in results for each in result.findings))
 
 
 def lines(result: Result) -> Iterator[str]:
@@ -70,7 +76,9 @@ def lines(result: Result) -> Iterator[str]:
 def summary(results: Sequence[Result]) -> str:
     """The last line."""
     found = [each.weight for result in results for each in result.findings]
-    if not found:
-        return f"{len(results)} subjects looked at: nothing found"
+    looked = sum(result.looked for result in results)
     parts = [f"{found.count(weight)} {weight.label}" for weight in sorted(Weight, reverse=True) if found.count(weight)]
-    return f"{len(results)} subjects looked at: {', '.join(parts)}"
+    said = f"{looked} subjects looked at: {', '.join(parts) or 'nothing found'}"
+    if looked < len(results):
+        return f"{said}; {len(results) - looked} could not be looked at"
+    return said if exit_code(results) or not found else f"{said}, which does not keep the protection from holding"

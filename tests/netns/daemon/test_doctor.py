@@ -53,6 +53,7 @@ def test_a_pair_that_is_well_and_a_host_whose_daemon_is_off() -> None:
             for node in TWO_HOSTS.hosts:
                 examined = examine(pair, node)
                 assert not {"degraded", "unprotected"} & set(findings(examined).values()), examined
+                assert examined["exit"] == 0  # whatever it advises
                 assert seen(examined)["connections"] == "all 1 are protected"
         os.kill(pair.daemon_pid("b"), signal.SIGTERM)
 
@@ -72,6 +73,7 @@ def test_a_pair_that_is_well_and_a_host_whose_daemon_is_off() -> None:
         assert pair.status()["nodes"]["a"]["role"] == "primary"
         examined = examine(pair, "a")  # beside its daemon, which hears nobody
         assert findings(examined)["settings-unchecked"] == "warning"
+        assert examined["exit"] == 1
 
 
 def test_what_is_wrong_with_a_host_is_found_before_its_daemon_is_started(world: DaemonWorld) -> None:
@@ -88,7 +90,7 @@ def test_what_is_wrong_with_a_host_is_found_before_its_daemon_is_started(world: 
     # The client's host has both addresses: whoever answers for the service is the peer, for all that can be seen.
     assert {"peer-unheard", "fence-fails"} <= codes.keys()
     assert "address-conflict" not in codes and "targets-silent" not in codes
-    assert code == 2
+    assert code == 1
     assert world.snapshot() == before
 
     world.client.run("ip", "address", "del", "10.77.0.3/24", "dev", "eth0")

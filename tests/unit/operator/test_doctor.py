@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from nfq_failover.cli import main
 from nfq_failover.config import Config, load
 from nfq_failover.core.concerns import Concern, Weight
 from nfq_failover.core.events import ClockRead, HostFacts, SendDatagram, StrangerHeard
@@ -49,12 +50,14 @@ def test_a_finding_has_what_why_and_the_cure() -> None:
     ("findings", "code", "said"),
     [
         ((), 0, "1 subjects looked at: nothing found"),
-        ((ODD,), 1, "1 subjects looked at: 1 warning"),
+        ((ODD,), 0, "1 subjects looked at: 1 warning, which does not keep the protection from holding"),
         ((Concern("half", Weight.DEGRADED, "so so"),), 1, "1 subjects looked at: 1 degraded"),
-        ((ODD, BAD, ODD), 2, "1 subjects looked at: 1 unprotected, 2 warning"),
+        ((ODD, BAD, ODD), 1, "1 subjects looked at: 1 unprotected, 2 warning"),
     ],
 )
-def test_the_worst_finding_is_the_exit_code(findings: tuple[Concern, ...], code: int, said: str) -> None:
+def test_exit_code_says_whether_something_limits_the_protection(
+    findings: tuple[Concern, ...], code: int, said: str
+) -> None:
     results = [Result("x", "", "fine", findings)]
     assert exit_code(results) == code
     assert summary(results) == said
@@ -67,6 +70,10 @@ def test_what_cannot_be_looked_at_is_a_finding(error: Exception) -> None:
 
     result = Subject("disk", "", look).examine()
     assert [each.code for each in result.findings] == ["unchecked-disk"]
+    assert result.as_dict()["looked"] is False
+    results = [Result("x", "", "", (BAD,)), result]
+    assert exit_code(results) == 2
+    assert summary(results) == "1 subjects looked at: 1 unprotected, 1 warning; 1 could not be looked at"
     assert str(error) in result.findings[0].what
 
 
@@ -78,7 +85,7 @@ def test_a_daemon_that_waits_for_its_restart_after_an_upgrade_is_told() -> None:
     found["peer"]["lost"] = False
     [result] = [each for each in running.results(found) if each.subject == "version"]
     assert [each.code for each in result.findings] == ["restart-due"]
-    assert exit_code(running.results(found)) == 1
+    assert exit_code(running.results(found)) == 0
 
 
 def test_the_status_of_a_healthy_pair_has_no_findings() -> None:
@@ -103,7 +110,35 @@ def test_the_concerns_of_both_hosts_are_findings_of_the_host_that_has_them() -> 
     assert [each.code for each in results["a"].findings] == ["rules-lost"]
     assert [each.code for each in results["b"].findings] == ["fence-fails", "peer-silent"]
     assert [each.what for each in results["connections"].findings] == ["2 of 2 are not protected: old"]
-    assert exit_code(list(results.values())) == 2
+    assert exit_code(list(results.values())) == 1
+
+
+# ------------------------------------------------------------------------------------ the command
+
+
+def run(path: Path, capsys: pytest.CaptureFixture[str], *options: str) -> tuple[int, str]:
+    """Exit code and output of the doctor with the configuration at `path`."""
+    code = main(["doctor", "--config", str(path), *options])
+    return code, "".join(capsys.readouterr())
+
+
+def test_wrong_use_and_a_wrong_configuration_are_exit_code_2(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    path = tmp_path / "config.toml"
+    path.write_text("name = 7\n")
+    code, said = run(path, capsys)
+    assert code == 2
+    assert said.splitlines()[-1].startswith("0 subjects looked at") and "1 could not be looked at" in said
+    code, said = run(path, capsys, "--json")
+    examined = json.loads(said)
+    assert code == examined["exit"] == 2
+    assert [result["looked"] for result in examined["results"]] == [False]
+    config_of(tmp_path, 7766, 7766)
+    assert run(path, capsys, "--compare", str(tmp_path / "nothing"))[0] == 2
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    assert run(path, capsys)[0] == 2
 
 
 # ------------------------------------------------------------------------------------ the peer
@@ -318,7 +353,7 @@ def test_settings_that_differ_are_found_while_only_one_daemon_runs(
 ) -> None:
     found = asked(tmp_path, True, monkeypatch, ports=((80, 80), (443, 443)), divergence="off")
     assert {"differs-ports", "differs-divergence"} <= {each.code for each in found["settings"].findings}
-    assert exit_code(list(found.values())) == 2
+    assert exit_code(list(found.values())) == 1
 
 
 def test_a_host_without_a_daemon_is_said_plainly_with_what_that_leaves_open(
