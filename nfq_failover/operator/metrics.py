@@ -213,6 +213,8 @@ def _stores(status: dict[str, Any]) -> Iterator[Metric]:
     dropped = ((name, queue["dropped"]) for name, queue in queues.items())
     yield _each("queue_dropped_total", "counter", "Packets that a queue had no room for.", "queue", dropped)
     yield _one("injected_packets_total", "counter", "Packets that the daemon has sent to clients.", shell["injected"])
+    late = "Packets dropped since the daemon was paused between its decision and the act."
+    yield _one("decided_late_packets_total", "counter", late, shell["decided_late"])
     yield _one(
         "internal_errors_total", "counter", "Bugs of ours that the daemon has survived.", shell["internal_errors"]
     )

@@ -496,6 +496,7 @@ class Service:
             "queues": {q.name.lower(): queue.gauge() for q, queue in self._queues.items()},
             "sync_socket": self._sync.gauge(),
             "injected": self._injector.sent,
+            "decided_late": self._outlet.late,
             "inject_failed": dict(self._injector.failed),
             "internal_errors": self._alarms.count,
             "rules": self._rules.describe(),

@@ -18,6 +18,7 @@ def sample_status(**changes: Any) -> dict[str, Any]:
             "out": {"now": 2, "limit": 8192, "dropped": 7},
         },
         "injected": 12,
+        "decided_late": 0,
         "internal_errors": 0,
     }
     return status | changes

@@ -246,6 +246,11 @@ def children(pid: int) -> list[int]:
     return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
+def decided_late(world: FaultWorld, node: str) -> int:
+    """How many packets the daemon has dropped since it was paused between its decision and the act."""
+    return int(world.ask(node)["shell"]["decided_late"])
+
+
 STOPS_ITSELF = """
 import os, signal
 from nfq_failover.core.events import Queue
@@ -315,7 +320,7 @@ def test_what_was_decided_before_a_pause_is_not_heard_after_it(accepting: Shared
     world = accepting.ready()
     primary = world.lab.resolve("primary")
     backup = TWO_HOSTS.other(primary)
-    daemon, said = world.lab.daemon_pid(primary), len(world.log(primary))
+    daemon, late = world.lab.daemon_pid(primary), decided_late(world, primary)
     with world.fence_fails(backup):
         with world.capture(tmp_path / "client.pcap") as running, world.start("bulk", "--size", "30M") as workload:
             time.sleep(0.4)
@@ -329,7 +334,8 @@ def test_what_was_decided_before_a_pause_is_not_heard_after_it(accepting: Shared
             world.becomes(**{primary: "shadowing", backup: "protected"})
         faultless(running)
     assert speakers(running.path) == [primary, backup]
-    assert world.comes(primary, said, "warning", "paused between decision and act")
+    # Not by the log, which says a warning once a minute: the tests before may have paused the daemon there as well.
+    assert decided_late(world, primary) > late
 
 
 def test_a_paused_primary_whose_backup_has_refused_goes_on_unprotected(world: FaultWorld, tmp_path: Path) -> None:
