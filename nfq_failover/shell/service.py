@@ -104,7 +104,8 @@ class Service:
         self._said: object = None
         self._epochs = undo.closing(EpochStore(own.file("epoch.json")))
         epoch, served = self._epochs.load()
-        self._flow_queries = FlowQueries(config.interface)
+        self._listening = Listening(settings.service, settings.serves)
+        self._flow_queries = FlowQueries(config.interface, lambda: self._listening.interfaces)
         self._flow_queries.check()
         self._flow_list = undo.closing(FlowList(settings.service, settings.serves))
         self._queues = self._bind_queues(prepared.counters)
@@ -171,7 +172,6 @@ class Service:
             undo.closing(MadeUpClients(config.interface, settings.service, ip_address(peers[0][0]).packed)),
         )
         self._self_checks = SelfChecks(self._checks())
-        self._listening = Listening(settings.service, settings.serves)
         self._sync = SyncReader(sockets, self.node, self._feed)
         self._queue_fds = tuple((queue.fileno(), queue) for queue in self._queues.values())
         for fd in (*(each.fileno() for each in sockets.both), *(fd for fd, _ in self._queue_fds)):

@@ -4,6 +4,9 @@
 that moves in the meantime, and its cost does not grow with the host's other sockets. `FlowList` walks through all
 sockets at the service's ports, to find the connections that nobody knows. Both do a little at a time, and both find the
 IPv4 connections of an application that listens on `::`.
+
+A socket that is bound to an interface (SO_BINDTODEVICE, or its listener was) is found by that interface alone, one that
+is not bound by any. A look-up names one interface, so a connection that is not found by one is looked up by the others.
 """
 
 from __future__ import annotations
@@ -12,7 +15,8 @@ import contextlib
 import errno
 import os
 import socket
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterable
 from enum import Enum
 from itertools import islice
 from struct import Struct
@@ -51,6 +55,10 @@ _SOCKET = Struct("!4x2s2s16s16s")  # the beginning of inet_diag_msg: our port an
 _MAPPED: Final = bytes(10) + b"\xff\xff"  # RFC 4291 section 2.5.5.2
 _FAMILIES: Final = (socket.AF_INET, socket.AF_INET6)  # a listener on `::` has IPv4 connections of the second kind
 _BATCH: Final = 64  # about a millisecond
+_LO: Final = 1  # lo's index in every network namespace (LOOPBACK_IFINDEX, include/net/flow.h)
+_AT_A_TIME: Final = 256  # look-ups by other interfaces, also about a millisecond
+_FEW: Final = 64  # interfaces that can all be asked for
+_INDICES_S: Final = 1.0
 _ANSWER_BYTES: Final = 4096
 _DUMP_BYTES: Final = 1 << 16
 
@@ -59,8 +67,8 @@ def look_up(flows: list[FlowKey], interface: int = 0) -> tuple[list[FlowKey], li
     """Returns those of `flows` that the kernel has no socket for (TIME_WAIT and half-open ones count as sockets), and
     those whose socket is there only because of what the other end may not know: both have ended.
 
-    `interface`: the index of the one that clients come by: one bound to it (SO_BINDTODEVICE) is found by that
-    alone, one that is not bound by any. Raises OSError if the kernel can't be asked (no module tcp_diag).
+    `interface`: sockets that are bound to the interface with this index are found, and those that are not bound.
+    Raises OSError if the kernel can't be asked (no module tcp_diag).
     """
     missing: list[FlowKey] = []
     ended: list[FlowKey] = []
@@ -88,9 +96,10 @@ class Peered(Enum):
 
 
 def peered(flow: FlowKey) -> Peered:
-    """Returns what the kernel has of the server's end of a connection of this host. Raises OSError as `gone` does."""
+    """Returns what the kernel has of the server's end of a connection that this host has with itself, over lo. Raises
+    OSError as `look_up` does."""
     with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_SOCK_DIAG) as diag:
-        diag.send(_request(flow, 0))
+        diag.send(_request(flow, 0, _LO))
         answer = diag.recv(_ANSWER_BYTES, socket.MSG_DONTWAIT)
     state = _state(answer, 0)
     if state is None:
@@ -130,10 +139,12 @@ def _state(answer: bytes, number: int) -> int | None:
 class FlowQueries:
     """Questions answered a little at a time, so that thousands of connections do not keep packets waiting."""
 
-    def __init__(self, interface: str) -> None:
-        """`interface`: the one that clients come by."""
-        self._interface = interface
+    def __init__(self, interface: str, bound: Callable[[], Iterable[int]] = tuple) -> None:
+        """`interface`: the one that clients come by. `bound`: the indices of those that the application's listening
+        sockets are bound to."""
+        self._interfaces = Interfaces(interface, bound)
         self._asked: dict[FlowKey, None] = {}
+        self._doubtful: dict[FlowKey, None] = {}  # not there, unless they are bound to another interface
 
     def check(self) -> None:
         """Check that the kernel answers at all. Raises `CommandError`."""
@@ -150,18 +161,52 @@ class FlowQueries:
 
     def step(self) -> tuple[list[FlowKey], list[FlowKey]]:
         """Look up the next few. Returns and raises what `look_up` does."""
-        if not self._asked:
+        if not self._asked and not self._doubtful:
             return [], []
-        batch = list(islice(self._asked, _BATCH))
-        for flow in batch:
-            del self._asked[flow]
-        return look_up(batch, self._index())
+        first, *others = self._interfaces.indices()
+        missing, ended = look_up(_taken(self._asked, _BATCH), first)
+        if not others:
+            return missing, ended
+        self._doubtful.update(dict.fromkeys(missing))
+        missing = _taken(self._doubtful, max(_AT_A_TIME // len(others), 1))
+        for index in others:
+            missing, its = look_up(missing, index)
+            ended += its
+        return missing, ended
 
-    def _index(self) -> int:
-        try:
-            return socket.if_nametoindex(self._interface)
-        except OSError:  # it is gone at this moment
-            return 0
+
+def _taken(waiting: dict[FlowKey, None], most: int) -> list[FlowKey]:
+    """Take the first ones out."""
+    taken = list(islice(waiting, most))
+    for flow in taken:
+        del waiting[flow]
+    return taken
+
+
+class Interfaces:
+    """The interfaces to which a connection's socket may be bound, by index: the one that clients come by, lo for
+    replicas, those of the listening sockets, now or earlier, and, on a host with no more than some, all others."""
+
+    def __init__(self, name: str, bound: Callable[[], Iterable[int]]) -> None:
+        """`name`: the one that clients come by."""
+        self._name = name
+        self._bound = bound
+        self._learnt: dict[int, None] = {}
+        self._found: list[int] = []
+        self._until = 0.0
+
+    def indices(self) -> list[int]:
+        """Returns them, the most likely one first; 0 for one that is not there now."""
+        self._learnt.update(dict.fromkeys(self._bound()))
+        if time.monotonic() >= self._until:
+            self._until = time.monotonic() + _INDICES_S
+            self._found = self._look()
+        return list(dict.fromkeys([*self._found[:2], *self._learnt, *self._found[2:]]))
+
+    def _look(self) -> list[int]:
+        there = {name: index for index, name in socket.if_nameindex()}
+        others = list(there.values()) if len(there) <= _FEW else []
+        return [there.get(self._name, 0), _LO, *others]
 
 
 class FlowList:

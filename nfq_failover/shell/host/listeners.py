@@ -40,10 +40,11 @@ WANTED_EVERY_S: Final = 0.05
 
 class Look(NamedTuple):
     """`sockets` as (port, inode); `bound`: ports where all of them are bound to an interface other than lo, in order,
-    and the interface's name (several: separated by a comma)."""
+    and the interface's name (several: separated by a comma). `interfaces`: the indices of all that any is bound to."""
 
     sockets: Sockets
     bound: tuple[tuple[int, str], ...] = ()
+    interfaces: frozenset[int] = frozenset()
 
 
 class Listening:
@@ -55,6 +56,11 @@ class Listening:
         self._next = self._next_wanted = 0.0
         self._seen: Look | None = None
         self._looked_at = 0.0
+
+    @property
+    def interfaces(self) -> frozenset[int]:
+        """The indices of the interfaces that they were bound to at the last look."""
+        return frozenset() if self._seen is None else self._seen.interfaces
 
     def tick(self, now: float, wanted: bool = False) -> ListenersSeen | None:
         """Returns what there is now, if that has changed or is wanted. A kernel that can't be asked changes nothing."""
@@ -97,6 +103,7 @@ def look(service: bytes, serves: Callable[[int], bool]) -> Look:
     return Look(
         frozenset((port, inode) for port, inode, _ in found),
         tuple((port, ", ".join(sorted(names))) for port, names in sorted(bound.items())),
+        frozenset(interface for _, _, interface in found if interface),
     )
 
 

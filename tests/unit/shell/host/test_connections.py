@@ -157,17 +157,80 @@ def test_established_connections_of_the_service_are_listed(family: int, address:
             assert walk(port + 1 if port < 65535 else 1) == []
 
 
-def test_connection_of_a_listener_that_is_bound_to_an_interface_is_there() -> None:
-    """It is found by that interface alone; one that is not bound is found by any."""
+@pytest.fixture
+def accepted() -> Iterator[tuple[socket.socket, FlowKey]]:
+    """The server's end of a connection."""
+    with ExitStack() as stack:
+        _, server, flow = Service(stack, socket.AF_INET).connect()
+        yield server, flow
+
+
+def bind_to(end: socket.socket, interface: str) -> None:
+    end.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, interface.encode())
+
+
+def asked(queries: FlowQueries, flow: FlowKey) -> tuple[list[FlowKey], list[FlowKey]]:
+    queries.ask([flow])
+    return queries.step()
+
+
+def not_lo() -> str:
+    """An interface; it needs no link."""
+    others = [name for _, name in socket.if_nameindex() if name != "lo"]
+    assert others, "this test takes a machine with an interface besides lo"
+    return others[0]
+
+
+@pytest.mark.parametrize("few", [64, 0])
+def test_bound_sockets_are_there_whatever_they_are_bound_to(
+    accepted: tuple[socket.socket, FlowKey], few: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each is found by its own interface alone. Of many interfaces those are asked for that listeners are bound to."""
+    monkeypatch.setattr(flows, "_FEW", few)
+    end, flow = accepted
+    other = not_lo()
+    learnt = set[int]()
+    service, unknown = FlowQueries(other, lambda: learnt), FlowQueries("nothing-there", lambda: learnt)
+    for name in ("", "lo"):
+        bind_to(end, name)
+        assert asked(service, flow) == asked(unknown, flow) == ([], [])
+    bind_to(end, other)
+    assert asked(service, flow) == ([], [])
+    assert asked(unknown, flow) == (([], []) if few else ([flow], []))
+    learnt.add(socket.if_nametoindex(other))
+    assert asked(unknown, flow) == ([], [])
+    learnt.clear()
+    assert asked(unknown, flow) == ([], []), "a connection outlives its listener"
+    reset(end)
+    assert asked(service, flow) == asked(unknown, flow) == ([flow], [])
+
+
+def test_missing_ones_are_looked_up_by_all_interfaces_a_few_at_a_time(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(flows, "_AT_A_TIME", 10 * len(socket.if_nameindex()))
+    alive = [service.connect()[2] for _ in range(5)]
+    dead = [service.flow(port) for port in range(1, 101)]
+    queries = FlowQueries("nothing-there")
+    queries.ask(dead + alive)
+    found = []
+    for _ in range(50):
+        missing, ended = queries.step()
+        assert len(missing) <= 20 and not ended
+        found += missing
+    assert sorted(found) == sorted(dead)
+
+
+def test_own_connection_to_a_listener_that_is_bound_to_lo_is_seen_to_be_accepted() -> None:
+    """As a check of the application's makes it."""
     with socket.socket() as listener:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"lo")
+        bind_to(listener, "lo")
         listener.bind(("127.0.0.1", 0))
         listener.listen()
         port = listener.getsockname()[1]
-        with socket.create_connection(("127.0.0.1", port)) as client, listener.accept()[0] as accepted:
+        with socket.create_connection(("127.0.0.1", port)) as client:
             flow = (LOOPBACK, client.getsockname()[1], LOOPBACK, port)
-            queries = FlowQueries("lo")
-            queries.ask([flow])
-            assert queries.step() == ([], [])
-            accepted.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"")
-            assert look_up([flow], socket.if_nametoindex("lo")) == look_up([flow]) == ([], [])
+            assert peered(flow) is Peered.QUEUED
+            with listener.accept()[0]:
+                assert peered(flow) is Peered.ACCEPTED
+                assert asked(FlowQueries(not_lo()), flow) == ([], [])

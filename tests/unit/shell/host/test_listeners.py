@@ -123,12 +123,16 @@ def test_listener_that_is_bound_to_an_interface_is_told_apart(family: socket.Add
         def found() -> Look:
             return look(LOOPBACK, lambda at: at == port)
 
-        assert found() == (frozenset((seen(bound),)), ((port, name),))
-        seen_now = Listening(LOOPBACK, lambda at: at == port).tick(1.0)
+        index = frozenset((socket.if_nametoindex(name),))
+        assert found() == (frozenset((seen(bound),)), ((port, name),), index)
+        listening = Listening(LOOPBACK, lambda at: at == port)
+        assert not listening.interfaces
+        seen_now = listening.tick(1.0)
         assert seen_now is not None and seen_now.bound == ((port, name),)
+        assert listening.interfaces == index
         free.bind(("", port))
         free.listen()
-        assert found() == (frozenset((seen(bound), seen(free))), ())
+        assert found() == (frozenset((seen(bound), seen(free))), (), index)
 
 
 def test_listener_that_is_bound_to_lo_is_reached() -> None:
@@ -136,4 +140,4 @@ def test_listener_that_is_bound_to_lo_is_reached() -> None:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, b"lo")
         listener.bind(("127.0.0.1", 0))
         listener.listen()
-        assert look(LOOPBACK, lambda at: at == seen(listener)[0]) == (frozenset((seen(listener),)), ())
+        assert look(LOOPBACK, lambda at: at == seen(listener)[0]) == (frozenset((seen(listener),)), (), frozenset((1,)))
