@@ -371,7 +371,7 @@ class ShadowTranscript(Transcript):
         elif isinstance(given, FlowsGone):
             side.flows_gone(given.flows, now)
         elif isinstance(given, Record):
-            assert type(given) in side.takes, f"the shadow takes no {given}"
+            assert type(given) in side.records.takes, f"the shadow takes no {given}"
             side.take(given, now)
         elif given == "takeover":
             side.take_over(now)

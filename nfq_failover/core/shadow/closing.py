@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+CLOSED_S = 1.0  # how long a connection is kept that the primary's TCP has forgotten, unless ours finishes by itself
 TELL_FIRST_S = 0.01
 TELL_MAX_S = 10.0
 

@@ -54,6 +54,8 @@ class Shadow(Enum):
     DEAD = "dead"
 
 
+LISTENS: Final = frozenset((Shadow.SHADOW, Shadow.FED))
+"""What the client sends is logged and confirmed in these states."""
 HEARD: Final = frozenset((Shadow.ACTIVE, Shadow.FED, Shadow.DEAD))
 """After a takeover, clients of connections in these states hear this host, if only that all is over."""
 

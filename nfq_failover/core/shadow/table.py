@@ -1,20 +1,18 @@
-"""The shadow's connections, by flow and by number: the primary's records, timers, and how a connection ends.
+"""The shadow's connections, by flow and by number: their timers, and how a connection ends.
 
 What belongs to one subject is a part of its own, which is given the tables and the functions that it needs: `openings`,
 `segments`, `repair`, `holding`, `divergence`, `lengths`, `feeding`, `ends`, `takeover`, `vanished`,
-`handovers`.
+`handovers`, `records`.
 """
 
 from __future__ import annotations
-
-from collections.abc import Callable
-from typing import Any
 
 from nfq_failover.core.application import ANEW_REASONS, Begun
 from nfq_failover.core.outbox import Outbox
 from nfq_failover.core.settings import Settings
 from nfq_failover.core.shadow.checkpoint import CheckpointWriter
-from nfq_failover.core.shadow.connection import Shadow, ShadowConnection
+from nfq_failover.core.shadow.closing import CLOSED_S
+from nfq_failover.core.shadow.connection import LISTENS, Shadow, ShadowConnection
 from nfq_failover.core.shadow.divergence import Divergence
 from nfq_failover.core.shadow.ends import ShadowEnds
 from nfq_failover.core.shadow.feeding import Feeding
@@ -22,6 +20,7 @@ from nfq_failover.core.shadow.handover import ShadowHandovers
 from nfq_failover.core.shadow.holding import Holding
 from nfq_failover.core.shadow.lengths import Lengths
 from nfq_failover.core.shadow.opening import Openings
+from nfq_failover.core.shadow.records import Records
 from nfq_failover.core.shadow.repair import Repair
 from nfq_failover.core.shadow.resets import Resets
 from nfq_failover.core.shadow.segments import Segments
@@ -29,38 +28,9 @@ from nfq_failover.core.shadow.strays import Strays
 from nfq_failover.core.shadow.takeover import Takeover
 from nfq_failover.core.shadow.vanished import LINGER_S, Vanished
 from nfq_failover.core.shadow.wholeness import Wholeness
-from nfq_failover.core.tcp.claims import TWO_VERSIONS
 from nfq_failover.core.timers import TimerQueue
-from nfq_failover.wire.records import (
-    Anew,
-    BegunAnew,
-    BytesSent,
-    Close,
-    Closed,
-    Data,
-    Digest,
-    EndAsked,
-    Fed,
-    FedSeen,
-    HandOver,
-    HeardBefore,
-    InputMissed,
-    Open,
-    PaceAsked,
-    PaceTold,
-    Progress,
-    Record,
-    SentUpTo,
-    Served,
-    Unprotected,
-    UnprotectedSeen,
-    WholeSaid,
-)
+from nfq_failover.wire.records import Anew, Record, Unprotected
 from nfq_failover.wire.segment import FlowKey, Segment
-
-LISTENS = frozenset((Shadow.SHADOW, Shadow.FED))
-"""What the client sends is logged and confirmed in these states."""
-CLOSED_S = 1.0  # how long a connection is kept that the primary's TCP has forgotten, unless ours finishes by itself
 
 
 class ShadowTable:
@@ -120,158 +90,17 @@ class ShadowTable:
             *(self.vanished.poll_timeout, self.feeding.poll_timeout),
             *(self.lengths.poll_timeout, self.resets.poll_timeout, self.holding.poll_timeout),
         )
-        self.takes: dict[type[Record], Callable[[Any, float], None]] = {
-            Progress: self._on_progress,
-            Open: self.openings.on_open,
-            Data: self._on_data,
-            HeardBefore: self.holding.on_heard,
-            Close: self._on_close,
-            Unprotected: self._on_unprotected,
-            UnprotectedSeen: self._on_told,
-            Fed: self._on_fed,
-            FedSeen: self._on_fed_seen,
-            EndAsked: self.ends.on_end_asked,
-            Digest: self.divergence.on_digest,
-            BytesSent: self.divergence.on_bytes,
-            HandOver: self.handovers.on_hand_over,
-            SentUpTo: self._on_sent,
-            PaceAsked: self._on_pace_asked,
-            InputMissed: self.wholeness.on_missed,
-            BegunAnew: self.wholeness.on_anew,
-            WholeSaid: self.wholeness.on_said,
-            Served: self._on_served,
-        }
-
-    # ------------------------------------------------------------------------------------ the primary's records
+        self.records = Records(
+            *(out, numbers, self.timers, self.openings, self.repair, self.holding, self.divergence, self.ends),
+            *(self.feeding, self.handovers, self.strays, self.vanished, self.wholeness),
+            unconfirmed=self._unconfirmed,
+            give_up=self._give_up,
+            die=self._die,
+        )
 
     def take(self, record: Record, now: float) -> None:
-        """Take a record of the primary. One that is not for a shadow is let go: it is an old one, and what matters is
-        repeated."""
-        handler = self.takes.get(type(record))
-        if handler is not None:
-            handler(record, now)
-
-    def _on_progress(self, record: Progress, now: float) -> None:
-        """The primary tells how far its TCP is: answer, and see whether our tap has lost the tail."""
-        connection = self.numbers.get(record.conn)
-        if connection is None or connection.state is Shadow.DEAD:
-            self._deny(record.conn, connection, now)
-            return
-        inward, gap = connection.inward, connection.gap
-        gap.primary_is_at(inward.client.offset(record.rcv_nxt))
-        if record.established and connection.output.snd_una < 0:
-            connection.output.established()
-            if connection.map is not None:
-                connection.inject_ack(self.out)
-        if connection.map is None:
-            return
-        if gap.primary_rcv_nxt <= inward.held:
-            inward.caught_up()  # the primary learns it by our answer, and protects the connection
-        self._unconfirmed[connection.conn] = connection
-        self.repair.primary_is_at(connection, now)
-
-    def _deny(self, conn: int, connection: ShadowConnection | None, now: float) -> None:
-        """The primary speaks of a connection that we have not, or can't continue."""
-        if connection is not None:
-            self.out.record(Unprotected(conn, connection.reason))
-        elif not self.openings.waits(conn, now):
-            self.out.record(Unprotected(conn, "unknown to the backup"))
-
-    def _on_pace_asked(self, record: PaceAsked, now: float) -> None:
-        """The primary wants to know where our replica is, and tells whether its client waits for it."""
-        connection = self.numbers.get(record.conn)
-        if connection is None or connection.state is Shadow.DEAD:
-            self._deny(record.conn, connection, now)
-            return
-        connection.note_turn(record.turn)
-        if connection.map is not None:
-            inward, taken = connection.inward, connection.inward.client.seq(connection.inward.rcv_nxt)
-            if inward.reset_by_client:
-                self.vanished.look_soon(now)  # the primary waits for a replica that says no more
-            sent = connection.seen.seq(connection.output.snd_nxt)
-            self.out.record(PaceTold(record.conn, connection.turn, taken, inward.client.seq(inward.rcv_edge), sent))
-
-    def _on_data(self, record: Data, now: float) -> None:
-        """Bytes have come that our tap had lost."""
-        connection = self.numbers.get(record.conn)
-        if connection is None or connection.state not in LISTENS:
-            return
-        inward = connection.inward
-        if inward.inbound.differs(inward.client.offset(record.seq), record.data):
-            self._die(connection, TWO_VERSIONS, now)
-            return
-        self._unconfirmed[connection.conn] = connection
-        self.repair.fill(connection, record, now)
-
-    def _on_close(self, record: Close, now: float) -> None:
-        """The primary's TCP has forgotten the connection: ours may finish by itself, or is reset."""
-        self.out.record(Closed(record.conn))
-        self.strays.forget(record.conn)
-        connection = self.numbers.get(record.conn)
-        if connection is None:
-            self.openings.over(record.conn)
-        if connection is None or connection.closing.closed_at is not None:
-            return
-        connection.closing.close(now)
-        ended = connection.ended
-        if connection.state is Shadow.SHADOW and not ended:
-            if not connection.inward.unread:
-                connection.reset_own(self.out)
-            else:  # the primary's server has read that
-                self.feeding.begin(connection, record.reason, now, tell=False)
-        if connection.state is Shadow.FED and not ended:
-            self.feeding.drain(connection, now)
-            return
-        self.timers.set(connection.conn, now + (LINGER_S if ended else CLOSED_S))
-
-    def _on_served(self, record: Served, now: float) -> None:
-        """The primary serves a connection that has no replica here."""
-        del now
-        connection = self.numbers.get(record.conn)
-        opening = connection is None or connection.state is Shadow.OPENING
-        if opening and record.conn not in self.openings.forgotten:
-            self.strays.on_served(record)
-
-    def _on_told(self, record: UnprotectedSeen, now: float) -> None:
-        """The primary knows that we can't continue the connection."""
-        del now
-        connection = self.numbers.get(record.conn)
-        if connection is not None and connection.closing.tell_s:
-            connection.closing.told()
-            if connection.closing.closed_at is None:
-                self.timers.cancel(record.conn)
-
-    def _on_unprotected(self, record: Unprotected, now: float) -> None:
-        """The primary has released bytes that we may lack."""
-        del now
-        self.out.record(UnprotectedSeen(record.conn))
-        connection = self.numbers.get(record.conn)
-        if connection is not None and connection.state is not Shadow.DEAD:
-            self._give_up(connection, record.reason)
-
-    def _on_fed(self, record: Fed, now: float) -> None:
-        """The primary does not protect a connection any more, but keeps what the client sends until we have it."""
-        self.out.record(FedSeen(record.conn))
-        connection = self.numbers.get(record.conn)
-        if connection is None or connection.closing.closed_at is not None:
-            return
-        if connection.state is Shadow.SHADOW:
-            self.divergence.forget(connection.conn)
-            self.feeding.begin(connection, record.reason, now, tell=False)
-        elif connection.state is Shadow.OPENING:
-            self._die(connection, record.reason, now)
-
-    def _on_fed_seen(self, record: FedSeen, now: float) -> None:
-        """The primary knows that a connection can't be continued."""
-        del now
-        self.feeding.told(record.conn)
-
-    def _on_sent(self, record: SentUpTo, now: float) -> None:
-        """The primary has told what its server has sent."""
-        del now
-        connection = self.numbers.get(record.conn)
-        if connection is not None:
-            connection.acceptance.primary_has_sent(connection.seen.offset(record.seq))
+        """Take a record of the primary (see `Records`)."""
+        self.records.take(record, now)
 
     # ------------------------------------------------------------------------------------ how a connection ends
 

@@ -12,7 +12,7 @@ from tests.support.transcript import settings
 
 def test_every_record_for_a_shadow_has_a_handler_and_no_other() -> None:
     meant = {record for record in DECLARED.values() if record.towards in (Towards.SHADOW, Towards.EITHER)}
-    assert set(ShadowTable(settings(), Outbox()).takes) == meant
+    assert set(ShadowTable(settings(), Outbox()).records.takes) == meant
 
 
 @pytest.mark.parametrize("record", [Closed(1), SentAsked(1)])
