@@ -10,7 +10,6 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from ipaddress import ip_address
 from typing import Any
 
 import structlog
@@ -44,7 +43,6 @@ from nfq_failover.shell.host.connections import FlowList, FlowQueries
 from nfq_failover.shell.host.health import HealthChecks
 from nfq_failover.shell.host.hook import Hook
 from nfq_failover.shell.host.listeners import Listening
-from nfq_failover.shell.host.made_up import MadeUpClients
 from nfq_failover.shell.host.rtnetlink import Changes
 from nfq_failover.shell.host.tap_probe import TapProbes
 from nfq_failover.shell.loop import Loop
@@ -59,20 +57,11 @@ from nfq_failover.shell.peer.socket import open_sync
 from nfq_failover.shell.privileged.client import RemoteFences, RemoteRules
 from nfq_failover.shell.privileged.rights import describe
 from nfq_failover.shell.reload import Reloads
-from nfq_failover.shell.selfcheck.address import AddressCheck
-from nfq_failover.shell.selfcheck.checks import Check, SelfChecks
-from nfq_failover.shell.selfcheck.conflict import ConflictCheck
-from nfq_failover.shell.selfcheck.disk import StateDisk
-from nfq_failover.shell.selfcheck.facts import HostFactsReader
-from nfq_failover.shell.selfcheck.foreign_rules import ForeignRules, Hint, TakenMark
-from nfq_failover.shell.selfcheck.parts import Found, HeartbeatsGo
-from nfq_failover.shell.selfcheck.ready import path_check, ready_checks
-from nfq_failover.shell.selfcheck.routes import RoutesCheck
-from nfq_failover.shell.selfcheck.wall_clock import WallClockReader
 from nfq_failover.shell.start import Prepared, PreparedService
 from nfq_failover.shell.state.epoch import EpochStore
 from nfq_failover.shell.trouble import Alarms, helper_gone, out_of_memory
 from nfq_failover.shell.undo import Undo
+from nfq_failover.shell.watch import HostWatch
 
 BATCH = 64
 OVERRUN_EVERY_S = 1.0
@@ -96,7 +85,6 @@ class Service:
         self.name = config.service
         self._config, self._loop, self._undo, self._checkpoints = config, loop, undo, own.store
         self._helper = helper
-        self._directory = own.directory
         self._alarms = Alarms()
         self._broken = False  # the last tick has failed
         self._all_read = True
@@ -132,7 +120,7 @@ class Service:
         self._stay = resuming  # leave the host as it is at the end, since it serves
         undo.add(lambda: self._address.restore(self._stay))
         self._address.prepare(silent=not resuming)
-        self._rules = RulesKeeper(RemoteRules(helper), loop, RuleChanges(), self._look_at_foreign_rules)
+        self._rules = RulesKeeper(RemoteRules(helper), loop, RuleChanges(), lambda: self._watch.rules_changed())
         undo.add(lambda: self._rules.close(self._stay))
         if not resuming:
             self._rules.silence()  # before the address exists
@@ -160,18 +148,10 @@ class Service:
             *(self._second_opinion, self._fences, self._checkpoints, self._epochs, self._address),
             *(self._rules, self._copies, self._flow_queries, self._flow_list, probes),
         )
-        self._host_facts = HostFactsReader(config)
-        self._routes = undo.closing(RoutesCheck(config, lambda: self.node.shadow.flows))
-        self._wall_clock = WallClockReader()
-        self._foreign_rules = ForeignRules(RemoteRules(helper).start_look)
-        self._path = path_check(
-            *(config, own.probe, self._queues[Queue.IN], self._rules, self._foreign_rules),
-            lambda: self._config.settings.ports,
-            lambda: (*self.node.shadow.flows, *self.node.gate.flows),
-            self._doubt_path,
-            undo.closing(MadeUpClients(config.interface, settings.service, ip_address(peers[0][0]).packed)),
+        self._watch = HostWatch(
+            *(own, self.node, undo, self._queues, self._address, self._rules),
+            *(self._epochs, self._heartbeats, self._second_opinion),
         )
-        self._self_checks = SelfChecks(self._checks())
         self._sync = SyncReader(sockets, self.node, self._feed)
         self._queue_fds = tuple((queue.fileno(), queue) for queue in self._queues.values())
         for fd in (*(each.fileno() for each in sockets.both), *(fd for fd, _ in self._queue_fds)):
@@ -211,37 +191,6 @@ class Service:
             )
         return bound
 
-    def _checks(self) -> list[Check]:
-        """What is looked at, again and again, on this host."""
-        peer, *_ = self._config.settings.peers
-        out = self._queues[Queue.OUT]
-        return [
-            AddressCheck(self._address),
-            ConflictCheck(self._address.neighbourhood, self._config.service),
-            self._routes,
-            self._foreign_rules,
-            self._path,
-            TakenMark(self._config.mark, lambda: out.marked),
-            *ready_checks(self._config, self._helper, self._queues.values(), lambda: self._hears(peer.name)),
-            StateDisk(self._epochs, self._directory, str(self._config.state_dir), lambda: len(self.node.shadow.flows)),
-            HeartbeatsGo(self._heartbeats.silent_s, self._config.settings.heartbeat_interval_ms),
-            Found("rules", self._rules.concerns),
-            Found("witness", self._second_opinion.concerns),
-            Found("checkpoint", self._checkpoints.concerns),
-        ]
-
-    def _doubt_path(self) -> tuple[Hint, ...]:
-        """Something is dropped: look at the rules once more, and return what is known of them."""
-        self._self_checks.look_again("foreign-rules")
-        return self._foreign_rules.hints or ()
-
-    def _hears(self, peer: str) -> bool:
-        return not self.node.links.by_name[peer].view.lost(time.monotonic())
-
-    def _look_at_foreign_rules(self) -> None:
-        self._self_checks.look_again("foreign-rules")
-        self._self_checks.look_again("path")
-
     def _host_changed(self) -> None:
         """Mend at once what can be mended, if somebody has changed an address or an interface of this host."""
         before = self._address.reopened
@@ -257,7 +206,9 @@ class Service:
 
     def begin(self) -> None:
         """Do what the node has decided at its start: a host that goes on does so before it answers anybody."""
-        self._tell_facts(time.monotonic())
+        now = time.monotonic()
+        for fact in self._watch.facts(now):
+            self._feed(fact, now)
         self._effects.carry_out()
 
     def end(self, for_good: bool) -> None:
@@ -311,8 +262,8 @@ class Service:
             now = time.monotonic()
             if self._address.announcer.waiting and events and queue is self._queues[Queue.IN]:
                 self._address.heard(now)
-            if self._path.expects and queue is self._queues[Queue.IN]:
-                events = self._path.sift(events)
+            if self._watch.path.expects and queue is self._queues[Queue.IN]:
+                events = self._watch.path.sift(events)
             for event in events:
                 feed(event, now)
             self._effects.carry_out()
@@ -342,12 +293,6 @@ class Service:
         before, self._said = self._said, self.node.members.state
         return before is not self._said
 
-    def _tell_facts(self, now: float) -> None:
-        if (clock := self._wall_clock.tick(now)) is not None:
-            self._feed(clock, now)
-        if (facts := self._host_facts.tick(now)) is not None:
-            self._feed(facts, now)
-
     def _look_at_listeners(self, now: float, wanted: bool) -> None:
         if (listening := self._listening.tick(now, wanted)) is not None:
             self._feed(listening, now)
@@ -361,9 +306,8 @@ class Service:
             self._feed(checked, now)
         self._health.tick(now)
         self._hook.tick(self.node.history, now)
-        self._tell_facts(now)
-        if (host_checked := self._self_checks.tick(now)) is not None:
-            self._feed(host_checked, now)
+        for found in self._watch.tick(now):
+            self._feed(found, now)
         self._look_at_listeners(now, self.node.wants_look)
         for event in self._rules.tick(now):
             self._feed(event, now)
@@ -468,9 +412,7 @@ class Service:
         if config.health != before.health:
             self._health.follow(config.health)
         self._address.announcer.refresh(config.announce_refresh_ms / 1000)
-        self._routes.follow(config)
-        self._host_facts.follow(config)
-        self._self_checks.look_again("fence")
+        self._watch.follow(config)
 
     def replica_is_whole(self) -> dict[str, Any]:
         """Believe the operator that the replica's application is as the server's. Returns the state."""
