@@ -7,11 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from itertools import count
 from random import Random
 from typing import TYPE_CHECKING
 
-from nfq_failover.constants import ACK, DEFAULT_SYNC_PORT, FIN, RST, SYN
 from nfq_failover.core.concerns import Concern, Weight
 from nfq_failover.core.events import (
     ApplyRules,
@@ -25,7 +23,6 @@ from nfq_failover.core.events import (
     Fence,
     FlowsGone,
     FlowsListed,
-    FrameCopied,
     HostFacts,
     Inject,
     LinkChecked,
@@ -37,8 +34,6 @@ from nfq_failover.core.events import (
     Profile,
     PublishHeartbeat,
     QueryFlows,
-    Queue,
-    QueueOverrun,
     ReachChecked,
     RulesApplied,
     SaveCheckpoint,
@@ -49,7 +44,6 @@ from nfq_failover.core.events import (
     TellClients,
     TimerFired,
     Verdict,
-    WitnessAnswered,
 )
 from nfq_failover.core.node import Node
 from nfq_failover.core.pair.roles import State
@@ -57,14 +51,15 @@ from nfq_failover.core.ports import Ports, union
 from nfq_failover.core.settings import Settings
 from nfq_failover.core.shadow.checkpoint import LIFE_BYTES, CheckpointWriter, read_checkpoint
 from nfq_failover.wire.heartbeat import HeartbeatTemplate
-from nfq_failover.wire.icmp import is_icmp
-from nfq_failover.wire.segment import FlowKey, Segment
+from nfq_failover.wire.segment import FlowKey
 from nfq_failover.wire.tap_probe import tap_probe
 
 from .application import Application
 from .apps import Server
+from .channel import Channel
 from .clock import HostClock
-from .kernel import Kernel, cut_super_segment
+from .kernel import Kernel
+from .packets import STEP_S, Packets
 from .scenario import ADDED, DOWNLOAD, ECHO, PUSH, TURNS, UPLOAD, HostPlan
 from .tcp import Personality, Tcp
 
@@ -76,9 +71,7 @@ LOOK_S = 0.05  # between two looks at what is needed to talk to others
 WANTED_LOOK_S = 0.03
 BUSY_S, BUSY_TIMERS = 0.01, 500
 OVERDUE = 4  # times in a row that a deadline may still have passed when the timers have been fired
-UDP_HEADERS = 28
 NOBODY = bytes((192, 0, 2, 1))  # who sends probes of the tap, for all that the model looks at
-STEP_S = 0.00002  # from the stack to the queue
 
 
 @dataclass
@@ -96,10 +89,6 @@ class Death:
             return False
         self.left -= 1
         return self.left == 0
-
-
-class Returning(bytearray):
-    """A packet of the daemon that comes back to it by the queue, since another rule has taken its mark away."""
 
 
 class SimHost:
@@ -122,10 +111,12 @@ class SimHost:
         self.paused_until = self.hung_until = self.unplugged_until = 0.0
         self.stranded_until = self.mute_until = self.cut_off_at = self.cut_off_until = 0.0
         self.apps: dict[FlowKey, list[Server]] = {}
+        self.packets, self.channel = Packets(self), Channel(self)
         self.application = Application(self)
         self.logs: list[tuple[float, Log]] = []
         self.deaths: list[Death] = []
         self.node: Node
+        self.ticks: HostClock
         self.restarts: list[tuple[State, State]] = []  # of the daemon: before and after
         self.effects = self.inputs = 0  # in all lives
 
@@ -138,7 +129,7 @@ class SimHost:
         origin = self.plan.uptime if self.life == 1 else self.random.uniform(1, 60)
         self.ticks = HostClock(self.clock, self.plan.rate, origin)
         self.saved, self.boot_id = bytearray(), self.random.randbytes(LIFE_BYTES)
-        self.kernel = Kernel(self.clock, self._who(), self._stack_output, self.random, self.ticks)
+        self.kernel = Kernel(self.clock, self._who(), self.packets.stack_output, self.random, self.ticks)
         self.kernel.drop = self.plan.kernel_drop if not self.world.healed else 0.0
         self.clock.after(listen_after, self._listen, self.life)
         self.start()
@@ -164,20 +155,17 @@ class SimHost:
         if old is not None:
             self.restarts.append((old.members.state, self.node.members.state))
             self.world.checks.restarted(self, old, resumes)
-        self._ids = count(1)
-        self._latest = 0
-        self._waiting: dict[tuple[Queue, int], bool] = {}
-        self._beat_counter = int(self.ticks.now * 1_000_000)
-        self._templates: dict[str, HeartbeatTemplate] = {}  # by the peer's address
-        self._progress = self.ticks.now
-        self._timer_at = self._rules_at = self._busy_until = 0.0
+        self.packets.restart()
+        self.channel.restart()
+        self.progress = self.ticks.now
+        self._timer_at = self._rules_at = 0.0
         self.feed(HostFacts(self._facts()))
         self.feed(ClockRead(1e9 + self.clock.now - self.ticks.now))
         self.feed(TimerFired())
         if self.speechless:
             self._look(self.life)
         self.feed(ListenersSeen(self.application.sockets))
-        self._beat(self.run)
+        self.channel.beat(self.run)
         if self.settings.health_checked:
             self.application.watch(self.run)
 
@@ -244,7 +232,7 @@ class SimHost:
         """The daemon and its heartbeats die; kernel, application and rules stay as they are."""
         self.running = False
         self.run += 1
-        self._waiting = {}
+        self.packets.drop()
         self.deaths.clear()
 
     def jump(self, seconds: float) -> None:
@@ -301,7 +289,7 @@ class SimHost:
             wrong = Concern("own-address-missing", Weight.UNPROTECTED, "cut off") if self.speechless else None
             self.tell(0.0, ReachChecked(wrong))
 
-    def _hears(self) -> bool:
+    def hears(self) -> bool:
         """Whether the network card takes a packet: while the host is paused, only as many as it has room for."""
         if self.clock.now >= self.paused_until:
             self._pending = 0
@@ -329,75 +317,9 @@ class SimHost:
         else:
             call(*arguments)
 
-    # ------------------------------------------------------------------------------------ packets
-
-    def wire_input(self, packet: bytes) -> None:
-        """A packet of the client for the service address has come in by the network card."""
-        if len(packet) <= self.plan.mtu and self._hears():
-            self.later(0.0, self._from_wire, packet)
-
-    def _from_wire(self, packet: bytes) -> None:
-        seg = Segment(bytearray(packet))
-        if self.profile is Profile.PRIMARY and self.world.tap == "clone" and not self.unplugged:
-            self.world.clone(self, packet)
-        flow = (seg.src, seg.sport, seg.dst, seg.dport)
-        syn = seg.flags & (SYN | ACK | RST | FIN) == SYN
-        if self.copying and self.running and (seg.payload_len or seg.flags & FIN):
-            self.tell(self.random.random() * 0.004, FrameCopied(bytearray(packet)))
-        if self.profile is Profile.BACKUP or flow in self.inherited or syn:
-            self._queue(Queue.IN, bytearray(packet), False, flow)
-        else:
-            self.kernel.input(packet)
-
-    def _stack_output(self, packet: bytearray, gso: bool) -> None:
-        self.later(STEP_S, self._from_stack, packet, gso)
-
-    def _from_stack(self, packet: bytearray, gso: bool) -> None:
-        seg = Segment(packet)
-        self._queue(Queue.OUT, packet, gso, (seg.dst, seg.dport, seg.src, seg.sport))
-
-    def _queue(self, queue: Queue, packet: bytearray, gso: bool, flow: FlowKey) -> None:
-        if self.running:
-            self._latest = next(self._ids)
-            event = PacketQueued(queue, self._latest, packet, checksum_pending=gso, gso=gso)
-            if self.plan.packets_per_s and self.profile is Profile.BACKUP and not self.world.healed:
-                self._queue_slowly(event)
-            elif self._busy_until + STEP_S > self.clock.now:  # what waits comes first
-                self._busy_until += 1e-7
-                self.tell(self._busy_until + STEP_S - self.clock.now, event)
-            else:
-                self.feed(event)
-        elif self.profile is Profile.ALONE and flow not in self.inherited:  # bypass; else nobody reads the queue
-            if queue is Queue.IN:
-                self.kernel.input(packet)
-            else:
-                self._to_wire(packet)
-
     def _list_flows(self, run: int, flows: list[FlowKey]) -> None:
         if run == self.run:
-            self.tell(0.0, FlowsListed(flows, self._latest))
-
-    @property
-    def busy(self) -> bool:
-        """Whether packets wait for the daemon."""
-        return self._busy_until > self.clock.now
-
-    def _queue_slowly(self, event: PacketQueued) -> None:
-        """The daemon has time for so many packets; as many may wait, and what comes beyond is lost."""
-        self._busy_until = max(self._busy_until, self.clock.now)
-        waits = self._busy_until - self.clock.now
-        if waits * self.plan.packets_per_s >= self.plan.queue_packets:
-            self.tell(0.0, QueueOverrun(event.queue, 1))
-            return
-        self._busy_until += 1 / self.plan.packets_per_s
-        self.tell(max(self._busy_until - self.clock.now, 0.0), event)
-
-    def _to_wire(self, packet: bytearray) -> None:
-        if self.unplugged:
-            return
-        pieces = cut_super_segment(packet, self.plan.mtu) if len(packet) > self.plan.mtu else [packet]
-        for piece in pieces:
-            self.world.outward(self, bytes(piece), returns=isinstance(piece, Returning))
+            self.tell(0.0, FlowsListed(flows, self.packets.latest))
 
     # ------------------------------------------------------------------------------------ the node
 
@@ -408,14 +330,13 @@ class SimHost:
         if self.clock.now < self.hung_until:
             self.clock.at(self.hung_until + 1e-6, self._alive, self.life, self._told, (self.run, event))
             return
-        now = self._progress = self.ticks.now
+        now = self.progress = self.ticks.now
         self.inputs += 1
         self.awake = self.clock.now
         if isinstance(event, DatagramReceived):
             self.heard = self.awake
         if isinstance(event, PacketQueued):
-            self._waiting[event.queue, event.packet_id] = event.queue is Queue.IN
-            self._packets = {(event.queue, event.packet_id): event.packet}
+            self.packets.read(event)
         self.node.handle(event, now)
         run, carried = self.run, 0
         while (effect := self.node.poll_effect()) is not None:
@@ -426,8 +347,8 @@ class SimHost:
             if self._dies(effect, False) or run != self.run:
                 return
         self.effects += carried
-        if self._waiting:
-            raise AssertionError(f"no verdict for {self._waiting} after {event}")
+        if self.packets.waiting:
+            raise AssertionError(f"no verdict for {self.packets.waiting} after {event}")
         self.world.checks.carried_out(self, carried)
         if isinstance(event, TimerFired):
             self._overdue = self._overdue + 1 if self.node.poll_timeout() <= now else 0
@@ -470,16 +391,16 @@ class SimHost:
 
     def _carry(self, effect: Effect) -> None:
         if isinstance(effect, Verdict):
-            self._verdict(effect)
+            self.packets.verdict(effect)
         elif isinstance(effect, Inject):
             if effect.inward:
                 self.later(STEP_S / 2, self.kernel.input, bytes(effect.packet))
             else:
-                self._inject(bytearray(effect.packet))
+                self.packets.inject(bytearray(effect.packet))
         elif isinstance(effect, SendDatagram):
-            self._send(effect.destination[0], effect.data)
+            self.channel.send(effect.destination[0], effect.data)
         elif isinstance(effect, PublishHeartbeat):
-            self._publish(effect.destination[0], HeartbeatTemplate.decode(effect.template))
+            self.channel.publish(effect.destination[0], HeartbeatTemplate.decode(effect.template))
         else:
             self._carry_rare(effect)
 
@@ -529,28 +450,6 @@ class SimHost:
         else:
             raise AssertionError(f"an effect that nobody carries out: {effect}")
 
-    def _inject(self, packet: bytearray) -> None:
-        """A packet of the daemon goes out; unless another rule takes its mark away, past the queue."""
-        assert len(packet) <= self.plan.mtu, f"{self.name} builds a packet that does not fit: {len(packet)} bytes"
-        if not self.plan.marks_lost or is_icmp(packet):  # our rules queue TCP alone
-            self._to_wire(packet)
-        elif not self.unplugged:
-            self.world.checks.emitted(self, bytes(packet))  # now, since what leaves meanwhile overtakes it
-            self.later(STEP_S, self._from_stack, Returning(packet), False)
-
-    def _verdict(self, verdict: Verdict) -> None:
-        key = (verdict.queue, verdict.packet_id)
-        if key not in self._waiting:
-            raise AssertionError(f"a second verdict: {verdict}")
-        inward = self._waiting.pop(key)
-        if not verdict.accept:
-            return
-        packet = bytearray(verdict.packet) if verdict.packet is not None else self._packets[key]
-        if inward:
-            self.later(0.0, self.kernel.input, bytes(packet))
-        else:
-            self._to_wire(packet)
-
     def _stored(self, effect: StoreEpoch, run: int) -> None:
         """The epoch is on disk; the daemon hears of it a little later."""
         if run == self.run:
@@ -563,50 +462,3 @@ class SimHost:
             self.diverted = self._first_ports if effect.ports is None else effect.ports
             self.world.checks.diverts(self)
             self.feed(RulesApplied(effect.profile, True, ports=effect.ports))
-
-    # ------------------------------------------------------------------------------------ the sync channel
-
-    def _send(self, address: str, data: bytes) -> None:
-        if not self.speechless:
-            self.world.sync(self, address, data)
-
-    def datagram(self, came: tuple[str, bytes]) -> None:
-        """A datagram has come in, from an address."""
-        source, data = came
-        fits = len(data) + UDP_HEADERS <= self.plan.mtu
-        if fits and self._hears() and not self.deaf and self.running:
-            self.tell(0.0, DatagramReceived((source, DEFAULT_SYNC_PORT), data))
-
-    def answered(self, came: tuple[int, WitnessAnswered]) -> None:
-        """The witness has answered what a life of the daemon has asked."""
-        run, event = came
-        if self.up and not self.deaf and run == self.run:
-            self.tell(0.0, event)
-
-    def _publish(self, address: str, template: HeartbeatTemplate) -> None:
-        old = self._templates.get(address)
-        self._templates[address] = template
-        if old is None or (old.session, old.body.state, old.body.generation) != (
-            template.session,
-            template.body.state,
-            template.body.generation,
-        ):
-            self._send_heartbeat(address, template)
-
-    def _beat(self, run: int) -> None:
-        """The heartbeat process: it goes on when the packet loop hangs, and stops when daemon or host do."""
-        if run != self.run:
-            return
-        wait = self.settings.heartbeat_interval_ms / 1000 / self.plan.rate
-        if self.clock.now < self.paused_until:
-            wait = self.paused_until - self.clock.now + 1e-6
-        else:
-            for address, template in self._templates.items():
-                self._send_heartbeat(address, template)
-        self.clock.after(wait, self._beat, run)
-
-    def _send_heartbeat(self, address: str, template: HeartbeatTemplate) -> None:
-        self._beat_counter += 1
-        now = self.ticks.now
-        age = int((now - self._progress) * 1000)
-        self._send(address, template.datagram(self._beat_counter, int(now * 1000), age))

@@ -55,7 +55,7 @@ class Witness:
         for host in hosts:
             to, back = f"{host.name}>witness", f"witness>{host.name}"
             self._questions[host.name] = Path(clock, quality, partial(self._asked, host.name), dice(to))
-            self._answers[host.name] = Path(clock, quality, host.answered, dice(back))
+            self._answers[host.name] = Path(clock, quality, host.channel.answered, dice(back))
 
     @property
     def paths(self) -> dict[str, Path[Any]]:

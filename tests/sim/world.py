@@ -72,11 +72,11 @@ class SimWorld:
         self.client_out = Path(self.clock, quality["client"], self._to_service, self.dice("client>service"))
         self.client_in = Path(self.clock, quality["client"], self._to_client, self.dice("service>client"))
         self.taps = {
-            host.name: Path(self.clock, quality["tap"], host.wire_input, self.dice(f"tap>{host.name}"))
+            host.name: Path(self.clock, quality["tap"], host.packets.wire_input, self.dice(f"tap>{host.name}"))
             for host in self.hosts
         }
         self.syncs = {
-            host.name: Path(self.clock, quality["sync"], host.datagram, self.dice(f"sync>{host.name}"))
+            host.name: Path(self.clock, quality["sync"], host.channel.datagram, self.dice(f"sync>{host.name}"))
             for host in self.hosts
         }
         self.paths: dict[str, list[Path[Any]]] = {
@@ -165,11 +165,11 @@ class SimWorld:
         if self.tap == "multicast":
             for host in self.hosts:
                 if self.owner is host:
-                    host.wire_input(packet)
+                    host.packets.wire_input(packet)
                 else:
                     self.taps[host.name].send(packet)
         elif self.owner is not None:
-            self.owner.wire_input(packet)
+            self.owner.packets.wire_input(packet)
 
     def clone(self, host: SimHost, packet: bytes) -> None:
         """The clone tap: the primary sends a copy to each backup."""
@@ -180,7 +180,7 @@ class SimWorld:
         """A daemon tries the tap: a frame to another host, which may clone it, or to the multicast address."""
         for other in self.others(host):
             if hardware:
-                other.wire_input(packet)
+                other.packets.wire_input(packet)
             else:
                 self.taps[other.name].send(packet)
 
@@ -326,7 +326,7 @@ class SimWorld:
     def _settled(self) -> bool:
         """Whether it is known of all clients that are gone what the replica's application has missed of them, and no
         daemon has still to work through what had come to wait before the healing."""
-        if any(host.running and host.busy for host in self.hosts):
+        if any(host.running and host.packets.busy for host in self.hosts):
             return False
         gone = {flow for flow, client in self.clients.items() if client.over}
         shadows = [shadow for host in self.hosts if host.running for shadow in host.node.shadow.flows.values()]
