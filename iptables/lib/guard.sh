@@ -139,7 +139,10 @@ free_pref() {
     echo "$pref"
 }
 
-# A mark that one of our instances made the interface's clsact qdisc; whichever is the last to go takes it away.
+# To make or to delete the interface's clsact qdisc stops its transmit queue for a moment, and the kernel drops what
+# leaves meanwhile without a trace; to exchange filters does not. So it is there from the first guard on (before the
+# service address is), also in a role without a guard, and the removal takes it away. A mark says that one of our
+# instances has made it: whichever is the last to go deletes it.
 clsact_record() { echo "$state_root/clsact.$1"; }
 
 tc_apply() { # tc_apply SCOPE: create or exchange our filter, in one step
@@ -161,16 +164,37 @@ tc_apply() { # tc_apply SCOPE: create or exchange our filter, in one step
     probe_apply "$1"
 }
 
-tc_remove() { # tc_remove INTERFACE
+tc_clear() { # tc_clear INTERFACE: our filters go, its clsact qdisc stays
     command -v tc >/dev/null || return 0
     for pref in $(IFS=$nl; for line in $(tc_filters "$1"); do echo "${line%% *}"; done); do
         tc filter del dev "$1" egress pref "$pref" || return 1
     done
-    probe_remove "$1" || return 1
+    probe_remove "$1"
+}
+
+tc_remove() { # tc_remove INTERFACE: and that goes too, if it is ours and nobody needs it
+    command -v tc >/dev/null || return 0
+    tc_clear "$1" || return 1
+    ! others_serve "$1" || return 0
     [ "$(cat "$(clsact_record "$1")" 2>/dev/null)" = "$era" ] || return 0
     [ -z "$(tc filter show dev "$1" egress; tc filter show dev "$1" ingress)" ] || return 0
     rm -f "$(clsact_record "$1")"
     tc qdisc del dev "$1" clsact 2>/dev/null || return 0 # the interface is gone, and with it the qdisc
+}
+
+others_serve() { # others_serve INTERFACE: another of our instances is installed there
+    set +f
+    for record in "$state_root"/*/state; do
+        [ "$record" != "$state_root/$instance/state" ] || continue
+        case "$nl$(cat "$record" 2>/dev/null)$nl" in
+            *"${nl}era=$era$nl"*"${nl}interface=$1$nl"*)
+                set -f
+                return 0
+                ;;
+        esac
+    done
+    set -f
+    return 1
 }
 
 nft_apply() { # nft_apply SCOPE: create or exchange our table, in one transaction
@@ -190,7 +214,7 @@ nft_remove() {
 guard_apply() {
     if [ "$1" = none ] || [ "$guard" = none ]; then
         guard_kind=none
-        guard_remove "$interface"
+        if [ "$guard" = none ]; then tc_remove "$interface"; else tc_clear "$interface"; fi && nft_remove
         return
     fi
     case $guard in
@@ -209,10 +233,6 @@ guard_apply() {
     fi
     [ "$guard_kind" = tc ] || tc_remove "$interface" # the other kind goes only after the new one is there
     [ "$guard_kind" = nft ] || nft_remove
-}
-
-guard_remove() { # guard_remove INTERFACE
-    tc_remove "$1" && nft_remove
 }
 
 # guard_seen KIND INTERFACE: the guard as the kernel shows it, without counters.

@@ -150,6 +150,22 @@ def test_two_instances_live_side_by_side(net: RulesWorld) -> None:
     assert everything(net.a) == before
 
 
+def test_the_qdisc_stays_until_the_last_instance_goes(net: RulesWorld) -> None:
+    """Also for one that has no filter there now: it serves, and would lose packets."""
+    touch_tables(net.a)
+    before = everything(net.a)
+    second = ("--instance", "two", "--service", "10.77.0.101", "--queue-in", "1", "--queue-out", "2")
+    for options in ((), second):
+        net.a.install("backup", *options)
+        net.a.install("alone", *options, peer=net.b)
+        assert "clsact" in net.a.namespace.run("tc", "qdisc", "show", "dev", "eth0")
+        assert net.a.namespace.run("tc", "filter", "show", "dev", "eth0", "egress") == ""
+    assert net.a.rules("remove").returncode == 0
+    assert "clsact" in net.a.namespace.run("tc", "qdisc", "show", "dev", "eth0")
+    assert net.a.rules("remove", "--instance", "two").returncode == 0
+    assert everything(net.a) == before
+
+
 def test_removal_is_refused_while_the_address_is_there(net: RulesWorld) -> None:
     net.b.install("backup")
     net.b.serve()

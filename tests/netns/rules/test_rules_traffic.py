@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,10 +17,12 @@ from nfq_failover.shell.host.tap_probe import TapProbes
 from nfq_failover.shell.packets.inject import Injector
 from nfq_failover.shell.selfcheck.disk import room_bytes
 from nfq_failover.wire.build import build_segment
-from tests.support.namespaces import CLIENT, SERVICE
+from tests.support.namespaces import CLIENT, SERVICE, Namespace
 from tests.support.rules_world import MARK, MULTICAST_MAC, VARIANTS, RulesHost, RulesWorld, Sniffer, segment, world
 
 pytestmark = pytest.mark.netns
+
+SO_RCVBUFFORCE = 33  # linux/asm-generic/socket.h
 
 
 @pytest.fixture(params=VARIANTS)
@@ -219,6 +222,64 @@ def test_no_role_change_lets_a_packet_slip(net: RulesWorld) -> None:
         net.b.flush()
         net.send(ACK | PSH, 80)
         assert len(heard.from_service()) == 1, "without rules the host answers (RST), or this test is deaf"
+
+
+def test_no_role_change_costs_the_host_a_packet_of_its_own(net: RulesWorld) -> None:
+    """To make or to delete a clsact qdisc stops the interface's transmit queue: what leaves then is lost."""
+    net.b.install("backup")
+    with numbered(net.b, net.client) as nothing:
+        time.sleep(0.2)
+    with numbered(net.b, net.client) as lost:
+        for role in ("alone", "primary", "alone", "backup", "alone", "primary", "backup"):
+            net.b.install(role, peer=net.a)
+            time.sleep(0.02)
+    assert (nothing, lost) == ([], [])
+    # With what is lost otherwise, or this test is deaf.
+    net.b.namespace.run("tc", "qdisc", "del", "dev", "eth0", "clsact")
+    with numbered(net.b, net.client) as lost:
+        for what in ("add", "del") * 8:
+            net.b.namespace.run("tc", "qdisc", what, "dev", "eth0", "clsact")
+            time.sleep(0.02)
+    assert lost
+
+
+@contextlib.contextmanager
+def numbered(source: RulesHost, to: Namespace) -> Iterator[list[int]]:
+    """The host sends a datagram every 0.2 ms. The list has the numbers of those that were lost, at the end."""
+    lost: list[int] = []
+    with to.entered():
+        receiver = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    with source.namespace.entered():
+        sender = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    with receiver, sender:
+        receiver.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 64 << 20)
+        receiver.bind((CLIENT, 0))
+        receiver.setblocking(False)
+        sender.bind((source.address, 0))
+        sender.connect(receiver.getsockname())
+        done = threading.Event()
+        sent = 0
+
+        def send() -> None:
+            nonlocal sent
+            while not done.wait(0.0002):
+                sender.send(sent.to_bytes(8, "big"))
+                sent += 1
+
+        thread = threading.Thread(target=send)
+        thread.start()
+        try:
+            yield lost
+        finally:
+            done.set()
+            thread.join()
+        time.sleep(0.1)
+        came = set()
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                came.add(int.from_bytes(receiver.recv(8), "big"))
+        assert sent > 500
+        lost += sorted(set(range(sent)) - came)
 
 
 def test_each_packet_is_cloned_once_and_never_back(net: RulesWorld) -> None:
