@@ -70,6 +70,7 @@ class Actions:
         while members.actions:
             self._do(members.actions.popleft(), now)
         out.concerns.act_as(_PARTS.get(members.role, Part.ANY))
+        self._shadow.wholeness.serve(members.role is Role.PRIMARY, now)
         self.observe(now)
         self._links.publish(self._members)
 

@@ -14,6 +14,9 @@ one's and nothing was sent between: the primary judges that, and says so.
 Or an operator says that it is whole. That is about everything that had happened until then, also about a start that
 nobody has seen yet: so the sockets are looked at before the word is taken. Each life between has a number (`instance`),
 by which the primary knows what its count is about.
+
+A host that has taken over has nothing to become equal to: what its application lacks is lost, or the other host has it,
+and that is said in other words, as a warning.
 """
 
 from __future__ import annotations
@@ -38,6 +41,14 @@ ANEW_CURE = (
     "if it has loaded the other one's state: nfq-failover replica-is-whole; else give it that state first, or restart "
     'the other one, too, while nobody sends anything; if clients change nothing that others see: state = "none"'
 )
+LOST_CURE = (
+    "see whether what these clients have sent matters ('went wrong' in status), and whether the other host's "
+    "application still has it; after that: nfq-failover replica-is-whole"
+)
+ANEW_LOST = {
+    Anew.REPLICA: "the application was started anew before this host took over, and the one that served then was not",
+    Anew.SERVER: "the application that served before this host took over had been started anew, and this one was not",
+}
 ANSWER_S = 2.0  # who restarts an application sooner than this after it has missed something does not know of it
 LOOK_WITHIN_S = 1.0  # a word waits no longer than this for the look, which a kernel may refuse
 _HERE, _THERE = "an operator says so", "the primary says so"
@@ -55,6 +66,7 @@ class Wholeness:
         self._own: set[int] = set()  # connections, by number
         self._unsaid: list[tuple[FlowKey, str]] = []
         self._reason = ""
+        self._serves = False
         self._at_miss: frozenset[int] | None = None  # not looked at since it has missed something
         self._missed_at = 0.0
         self._life = 0
@@ -108,10 +120,29 @@ class Wholeness:
 
     def _note(self, reason: str, now: float) -> None:
         self._at_miss, self._reason, self._missed_at = None, reason, now
-        if self._shared:
-            what = f"the replica has missed input of {self.missed} connections ({self._reason})"
-            self.out.concerns.raised(SOURCE, Concern(CODE, Weight.DEGRADED, what, CURE), now)
+        self._concern(now)
         self._next = now
+
+    def serve(self, serves: bool, now: float) -> None:
+        """From now on this host's application is the one that the other's has to be equal to, or it is not any more."""
+        if serves is not self._serves:
+            self._serves = serves
+            self._concern(now)
+
+    def _concern(self, now: float) -> None:
+        """Say what is known to be missing."""
+        if not self._shared:
+            return
+        weight = Weight.WARNING if self._serves else Weight.DEGRADED
+        if missed := max(self._told, len(self._own)):
+            what = f"the replica has missed input of {missed} connections ({self._reason})"
+            if self._serves:
+                what = f"the application lacks input of {missed} connections of before the takeover ({self._reason})"
+            self.out.concerns.raised(SOURCE, Concern(CODE, weight, what, LOST_CURE if self._serves else CURE), now)
+        if self._anew is not Anew.NONE:
+            what = (ANEW_LOST if self._serves else ANEW_REASONS)[self._anew]
+            cure = LOST_CURE if self._serves else ANEW_CURE
+            self.out.concerns.raised(SOURCE, Concern(ANEW_CODE, weight, what, cure), now)
 
     # ------------------------------------------------------------------------------------ whole again
 
@@ -152,7 +183,7 @@ class Wholeness:
         self._anew = anew
         self.out.counters["application-anew"] += 1
         self.out.mishaps.note("state may be lost", ANEW_REASONS[anew], None, now)
-        self.out.concerns.raised(SOURCE, Concern(ANEW_CODE, Weight.DEGRADED, ANEW_REASONS[anew], ANEW_CURE), now)
+        self._concern(now)
         self._next = now
 
     def said(self, now: float) -> None:

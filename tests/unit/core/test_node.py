@@ -28,7 +28,7 @@ from nfq_failover.wire.datagram import Kind
 from nfq_failover.wire.heartbeat import HeartbeatTemplate
 from nfq_failover.wire.records import Closed, End, EndKind, OnLink
 from tests.support import configured
-from tests.support.transcript import opening
+from tests.support.transcript import FLOW, opening
 
 ADDRESSES = {"a": "192.0.2.1", "b": "192.0.2.2"}
 
@@ -238,6 +238,21 @@ def test_what_is_wrong_with_a_host_is_known_to_the_other_at_once_and_until_it_is
     pair.now += STALE_S + 0.1
     pair.nodes["a"].handle(TimerFired(), pair.now)
     assert codes(pair.nodes["a"]) == [("", "peer-unheard")], "a peer that is silent says nothing any more"
+
+
+def test_what_the_application_has_missed_is_said_in_other_words_by_a_host_that_has_taken_over() -> None:
+    node = NodePair().nodes["b"]
+    node.members.state = State.SHADOWING
+    node.shadow.wholeness.lacks(1, FLOW, "the replica reset the connection")
+    for state, weight in (
+        (State.SHADOWING, Weight.DEGRADED),
+        (State.UNPROTECTED, Weight.WARNING),  # nobody serves whose state it could be given
+        (State.WAITING, Weight.DEGRADED),
+    ):
+        node.members.state = state
+        node.handle(TimerFired(), 100.3)
+        node.actions.carry_out(100.3)
+        assert [each.weight for each in node.out.concerns.own if each.code == "input-missed"] == [weight]
 
 
 def test_facts_are_told_when_a_session_begins_and_repeated() -> None:

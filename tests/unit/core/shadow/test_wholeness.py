@@ -104,6 +104,37 @@ def test_missed_input_degrades_everything() -> None:
     assert "replica-is-whole" in concern.cure
 
 
+def test_application_that_serves_has_nothing_to_become_equal_to() -> None:
+    """After a takeover: what it lacks is lost, or the other host's has it, and the pair is no worse for that."""
+    behind = Behind()
+    behind.miss()
+    behind.whole.serve(True, behind.now)
+    (concern,) = behind.out.concerns.own
+    assert (concern.code, concern.weight) == (CODE, Weight.WARNING)
+    assert "lacks input of 1 connections of before the takeover" in concern.what
+    assert "one that serves" not in concern.cure and "replica-is-whole" in concern.cure
+    behind.whole.lacks(2, FLOW, "bytes were lost at the takeover")  # found out later
+    behind.whole.review(behind.now)
+    (concern,) = behind.out.concerns.own
+    assert concern.weight is Weight.WARNING and "of 2 connections" in concern.what
+    behind.whole.serve(False, behind.now)
+    (concern,) = behind.out.concerns.own
+    assert concern.weight is Weight.DEGRADED
+    behind.whole.serve(True, behind.now)
+    behind.believe(OLD)
+    assert not behind.concerned
+
+
+def test_application_that_was_started_anew_and_serves_now_may_lack_what_the_other_one_knew() -> None:
+    behind = Behind()
+    behind.see(NEW)
+    behind.whole.serve(True, behind.now)
+    (concern,) = behind.out.concerns.own
+    assert (concern.code, concern.weight) == (ANEW_CODE, Weight.WARNING)
+    assert "before this host took over" in concern.what and "while nobody sends" not in concern.cure
+    assert not Behind().out.concerns.own
+
+
 def test_state_that_no_other_connection_needs_is_no_concern() -> None:
     behind = Behind(shared=False)
     behind.miss()
