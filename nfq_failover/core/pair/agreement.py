@@ -63,6 +63,7 @@ class Rule:
     """What is compared: the facts that are shown of both hosts, how much it matters that they differ, and what follows.
 
     `wrong(one, other)` says whether the two are of concern. It is asked only if both have told all of these facts.
+    `shown`: how a host's values are put, in the order of `facts`.
     """
 
     code: str
@@ -72,6 +73,7 @@ class Rule:
     follows: str = ""
     cure: str = "make both hosts the same"
     wrong: Callable[[Host, Host], bool] | None = None
+    shown: str = ""
 
     def judge(self, one: Host, other: Host) -> Concern | None:
         """The concern; None if all is well, or one of them has not told."""
@@ -80,8 +82,9 @@ class Rule:
         values = [tuple(host.facts[name] for name in self.facts) for host in (one, other)]
         if values[0] == values[1] if self.wrong is None else not self.wrong(one, other):
             return None
+        shown = self.shown or " x ".join(["{}"] * len(self.facts))
         told = "; ".join(
-            f"{' x '.join(value)} on {host.name}" for host, value in zip((one, other), values, strict=True)
+            f"{shown.format(*value)} on {host.name}" for host, value in zip((one, other), values, strict=True)
         )
         what = f"{self.label}: {told}" + (f": {self.follows}" if self.follows else "")
         return Concern(f"differs-{self.code}", self.weight, what, self.cure)
@@ -169,12 +172,13 @@ RULES: Final = (
     Rule("service", ("service",), _U, "the service address differs"),
     Rule("ports", ("ports",), _U, "`ports` differ", wrong=_lacks_ports),
     Rule(
-        *("added-ports", ("ports-wanted", "ports"), _D, "`ports` (all x in force) differ"),
+        *("added-ports", ("ports-wanted", "ports"), _D, "`ports` differ"),
         *(
             "those that are not in force on both are not protected",
             "give both hosts the same, and run 'nfq-failover reload' where it lacks one",
             _wants_others,
         ),
+        shown="{0} (in force so far: {1})",
     ),
     Rule("tap", ("tap",), _U, "`tap` differs", "the backup does not see what clients send"),
     Rule(

@@ -97,7 +97,7 @@ def test_ports_are_protected_when_both_hosts_have_them(pair: Reloading, order: t
     assert pair.rules["beta"] == (Profile.BACKUP, MORE if one == "beta" else FIRST)
     for name in order:
         assert pair.found(name)["differs-added-ports"][0] is Weight.DEGRADED
-        assert "80, 8081-8082 x 80 on " + one in pair.found(name)["differs-added-ports"][1]
+        assert "80, 8081-8082 (in force so far: 80) on " + one in pair.found(name)["differs-added-ports"][1]
     pair.reload(other, ports=MORE)
     pair.run(3)
     assert pair.diverts() == {"alpha": MORE, "beta": MORE}
