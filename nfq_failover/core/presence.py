@@ -73,6 +73,7 @@ class Presence:
 
     def _begun(self, begun: Begun, inodes: frozenset[int], now: float) -> None:
         role = self._members.role
+        self._shadow.missing.begun()
         self._shadow.application_begun(begun, self._application.life, inodes, role is Role.BACKUP, now)
         if role is Role.PRIMARY:
             self._gate.application_begun(begun, now)
@@ -87,6 +88,14 @@ class Presence:
             self.out.concerns.over(SOURCE, CODE, now)
         else:
             self.out.concerns.raised(SOURCE, concern, now)
+        self._shadow.missing.look(self._both(), now)
+
+    def _both(self) -> set[int] | None:
+        """The ports where both applications listen, and ours can have replicas; None if nobody knows."""
+        if not self._application.known:
+            return None
+        own = set(self._application.listening) - self._application.bound.keys()
+        return own if self._told.listens is None else own.intersection(self._told.listens.ports)
 
     def _judge(self, serves: bool, now: float) -> Concern | None:
         if not self._application.known:

@@ -8,6 +8,7 @@ from nfq_failover.core.events import PacketQueued
 from nfq_failover.core.outbox import Outbox
 from nfq_failover.core.settings import Settings
 from nfq_failover.core.shadow.connection import Die, Forget, Shadow, ShadowConnection
+from nfq_failover.core.shadow.missing import MissingReplicas
 from nfq_failover.core.shadow.repair import Repair
 from nfq_failover.core.shadow.strays import Strays
 from nfq_failover.core.tcp.syn import strip
@@ -54,6 +55,7 @@ class Openings:
         timers: TimerQueue[int],
         repair: Repair,
         strays: Strays,
+        missing: MissingReplicas,
         *,
         unconfirmed: dict[int, ShadowConnection],
         die: Die,
@@ -68,6 +70,7 @@ class Openings:
         self._timers = timers
         self._repair = repair
         self._strays = strays
+        self._missing = missing
         self._unconfirmed = unconfirmed
         self._die = die
         self._forget = forget
@@ -115,6 +118,7 @@ class Openings:
             connection.header.fit(self._mss)
         self.out.inward(client_syn(record))
         self._flows[record.flow] = self._numbers[record.conn] = connection
+        self._missing.opened(connection)
         self._timers.set(record.conn, now + connection.syn_retry_s)
 
     def _waits(self, record: Open) -> None:
@@ -148,6 +152,11 @@ class Openings:
         self._waiting.clear()
 
     # ------------------------------------------------------------------------------------ packets
+
+    def refused(self, connection: ShadowConnection) -> None:
+        """Our TCP answers the client's SYN by a reset: it may listen soon."""
+        self._missing.refused(connection)
+        self.out.record(Opened(connection.conn, False, 0, ""))
 
     def client_syn(self, event: PacketQueued, seg: Segment, connection: ShadowConnection) -> None:
         """A client's SYN for a connection that there is."""
@@ -204,6 +213,7 @@ class Openings:
         ts = None if opening.tsval is None or granted.tsval is None else (opening.tsval, granted.tsval)
         mapping = Translation(opening.iss, seg.seq, opening.wscale or 0, granted.wscale or 0, ts, now)
         connection.answered(mapping, seg.wnd)
+        self._missing.answered(connection)
         self._strays.forget(connection.conn)
         inward, output = connection.inward, connection.output
         inward.order.wait_anew(now)

@@ -16,6 +16,7 @@ from nfq_failover.core.shadow.ends import ShadowEnds
 from nfq_failover.core.shadow.feeding import Feeding
 from nfq_failover.core.shadow.handover import ShadowHandovers
 from nfq_failover.core.shadow.holding import Holding
+from nfq_failover.core.shadow.missing import MissingReplicas
 from nfq_failover.core.shadow.opening import Openings
 from nfq_failover.core.shadow.repair import Repair
 from nfq_failover.core.shadow.strays import Strays
@@ -67,6 +68,7 @@ class Records:
         strays: Strays,
         vanished: Vanished,
         wholeness: Wholeness,
+        missing: MissingReplicas,
         *,
         unconfirmed: dict[int, ShadowConnection],
         give_up: Callable[[ShadowConnection, str], None],
@@ -82,6 +84,7 @@ class Records:
         self._divergence = divergence
         self._feeding = feeding
         self._strays = strays
+        self._missing = missing
         self._vanished = vanished
         self._unconfirmed = unconfirmed
         self._give_up = give_up
@@ -171,6 +174,7 @@ class Records:
         """The primary's TCP has forgotten the connection: ours may finish by itself, or is reset."""
         self._out.record(Closed(record.conn))
         self._strays.forget(record.conn)
+        self._missing.over(record.conn)
         connection = self._numbers.get(record.conn)
         if connection is None:
             self._openings.over(record.conn)

@@ -21,7 +21,7 @@ from nfq_failover.core.shadow.takeover import Takeover
 from nfq_failover.core.tcp.syn import refuses_syn
 from nfq_failover.core.tcp.translation import Translation
 from nfq_failover.core.timers import TimerQueue
-from nfq_failover.wire.records import Opened, SentAsked
+from nfq_failover.wire.records import SentAsked
 from nfq_failover.wire.segment import Segment
 
 EDGE_CONFIRM_S = 0.004
@@ -206,7 +206,7 @@ class Segments:
         if connection.state is Shadow.OPENING or connection.state is Shadow.DEAD or mapping is None:
             out.drop(event.queue, event.packet_id, "replica-silent")
             if seg.flags & RST and connection.state is Shadow.OPENING:
-                out.record(Opened(connection.conn, False, 0, ""))
+                self._openings.refused(connection)
             else:
                 out.reset_unknown(seg)  # of an earlier connection, or of one that can't be continued
             return True

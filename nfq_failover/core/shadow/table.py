@@ -19,6 +19,7 @@ from nfq_failover.core.shadow.feeding import Feeding
 from nfq_failover.core.shadow.handover import ShadowHandovers
 from nfq_failover.core.shadow.holding import Holding
 from nfq_failover.core.shadow.lengths import Lengths
+from nfq_failover.core.shadow.missing import MissingReplicas
 from nfq_failover.core.shadow.opening import Openings
 from nfq_failover.core.shadow.records import Records
 from nfq_failover.core.shadow.repair import Repair
@@ -52,6 +53,7 @@ class ShadowTable:
         self.feeding = Feeding(out, numbers, self._fed_enough)
         self.resets = Resets(out)
         self.strays = Strays(out, settings)
+        self.missing = MissingReplicas(out, flows)
         self.lengths = Lengths(settings, out, numbers, self.resets, self._part)
         self.divergence = Divergence(settings, out, numbers, self.lengths, self._part)
         self.ends = ShadowEnds(out, numbers, self.divergence, settings)
@@ -62,7 +64,7 @@ class ShadowTable:
             forget=self.forget,
         )
         self.openings = Openings(
-            *(settings, out, flows, numbers, self.timers, self.repair, self.strays),
+            *(settings, out, flows, numbers, self.timers, self.repair, self.strays, self.missing),
             unconfirmed=self._unconfirmed,
             die=self._die,
             forget=self.forget,
@@ -92,7 +94,7 @@ class ShadowTable:
         )
         self.records = Records(
             *(out, numbers, self.timers, self.openings, self.repair, self.holding, self.divergence, self.ends),
-            *(self.feeding, self.handovers, self.strays, self.vanished, self.wholeness),
+            *(self.feeding, self.handovers, self.strays, self.vanished, self.wholeness, self.missing),
             unconfirmed=self._unconfirmed,
             give_up=self._give_up,
             die=self._die,
@@ -193,6 +195,7 @@ class ShadowTable:
         conn = connection.conn
         self.numbers.pop(conn, None)
         self.openings.over(conn)
+        self.missing.over(conn)
         self.timers.cancel(conn)
         self.takeover.recovery.forget(connection)
         self._unconfirmed.pop(conn, None)
@@ -212,6 +215,7 @@ class ShadowTable:
         self.feeding.clear()
         self.holding.clear()
         self.strays.clear()
+        self.missing.clear()
         self.resets.clear()
         self.ends.clear()
         self.vanished.clear()
@@ -229,6 +233,7 @@ class ShadowTable:
         """Every connection is ours now. Returns how many go on, and how many are reset."""
         self.handovers.adopt()
         self._unconfirmed.clear()
+        self.missing.clear()
         self.repair.tap.clear()
         return self.takeover.take_over(now)
 

@@ -38,6 +38,21 @@ while True:
 """
 
 
+GREETS = """
+import socket
+listener, taken = socket.create_server(("", {port})), []
+while True:
+    taken.append(listener.accept()[0])
+    taken[-1].sendall(b"x")
+"""
+FULL = """
+import socket, time
+listener = socket.create_server(("", {port}), backlog=0)
+waits = socket.create_connection(("127.0.0.1", {port}))
+time.sleep(600)
+"""  # one waits to be accepted, so that there is no room for another
+
+
 @pytest.fixture
 def lab(tmp_path: Path) -> Iterator[Lab]:
     """A pair with redis on both hosts."""
@@ -106,6 +121,40 @@ def test_client_that_only_listens_to_one_host_alone_hears_of_the_takeover(lab: L
     finally:
         server.kill()
         server.wait()
+
+
+def test_application_that_takes_no_connections_any_more_is_a_state_of_its_host(lab: Lab) -> None:
+    """It listens, and its queue of connections is full, on the backup alone."""
+
+    def concerns(node: str) -> dict[str, str]:
+        said = ask_daemon(lab.store, node) or {}
+        return {each["code"]: each["what"] for each in said.get("concerns", ())}
+
+    programs = {"a": GREETS, "b": FULL}
+    servers = {node: lab.popen(node, [sys.executable, "-c", text.format(port=DATA)]) for node, text in programs.items()}
+    with contextlib.ExitStack() as clients:
+        try:
+            for node in programs:
+                assert eventually(lambda node=node: _listens(lab, node), 10)  # type: ignore[misc]
+            other = RedisClient(clients.enter_context(connect(lab, REDIS)))
+            assert eventually(lambda: bool(row(lab, other.name).get("protected")), 20)
+            talks = [clients.enter_context(connect(lab, DATA, 20.0)) for _ in range(3)]
+            assert [talk.recv(1) for talk in talks] == [b"x"] * 3
+            for node in programs:
+                assert eventually(lambda node=node: "replicas-missing" in concerns(node), 20), concerns(node)  # type: ignore[misc]
+                assert concerns(node)["replicas-missing"].startswith(f"the last 3 connections at {DATA} got no replica")
+            assert lab.status()["nodes"]["a"]["state"] == "degraded", "redis has its replicas"
+            assert row(lab, other.name)["protected"]
+            servers["b"].kill()
+            servers["b"].wait()
+            servers["b"] = lab.popen("b", [sys.executable, "-c", GREETS.format(port=DATA)])
+            assert eventually(lambda: not concerns("a") and lab.status()["nodes"]["a"]["state"] == "protected", 20)
+            names = ["{}:{}".format(*talk.getsockname()) for talk in talks]
+            assert eventually(lambda: all(row(lab, name).get("protected") for name in names), 20)
+        finally:
+            for server in servers.values():
+                server.kill()
+                server.wait()
 
 
 class Redis:

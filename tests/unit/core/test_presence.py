@@ -28,9 +28,11 @@ class Host:
         self.application = Application()
         members: Any = SimpleNamespace(role=Role.PRIMARY if part is Part.PRIMARY else Role.BACKUP)
         nobody: Any = None  # who is told of a look
+        shadow: Any = SimpleNamespace(missing=self)
+        self.where: set[int] | None = None  # both listen there
         self.presence = Presence(
             *(settings(ports=((A, B),)), self.out, self.application, self.told, nobody),
-            *(members, nobody, nobody),
+            *(members, nobody, shadow),
         )
         self.theirs = theirs
         self.inode = 1
@@ -43,6 +45,11 @@ class Host:
         found = frozenset((port, 100 * port + self.inode) for port in ports)
         event = ListenersSeen(found, 1.0, bound=tuple((port, "eth0") for port in bound))
         self.application.seen(event, self.now)
+
+    def look(self, where: set[int] | None, now: float) -> None:
+        """As `MissingReplicas` is called."""
+        assert now == self.now
+        self.where = where
 
     def wait(self, seconds: float) -> None:
         for _ in range(round(seconds / 0.1) + 3):
@@ -200,3 +207,17 @@ def test_clients_reach_a_server_whose_socket_is_bound_to_an_interface() -> None:
     host.listens(A, bound=(A,))
     host.wait(2 * LATE_S)
     assert host.weight is None
+
+
+def test_replicas_are_looked_for_where_both_applications_can_be_reached() -> None:
+    host = Host(Part.BACKUP, own=(A, A + 1, A + 2), theirs=(A, A + 1, A + 3))
+    assert host.where == {A, A + 1}
+    host.listens(A, A + 1, bound=(A + 1,))
+    host.wait(0.5)
+    assert host.where == {A}
+    host.theirs = None
+    host.wait(STALE_S + 1)
+    assert host.where == {A}
+    host.application.seen(ListenersSeen(frozenset(), 1.0, known=False), host.now)
+    host.wait(0.5)
+    assert host.where is None
