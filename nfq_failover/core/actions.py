@@ -102,6 +102,7 @@ class Actions:
         elif action is Do.ARM:
             self._rules.apply(Profile.PRIMARY, members.role)
         elif action is Do.PROTECT:
+            self._gate.missed.later.inherited(*self._shadow.takeover.brought())
             self._gate.start_protecting(now)
         elif action is Do.RELEASE:
             self._gate.stop_protecting(members.reason, now)

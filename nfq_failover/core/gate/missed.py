@@ -17,6 +17,7 @@ from collections.abc import Mapping
 from nfq_failover.core.application import ANEW_REASONS, Begun
 from nfq_failover.core.concerns import Concern, Weight
 from nfq_failover.core.gate.connection import BEFORE_BACKUP, SYN_UNSEEN, Gate, GatedConnection
+from nfq_failover.core.gate.joined import JoinedLater
 from nfq_failover.core.outbox import Outbox
 from nfq_failover.core.timers import TimerQueue
 from nfq_failover.wire.records import Anew, BegunAnew, Believed, InputMissed, Lives, Whole, WholeSaid
@@ -43,6 +44,7 @@ class MissedInput:
     def __init__(self, out: Outbox, flows: Mapping[FlowKey, GatedConnection], shared: bool) -> None:
         """`shared`: the application's connections have state in common."""
         self.out = out
+        self.later = JoinedLater(out, flows, shared)
         self.instance = 0
         self._flows = flows
         self._shared = shared
@@ -56,6 +58,7 @@ class MissedInput:
         self._lost = False  # our application was started anew, and the backup does not know so far
         self._anew = 0, Anew.NONE  # what the backup says so of itself, and in which life
         self._life: int | None = None  # of the backup's application
+        self._left: int | None = None  # what it was when the last backup left
         self._met = False  # we have heard of it since the backup has joined
         self._began: float | None = None  # ours, not earlier than this; None: before anybody looked
         self._their_began: float | None = None
@@ -131,6 +134,7 @@ class MissedInput:
 
     def on_whole(self, record: Whole, now: float) -> None:
         """The backup tells which life of its application this is, and what it knows."""
+        self.later.lives(record.instance, now)
         if record.instance != self.instance:
             first = not self.instance
             if not first and not self._equal:
@@ -193,6 +197,7 @@ class MissedInput:
 
     def closed(self, connection: GatedConnection) -> None:
         """A connection is over, or not ours any more."""
+        self.later.closed(connection)
         if connection.own.rcv_nxt > 0:
             self._fed_at = max(self._fed_at, connection.opened_at)
 
@@ -210,6 +215,8 @@ class MissedInput:
 
     def on_lives(self, record: Lives, now: float) -> None:
         """The backup tells which life of its application this is, and whether either has begun anew."""
+        if not self._met:
+            self.later.meets(bool(record.life) and record.life == self._left, now)
         if record.life != self._life:
             # It was another one before, or there was none; but of what was there when it joined nothing is known.
             self._their_began = now - HEARD_S if self._met else None
@@ -249,6 +256,7 @@ class MissedInput:
 
     def start(self, now: float) -> None:
         """A backup is there: what is open now was there before."""
+        self.later.start(now)
         self._on, self._since = True, now
         self._before = 0
         self._met = False
@@ -258,8 +266,11 @@ class MissedInput:
             if connection.state is Gate.UNPROTECTED:
                 connection.miss_from(connection.own.rcv_nxt, counts=False)
 
-    def stop(self) -> None:
+    def stop(self, now: float) -> None:
         """There is no backup: nothing is missing anywhere. What its application has missed is remembered."""
+        self.later.stop(now)
+        if self._on:
+            self._left = self._life
         self._on = False
         self._timer.clear()
         for connection in self._flows.values():

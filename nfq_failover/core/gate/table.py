@@ -400,7 +400,7 @@ class GateTable:
         """The backup is gone for good: let everything go."""
         self.protecting = False
         self.digests.let_all_go()
-        self.missed.stop()
+        self.missed.stop(now)
         self.served.stop()
         self.reason = reason
         self.news.waiting.clear()
@@ -477,7 +477,8 @@ class GateTable:
     def clear(self, now: float) -> None:
         """Forget everything: this host does not serve any more."""
         self.protecting = False
-        self.missed.stop()
+        self.missed.stop(now)
+        self.missed.later.forget(now)
         self.served.stop()
         self.reason = "no backup"
         self.flows.clear()

@@ -184,6 +184,7 @@ class ShadowTable:
     def forget(self, connection: ShadowConnection) -> None:
         """Drop all state of a connection."""
         if self.flows.get(connection.flow) is connection:
+            self.takeover.over(connection)
             del self.flows[connection.flow]
             if self.checkpoint is not None:
                 self.checkpoint.forget(connection.flow)

@@ -15,6 +15,7 @@ from nfq_failover.core.shadow.repair import Repair
 from nfq_failover.core.shadow.resets import Resets
 from nfq_failover.core.shadow.strays import Stray, Strays, unanswered
 from nfq_failover.core.shadow.wholeness import Wholeness
+from nfq_failover.core.tcp.input_count import InputCount
 from nfq_failover.core.tcp.translation import Translation
 from nfq_failover.wire.segment import FlowKey, Segment
 from nfq_failover.wire.seqnum import diff
@@ -59,11 +60,13 @@ class Takeover:
         self._holding = holding
         self._die = die
         self._forget = forget
+        self._brought = InputCount()
         self.backoff = BackoffRevert(numbers, out)
         self.recovery = Recovery(numbers, out)
 
     def take_over(self, now: float) -> tuple[int, int]:
         """Every connection is ours now. Returns how many go on, and how many are reset."""
+        self._brought.clear()
         going, reset = 0, 0
         taken: list[ShadowConnection] = []
         for connection in list(self._flows.values()):
@@ -106,10 +109,24 @@ class Takeover:
     def be_heard(self, connection: ShadowConnection, now: float) -> None:
         """The client of one connection in the shadow hears us from now on."""
         connection.take_over(self.out, now)
+        self._brought.begin(connection.flow, connection.inward.held)
         self._repair.watch_lag(connection, now)
         self._holding.goes_on(connection, now)
         self.recovery.begin(connection, now)
         self._lengths.behind(connection, now)
+
+    def over(self, connection: ShadowConnection) -> None:
+        """A connection is forgotten."""
+        if self._brought.follows(connection.flow):
+            self._brought.end(connection.flow, connection.inward.rcv_nxt)
+
+    def brought(self) -> tuple[int, int]:
+        """How many of the connections that were taken over have brought something until now, and how many bytes."""
+        for connection in self._flows.values():
+            if connection.state is Shadow.ACTIVE:  # perhaps from before the daemon's start: it counts from now on
+                self.over(connection)
+                self._brought.begin(connection.flow, connection.inward.rcv_nxt)
+        return self._brought.connections, self._brought.size
 
     def cut(self, connection: ShadowConnection, now: float) -> None:
         """Tell the client of a connection that can't be continued that it is over."""

@@ -413,3 +413,23 @@ def test_connection_whose_handshake_is_not_complete_has_no_bytes_of_the_other_se
         assert connection.output.snd_una == -1
         assert not connection.output.foreign
         t.effects.clear()
+
+
+def test_what_clients_bring_after_the_takeover_is_counted() -> None:
+    with Shadowing() as t:
+
+        def takes(start: int, length: int) -> tuple[int, int]:
+            for given in (from_client(start, length), replica(ack=start + length)):
+                t >> given
+                t.effects.clear()
+            return t.side.takeover.brought()
+
+        assert takes(0, 100) == (0, 0), "before the takeover"
+        t >> "takeover"
+        t.effects.clear()
+        assert t.side.takeover.brought() == (0, 0)
+        assert takes(100, 50) == t.side.takeover.brought() == (1, 50)
+        assert takes(150, 1) == (1, 50), "it may be a FIN"
+        assert takes(151, 7) == (2, 57), "more of one that has been counted before"
+        t.side.forget(t.shadow)
+        assert t.side.takeover.brought() == (2, 57)
