@@ -10,6 +10,7 @@ from nfq_failover.core.events import Log, Profile
 from nfq_failover.core.gate.connection import Gate, GatedConnection
 from nfq_failover.core.ports import covers
 from nfq_failover.core.shadow.connection import Shadow
+from nfq_failover.core.shadow.missing import CODE as MISSING
 from nfq_failover.core.tcp.seqspace import SeqSpace
 from nfq_failover.core.tcp.window import ROUNDING_BYTES
 from nfq_failover.wire.icmp import IcmpError, is_icmp
@@ -96,6 +97,7 @@ class Checks(Promises):
 
         A primary that goes on without a backup protects nothing any more, also if no client hears it say anything.
         """
+        assert log.fields.get("code") != MISSING, f"{host.name} misses replicas: {log.fields}"
         if log.event == "state" and log.fields.get("after") == "unprotected" and not _begins_to_serve(log):
             for seen in self.flows.values():
                 seen.protected = False
