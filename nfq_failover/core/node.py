@@ -234,14 +234,23 @@ class Node:
             self._outbound(event, seg, now)
 
     def _own_packet(self, event: PacketQueued, seg: Segment, now: float) -> None:
-        """Let a packet go on that the daemon has sent. A SYN-ACK that our TCP repeats looks like it, but for what was
-        changed in the one that was sent."""
-        have = self.gate.flows.get((seg.dst, seg.dport, seg.src, seg.sport)) if seg.flags & SYN else None
-        if have is not None and self.gate.opening.repeats(event, seg, have):
+        """Let a packet go on that the daemon has sent; what has waited before it in the queue may be newer. A SYN-ACK
+        that our TCP repeats looks like it, but for what was changed in the one that was sent."""
+        flow = (seg.dst, seg.dport, seg.src, seg.sport)
+        gated, shadow = self.gate.flows.get(flow), self.shadow.flows.get(flow)
+        if seg.flags & SYN and gated is not None and self.gate.opening.repeats(event, seg, gated):
             return
         self.out.counters["own-packet-queued"] += 1
         self.out.injected.returned(now)
-        self.out.accept(event.queue, event.packet_id)
+        renewed = False
+        if seg.flags & (SYN | RST | ACK) == ACK:
+            if shadow is not None:
+                renewed = shadow.map is not None and shadow.resending.renew(shadow.map, seg)
+            elif gated is not None:
+                renewed = gated.acks.renew(seg)
+        if renewed:
+            seg.seal()
+        self.out.accept(event.queue, event.packet_id, seg.buf if renewed else None)
 
     def _inbound(self, event: PacketQueued, seg: Segment, now: float) -> None:
         connection = self.shadow.flows.get((seg.src, seg.sport, seg.dst, seg.dport))

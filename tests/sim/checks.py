@@ -84,10 +84,21 @@ class Checks(Promises):
         self._numbers(host, seen, seg, client)
         self._gated(host, flow, seen, seg)
 
-    def returned(self, host: SimHost, packet: bytes) -> None:
-        """A packet leaves that was judged when the daemon sent it; since then it has been in the queue."""
+    def seen(self, packet: bytes | bytearray) -> Seen | None:
+        """The connection that a packet for a client belongs to now."""
         seg = Segment(bytearray(packet))
-        self._one_host(host, (seg.dst, seg.dport, seg.src, seg.sport), seg)
+        return self.flows.get((seg.dst, seg.dport, seg.src, seg.sport))
+
+    def returned(self, host: SimHost, packet: bytes, of: Seen | None) -> None:
+        """A packet leaves that was judged when the daemon sent it; since then it has been in the queue, behind others.
+        If the daemon still knows its connection, it has been brought up to date."""
+        seg = Segment(bytearray(packet))
+        flow = (seg.dst, seg.dport, seg.src, seg.sport)
+        self._one_host(host, flow, seg)
+        known = flow in host.node.gate.flows or flow in host.node.shadow.flows
+        if known and of is not None and of is self.flows.get(flow) and not self.excuse and not seg.flags & (SYN | RST):
+            assert seg.checksum_ok(), f"{host.name} sends a wrong checksum: {seg}"
+            self._numbers(host, of, seg, of.client)
 
     def logged(self, host: SimHost, log: Log) -> None:
         """A host of this world has its rules before it serves, so it sees every SYN that its TCP answers.

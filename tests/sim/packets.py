@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import count
+from random import Random
 from typing import TYPE_CHECKING
 
 from nfq_failover.constants import ACK, FIN, RST, SYN
@@ -20,13 +21,17 @@ from nfq_failover.wire.segment import FlowKey, Segment
 from .kernel import cut_super_segment
 
 if TYPE_CHECKING:
+    from .checks import Seen
     from .host import SimHost
 
 STEP_S = 0.00002  # from the stack to the queue
 
 
 class Returning(bytearray):
-    """A packet of the daemon that comes back to it by the queue, since another rule has taken its mark away."""
+    """A packet of the daemon that comes back to it by the queue, since another rule has taken its mark away. `of`: its
+    connection, as it looked on the wire then."""
+
+    of: Seen | None = None
 
 
 class Packets:
@@ -35,6 +40,7 @@ class Packets:
 
     def __init__(self, host: SimHost) -> None:
         self.host = host
+        self._returns, self._returns_at = Random(f"{host.world.scenario.seed}/returns {host.name}"), 0.0
         self.restart()
 
     def restart(self) -> None:
@@ -120,7 +126,7 @@ class Packets:
             return
         pieces = cut_super_segment(packet, host.plan.mtu) if len(packet) > host.plan.mtu else [packet]
         for piece in pieces:
-            host.world.outward(host, bytes(piece), returns=isinstance(piece, Returning))
+            host.world.outward(host, bytes(piece), piece if isinstance(piece, Returning) else None)
 
     def inject(self, packet: bytearray) -> None:
         """A packet of the daemon goes out; unless another rule takes its mark away, past the queue."""
@@ -129,8 +135,17 @@ class Packets:
         if not host.plan.marks_lost or is_icmp(packet):  # our rules queue TCP alone
             self._to_wire(packet)
         elif not host.unplugged:
-            host.world.checks.emitted(host, bytes(packet))  # now, since what leaves meanwhile overtakes it
-            host.later(STEP_S, self._from_stack, Returning(packet), False)
+            host.world.checks.emitted(host, bytes(packet))
+            # Until the daemon's process has the processor to send it, our TCP says more, and that comes first.
+            self._returns_at = max(self._returns_at, host.clock.now + self._returns.choice((0.0, 0.0, 0.002, 0.05)))
+            back = Returning(packet)
+            back.of = host.world.checks.seen(packet)
+            host.later(self._returns_at + STEP_S - host.clock.now, self._come_back, back, host.run)
+
+    def _come_back(self, packet: bytearray, run: int) -> None:
+        """A packet of the daemon is in the queue, unless the daemon has ended before."""
+        if run == self.host.run:
+            self._from_stack(packet, False)
 
     def verdict(self, verdict: Verdict) -> None:
         """The daemon says what becomes of a packet."""

@@ -25,6 +25,7 @@ from .incidents import Incidents
 from .kernel import Kernel
 from .network import Path, Quality
 from .opinions import Fences, Witness
+from .packets import Returning
 from .scenario import ADDED, DOWNLOAD, ECHO, PROBE_PORT, TURNS, UPLOAD, Connection, HostPlan, Scenario
 from .stalls import Stalls
 from .tcp import Personality
@@ -184,11 +185,11 @@ class SimWorld:
             else:
                 self.taps[other.name].send(packet)
 
-    def outward(self, host: SimHost, packet: bytes, returns: bool = False) -> None:
+    def outward(self, host: SimHost, packet: bytes, returns: Returning | None = None) -> None:
         """A packet leaves a server for the client. `returns`: it is a daemon's own, which was in the queue."""
         self._note(host.name, packet)
-        if returns:
-            self.checks.returned(host, packet)
+        if returns is not None:
+            self.checks.returned(host, packet, returns.of)
         else:
             self.checks.emitted(host, packet)
         if not self.client_in.send(packet):

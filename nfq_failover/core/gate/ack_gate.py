@@ -27,7 +27,7 @@ from nfq_failover.core.tcp.window import window_field
 from nfq_failover.wire.build import ack_options, build_segment
 from nfq_failover.wire.records import Confirm
 from nfq_failover.wire.segment import Segment
-from nfq_failover.wire.seqnum import MASK, lt
+from nfq_failover.wire.seqnum import MASK, diff, lt
 
 MAX_HELD = 64
 OWED_HOLD_S = 0.0025  # the timer comes at POLL_FIRST_S = 3 ms
@@ -319,6 +319,26 @@ class AckGate:
         )
         out.counters["released" if data else "ack-sent"] += 1
         out.outward(packet)
+
+    def renew(self, seg: Segment) -> bool:
+        """Bring a segment up to date that was newly built, and has then waited behind segments of our TCP: the client
+        would refuse an older TSval (RFC 7323 section 5.3). Returns whether it is changed now."""
+        own, told = self._own, self.told_ack
+        ack = own.client.offset(seg.ack)
+        if not 0 <= ack <= told:
+            return False  # of an earlier connection
+        late = bool(own.timestamps and seg.ts_off and diff(seg.tsval, own.tsval) < 0)
+        if ack == told and ack + (seg.wnd << own.wscale) >= self.told_edge and not late:
+            return False
+        if ack < told:
+            seg.set_ack(own.client.seq(told))
+            if seg.sack:
+                seg.set_sack([])  # a block that is acknowledged would tell the client of a duplicate (RFC 2883)
+        seg.set_wnd(self.window_for(told))
+        self._note_told(told, told + (seg.wnd << own.wscale))
+        if late:
+            seg.set_timestamps(own.tsval, own.tsecr)
+        return True
 
     def probe(self, out: Outbox, seq: int) -> None:
         """Make the client repeat its acknowledgement, by a segment that is no news to it: the byte before `seq`, which

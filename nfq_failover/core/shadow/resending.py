@@ -142,6 +142,22 @@ class Resending:
             )
         )
 
+    def renew(self, mapping: Translation, seg: Segment) -> bool:
+        """Bring a segment up to date that `send` has built, and that has then waited behind segments of our TCP: the
+        client would refuse an older TSval, and what it carries (RFC 7323 section 5.3). Returns whether it is changed
+        now."""
+        client = self._inward.client
+        ack = client.offset(seg.ack)
+        if not 0 <= ack <= self._held():
+            return False  # of an earlier connection
+        before = seg.ack, seg.wnd, seg.tsval, seg.tsecr
+        ack = max(ack, self.told_ack)
+        seg.set_ack(client.seq(ack))
+        seg.set_wnd(mapping.seen_window(ack, self._inward.rcv_edge))
+        if seg.ts_off:
+            seg.set_timestamps(mapping.newest_tsval(seg.tsval), self._header.tsval)
+        return (seg.ack, seg.wnd, seg.tsval, seg.tsecr) != before
+
     def resend(self, mapping: Translation, out: Outbox, segments: int, now: float) -> int:
         """Send up to `segments` more of the suppressed output; returns how many went out. Ends the resending when
         done."""

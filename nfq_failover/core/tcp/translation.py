@@ -83,6 +83,10 @@ class Translation:
         self._ts_sent = seen
         return seen
 
+    def newest_tsval(self, tsval: int) -> int:
+        """The newest TSval that the client was sent; `tsval`, which it was sent, too, if that is not known."""
+        return tsval if self._ts_sent is None else self._ts_sent
+
     def take_over(self, told_edge: int) -> None:
         """From now on the client hears us: cover what the estimate may lack. `told_edge`: see the class."""
         self._ts_offset = (self._ts_offset + TS_SLACK_MS) & MASK

@@ -210,6 +210,13 @@ GATE = (
         (25, "outrun"),
     ),
     Mutant(
+        "let out an acknowledgement that newer segments have overtaken",
+        "falls from",
+        (Patch(AckGate, "renew", lambda *_: False),),
+        ("crash-primary", "cut"),
+        (52000070, "cut"),
+    ),
+    Mutant(
         "protect again before the backup knows",
         "will not continue it",
         (Patch(Distance, "agreed", property(lambda self: True)),),

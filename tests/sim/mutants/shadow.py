@@ -205,6 +205,13 @@ SHADOW = (
         (Patch(Injected, "knows", lambda self, packet: False),),
         CRASHES,
     ),
+    Mutant(
+        "let out what newer segments have overtaken",
+        "falls from",
+        (Patch(Resending, "renew", lambda *_: False),),
+        CRASHES,
+        (52000008, "crash-primary"),
+    ),
     Mutant("resend beside the place", "wrong bytes", (Patch(Resending, "send", _beside),), CRASHES),
     Mutant(
         "keep the records of an old generation",
