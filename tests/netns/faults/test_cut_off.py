@@ -41,7 +41,7 @@ def test_a_backup_that_loses_what_it_needs_leaves_the_primary_alone(world: Fault
         living.exchange()
         on(world, backup, "ip", *break_it)
         time.sleep(OUTAGE_S)
-        assert world.said(backup, lines, "own-address-missing" if what == "address" else "route-missing")
+        assert world.comes(backup, lines, "own-address-missing" if what == "address" else "route-missing")
         on(world, backup, "ip", *mend_it)
         assert eventually(lambda: world.states() == {primary: "protected", backup: "shadowing"}), world.states()
         living.exchange()
