@@ -226,10 +226,14 @@ class Node:
             return
         if self.members.state is State.DOUBT:
             out.drop(event.queue, event.packet_id, "in-doubt")  # of a connection taken over earlier, too
-        elif event.queue is Queue.OUT and not event.checksum_pending and out.injected.knows(event.packet):
-            self._own_packet(event, seg, now)  # our TCP leaves its checksums to the card; what we build has one
         elif event.queue is Queue.IN:
             self._inbound(event, seg, now)
+        elif event.checksum_pending:  # our TCP leaves its checksums to the card; what we build has one
+            self._outbound(event, seg, now)
+        elif out.injected.knows(event.packet):
+            self._own_packet(event, seg, now)
+        elif not seg.checksum_ok():
+            out.drop(event.queue, event.packet_id, "bad-checksum")  # it is not our TCP's: a probe, or a forgery
         else:
             self._outbound(event, seg, now)
 

@@ -262,8 +262,8 @@ class Service:
             now = time.monotonic()
             if self._address.announcer.waiting and events and queue is self._queues[Queue.IN]:
                 self._address.heard(now)
-            if self._watch.path.expects and queue is self._queues[Queue.IN]:
-                events = self._watch.path.sift(events)
+            if self._watch.path.expects:
+                events = self._watch.path.sift(queue.queue, events)
             for event in events:
                 feed(event, now)
             self._effects.carry_out()

@@ -57,7 +57,7 @@ class HostWatch:
         self._routes = undo.closing(RoutesCheck(config, lambda: node.shadow.flows))
         self._foreign_rules = ForeignRules(RemoteRules(own.helper).start_look)
         self.path = path_check(
-            *(config, own.probe, queues[Queue.IN], rules, self._foreign_rules),
+            *(config, own.probe, queues, rules, self._foreign_rules),
             lambda: self._config.settings.ports,
             lambda: (*node.shadow.flows, *node.gate.flows),
             self._doubt_path,

@@ -97,7 +97,8 @@ class Sent:
 
 
 class ProbeSender:
-    """The sockets that send, made while there are still all rights. `owned`: the rules know what goes out."""
+    """The sockets that send, made while there are still all rights. `owned`: the rules know what goes out, as far as
+    is known."""
 
     def __init__(self, source: str, interface: str) -> None:
         """`source`: the service address. Raises OSError without CAP_NET_RAW and CAP_NET_ADMIN."""
@@ -170,11 +171,13 @@ def turned_round(index: int, service: bytes) -> bool:
 
 @dataclass(slots=True)
 class PathProbe:
-    """One try of several ways for several clients. `accept(packet_id)` lets a packet of the input queue go on."""
+    """One try of several ways for several clients. `accept(packet_id)` lets a packet of the input queue go on,
+    `refuse(packet_id)` drops one of the output queue."""
 
     service: bytes
     sender: ProbeSender
     accept: Callable[[int], None]
+    refuse: Callable[[int], None]
     probes: list[Sent] = field(default_factory=list)
     _token: tuple[int, int] = (0, 0)
     _receiver: socket.socket | None = None
@@ -221,6 +224,19 @@ class PathProbe:
             if isinstance(event, PacketQueued) and (sent := self._known(event.packet)) is not None:
                 sent.came()
                 self.accept(event.packet_id)
+            else:
+                left.append(event)
+        return left
+
+    def sift_output(self, events: list[PacketQueued | QueueOverrun]) -> list[PacketQueued | QueueOverrun]:
+        """Drop probes among what the output queue has brought; returns the rest. They come there if the rules go by the
+        mark, since the kernel has no owner match: then nothing can be tried outward."""
+        left = []
+        for event in events:
+            if isinstance(event, PacketQueued) and (sent := self._known(event.packet)) is not None:
+                sent.outcome = Outcome.UNKNOWN
+                self.sender.owned = False
+                self.refuse(event.packet_id)
             else:
                 left.append(event)
         return left

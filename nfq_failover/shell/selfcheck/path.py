@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Final, Protocol
 
 from nfq_failover.core.concerns import Concern, Part, Weight
-from nfq_failover.core.events import PacketQueued, Profile, QueueOverrun
+from nfq_failover.core.events import PacketQueued, Profile, Queue, QueueOverrun
 from nfq_failover.shell.firewall.path import Outcome, PathProbe, Sent, Target, Way
 from nfq_failover.shell.selfcheck.foreign_rules import Hint
 from nfq_failover.wire.segment import FlowKey
@@ -103,12 +103,12 @@ class PathCheck:
 
     @property
     def expects(self) -> bool:
-        """Whether probes may be among the packets of the input queue."""
+        """Whether probes may be among the packets of the queues."""
         return self._trying
 
-    def sift(self, events: list[PacketQueued | QueueOverrun]) -> list[PacketQueued | QueueOverrun]:
-        """Let probes among what the input queue has brought go on; returns the rest."""
-        return self._probe.sift(events)
+    def sift(self, queue: Queue, events: list[PacketQueued | QueueOverrun]) -> list[PacketQueued | QueueOverrun]:
+        """Judge the probes among what a queue has brought; returns the rest."""
+        return self._probe.sift(events) if queue is Queue.IN else self._probe.sift_output(events)
 
     def run(self, now: float) -> tuple[Concern, ...] | None:
         """See `Check`. Raises OSError."""

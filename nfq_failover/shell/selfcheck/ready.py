@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from nfq_failover.config import Config
+from nfq_failover.core.events import Queue
 from nfq_failover.core.ports import Ports
 from nfq_failover.shell.firewall.keeper import RulesKeeper
 from nfq_failover.shell.firewall.path import PathProbe, ProbeSender
@@ -43,7 +44,7 @@ def ready_checks(
 def path_check(
     config: Config,
     sender: ProbeSender,
-    queue: PacketQueue,
+    queues: Mapping[Queue, PacketQueue],
     rules: RulesKeeper,
     foreign: ForeignRules,
     ports: Callable[[], Ports],
@@ -51,16 +52,21 @@ def path_check(
     doubt: Callable[[], Sequence[Hint]],
     clients: MadeUpClients,
 ) -> PathCheck:
-    """Whether the host's own rules let the service's packets through. `queue`: of what comes in; `ports`, `flows`,
-    `doubt`, `clients` as of `PathCheck`."""
+    """Whether the host's own rules let the service's packets through. `ports`, `flows`, `doubt`, `clients` as of
+    `PathCheck`."""
     service = config.settings.service
     tracked = config.conntrack != "notrack"
+    come_in, go_out = queues[Queue.IN], queues[Queue.OUT]
     return PathCheck(
-        PathProbe(service, sender, lambda packet_id: queue.verdict(packet_id, True)),
+        PathProbe(
+            *(service, sender),
+            accept=lambda packet_id: come_in.verdict(packet_id, True),
+            refuse=lambda packet_id: go_out.verdict(packet_id, False),
+        ),
         ports,
         flows,
         clients,
         lambda: Circumstances(rules.in_force, sender.owned, foreign.guarded, tracked),
-        lambda: queue.gauge()["now"],
+        lambda: come_in.gauge()["now"],
         doubt,
     )

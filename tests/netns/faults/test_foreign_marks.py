@@ -50,6 +50,7 @@ def test_streams_outlive_a_crash(rule: str, known_by: str, concern: str | None, 
             netns.tool(["sysctl", "-qw", "net.ipv4.tcp_fwmark_accept=1"], namespace=inside)
         crashed = pair.lab.resolve("primary")
         survivor = TWO_HOSTS.other(crashed)
+        assert known_by == "owner" or eventually(lambda: "path-untried" in codes(pair, survivor))
         with (
             pair.capture(tmp_path / "client.pcap") as running,
             pair.start("bulk", "--size", "15M") as download,
@@ -61,6 +62,7 @@ def test_streams_outlive_a_crash(rule: str, known_by: str, concern: str | None, 
             ended_well(download)
             ended_well(upload)
         assert faultless(running).connections == 2
+        assert not pair.said(crashed, 0, "connection unprotected"), "none but the client's are there"
         assert concern is None or concern in known | codes(pair, survivor)
         returned = pair.ask(survivor)["counters"].get("own-packet-queued", 0)
         assert (returned > 0) == (known_by == "mark")

@@ -100,9 +100,12 @@ def prober(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
             sender = ProbeSender(SERVICE, "eth0")
             queue = PacketQueue(DEFAULT_QUEUE_IN, Queue.IN, max_len=64, rcvbuf=1 << 16, counters=open_counters())
         assert sender.owned
-        probe = PathProbe(socket.inet_aton(SERVICE), sender, lambda packet_id: queue.verdict(packet_id, True))
+        refused: list[int] = []
+        service = socket.inet_aton(SERVICE)
+        probe = PathProbe(service, sender, lambda packet_id: queue.verdict(packet_id, True), refused.append)
         try:
             yield Prober(net, probe, queue)
+            assert not refused
         finally:
             queue.close()
             sender.close()

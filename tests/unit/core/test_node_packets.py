@@ -136,6 +136,18 @@ def test_confirmation_releases_what_was_held() -> None:
     assert [Segment(bytearray(e.packet)).ack for e in host.effects() if isinstance(e, Inject)] == [client_seq(1000)]
 
 
+def test_what_no_tcp_has_sent_is_not_learnt_from() -> None:
+    """A raw socket's segment of a protected connection, with a wrong checksum as a probe of the rules has it."""
+    host = Protected()
+    own = host.node.gate.numbers[1].own
+    before = own.rcv_nxt, own.snd_nxt_seq
+    assert host.packet(server(5000, ack=70000, corrupt=True)) == "drop"
+    assert (own.rcv_nxt, own.snd_nxt_seq) == before
+    assert host.node.out.counters["bad-checksum"] == 1
+    assert host.packet(server(-1, ack=0, flags="S.", port=9, corrupt=True)) == "drop"
+    assert len(host.node.gate.flows) == 1
+
+
 def test_syn_ack_that_our_tcp_repeats_is_none_of_the_daemons_though_it_looks_like_that() -> None:
     """What is taken out of it is not compared: the first one was told a smaller MSS."""
     host = LoneNode(State.PROTECTED)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import cast
 
-from nfq_failover.constants import SYN
+from nfq_failover.constants import ACK, SYN
 from nfq_failover.core.concerns import Concern, Part, Weight
-from nfq_failover.core.events import Profile
+from nfq_failover.core.events import PacketQueued, Profile, Queue
 from nfq_failover.shell.firewall.path import Outcome, PathProbe, ProbeSender, Sent, Target, Way
 from nfq_failover.shell.selfcheck.foreign_rules import Hint
 from nfq_failover.shell.selfcheck.path import AGAIN_S, EVERY_S, TIMES, WAIT_S, Circumstances, PathCheck
+from nfq_failover.wire.build import build_segment
 from nfq_failover.wire.segment import FlowKey, Segment
 from nfq_failover.wire.tcp_options import SynOptions
 
@@ -209,7 +212,7 @@ def test_a_connection_in_doubt_is_tried_again_among_many() -> None:
 
 def test_a_probe_that_begins_a_connection_looks_like_a_host_s() -> None:
     """There are rules that drop a SYN without options."""
-    probe = PathProbe(SERVICE, cast(ProbeSender, None), lambda packet_id: None, _token=(500, 7))
+    probe = PathProbe(SERVICE, cast(ProbeSender, None), print, print, _token=(500, 7))
     packet = probe._packet(1, Sent(Way.INWARD, Target(SOMEBODY, 50000, 80, False)))
     segment = Segment(bytearray(packet))
     offered = SynOptions.parse(bytes(packet[40:]))
@@ -217,3 +220,18 @@ def test_a_probe_that_begins_a_connection_looks_like_a_host_s() -> None:
     assert (offered.mss, offered.sack_permitted, offered.wscale, offered.tsval) == (1460, True, 7, 1)
     assert not segment.checksum_ok(), "no TCP takes it"
     assert len(probe._packet(1, Sent(Way.INWARD, Target(SOMEBODY, 50000, 80, True)))) == 40
+
+
+def test_a_probe_in_the_output_queue_is_dropped_and_none_is_tried_outward_again() -> None:
+    """The rules go by the mark there: the node would take it for what our TCP says."""
+    refused: list[int] = []
+    sender = cast(ProbeSender, SimpleNamespace(owned=True))
+    probe = PathProbe(SERVICE, sender, print, refused.append, _token=(500, 7))
+    probe._receiver = cast(socket.socket, object())
+    probe.probes = [Sent(Way.OUTWARD, Target(FLOWS[0][0], FLOWS[0][1], 80, True))]
+    ours = PacketQueued(Queue.OUT, 1, bytearray(probe._packet(1, probe.probes[0])))
+    other = PacketQueued(Queue.OUT, 2, bytearray(build_segment((SERVICE, 80), FLOWS[0][:2], 1, 1, ACK, 500)))
+    assert probe.sift_output([ours, other]) == [other]
+    assert refused == [1]
+    assert probe.probes[0].outcome is Outcome.UNKNOWN
+    assert not sender.owned
