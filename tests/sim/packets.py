@@ -21,8 +21,8 @@ from nfq_failover.wire.segment import FlowKey, Segment
 from .kernel import cut_super_segment
 
 if TYPE_CHECKING:
-    from .checks import Seen
     from .host import SimHost
+    from .promises import Seen
 
 STEP_S = 0.00002  # from the stack to the queue
 

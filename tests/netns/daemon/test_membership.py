@@ -48,13 +48,14 @@ world = each_world()
 
 @contextlib.contextmanager
 def watched(world: FaultWorld) -> Iterator[list[tuple[str | None, ...]]]:
-    """Both daemons' states, sampled all the time in another thread."""
+    """Both hosts' states as they have agreed on them (a backup that knows of a concern is shown as unprotected, too),
+    sampled all the time in another thread."""
     seen: list[tuple[str | None, ...]] = []
     done = threading.Event()
 
     def look() -> None:
         while not done.wait(0.01):
-            seen.append(tuple(world.state(node) for node in TWO_HOSTS.hosts))
+            seen.append(tuple(world.membership().values()))
 
     thread = threading.Thread(target=look)
     thread.start()
