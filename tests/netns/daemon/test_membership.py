@@ -302,7 +302,7 @@ def test_a_host_that_wakes_in_an_older_epoch_steps_down_unheard(
         with world.capture(tmp_path / "client.pcap") as running, world.start(kind, "--size", "30M") as workload:
             time.sleep(0.4)
             with world.stopped([daemon, *(children(daemon) if whole_daemon else [])]):
-                assert eventually(lambda: world.state(backup) == "unprotected")
+                assert eventually(lambda: world.membership()[backup] == "unprotected")
                 idle.exchange()
                 time.sleep(0.3)
             ended_well(workload)
@@ -329,7 +329,7 @@ def test_what_was_decided_before_a_pause_is_not_heard_after_it(accepting: Shared
             (order.parent / "new").rename(order)
             assert eventually(lambda: not order.exists())
             with world.stopped([daemon]):
-                assert eventually(lambda: world.state(backup) == "unprotected")
+                assert eventually(lambda: world.membership()[backup] == "unprotected")
                 time.sleep(0.3)
             ended_well(workload)
             world.becomes(**{primary: "shadowing", backup: "protected"})

@@ -66,7 +66,7 @@ class Partition:
             self.cut(direction)
             self.report = ended_well(workload)
             # Till the last acknowledgement, also when that is held longer than the connection lasts.
-            assert eventually(lambda: self.world.state(self.primary) in (None, "unprotected"))
+            assert eventually(lambda: self.world.membership()[self.primary] in (None, "unprotected"))
             time.sleep(0.1)
 
     def cut(self, direction: str | None) -> None:

@@ -86,7 +86,7 @@ def test_witness_for_the_backup(world: FaultWorld, direction: str | None, tmp_pa
         cut(world, primary, "sync", direction)
         if direction == "in":
             # The backup hears the primary well, and has no cause to ask: nobody is heard until the cut is repaired.
-            world.becomes(**{primary: "doubt", backup: "shadowing"})
+            assert eventually(lambda: world.membership() == {primary: "doubt", backup: "shadowing"})
             assert eventually(lambda: bool(world.said(primary, lines, "votes are too old")))
             answers = caller.answers
             time.sleep(0.5)
