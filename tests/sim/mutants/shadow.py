@@ -194,7 +194,7 @@ SHADOW = (
     ),
     Mutant(
         "never resend at a takeover",
-        "did not end well",
+        "quotes 0, the client has been told",
         (Patch(Resending, "resend", lambda *_: 1), Patch(Recovery, "begin", nothing)),
         CRASHES,
         (331, "crash-primary"),
