@@ -49,12 +49,14 @@ def _run(args: argparse.Namespace) -> int:
     os.environ["OPENBLAS_NUM_THREADS"] = os.environ["OMP_NUM_THREADS"] = "1"
     from nfq_failover.config import advice, load
     from nfq_failover.shell import logs, signals
+    from nfq_failover.shell.privileged.last_good import load_and_keep
 
     signals.survive()  # until the daemon stands and takes them
     if os.geteuid():
         raise CommandError("run as root: netfilter queues and raw sockets need it")
-    config = load(args.config.absolute())  # to be found again
-    sentences = advice(config)  # now, as root, who can see all that it asks for
+    file = args.config.absolute()  # to be found again
+    config, problem = load_and_keep(file, args.last_good.absolute()) if args.last_good else (load(file), "")
+    sentences = [*advice(config), problem] if problem else advice(config)  # now, as root, who can see all it asks for
     from nfq_failover.shell.daemon import Daemon, log
     from nfq_failover.shell.start import prepare
     from nfq_failover.shell.trouble import prepare_last_words
@@ -67,6 +69,8 @@ def _run(args: argparse.Namespace) -> int:
     prepare_last_words(partial(logs.last_words, args.log_json))
     for sentence in sentences:
         log.warning("configuration", advice=sentence)
+    for fault in config.wrong:
+        log.error("configuration wrong, going on with the one before", error=str(fault))
     try:
         daemon = Daemon(prepared, follows_level=args.log_level is None)
         daemon.run(lambda: log.info("ready", name=config.settings.name, service=config.service))
@@ -139,6 +143,12 @@ def build_parser() -> argparse.ArgumentParser:
 
     run = command("run", "run the daemon", _run, f"{RUN}\n{SETTINGS}")
     add_config_option(run)
+    run.add_argument(
+        "--last-good",
+        type=Path,
+        metavar="FILE",
+        help="keep a copy of a right configuration there, and go on with that, and an alarm, while the file is wrong",
+    )
     _log_options(run, None)  # the configuration has it
     status.add_parser(commands)
     top.add_parser(commands)

@@ -68,7 +68,7 @@ def compare(old: Config, new: Config, *, same_key: bool, same_witness_key: bool)
         witness_key = b"" if same_witness_key else new.witness.key
     if witness_key and "witness.key_file" not in [each.name for each in applied]:
         applied.append(Changed("witness.key_file", "the key before", "another key"))
-    config = made(values, plan, b"", witness_key, old.file)
+    config = replace(made(values, plan, b"", witness_key, old.file), last_good=old.last_good)
     faults = Faults(old.file, Places())
     checks.check(config, faults)
     faults.refuse()

@@ -9,6 +9,7 @@ from typing import Any
 
 from nfq_failover.config.fence import FencePlan, WitnessPlan
 from nfq_failover.core.settings import Settings
+from nfq_failover.errors import Fault
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +47,8 @@ class Limits:
 class Config:
     """A daemon's configuration: what the core needs (`settings`), and the shell's own things.
 
-    `file` is where it is from.
+    `file` is where it is from. `last_good` is where a copy of it is kept that was right, if one is, and `wrong` is what
+    is wrong with the file by now if this is that copy.
 
     `values` are what the settings of the file are, by table and name, defaults included: what two configurations are
     compared by. The fence is not among them.
@@ -81,3 +83,5 @@ class Config:
     limits: Limits
     file: str = field(compare=False)
     values: Mapping[str, Mapping[str, Any]] = field(compare=False, repr=False)
+    last_good: Path | None = field(compare=False)
+    wrong: tuple[Fault, ...] = field(compare=False)

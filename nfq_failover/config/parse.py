@@ -31,6 +31,7 @@ _TYPES: Final[dict[type, str]] = {
 }
 _Values = dict[str, Any]
 _Part = TypeVar("_Part", Config, Limits, Privileges)
+_STATE_DIR: Final = re.compile(r"""^\s*state_dir\s*=\s*(["'])(.+?)\1\s*(?:#|$)""", re.MULTILINE)
 _TOML_LINE: Final = re.compile(r"at line (\d+)")
 _SUBSTITUTE: Final = bytes(MIN_KEY_BYTES)  # for a key that can't be read: what else is wrong is found all the same
 
@@ -46,7 +47,8 @@ def state_dir(path: Path) -> Path:
     try:
         given = tomllib.loads(text).get("state_dir", ...)
     except tomllib.TOMLDecodeError:
-        return parse_text(text, str(path)).state_dir  # which says what is wrong
+        line = _STATE_DIR.search(text)
+        given = line[2] if line else ...
     setting = schema.find("state_dir")
     try:
         found: Path = judged(setting, setting.default if given is ... else given)
@@ -249,6 +251,8 @@ def made(read: Mapping[str, _Values], plan: FencePlan, key: bytes, witness_key: 
         Config,
         top,
         file=file,
+        last_good=None,
+        wrong=(),
         values=read,
         settings=_settings(read, plan, key),
         fence=plan,

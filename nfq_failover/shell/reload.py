@@ -91,6 +91,8 @@ class Reloads:
         if isinstance(found, ConfigError):
             return self._refused(found)
         self._apply(found)
+        if reply.said:
+            log.warning("configuration", advice=reply.said)
         applied, restart = (list(map(str, each)) for each in (found.applied, found.restart))
         log.info("configuration reloaded", applied=applied, restart=restart)
         return {

@@ -18,6 +18,7 @@ from nfq_failover.shell.peer.heartbeat_process import HeartbeatProcess
 from nfq_failover.shell.privileged.client import RemoteRules
 from nfq_failover.shell.selfcheck.address import AddressCheck
 from nfq_failover.shell.selfcheck.checks import Check, SelfChecks
+from nfq_failover.shell.selfcheck.configuration import file_wrong
 from nfq_failover.shell.selfcheck.conflict import ConflictCheck
 from nfq_failover.shell.selfcheck.disk import StateDisk
 from nfq_failover.shell.selfcheck.facts import HostFactsReader
@@ -77,6 +78,7 @@ class HostWatch:
             Found("rules", rules.concerns),
             Found("witness", second_opinion.concerns),
             Found("checkpoint", own.store.concerns),
+            Found("configuration", lambda _: file_wrong(self._config)),
         ]
         self._checks = SelfChecks(checks)
 

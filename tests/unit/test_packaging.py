@@ -36,7 +36,10 @@ def test_the_parser_of_a_page_is_the_commands_own(monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize(
     ("name", "start"),
     [
-        ("nfq-failover", "run --config /etc/nfq-failover/config.toml"),
+        (
+            "nfq-failover",
+            "run --config /etc/nfq-failover/config.toml --last-good /run/nfq-failover/last-good.toml",
+        ),
         ("nfq-failover-witness", "witness --listen ${LISTEN} --key ${CREDENTIALS_DIRECTORY}/key"),
     ],
 )

@@ -41,6 +41,7 @@ from nfq_failover.shell.host.loopback import change_address
 from nfq_failover.shell.loop import Loop
 from nfq_failover.shell.privileged import rights
 from nfq_failover.shell.privileged.descriptors import left
+from nfq_failover.shell.privileged.last_good import keep
 from nfq_failover.shell.privileged.requests import (
     MAX_MESSAGE,
     REFUSED,
@@ -196,8 +197,9 @@ class Helper:
         if known is None:
             raise Refused("there is no file to read again")
         changes: Differences | ConfigError
+        text = ""
         try:
-            changes = known.reread()
+            changes, text = known.reread()
         except ConfigError as error:
             changes = error
         try:
@@ -209,7 +211,8 @@ class Helper:
             if isinstance(changes, ConfigError):
                 self._reply(number, 1, "", (answer,))
                 return
-            if self._reply(number, 0, "", (answer,)):
+            kept_in = changes.config.last_good
+            if self._reply(number, 0, keep(text, kept_in) if kept_in else "", (answer,)):
                 self._follow(known, changes.config)
         finally:
             os.close(answer)

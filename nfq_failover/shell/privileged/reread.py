@@ -33,17 +33,18 @@ class Known:
     key: bytes
     witness_key: bytes
 
-    def reread(self) -> Differences:
-        """Read the file again. Returns what may change. Raises `ConfigError`."""
-        new = read(Path(self.config.file))
+    def reread(self) -> tuple[Differences, str]:
+        """Read the file again. Returns what may change, and its text. Raises `ConfigError`."""
+        text, mode = content(Path(self.config.file))
+        new = parse_text(text, self.config.file, mode)
         witness = b"" if new.witness is None else fingerprint(new.witness.key)
         same_witness = not witness or not self.witness_key or witness == self.witness_key
         same_key = fingerprint(new.settings.key) == self.key
-        return compare(self.config, new, same_key=same_key, same_witness_key=same_witness)
+        return compare(self.config, new, same_key=same_key, same_witness_key=same_witness), text
 
 
-def read(path: Path) -> Config:
-    """Read and check a file that is root's alone. Raises `ConfigError`."""
+def content(path: Path) -> tuple[str, int]:
+    """The text and the mode of a file that is root's alone. Raises `ConfigError`."""
     try:
         place = path.resolve(strict=True)
         _refuse_foreign(place)
@@ -56,7 +57,7 @@ def read(path: Path) -> Config:
         text = data.decode()
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path}: not valid TOML: {error}") from None
-    return parse_text(text, str(path), found.st_mode)
+    return text, found.st_mode
 
 
 def _content(path: Path) -> tuple[bytes, os.stat_result]:

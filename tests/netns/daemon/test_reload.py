@@ -11,10 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from nfq_failover.lab import netns, nodes
 from nfq_failover.lab.measure.capture import Capture
 from nfq_failover.lab.measure.verdict import measure, read_capture
-from nfq_failover.lab.state import Options
-from nfq_failover.lab.topology import TWO_HOSTS
+from nfq_failover.lab.state import Options, Store
+from nfq_failover.lab.topology import TWO_HOSTS, namespace
 from tests.support.fault_world import (
     CALM_MS,
     FaultWorld,
@@ -119,3 +120,41 @@ def protected_is_faultless(running: Capture) -> None:
     problems = [text for text in found.problems() if not text.startswith("timestamp")]
     assert not problems, problems
     assert clock_set_back(running.path) == [] and window_taken_back(running.path) == []
+
+
+def test_a_restart_with_a_wrong_file_goes_on_with_the_one_before(
+    world: FaultWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backup = world.lab.resolve("backup")
+    primary = TWO_HOSTS.other(backup)
+
+    def start(store: Store, node: str) -> subprocess.Popen[bytes]:
+        """As the unit does."""
+        argv = [sys.executable, "-m", "nfq_failover", "run", "--config", str(config(world, node))]
+        argv += ["--last-good", str(store.directory / node / "last-good.toml")]
+        process = netns.spawn(namespace(store.name, node), argv, store.log(f"daemon-{node}"))
+        (store.directory / node / "daemon.pid").write_text(f"{process.pid}\n")
+        return process
+
+    def restart() -> None:
+        world.kill_daemon(backup, signal.SIGTERM)
+        assert eventually(lambda: nodes.ask_daemon(world.lab.store, backup) is None)
+        netns.reap()
+        world.lab.start_daemon(backup)
+        assert eventually(lambda: world.membership() == {primary: "protected", backup: "shadowing"})
+
+    monkeypatch.setattr(nodes, "start_daemon", start)
+    restart()
+    said = len(world.log(backup))
+    edit(world, backup, r"ports = .*", f"ports = [{PORT}, 99999")
+    restart()
+    assert world.comes(backup, said, "configuration wrong, going on with the one before", "config.toml:")
+    for node in (primary, backup):
+        assert eventually(lambda node=node: "configuration-wrong" in codes(world, node))  # type: ignore[misc]
+    assert reload(world, backup).returncode == 1
+    edit(world, backup, ", 99999", "]")
+    assert reload(world, backup).returncode == 0
+    for node in (primary, backup):
+        assert eventually(lambda node=node: "configuration-wrong" not in codes(world, node))  # type: ignore[misc]
+    with talk(world) as new:
+        assert world.protects(new.connection)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from nfq_failover.config import Config, HealthConfig, advice, load, parse, read_key
+from nfq_failover.config import Config, HealthConfig, advice, load, parse, read_key, state_dir
 from nfq_failover.config.checks import doubts
 from nfq_failover.core.settings import Peer
 from nfq_failover.errors import ConfigError
@@ -338,3 +338,18 @@ def test_divergence_has_its_own_table(table: dict[str, Any]) -> None:
         {**table, "divergence": {"policy": "lax"}}
     )
     assert "did you mean 'run_bytes'" in refused({**table, "divergence": {"run_byte": 1}})
+
+
+@pytest.mark.parametrize(
+    ("line", "found"),
+    [
+        ('state_dir = "/srv/state"  # here', "/srv/state"),
+        ("  state_dir='/srv/it's'", "/srv/it's"),
+        ("# state_dir = '/srv/state'", "/var/lib/nfq-failover"),
+        ("state_dir =", "/var/lib/nfq-failover"),
+    ],
+)
+def test_where_a_daemon_is_found_while_its_file_is_no_toml(tmp_path: Path, line: str, found: str) -> None:
+    path = tmp_path / "config.toml"
+    path.write_text(f"name = 'a\n{line}\nports = [80\n")
+    assert state_dir(path) == Path(found)

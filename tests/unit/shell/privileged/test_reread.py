@@ -10,15 +10,15 @@ from typing import Any
 
 import pytest
 
-from nfq_failover.config import load
 from nfq_failover.config.differences import Differences
 from nfq_failover.core.events import Profile
 from nfq_failover.errors import ConfigError
 from nfq_failover.shell.firewall.script import RulesError
 from nfq_failover.shell.loop import Loop
 from nfq_failover.shell.privileged.client import HelperClient, RemoteRules, helper_settings
+from nfq_failover.shell.privileged.last_good import load_and_keep
 from nfq_failover.shell.privileged.requests import REFUSED, FencePeer, InstallRules
-from nfq_failover.shell.privileged.reread import read
+from nfq_failover.shell.privileged.reread import content
 from nfq_failover.shell.reload import Reloads
 from tests.unit.config.test_faults import change, path
 from tests.unit.config.test_parse import key_file
@@ -37,7 +37,8 @@ class World:
         script.write_text(f'printf "%s\\n" "$@" >>{directory}/arguments\n')
         change(file, "fence =", f'rules_script = "{script}"\nstate_dir = "{directory}"\nfence =')
         self.loop = Loop()
-        self.helper = HelperClient(helper_settings(load(file), None))
+        self.copy = directory / "last-good.toml"
+        self.helper = HelperClient(helper_settings(load_and_keep(file, self.copy)[0], None))
         self.loop.watch(self.helper.fileno(), self.helper.serve)
         self.applied: list[Differences] = []
         self.busy = False
@@ -106,6 +107,15 @@ def test_a_wrong_file_changes_nothing(world: World) -> None:
     assert not (world.directory / "fenced").exists()
 
 
+def test_the_copy_for_a_restart_follows_what_is_right(world: World) -> None:
+    first = world.file.read_text()
+    change(world.file, "[80]", "[80, 99999]")
+    assert not world.reload()["ok"] and world.copy.read_text() == first
+    for ports in ("[80, 8081]", "[80, 8081, 8082]"):  # it does so after a reload, too
+        world.file.write_text(first.replace("[80]", ports))
+        assert world.reload()["ok"] and world.copy.read_text() == world.file.read_text() != first
+
+
 def test_a_reload_during_another_reads_the_file_once_more(world: World) -> None:
     """It may have been read before the last change."""
     first = world.reloads.start()
@@ -145,10 +155,10 @@ def test_a_helper_that_is_gone_is_said(world: World) -> None:
 
 @pytest.mark.parametrize("mode", [0o622, 0o620, 0o602])
 def test_a_file_that_others_can_write_is_refused(path: Path, mode: int) -> None:
-    read(path)
+    content(path)
     path.chmod(mode)
     with pytest.raises(ConfigError, match="chmod go-w"):
-        read(path)
+        content(path)
 
 
 def test_a_place_where_others_could_put_another_file_is_refused(path: Path, tmp_path: Path) -> None:
@@ -158,13 +168,13 @@ def test_a_place_where_others_could_put_another_file_is_refused(path: Path, tmp_
     path.rename(moved)
     place.chmod(0o777)
     with pytest.raises(ConfigError, match="chmod go-w"):
-        read(moved)
+        content(moved)
     link = tmp_path / "link.toml"  # where it leads to is what counts
     link.symlink_to(moved)
     with pytest.raises(ConfigError, match="chmod go-w"):
-        read(link)
+        content(link)
     place.chmod(0o1777)
-    read(link)
+    content(link)
 
 
 def test_a_file_of_somebody_else_is_refused(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -172,18 +182,18 @@ def test_a_file_of_somebody_else_is_refused(path: Path, monkeypatch: pytest.Monk
     other = os.stat_result((*found[:4], 12345, *found[5:]))
     monkeypatch.setattr(os, "fstat", lambda fd: other)
     with pytest.raises(ConfigError, match="chown root"):
-        read(path)
+        content(path)
 
 
 def test_what_is_no_file_holds_nobody_up(tmp_path: Path) -> None:
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe, 0o600)
     with pytest.raises(ConfigError, match="is not a file"):
-        read(pipe)
+        content(pipe)
     with pytest.raises(ConfigError, match="No such file"):
-        read(tmp_path / "none")
+        content(tmp_path / "none")
     with pytest.raises(ConfigError, match="not a file"):
-        read(tmp_path)
+        content(tmp_path)
 
 
 def test_the_rules_client_passes_ports_on(world: World) -> None:
