@@ -57,6 +57,13 @@ def test_a_unit_runs_the_packages_program_and_has_all_its_sections(name: str, st
     ]
 
 
+def test_the_daemons_unit_leaves_the_state_directory_to_the_daemon() -> None:
+    """For ExecReload=, too, systemd gives a StateDirectory= to the unit's user: root, under a running daemon."""
+    lines = (ROOT / "vagrant" / "nfq-failover.service").read_text().splitlines()
+    assert any(line.startswith("ExecReload=") for line in lines)
+    assert not any(line.startswith(("User=", "StateDirectory", "CacheDirectory", "LogsDirectory")) for line in lines)
+
+
 def test_what_is_installed_is_there() -> None:
     for name in ("nfq-failover.install", "nfq-failover.docs"):
         for line in (DEBIAN / name).read_text().splitlines():

@@ -17,6 +17,7 @@ RULES_BYTES: Final = 32 << 10
 ports, half of that with one. The epoch has its room from the start, and what a fence says is not written down."""
 INHERITED_BYTES: Final = 512  # in that record for each connection that was taken over: some 400, in two files
 _CURE: Final = "make room, or mend the disk; 'state_dir' may be on any disk of this host"
+_CURE_RIGHTS: Final = "restart nfq-failover on this host: its user gets the directory again; see who has changed it"
 _ST_RDONLY: Final = 1  # statvfs(3)
 
 
@@ -63,7 +64,7 @@ class StateDisk:
             self._next_probe = now + (AGAIN_S if store.failure or store.took_s >= SLOW_S else DEAR_S)
             store.probe()
         found = full(self._directory, self._path, self._inherits())
-        if store.failure:
+        if store.failure and not any(each.code == "state-disk-fails" for each in found):
             what = f"the epoch could not be stored in {self._path}: {store.failure}"
             found.append(_concern("state-disk-fails", Weight.UNPROTECTED, what))
         elif store.took_s >= SLOW_S:
@@ -81,6 +82,9 @@ def full(directory: int, path: str, inherited: int = 0) -> list[Concern]:
         return [_concern("state-disk-fails", Weight.UNPROTECTED, f"{path}: {error.strerror}")]
     if disk.f_flag & _ST_RDONLY:
         return [_concern("state-disk-read-only", Weight.UNPROTECTED, f"{path} is read-only")]
+    if not os.access(f"/proc/self/fd/{directory}", os.W_OK | os.X_OK):
+        what = f"{path} belongs to somebody else now, or its mode has changed: the epoch can't be stored"
+        return [Concern("state-disk-fails", Weight.UNPROTECTED, what, _CURE_RIGHTS, Part.BACKUP)]
     if disk.f_bavail * disk.f_frsize < room_bytes(inherited) or (disk.f_files and not disk.f_favail):
         what = f"the disk of {path} is full: a takeover works, but then the firewall rules can't be changed, "
         what += "so that nothing is protected again"

@@ -184,6 +184,23 @@ def trial(made: Machine) -> None:
     assert made.unit("ActiveState") == "active"
     made.expect("monitor", SUCCESS)
 
+    print("unit=: a reload leaves the daemon what is its own", flush=True)
+    had = made.run("stat", "-c", "%U:%G %a", "/var/lib/nfq-failover", "/run/nfq-failover").stdout
+    made.run("systemctl", "reload", UNIT)
+    assert made.run("stat", "-c", "%U:%G %a", "/var/lib/nfq-failover", "/run/nfq-failover").stdout == had, had
+
+    print("unit=: the file is wrong: a reload changes nothing, and a restart goes on with the one before", flush=True)
+    file = made.place / "config.toml"
+    right = file.read_text()
+    file.write_text(right.replace("ports = [80]", "ports = [80"))
+    assert made.run("systemctl", "reload", UNIT, check=False).returncode == 1
+    assert made.unit("ActiveState") == "active"
+    made.run("systemctl", "restart", UNIT)
+    assert "the configuration file was wrong at the start" in made.daemon("status").stdout
+    file.write_text(right)
+    made.run("systemctl", "reload", UNIT)
+    wait_until(lambda: "was wrong at the start" not in made.daemon("status").stdout, 10, "the alarm stays", 0.3)
+
     print("unit=: the daemon is killed, and systemd has another one before a monitor finds none", flush=True)
     made.kill()
     made.expect("monitor", SUCCESS)

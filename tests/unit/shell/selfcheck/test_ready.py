@@ -182,6 +182,24 @@ def test_a_disk_that_is_full_or_read_only(directory: int, monkeypatch: pytest.Mo
     assert codes(check.run(2.0)) == ["state-disk-read-only"]
 
 
+def test_a_directory_that_was_taken_away(directory: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As by `chown`: root, who runs the test, may write anywhere."""
+    store = FakeStore()
+    check = StateDisk(store, directory, "/state", lambda: 0)
+    asked = []
+
+    def access(path: str, mode: int) -> bool:
+        asked.append((path, mode))
+        return False
+
+    monkeypatch.setattr(os, "access", access)
+    (taken,) = check.run(0.0)
+    assert (taken.code, taken.weight) == ("state-disk-fails", Weight.UNPROTECTED) and "restart" in taken.cure
+    assert asked == [(f"/proc/self/fd/{directory}", os.W_OK | os.X_OK)]
+    store.failure = "Permission denied"
+    assert check.run(1.0) == [taken]
+
+
 def test_room_is_left_for_the_rules_of_each_connection(directory: int, monkeypatch: pytest.MonkeyPatch) -> None:
     connections, left = 0, room_bytes(100)
     monkeypatch.setattr(
