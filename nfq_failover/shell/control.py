@@ -44,7 +44,7 @@ class ControlServer:
         """`handler(command, request)` returns the answer. A stale socket file is replaced.
 
         `users`: the ids of the users who may ask, as the kernel names them; None: the owner, by the file's mode, and
-        with `group` the file's group as well.
+        with `group` everybody whom the file's directory lets through.
         """
         self._users = users
         self.path = path
@@ -53,7 +53,7 @@ class ControlServer:
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
         self._poll = select.epoll()
         self._clients: dict[int, _Client] = {}
-        old = os.umask(0o117 if group else 0o177 if users is None else 0o111)
+        old = os.umask(0o177 if users is None and not group else 0o111)
         try:
             self._socket.bind(str(path))
             self._socket.listen(16)

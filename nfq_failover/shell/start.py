@@ -157,7 +157,7 @@ def _prepare_service(config: Config, who: Account | None, undo: Undo) -> Prepare
 def _status_socket(config: Config, who: Account | None) -> Path | None:
     """Make the directory where members of the status group find the daemon's socket, None without such a group.
 
-    The daemon's user can make sockets in it, which get its group; members of the group can reach them, and no more.
+    The daemon's user can make sockets in it; members of the group can reach them, and no more.
     """
     name = config.privileges.status_group
     if name is None:
@@ -171,10 +171,13 @@ def _status_socket(config: Config, who: Account | None) -> Path | None:
     directory = status_directory(config.run_dir)
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        fd = os.open(directory, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
-            os.fchown(fd, who.uid if who else 0, gid)
-            os.fchmod(fd, 0o2710)
+            # The unit's root may not open what is another's, nor set its mode; and nothing may be set-group-ID.
+            place = f"/proc/self/fd/{fd}"
+            os.chown(place, 0, 0)
+            os.chmod(place, 0o710)  # noqa: S103, PTH101
+            os.chown(place, who.uid if who else 0, gid)
         finally:
             os.close(fd)
     except OSError as error:

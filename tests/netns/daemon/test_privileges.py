@@ -8,6 +8,7 @@ import os
 import pwd
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import tempfile
@@ -387,6 +388,29 @@ def test_members_of_the_status_group_may_look_and_order_nothing(open_world: Daem
     process.terminate()
     assert process.wait(15) == 0
     assert list(socket.parent.iterdir()) == []
+
+
+def test_the_rights_that_the_unit_gives_are_enough_for_every_user_and_a_status_group(open_world: DaemonWorld) -> None:
+    """Also where another daemon has left its files: root without DAC_OVERRIDE and FOWNER may not touch those."""
+    world = open_world
+    unit = (ROOT / "vagrant" / "nfq-failover.service").read_text().splitlines()
+    (granted,) = (line.partition("=")[2].split() for line in unit if line.startswith("CapabilityBoundingSet="))
+    bounded = ("setpriv", "--bounding-set=-all," + ",".join(f"+{name.lower()[4:]}" for name in granted))
+    users = ('user = "nobody"', 'user = "nobody"', f'user = "{OTHER.pw_name}"', "drop = false", 'user = "nobody"')
+    for user in users:
+        path = config(world, user, 'status_group = "users"', notify=["/bin/true", "{state}"])
+        process, log = world.ready(path, before=bounded)
+        socket = world.disk / "run-status" / "default.sock"
+        assert stat.S_IMODE(socket.parent.stat().st_mode) == 0o710  # the unit has RestrictSUIDSGID=
+        found = ask_as_other(socket, "status", f"--groups={grp.getgrnam('users').gr_gid}")
+        assert json.loads(found.stdout)["name"] == "a", found.stderr
+        assert world.status()["state"] == "waiting"
+        assert ask_as_other(socket, "status", "--clear-groups").returncode or user.endswith(f'"{OTHER.pw_name}"')
+        (world.state / "epoch.json").write_text('{"epoch": 3, "role": "backup"}')
+        process.terminate()
+        assert process.wait(15) == 0
+        errors = [line for line in log.read_text().splitlines() if "[error" in line]
+        assert not [line for line in errors if "never-acts" not in line], errors
 
 
 def test_a_status_group_that_is_not_there_is_one_sentence(world: DaemonWorld) -> None:
