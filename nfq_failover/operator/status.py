@@ -31,7 +31,7 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(status, indent=2))
     else:
-        for line in lines(status, args.rows):
+        for line in (*lines(status, args.rows), *(() if args.check else lately(status))):
             print(line)
     return 0 if not args.check or is_protected(status) else 1
 
@@ -78,6 +78,16 @@ def _history(status: dict[str, Any]) -> Iterator[str]:
     took = status.get("takeover")
     if took:
         yield last_takeover(took)
+
+
+def lately(status: dict[str, Any]) -> Iterator[str]:
+    """The last changes of this host's role, state and epoch, the latest first: ten at most."""
+    happenings = status.get("happenings") or ()
+    if len(happenings) > 1:
+        yield "lately:"
+        for each in happenings:
+            reason = f"  ({each['reason']})" if each["reason"] else ""
+            yield f"  {clock(each['ago_s'])}  {each['role']}, {each['state']}, epoch {each['epoch']}{reason}"
 
 
 def last_takeover(took: dict[str, Any]) -> str:

@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 from nfq_failover import __version__
-from nfq_failover.operator.status import is_protected, lines
+from nfq_failover.operator.status import is_protected, lately, lines
 
 
 def row(port: int, **found: Any) -> dict[str, Any]:
@@ -84,3 +84,15 @@ def test_what_went_wrong_stands_there_with_its_time() -> None:
         r"went wrong at \d{4}-\d\d-\d\d \d\d:\d\d:\d\d: connection lost its replica \(10\.77\.0\.1:9\): diverged", first
     )
     assert second.startswith("went wrong, 3 times, at last at ") and second.endswith(": takeover: power")
+
+
+def test_what_happened_lately_the_latest_first() -> None:
+    serves = {"role": "primary", "state": "unprotected", "epoch": 3, "reason": "the backup is lost", "ago_s": 0.0}
+    began = {"role": "joining", "state": "waiting", "epoch": 2, "reason": "", "ago_s": 5.0}
+    title, *told = lately(status(happenings=[serves, began]))
+    assert title == "lately:"
+    assert [re.sub(r"\d+-\d+-\d+ [\d:]+", "TIME", line) for line in told] == [
+        "  TIME  primary, unprotected, epoch 3  (the backup is lost)",
+        "  TIME  joining, waiting, epoch 2",
+    ]
+    assert list(lately(status(happenings=[began]))) == [], "the second line of the status says that"
