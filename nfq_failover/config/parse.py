@@ -75,7 +75,8 @@ def parse_text(text: str, where: str, mode: int = 0) -> Config:
         table = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         found = _TOML_LINE.search(str(error))
-        raise ConfigError(Fault(f"not valid TOML: {error}", where, int(found[1]) if found else 0)) from None
+        line = int(found[1]) if found else len(text.splitlines())  # "at end of document"
+        raise ConfigError(Fault(f"not valid TOML: {error}", where, line)) from None
     return parse(table, where, Places(text), mode)
 
 

@@ -37,7 +37,8 @@ def _hosts(status: dict[str, Any]) -> list[Result]:
     for each in status.get("concerns", ()):
         concern = Concern(each["code"], _WEIGHTS[each["weight"]], f"{each['what']} [{each['code']}]", each["cure"])
         found.setdefault(each["host"] or own, []).append(concern)
-    seen = "its daemon finds nothing wrong"
+    # The same words of both are listed once, as this host's.
+    seen = f"its daemon finds nothing wrong{' but what this one does' if found[own] and not found[peer] else ''}"
     if status["peer"]["lost"]:
         gone = f"{peer} is silent: what is wrong there can't be told"
         found[peer].append(Concern("peer-silent", Weight.UNPROTECTED, gone, f"run the doctor on {peer}"))

@@ -129,3 +129,8 @@ def test_the_error_is_data_and_survives_a_process(path: Path) -> None:
     assert isinstance(again, ConfigError) and again.faults == caught.value.faults and str(again) == str(caught.value)
     assert str(Fault("x", "f", 3, "[health]")) == "f:3: [health]: x"
     assert str(ConfigError("there is none")) == "there is none"
+
+
+def test_what_is_not_closed_is_at_the_end(path: Path) -> None:
+    path.write_text("a = 1\nb = [1\n# more\n")
+    assert [line for line, _ in found(path)] == [3]

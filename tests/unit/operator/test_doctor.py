@@ -113,6 +113,15 @@ def test_the_concerns_of_both_hosts_are_findings_of_the_host_that_has_them() -> 
     assert exit_code(list(results.values())) == 1
 
 
+def test_a_peer_is_not_called_well_for_what_both_hosts_say_in_the_same_words() -> None:
+    own = {"code": "witness-silent", "weight": "unprotected", "what": "silent", "cure": "", "host": "", "for_s": 1.0}
+    shown = status()
+    for concerns, said in ([own], "finds nothing wrong but what this one does"), ([], "finds nothing wrong"):
+        well = {**shown, "peer": {**shown["peer"], "lost": False}, "concerns": concerns}
+        [its] = [each for each in running.results(well) if each.subject == "b"]
+        assert not its.findings and its.seen.endswith(said)
+
+
 # ------------------------------------------------------------------------------------ the command
 
 

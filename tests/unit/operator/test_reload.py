@@ -104,9 +104,19 @@ def test_for_programs(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_a_file_that_says_nothing_at_all_is_a_refusal_too(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    config.write_text(config.read_text() + "name =\n")
+    """Not even where its daemon is."""
+    config.write_text("state_dir = 3\n")
     assert main(["reload", "--config", str(config)]) == 1
     assert "nothing has changed" in capsys.readouterr().err
+
+
+def test_a_file_that_is_no_toml_still_says_where_the_daemon_is(
+    config: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config.write_text(config.read_text() + "name =\n")
+    with reloading(config.parent, REFUSED):
+        assert main(["reload", "--config", str(config)]) == 1
+    assert "/etc/c.toml:7" in capsys.readouterr().err
 
 
 def test_without_a_daemon(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
