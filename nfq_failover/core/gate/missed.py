@@ -12,7 +12,9 @@ been, one after the other: if no client has sent anything to either since, then 
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Mapping
+from typing import Final
 
 from nfq_failover.core.application import ANEW_REASONS, Begun
 from nfq_failover.core.concerns import Concern, Weight
@@ -30,6 +32,7 @@ LOOK_WITHIN_S = 1.0  # what is said on the other host waits no longer than this 
 CROSSED_S = 0.1  # what the backup has found out until then may have been on its way when it was said
 HEARD_S = 5.0  # an application of the backup has begun no longer ago than this when we hear of it
 HALF_OPEN_S = 60.0  # for so long a TCP repeats its SYN-ACK
+PAST_LIVES: Final = 16  # a record that was overtaken is of one of the latest
 CODE = "input-before"
 SOURCE = "missed"
 CURE = "end them, bring the replica's application to the same state, then: nfq-failover replica-is-whole"
@@ -47,6 +50,7 @@ class MissedInput:
         self.later = JoinedLater(out, flows, shared)
         self.instance = 0
         self._flows = flows
+        self._past: deque[int] = deque(maxlen=PAST_LIVES)  # the lives before `instance`, of the same daemon
         self._shared = shared
         self._count = self._known = self._theirs = self._before = 0
         self._on, self._since = False, 0.0  # there is a backup, since when
@@ -134,9 +138,12 @@ class MissedInput:
 
     def on_whole(self, record: Whole, now: float) -> None:
         """The backup tells which life of its application this is, and what it knows."""
+        if record.instance in self._past:
+            return  # overtaken on the way: what was missed since then would be forgotten
         self.later.lives(record.instance, now)
         if record.instance != self.instance:
             first = not self.instance
+            self._past.append(self.instance)
             if not first and not self._equal:
                 self._begin_again(now)
             crossed = self._anew == (record.instance, Anew.REPLICA) and now < self._crosses_until
@@ -215,6 +222,8 @@ class MissedInput:
 
     def on_lives(self, record: Lives, now: float) -> None:
         """The backup tells which life of its application this is, and whether either has begun anew."""
+        if record.instance in self._past:
+            return
         if not self._met:
             self.later.meets(bool(record.life) and record.life == self._left, now)
         if record.life != self._life:
@@ -258,6 +267,7 @@ class MissedInput:
         """A backup is there: what is open now was there before."""
         self.later.start(now)
         self._on, self._since = True, now
+        self._past.clear()  # a daemon that was restarted counts its lives once more
         self._before = 0
         self._met = False
         self._soon(now)
@@ -272,6 +282,7 @@ class MissedInput:
         if self._on:
             self._left = self._life
         self._on = False
+        self._past.clear()
         self._timer.clear()
         for connection in self._flows.values():
             connection.miss_from(None)
