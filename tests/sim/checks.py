@@ -81,8 +81,18 @@ class Checks(Promises):
             # in SYN_SENT takes no notice of it (RFC 9293 section 3.10.7.3).
             assert seg.is_pure_ack and seg.ack == gate.own.client.seq(0), f"{host.name} sends {seg} before the SYN-ACK"
             return
+        if self._asks_earlier(host, flow, seg):
+            return  # the present one takes nothing from it, and answers (RFC 9293 section 3.10.7.4, first)
         self._numbers(host, seen, seg, client)
         self._gated(host, flow, seen, seg)
+
+    def _asks_earlier(self, host: SimHost, flow: FlowKey, seg: Segment) -> bool:
+        """Whether the client of an earlier connection from this port, which the host tells that it is over, is asked
+        where it is."""
+        if not (seg.is_pure_ack and host.node.shadow.resets.tells(flow)):
+            return False
+        earlier = [self.past[client] for at, client in self.world.past if at == flow and client in self.past]
+        return any(0 <= each.client_space.offset(seg.ack) <= len(each.client.out) + 1 for each in earlier)
 
     def seen(self, packet: bytes | bytearray) -> Seen | None:
         """The connection that a packet for a client belongs to now."""

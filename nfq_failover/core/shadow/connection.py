@@ -366,6 +366,15 @@ class ShadowConnection:
         """The client's next sequence number, as far as this host knows."""
         return self.inward.client.seq(self.inward.held)
 
+    @property
+    def perhaps_opening(self) -> bool:
+        """Whether its client may be in SYN-SENT: no, it has said something, or its server has."""
+        return False
+
+    def stamps(self) -> tuple[int, int] | None:
+        """TSval and TSecr of a segment to the client, as new as is known; None without timestamps."""
+        return None if self.open.tsval is None else (self.header.tsecr, self.header.tsval)
+
 
 GiveUp = Callable[[ShadowConnection, str], None]
 """Gives a connection up, for a reason that people are told."""

@@ -3,9 +3,14 @@
 A client believes an RST that has exactly the number that it expects next; one elsewhere in its window it answers with
 an acknowledgement that says what it expects, and any other it ignores (RFC 5961 section 3.2). What it expects lies
 between what it has acknowledged and the right edge of its window, and nobody who is alive knows better: it may have got
-more than it had time to acknowledge. So there is one RST for each place where it may be, the last of them inside of its
-window for certain; what it answers tells the place, unless an older segment of its has been late. All of them may be
-lost: they are repeated, ever more rarely. A client that knows does not answer, and is told in vain.
+more than it had time to acknowledge. So there is one RST for each place where it may be, one of them inside of its
+window unless it has filled that; what it answers tells the place, unless an older segment of its has been late. All of
+them may be lost: they are repeated, ever more rarely.
+
+And the edge that is known may be an old one: if the tap, or the primary's death, has lost what the client said last,
+all of these places may lie before what it expects by now, and it ignores them in silence. So with each repeat goes
+something that it answers wherever it is: an acknowledgement before its window (RFC 9293 section 3.10.7.4, first), as a
+keep-alive probe is. A client that knows answers that with an RST.
 """
 
 from __future__ import annotations
@@ -15,12 +20,13 @@ from typing import Final, Protocol
 from nfq_failover.constants import ACK, RST
 from nfq_failover.core.outbox import Outbox
 from nfq_failover.core.timers import TimerQueue
-from nfq_failover.wire.build import build_segment
+from nfq_failover.wire.build import ack_options, build_segment
 from nfq_failover.wire.segment import FlowKey, Segment
 from nfq_failover.wire.seqnum import diff
 
 WAITS_S: Final = (0.2, 0.4, 0.8, 1.6, 3.2, 6.4)
 """How long each of the repeats comes after the one before; together longer than most outages of a path."""
+Stamps = tuple[int, int]
 
 
 class Told(Protocol):
@@ -33,17 +39,24 @@ class Told(Protocol):
     def reset_places(self) -> list[int]:
         """The sequence numbers that its client may expect next, the most probable one first."""
 
-    def reset_ack(self) -> int | None:
-        """The client's next sequence number, as far as this host knows; None: the client may be in SYN-SENT. There it
-        believes whatever acknowledges its SYN, and takes no notice of an RST that acknowledges nothing (RFC 9293
-        section 3.10.7.3)."""
+    def reset_ack(self) -> int:
+        """The client's next sequence number, as far as this host knows."""
+
+    @property
+    def perhaps_opening(self) -> bool:
+        """Whether its client may be in SYN-SENT. There it believes an RST that acknowledges its SYN, and takes no
+        notice of one that acknowledges nothing (RFC 9293 section 3.10.7.3). It is not asked anything."""
+
+    def stamps(self) -> Stamps | None:
+        """TSval and TSecr of a segment to the client, as new as is known; None without timestamps."""
 
 
 def places(una: int, sent: int, edge: int) -> list[int]:
     """Where a client may be, as sequence numbers: `una` it has acknowledged, `sent` the server is known to have sent,
-    and `edge` is the right edge of its window. The byte before the edge is in the window, whatever has come of it."""
+    and `edge` is the right edge of its window. The byte before the edge is in the window, whatever has come of it,
+    until the client has filled that: then it expects the edge."""
     found = [una]
-    for at in (sent, (edge - 1) & 0xFFFFFFFF):
+    for at in (sent, (edge - 1) & 0xFFFFFFFF, edge):
         if diff(at, una) > 0 and at not in found:
             found.append(at)
     return found
@@ -73,13 +86,24 @@ class Resets:
         if exact is not None:  # or an old segment has said so that was late
             places = [exact, *(at for at in places if diff(at, exact) > 0)]
         for seq in places:
-            send_reset(self.out, flow, seq, told.reset_ack())
+            send_reset(self.out, flow, seq, None if told.perhaps_opening else told.reset_ack())
         turn = self._turn[flow]
+        if turn and not told.perhaps_opening:
+            self._ask(told, places[0])
         if turn < len(WAITS_S):
             self._turn[flow] = turn + 1
             self._timers.set(flow, now + WAITS_S[turn])
         else:
             self.forget(flow)
+
+    def _ask(self, told: Told, una: int) -> None:
+        """Have a client say what it expects. `una`: it expects no less. Kernels differ in whether they look at one with
+        old timestamps, or at one without (see `Resync.ask`): it gets both."""
+        client, port, server, server_port = told.flow
+        ends, seq, stamps = ((server, server_port), (client, port)), (una - 1) & 0xFFFFFFFF, told.stamps()
+        for each in (None,) if stamps is None else (None, stamps):
+            self.out.outward(build_segment(*ends, seq, told.reset_ack(), ACK, 0, ack_options(each, [])))
+        self.out.counters["reset-asked"] += 1
 
     def heard(self, told: Told, seg: Segment, now: float) -> None:
         """Its client has sent something, and says where it is: tell it there. Nothing, if that is an RST."""

@@ -17,7 +17,7 @@ UNHEARD_BYTES = (4_095, 16_383, 65_534)  # how far a client may be that our tap 
 class Stray:
     """One of them. `told` is what the primary has said of it at last; what the tap has brought since is newer."""
 
-    __slots__ = ("_ack", "_edge", "_seq", "_served", "flow", "told")
+    __slots__ = ("_ack", "_edge", "_seq", "_served", "_stamps", "flow", "told")
 
     def __init__(self, told: Served, served: bool = True) -> None:
         """`served`: the primary has said so; else its client may still be waiting for the SYN-ACK."""
@@ -27,6 +27,7 @@ class Stray:
         self._ack: int | None = None  # what the client has acknowledged, for all that the tap has brought
         self._edge = 0
         self._seq = told.ack
+        self._stamps: tuple[int, int] | None = None
 
     def note(self, told: Served) -> None:
         """The primary has told where both ends are."""
@@ -41,6 +42,7 @@ class Stray:
         if self._ack is None or diff(seg.ack, self._ack) >= 0:
             self._ack = seg.ack
             self._edge = add(seg.ack, seg.wnd << self.told.wscale)
+            self._stamps = (seg.tsecr, seg.tsval) if seg.ts_off else None
         stop = add(seg.seq, seg.seg_len)
         if diff(stop, self._seq) > 0:
             self._seq = stop
@@ -51,9 +53,18 @@ class Stray:
             return [self.told.seq, *(add(self.told.seq, ahead) for ahead in UNHEARD_BYTES)]
         return places(self._ack, self.told.seq, self._edge)
 
-    def reset_ack(self) -> int | None:
-        """The client's next sequence number, as far as this host knows; None if it may be in SYN-SENT."""
-        return self._seq if self._served else None
+    def reset_ack(self) -> int:
+        """The client's next sequence number, as far as this host knows."""
+        return self._seq
+
+    @property
+    def perhaps_opening(self) -> bool:
+        """Whether its client may be in SYN-SENT."""
+        return not self._served
+
+    def stamps(self) -> tuple[int, int] | None:
+        """TSval and TSecr of a segment to the client, as new as is known; None without timestamps."""
+        return self._stamps
 
 
 def unanswered(opening: Open) -> Stray:

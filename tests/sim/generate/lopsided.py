@@ -26,7 +26,7 @@ def extend(scenario: Scenario, length: float) -> Scenario:
     # A table that is full: what clients send on the other connections the replica misses.
     limits = Limits(max_connections=random.choice((0, 2, 3)) if incidents and not crash else 0)
     made = replace(scenario, limits=limits, hosts=hosts, connections=connections, incidents=incidents)
-    return _with_late_replicas(made, at) if crash else made
+    return _with_a_cut_tap(_with_late_replicas(made, at)) if crash else made
 
 
 def _connection(random: Random, number: int, length: float) -> Connection:
@@ -63,6 +63,17 @@ def _with_late_replicas(scenario: Scenario, crash_at: float) -> Scenario:
     hang = Incident(random.uniform(0, max(crash_at - seconds, 0)), "app_hang", "backup", seconds)
     limits = replace(scenario.limits, replica_slow_ms=1500)
     return replace(scenario, limits=limits, incidents=(hang, *scenario.incidents))
+
+
+def _with_a_cut_tap(scenario: Scenario) -> Scenario:
+    """Sometimes the tap has brought nothing for a while when the primary dies: clients of connections that don't wait
+    for the backup have said, and got, more than it knows. Drawn apart, too."""
+    random = Random(f"tap {scenario.seed}")
+    if random.random() < 0.7:
+        return scenario
+    seconds = random.choice((0.1, 0.5, 1.0))
+    at = max(next(each.at for each in scenario.incidents if each.target == "primary") - seconds, 0.0)
+    return replace(scenario, incidents=(*scenario.incidents, Incident(at, "cut", "tap", seconds)))
 
 
 def _failure(random: Random, at: float) -> tuple[Incident, ...]:

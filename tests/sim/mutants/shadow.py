@@ -78,7 +78,7 @@ def _once(self: Resets, told: Told, now: float) -> None:
     """Tells a client once, and never again."""
     del now
     for seq in told.reset_places():
-        send_reset(self.out, told.flow, seq, told.reset_ack())
+        send_reset(self.out, told.flow, seq, None if told.perhaps_opening else told.reset_ack())
 
 
 _deliver, _redeliver = Inward.deliver, Inward.redeliver
@@ -282,6 +282,13 @@ SHADOW = (
         (Patch(Resets, "tell", _once),),
         ("lopsided-crash",),
         (2, "lopsided-crash"),
+    ),
+    Mutant(
+        "a client beyond the edge that is known is not asked where it is",
+        "has not heard that its connection is over",
+        (Patch(Resets, "_ask", nothing),),
+        ("lopsided-crash",),
+        (62, "lopsided-crash"),
     ),
     Mutant(
         "no word of connections without a replica",

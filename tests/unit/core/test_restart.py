@@ -114,6 +114,7 @@ def test_a_connection_that_our_tcp_has_lost_is_reset() -> None:
         t >> server(40, 0, ack=None, flags="R", wnd=0) << "drop replica-gone"
         t << "log error: connection lost its replica" << "kernel [R.] 80 ack 40 wnd 500 ts 1001/7000000"
         t << "client [R.] 40 ack 80 wnd 0" << "client [R.] 100 ack 80 wnd 0" << "client [R.] 64039 ack 80 wnd 0"
+        t << "client [R.] 64040 ack 80 wnd 0"
         t >> from_client(80, 24, ack=60) << "drop connection-dead" << "client [R.] 60 ack 104 wnd 0"
 
 
@@ -135,7 +136,8 @@ def test_what_only_the_dead_daemon_had_is_a_reset() -> None:
         t >> "takeover" << shown(0, 0, 100, 60)
         t.restart()
         assert t.shadow.state is Shadow.DEAD
-        t << ask(0, 0) << "client [R.] 0 ack 0 wnd 0" << "client [R.] 63999 ack 0 wnd 0"
+        t << ask(0, 0) << "client [R.] 0 ack 0 wnd 0"
+        t << "client [R.] 63999 ack 0 wnd 0" << "client [R.] 64000 ack 0 wnd 0"
 
 
 def test_one_that_is_cut_is_asked_until_our_tcp_shows_itself_and_is_reset() -> None:
@@ -145,10 +147,13 @@ def test_one_that_is_cut_is_asked_until_our_tcp_shows_itself_and_is_reset() -> N
         t.effects.clear()
         t >> "takeover" << shown(0, 0, 100, 60)
         t.restart()
-        t << ask(0, 0) << "client [R.] 0 ack 0 wnd 0" << "client [R.] 63999 ack 0 wnd 0"
+        t << ask(0, 0) << "client [R.] 0 ack 0 wnd 0"
+        t << "client [R.] 63999 ack 0 wnd 0" << "client [R.] 64000 ack 0 wnd 0"
         t >> After(0.051) << ask(0, 0, stamped=True)
         t >> replica(0, 0, ts=(7_000_900, 1001)) << "drop replica-silent" << "kernel [R] 0 wnd 0"
-        t >> After(2.1) << ask(0, 0) << "client [R.] 0 ack 0 wnd 0" << "client [R.] 63999 ack 0 wnd 0"
+        t >> After(2.1) << ask(0, 0) << "client [R.] 0 ack 0 wnd 0"
+        t << "client [R.] 63999 ack 0 wnd 0" << "client [R.] 64000 ack 0 wnd 0"
+        t << "client [.] -1 ack 0 wnd 0" << "client [.] -1 ack 0 wnd 0 ts 2000000/1001"
         t >> server(0, 0, ack=None, flags="R", wnd=0) << "drop replica-silent"
         t >> FlowsGone([FLOW])
         assert not t.side.flows and not t.side.numbers

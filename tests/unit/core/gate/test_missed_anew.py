@@ -1,4 +1,4 @@
-"""An application that is started anew on one host alone has forgotten what the other knows: nothing new is protected."""
+"""An application that is started anew on one host alone has forgotten what the other knows: nothing is protected."""
 
 from __future__ import annotations
 

@@ -163,7 +163,8 @@ def test_primary_that_does_not_ask_for_it_any_more_has_forgotten_it() -> None:
         t.drain()
         t << "log error: a connection that was handed over to this host is lost"
         t << "kernel [R.] 0 ack 0 wnd 500 ts 1001/7000000" << "client [R.] 0 ack 0 wnd 0"
-        t << "client [R.] 100 ack 0 wnd 0" << "client [R.] 63999 ack 0 wnd 0"
+        t << "client [R.] 100 ack 0 wnd 0"
+        t << "client [R.] 63999 ack 0 wnd 0" << "client [R.] 64000 ack 0 wnd 0"
         t >> hand_over() << HandedOver(1, Handed.OVER, t.shadow.reason)
 
 
@@ -173,7 +174,8 @@ def test_host_that_leaves_tells_the_client() -> None:
         t.drain()
         t << "log error: a connection that was handed over to this host is lost"
         t << RESET_INWARD << "client [R.] 0 ack 0 wnd 0"
-        t << "client [R.] 100 ack 0 wnd 0" << "client [R.] 63999 ack 0 wnd 0"
+        t << "client [R.] 100 ack 0 wnd 0"
+        t << "client [R.] 63999 ack 0 wnd 0" << "client [R.] 64000 ack 0 wnd 0"
         t << HandedOver(1, Handed.OVER, "this host leaves")
         assert not t.side.flows
 

@@ -89,7 +89,8 @@ def test_replica_that_was_late_and_lacks_bytes_is_not_continued() -> None:
         assert t.side.numbers[1].inward.late
         t >> "takeover"
         t << "kernel [.] 0 ack 0 wnd 65535 ts 1000/7000000"
-        t << "client [R.] 0 ack 0 wnd 0" << "client [R.] 63999 ack 0 wnd 0"
+        t << "client [R.] 0 ack 0 wnd 0"
+        t << "client [R.] 63999 ack 0 wnd 0" << "client [R.] 64000 ack 0 wnd 0"
 
 
 def test_replica_that_was_late_is_continued_when_the_primary_has_no_more_either() -> None:

@@ -253,7 +253,8 @@ def test_dead_connection_is_reset_at_the_takeover() -> None:
         t >> Unprotected(1, "protection had ended")
         t.effects.clear()
         t >> from_client(0, 10) << "drop connection-dead"
-        t >> "takeover" << "client [R.] 0 ack 0 wnd 0" << "client [R.] 63999 ack 0 wnd 0"
+        t >> "takeover" << "client [R.] 0 ack 0 wnd 0"
+        t << "client [R.] 63999 ack 0 wnd 0" << "client [R.] 64000 ack 0 wnd 0"
         t >> from_client(0, 10) << "drop connection-dead" << "client [R.] 0 ack 10 wnd 0"
         t >> from_client(0, 0, flags="R.") << "drop connection-dead"
 
@@ -310,7 +311,8 @@ def test_hole_that_can_never_be_filled_resets_the_connection_loudly() -> None:
         hole(t, 3)
         t >> from_client(5000, 100) << "pass [.] 5000:5100 ack 0 wnd 500 ts 1001/7000000"
         t << "log error: connection lost its replica" << "kernel [R.] 0 ack 0 wnd 500 ts 1001/7000000"
-        t << "client [R.] 0 ack 0 wnd 0" << "client [R.] 63999 ack 0 wnd 0"
+        t << "client [R.] 0 ack 0 wnd 0"
+        t << "client [R.] 63999 ack 0 wnd 0" << "client [R.] 64000 ack 0 wnd 0"
 
 
 def test_hole_is_found_at_the_third_sight_of_a_client_that_backs_off() -> None:
@@ -320,7 +322,8 @@ def test_hole_is_found_at_the_third_sight_of_a_client_that_backs_off() -> None:
         t.now += 4.0
         t >> from_client(5000, 100) << "pass [.] 5000:5100 ack 0 wnd 500 ts 1001/7000000"
         t << "log error: connection lost its replica" << "kernel [R.] 0 ack 0 wnd 500 ts 1001/7000000"
-        t << "client [R.] 0 ack 0 wnd 0" << "client [R.] 63999 ack 0 wnd 0"
+        t << "client [R.] 0 ack 0 wnd 0"
+        t << "client [R.] 63999 ack 0 wnd 0" << "client [R.] 64000 ack 0 wnd 0"
 
 
 def test_hole_that_the_client_fills_is_none() -> None:
