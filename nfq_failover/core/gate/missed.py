@@ -268,7 +268,7 @@ class MissedInput:
         self.later.start(now)
         self._on, self._since = True, now
         self._past.clear()  # a daemon that was restarted counts its lives once more
-        self._before = 0
+        self._before = self._known = 0  # and has forgotten what it was told
         self._met = False
         self._soon(now)
         self.out.concerns.over(SOURCE, CODE, now)

@@ -184,6 +184,18 @@ def test_daemon_of_the_backup_that_is_restarted_may_be_in_an_earlier_life() -> N
         assert another(t) == "the replica has missed input of 3 connections"
 
 
+def test_daemon_of_the_backup_that_is_restarted_is_told_again_what_its_application_has_missed() -> None:
+    """Else a restart of that application, which is the cure, would seem to be for no reason."""
+    with lost() as t:
+        do(t, Copy(client(0, 100, ts=TS)), ack(100), Whole(7, 1, 1))
+        t.side.stop_protecting("the backup is gone", t.now)
+        t.side.start_protecting(t.now)
+        do(t, Whole(7, 0, 0))
+        assert told(t)[0] == InputMissed(7, 1)
+        do(t, Whole(7, 1, 1))
+        assert not told(t, 2.0)
+
+
 def test_what_was_open_before_the_backup_joined_is_only_warned_of() -> None:
     with GateTranscript(protecting=False) as t:
         do(t, syn(), syn_ack(), server(0, ack=100))
