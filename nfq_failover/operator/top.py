@@ -7,8 +7,9 @@ import contextlib
 import curses
 import os
 import sys
+import textwrap
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any, Final
@@ -153,13 +154,20 @@ def draw(status: dict[str, Any] | str, view: View, width: int, height: int) -> l
     if isinstance(status, str):
         found = [(Style.TITLE, "nfq-failover"), (Style.BAD, status)]
     else:
-        above = [*_head(status), *_concerns(status)]
-        room = max(height - len(above) - 2, 1)  # with a title above, and the keys below
+        above = [*_wrapped([*_head(status), *_concerns(status)], max(width - 1, _MIN_WIDTH))]
+        room = max(height - len(above) - 3, 1)  # with title and columns above, and the keys below
         found = [*above, *_table(status, view, room)]
     found = found[: max(height - 1, 1)]
     found += [(Style.PLAIN, "")] * (height - 1 - len(found))
     found.append((Style.FAINT, _KEYS))
     return [(style, text[: max(width, _MIN_WIDTH)]) for style, text in found[:height]]
+
+
+def _wrapped(lines: Sequence[Line], width: int) -> Iterator[Line]:
+    """The same with what is longer than `width` on several lines."""
+    for style, text in lines:
+        for part in textwrap.wrap(text, width, subsequent_indent="      "):
+            yield style, part
 
 
 def _head(status: dict[str, Any]) -> Iterator[Line]:
@@ -207,8 +215,9 @@ def _table(status: dict[str, Any], view: View, room: int) -> Iterator[Line]:
         Style.TITLE,
         f"{len(everything)} connections, {protected} protected   {which}, by {sort.name}{shown}",
     )
+    yield Style.FAINT, f"{'client':<22} {'server':<22} {'unconfirmed':>11} {'behind':>9}  protection"
     for row in sorted(rows, key=sort.key)[first : first + room]:
-        numbers = f"{row['lag_bytes']:>10} {row['lag_out_bytes']:>10}"
+        numbers = f"{row['lag_bytes']:>9} B {row['lag_out_bytes']:>7} B"
         line = f"{row['client']:<22} {row['server']:<22} {numbers}"
         if row["protected"]:
             yield Style.PLAIN, f"{line}  protected{'  slowed' if row['slowed'] else ''}"

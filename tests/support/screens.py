@@ -26,12 +26,12 @@ def browser(pair: Lab, node: str, home: Path, url: str, *options: str) -> str:
     return subprocess.run(argv, capture_output=True, text=True, timeout=120, check=True).stdout
 
 
-def photograph(pair: Lab, node: str, home: Path, picture: Path, words: tuple[str, ...]) -> None:
-    """A picture of the page; raises AssertionError if these words are not on it."""
+def photograph(pair: Lab, node: str, home: Path, picture: Path, words: tuple[str, ...], height: int = 1240) -> None:
+    """A picture of the page, so many pixels high; raises AssertionError if these words are not on it."""
     shown = browser(pair, node, home, _URL, "--dump-dom")
     for word in words:
         assert word in shown, f"'{word}' is not on the page of {node}"
-    browser(pair, node, home, _URL, "--window-size=1120,1240", f"--screenshot={picture}")
+    browser(pair, node, home, _URL, f"--window-size=1120,{height}", f"--screenshot={picture}")
     print(f"screens: {picture}")
 
 
@@ -58,7 +58,7 @@ def main(directory: Path) -> int:
                     "silent",
                     f"{_CLIENTS} of {_CLIENTS} connections went on",
                 )
-                photograph(pair, "b", home, directory / "page-takeover.png", words)
+                photograph(pair, "b", home, directory / "page-takeover.png", words, 1700)
                 page = Path(disk) / "top.html"
                 page.write_text(_html(screen.text(colours=True)))
                 browser(

@@ -30,7 +30,9 @@ function bytes(count) {
 }
 
 function moment(agoSeconds) {
-  return new Date(Date.now() - agoSeconds * 1000).toLocaleString();
+  // As the log and the commands have it: 2026-11-30 20:10:10, in the time of whoever looks.
+  const at = new Date(Date.now() - agoSeconds * 1000);
+  return new Date(at - at.getTimezoneOffset() * 60000).toISOString().slice(0, 19).replace("T", " ");
 }
 
 function kind(state) {

@@ -73,3 +73,16 @@ def test_without_a_daemon_the_reason_is_on_the_screen() -> None:
 def test_without_a_terminal_it_says_what_to_use(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["top"]) == 2
     assert "status --json" in capsys.readouterr().err
+
+
+def test_what_is_long_goes_on_in_the_next_line_and_columns_have_names() -> None:
+    took = {"epoch": 3, "connections": 12, "reset": 1, "phases": [["checking", 150.0], ["heard", 200.0]], "ago_s": 60.0}
+    concern = {**CONCERN, "what": "word " * 40 + "end", "cure": "do " * 40 + "it"}
+    lines = draw(sample_status(concerns=[concern], takeover=took, connections=[row(1)]), View(), 80, 40)
+    shown = " ".join(text(lines).split())
+    assert "checking after 150 ms, heard after 200 ms" in shown
+    assert "word end" in shown and "do it" in shown
+    [columns] = [line for _, line in lines if line.startswith("client")]
+    [last] = [line for _, line in lines if line.startswith("10.0.0.1:1 ")]
+    for name, number in (("unconfirmed", "lag_bytes"), ("behind", "lag_out_bytes")):
+        assert last[: columns.index(name) + len(name)].endswith(f" {row(1)[number]} B")
