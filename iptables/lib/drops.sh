@@ -44,21 +44,36 @@ drops_out() { # drops_out WAY
     nft_drops "$1" ' output postrouting egress ' "$words"
 }
 
+keeps() { # keeps RULES: does one of them drop packets, or give them to a program, which may?
+    case $1 in *" -j DROP"* | *" -j REJECT"* | *" -j TARPIT"* | *" -j NFQUEUE"* | *" -j SYNPROXY"*) return 0 ;; esac
+    return 1
+}
+
+invalid_alone() { # invalid_alone RULE: is it about what is INVALID only, which the service's packets are not, untracked?
+    [ "$conntrack" = notrack ] || return 1
+    case $1 in
+        *" ! --ctstate "* | *" ! --state "*) return 1 ;;
+        *" --ctstate INVALID "* | *" --state INVALID "* | *"ct state invalid "*) return 0 ;;
+    esac
+    return 1
+}
+
 table_drops() { # table_drops WAY TABLE HOOK SAVED; `side` is for `spares`
-    case $4 in *" -j DROP"* | *" -j REJECT"* | *" -j TARPIT"* | *":$3 DROP "*) ;; *) return 0 ;; esac
+    case $4 in *":$3 DROP "*) ;; *) keeps "$4" || return 0 ;; esac
     unset IFS
     # shellcheck disable=SC2086  # three words
     set -- "$1" "$2" "$3" "$4" $side
     IFS=$nl
-    kept=$(for line in $4; do spares "$line " "$5" "$6" "$7" || printf '%s\n' "$line"; done)
+    kept=$(for line in $4; do
+        case $line in "-A NFQF-"*) continue ;; esac
+        spares "$line " "$5" "$6" "$7" || printf '%s\n' "$line"
+    done)
     reached=$(reachable "$kept" " $3 ")
     IFS=$nl
     for line in $kept; do
-        case $line in
-            "-A NFQF-"*) continue ;;
-            "-A "*" -j DROP"* | "-A "*" -j REJECT"* | "-A "*" -j TARPIT"*) ;;
-            *) continue ;;
-        esac
+        case $line in "-A "*) ;; *) continue ;; esac
+        keeps "$line" || continue
+        ! invalid_alone "$line " || continue
         from=${line#-A } from=${from%% *}
         case $reached in *" $from "*) ;; *) continue ;; esac
         hint "path-$1" "iptables table $2: $line" "$(iptables_cure "$2" "$from" "$6" "$7")"
@@ -81,7 +96,7 @@ iptables_cure() { # iptables_cure TABLE CHAIN ADDRESS PORT, as for `spares`
 }
 
 nft_drops() { # nft_drops WAY HOOKS WORDS: the words are for `nft_spares`
-    case $ruleset in *" drop"* | *"reject"*) ;; *) return 0 ;; esac
+    case $ruleset in *" drop"* | *reject* | *queue* | *synproxy*) ;; *) return 0 ;; esac
     unset IFS
     # shellcheck disable=SC2086  # three words
     set -- "$1" "$2" $3
@@ -111,7 +126,8 @@ nft_drops() { # nft_drops WAY HOOKS WORDS: the words are for `nft_spares`
                         ;;
                 esac
                 ;;
-            *drop* | *reject*)
+            *drop* | *reject* | "queue "* | *" queue "* | *synproxy*)
+                ! invalid_alone "$line " || continue
                 if [ -n "$skip$other" ] || nft_spares " ${line%% reject*} " "$3" "$4" "$5"; then continue; fi
                 hint "path-$1" "nft table $family $table, chain $name: $line" "$(nft_cure "$4" "$5")"
                 ;;

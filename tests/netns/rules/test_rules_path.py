@@ -37,6 +37,10 @@ IPTABLES = [
     ("filter", f"-A INPUT -i lo -d {SERVICE} -j DROP", LO),
     ("raw", "-I PREROUTING -i eth0 -p tcp --dport 80 -j DROP", IN),
     ("mangle", "-A INPUT -p tcp --dport 80 -j DROP", IN | LO),
+    # Nobody listens there; with a program it is the program that decides.
+    ("filter", "-A INPUT -p tcp --dport 80 -j NFQUEUE --queue-num 99", IN | LO),
+    ("mangle", "-A POSTROUTING -p tcp --sport 80 -j NFQUEUE --queue-num 99", OUT),
+    ("filter", "-A INPUT -p tcp --dport 80 -m state --state UNTRACKED -j SYNPROXY --mss 1460", IN | LO),
     # Untracked is neither: what is accepted by state alone ends at the policy.
     ("filter", "-P INPUT DROP; -A INPUT -m state --state NEW,ESTABLISHED -j ACCEPT; -A INPUT -i lo -j ACCEPT", IN),
     ("filter", "-A INPUT -m state --state INVALID -j DROP", NOTHING),
@@ -156,6 +160,21 @@ def test_what_nft_drops_is_seen(
         undone("nft", f"add rule inet f {name} {rule}", undo=("true",))
     assert prober.blocked() == ways
     assert {way.value for way in ways} <= prober.told()
+
+
+@pytest.mark.parametrize("state", ["INVALID", "INVALID,UNTRACKED"])
+def test_what_is_about_invalid_packets_only_is_not_named(
+    prober: Prober, undone: Callable[..., None], state: str
+) -> None:
+    """The service's are not tracked, so that is not why; the cure of what is named first has to help."""
+    tool = f"iptables-{prober.net.b.variant}", "-t", "filter"
+    rule = "INPUT", "-p", "tcp", "--dport", "80", "-m", "conntrack", "--ctstate", state, "-j", "DROP"
+    undone(*tool, "-A", *rule, undo=(*tool, "-D", *rule))
+    assert prober.told() == (set() if state == "INVALID" else {"in", "lo"})
+    undone("nft", "add table inet f", undo=("nft", "delete table inet f"))
+    undone("nft", "add chain inet f in { type filter hook input priority 0; }", undo=("true",))
+    undone("nft", "add rule inet f in ct state invalid drop", undo=("true",))
+    assert prober.told() == (set() if state == "INVALID" else {"in", "lo"})
 
 
 def test_what_the_reverse_path_filter_drops_is_seen(prober: Prober, undone: Callable[..., None]) -> None:
