@@ -91,6 +91,11 @@ class DaemonWorld:
         def there(command: str) -> str:
             return self.server.run("sh", "-c", command)
 
+        def queue(line: str) -> str:
+            """A queue's number, holder, and settings; not what has passed it, which the daemon's own probes do, too."""
+            number, holder, _, mode, size, *_ = line.split()
+            return f"{number} {holder} {mode} {size}"
+
         return {
             "rules": rules("iptables-save"),
             "legacy rules": rules("iptables-legacy-save"),
@@ -99,7 +104,7 @@ class DaemonWorld:
             "addresses": there("ip -br address"),
             "groups": there("ip maddress show dev eth0"),
             "sysctls": there("grep -H . /proc/sys/net/ipv4/conf/*/arp_*"),
-            "queues": there("cat /proc/net/netfilter/nfnetlink_queue"),
+            "queues": [queue(line) for line in there("cat /proc/net/netfilter/nfnetlink_queue").splitlines()],
             "sockets": [line for line in there("cat /proc/net/unix").splitlines() if "nfq-failover" in line],
             "udp": [line.split()[1] for line in there("cat /proc/net/udp").splitlines() if ":1E56" in line],
             "processes": run("ip", "netns", "pids", self.server.name),

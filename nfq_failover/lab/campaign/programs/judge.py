@@ -48,8 +48,12 @@ UNSEEN: Final = "opened after status was asked"
 
 
 def reset_ports(packets: Iterable[Packet], since: float) -> frozenset[int]:
-    """The client's ports of the connections that the service has reset since that Unix time, while the client went on:
-    what is answered with a reset when the client has closed is no loss."""
+    """The client's ports of the connections that the service has reset since that Unix time, while the client went on.
+
+    What is answered with a reset when the client has closed is no loss: many a client ends when it has what it asked
+    for, and no server has the connection any more. One that has ended only its own half, and still reads, is judged by
+    what it has read: its check finds what is missing.
+    """
     found, ended = set[int](), set[int]()
     for packet in packets:
         if not packet.from_service and packet.flags & (SYN | FIN | RST):
