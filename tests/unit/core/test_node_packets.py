@@ -146,6 +146,10 @@ def test_what_no_tcp_has_sent_is_not_learnt_from() -> None:
     assert host.node.out.counters["bad-checksum"] == 1
     assert host.packet(server(-1, ack=0, flags="S.", port=9, corrupt=True)) == "drop"
     assert len(host.node.gate.flows) == 1
+    # A super-segment that another program has rewritten in a queue of its own: the card is to fill its checksum in.
+    sent = server(0, 3000, corrupt=True).packet(ISS)
+    host.node.handle(PacketQueued(Queue.OUT, 9, sent, checksum_pending=False, gso=True), host.now)
+    assert [effect.accept for effect in host.effects() if isinstance(effect, Verdict)] == [True]
 
 
 def test_syn_ack_that_our_tcp_repeats_is_none_of_the_daemons_though_it_looks_like_that() -> None:
