@@ -117,7 +117,7 @@ GATE = (
             Patch(LeftoverSweep, "speaks", lambda *_: False),
         ),
         ("kill-any", "kill-survivor"),
-        (3603, "kill-any"),
+        (32, "kill-any"),
     ),
     Mutant(
         "let the last words of dead connections out of a long queue",

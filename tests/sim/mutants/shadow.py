@@ -177,7 +177,7 @@ SHADOW = (
         "log wrong bytes",
         "read wrong bytes",
         (Patch(Inward, "store", _forgetful),),
-        hint=(89, "crash-primary"),
+        hint=(10, "crash-primary"),
     ),
     Mutant(
         "keep the SYN of a new connection from the gate",
@@ -190,7 +190,7 @@ SHADOW = (
         "did not end well",
         (Patch(Inward, "redeliver", nothing),),
         (*CRASHES, "none"),
-        (53, "effect-primary"),
+        (15, "effect-primary"),
     ),
     Mutant(
         "never resend at a takeover",
@@ -212,7 +212,9 @@ SHADOW = (
         CRASHES,
         (52000008, "crash-primary"),
     ),
-    Mutant("resend beside the place", "wrong bytes", (Patch(Resending, "send", _beside),), CRASHES),
+    Mutant(
+        "resend beside the place", "wrong bytes", (Patch(Resending, "send", _beside),), CRASHES, (6, "crash-primary")
+    ),
     Mutant(
         "keep the records of an old generation",
         "",
@@ -302,7 +304,7 @@ SHADOW = (
         "the client has been told",
         (Patch(BackoffRevert, "begin", _quote_more),),
         ("fence-cut", "fence-crash"),
-        (1, "fence-crash"),
+        (12, "fence-cut"),
     ),
     Mutant(
         "an application that was started anew is not noticed",
