@@ -81,6 +81,15 @@ class QueueOverrun:
 
 
 @dataclass(slots=True)
+class PacketsWait:
+    """Packets wait in a queue for longer than one turn of the loop: all that had come to it by `since` has been given
+    as events, and nothing is said of what came later. None: nothing waits. Told when that changes."""
+
+    queue: Queue
+    since: float | None
+
+
+@dataclass(slots=True)
 class DatagramReceived:
     """A sync datagram has come from `source` (address, port)."""
 
@@ -277,6 +286,7 @@ Event = (
     | CopiesLost
     | DatagramsLost
     | QueueOverrun
+    | PacketsWait
     | DatagramReceived
     | HostFacts
     | ClockRead

@@ -34,6 +34,7 @@ from nfq_failover.core.events import (
     ListenersSeen,
     OperatorCommand,
     PacketQueued,
+    PacketsWait,
     Profile,
     Queue,
     QueueOverrun,
@@ -166,6 +167,8 @@ class Node:
             self._datagram(event, now)
         elif isinstance(event, TimerFired):
             self._timer(now)
+        elif isinstance(event, PacketsWait):
+            self.shadow.backlog.found(event)
         elif isinstance(event, FrameCopied):
             if self.members.role is Role.PRIMARY:
                 self.gate.copied(event, now)

@@ -87,6 +87,7 @@ class Service:
         self._helper = helper
         self._alarms = Alarms()
         self._broken = False  # the last tick has failed
+        self._waited_at = time.monotonic()  # when the loop began to wait
         self._all_read = True
         self._next_overrun = 0.0
         self._said: object = None
@@ -241,6 +242,7 @@ class Service:
 
     def before_wait(self, now: float) -> bool:
         """Say how long the loop may wait, and that it makes progress. Returns whether it does."""
+        self._waited_at = now
         if not self._broken:
             self._heartbeats.progress()
         due = now if self._copies.due else self.node.poll_timeout()
@@ -257,6 +259,7 @@ class Service:
         feed = self._feed
         for fd, queue in self._queue_fds:
             if fd not in readable:
+                self._note_progress(queue, self._waited_at)
                 continue
             events = queue.read(BATCH)
             now = time.monotonic()
@@ -266,9 +269,14 @@ class Service:
                 events = self._watch.path.sift(queue.queue, events)
             for event in events:
                 feed(event, now)
+            self._note_progress(queue)
             self._effects.carry_out()
         if self._copies.due or self.node.wants_copies:
             self._read_copies()
+
+    def _note_progress(self, queue: PacketQueue, empty_at: float | None = None) -> None:
+        if (waits := queue.look(empty_at)) is not None:
+            self._feed(waits, time.monotonic())
 
     def _read_copies(self) -> None:
         now = time.monotonic()

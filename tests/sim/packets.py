@@ -10,6 +10,7 @@ from nfq_failover.constants import ACK, FIN, RST, SYN
 from nfq_failover.core.events import (
     FrameCopied,
     PacketQueued,
+    PacketsWait,
     Profile,
     Queue,
     QueueOverrun,
@@ -95,7 +96,8 @@ class Packets:
                 self._queue_slowly(event)
             elif self._busy_until + STEP_S > host.clock.now:  # what waits comes first
                 self._busy_until += 1e-7
-                host.tell(self._busy_until + STEP_S - host.clock.now, event)
+                wait_s = self._busy_until + STEP_S - host.clock.now
+                host.later(wait_s, self._read_slowly, host.run, event, host.ticks.now)
             else:
                 host.feed(event)
         elif host.profile is Profile.ALONE and flow not in host.inherited:  # bypass; else nobody reads the queue
@@ -109,6 +111,11 @@ class Packets:
         """Whether packets wait for the daemon."""
         return self._busy_until > self.host.clock.now
 
+    @property
+    def waits_s(self) -> float:
+        """How long a packet that comes now has to wait for the daemon."""
+        return max(self._busy_until - self.host.clock.now, 0.0)
+
     def _queue_slowly(self, event: PacketQueued) -> None:
         """The daemon has time for so many packets; as many may wait, and what comes beyond is lost."""
         host = self.host
@@ -118,7 +125,16 @@ class Packets:
             host.tell(0.0, QueueOverrun(event.queue, 1))
             return
         self._busy_until += 1 / host.plan.packets_per_s
-        host.tell(max(self._busy_until - host.clock.now, 0.0), event)
+        host.later(self.waits_s, self._read_slowly, host.run, event, host.ticks.now)
+
+    def _read_slowly(self, run: int, event: PacketQueued, came: float) -> None:
+        """The daemon reads a packet that came at `came`: all that came before it, in either queue, has been read."""
+        host = self.host
+        if run != host.run:
+            return
+        host.feed(event)
+        for queue in Queue:
+            host.feed(PacketsWait(queue, came if self.busy else None))
 
     def _to_wire(self, packet: bytearray) -> None:
         host = self.host

@@ -16,7 +16,7 @@ from nfq_failover.wire.segment import Segment
 
 MAX_HELD_TOTAL: Final = 64 << 20  # of all connections
 CALM_S: Final = 5.0  # after the last slowed connection it is told that this is over
-LASTING_S: Final = 1.0  # what is shorter is a hiccup: shown, but the pair is as good as before
+LASTING_S: Final = 10.0  # what is shorter is shown, but the pair is as good as before: see docs/operate/failures.md
 SOURCE: Final = "slowing"
 CODE: Final = "backup-slow"
 _CURE: Final = (
@@ -75,8 +75,8 @@ class Slowing:
                 self._first = now
             of = "one connection is" if self.count == 1 else f"{self.count} connections are"
             what = f"the backup is {worst_s * 1000:.0f} ms behind: {of} slowed to its pace"
-            lasts = max(worst_s, now - self._first) >= LASTING_S
-            weight = Weight.DEGRADED if lasts else Weight.WARNING
+            serious = now - self._first >= LASTING_S or 2000 * worst_s >= self._settings.replica_patience_ms > 0
+            weight = Weight.DEGRADED if serious else Weight.WARNING
             self.out.concerns.raised(SOURCE, Concern(CODE, weight, what, _CURE), now)
         elif self._last is not None and now - self._last >= CALM_S:
             self.clear(now)

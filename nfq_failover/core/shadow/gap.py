@@ -58,11 +58,11 @@ class Gap:
         """The primary's TCP has taken everything before `offset`."""
         self.primary_rcv_nxt = max(self.primary_rcv_nxt, offset)
 
-    def primary_is_ahead(self, longest_s: float, now: float) -> None:
-        """The primary has what we lack. `longest_s`: how long its hole is waited for at most."""
+    def primary_is_ahead(self, held: int, longest_s: float, now: float) -> None:
+        """The primary has what we lack, from `held` on. `longest_s`: how long its hole is waited for at most."""
         if self.hole_retry_s > longest_s:  # it was the client's hole
             self.hole_retry_s, self.asked_at = 0.0, None
-        if self.late_since is None:
+        if self.late_since is None or held >= self.late_to:
             self.late_since, self.late_to = now, self.primary_rcv_nxt
 
     def tap_came(self, offset: int, now: float) -> float | None:
@@ -111,16 +111,18 @@ class Gap:
         """Our TCP has taken something."""
         self.lag_since, self.lag_retry_s = None, 0.0
 
-    def complains(self, now: float) -> bool:
-        """Our TCP repeats its acknowledgement: whether that asks for the bytes that it lacks."""
-        if self.lag_since is None or now - self.lag_since <= COMPLAINT_S:
+    def complains(self, said_at: float, now: float) -> bool:
+        """Our TCP has repeated its acknowledgement, not before `said_at`: whether that asks for the bytes that it
+        lacks."""
+        if self.lag_since is None or said_at - self.lag_since <= COMPLAINT_S:
             return False
         self.lag_since = now
         return True
 
-    def lag_due(self, now: float) -> bool:
-        """Whether our TCP is given everything again now: it has been behind for long enough."""
-        if self.lag_since is None or now - self.lag_since < self.lag_retry_s:
+    def lag_due(self, heard_until: float, now: float) -> bool:
+        """Whether our TCP is given everything again now: it has been behind for long enough, for all that it has said
+        until `heard_until`."""
+        if self.lag_since is None or heard_until - self.lag_since < self.lag_retry_s:
             return False
         self.lag_since = now
         self.lag_retry_s = min(self.lag_retry_s * 2, LAG_MAX_S)
@@ -130,12 +132,13 @@ class Gap:
         """Our TCP is not behind."""
         self.lag_since = None
 
-    def unheard(self, snd_una: int, now: float) -> bool:
-        """Our TCP has sent what follows `snd_una`. True if it has done so for long: did the client acknowledge more?"""
+    def unheard(self, snd_una: int, heard_until: float, now: float) -> bool:
+        """Our TCP has sent what follows `snd_una`. True if it has done so for long: did the client acknowledge more?
+        What has come until `heard_until` is known."""
         if self._unheard is None or self._unheard[0] != snd_una:
             self._unheard = snd_una, now
             return False
-        if now - self._unheard[1] < UNHEARD_S:
+        if heard_until - self._unheard[1] < UNHEARD_S:
             return False
         self._unheard = snd_una, now
         return True

@@ -13,7 +13,8 @@ the answer for a while gets the input all the same (order.py): it may have less 
 from __future__ import annotations
 
 from nfq_failover.constants import FIN
-from nfq_failover.core.events import PacketQueued
+from nfq_failover.core.backlog import LOOK_AGAIN_S, Backlog
+from nfq_failover.core.events import PacketQueued, Queue
 from nfq_failover.core.outbox import Outbox
 from nfq_failover.core.shadow.connection import Shadow, ShadowConnection
 from nfq_failover.core.timers import TimerQueue
@@ -27,9 +28,10 @@ MAY_HOLD = frozenset((Shadow.OPENING, Shadow.SHADOW, Shadow.ACTIVE))
 class Holding:
     """Holds input back, and delivers it from the log. `numbers` are the table's connections by number."""
 
-    def __init__(self, out: Outbox, numbers: dict[int, ShadowConnection]) -> None:
+    def __init__(self, out: Outbox, numbers: dict[int, ShadowConnection], backlog: Backlog) -> None:
         self.out = out
         self._numbers = numbers
+        self._backlog = backlog
         self._timers: TimerQueue[int] = TimerQueue()
 
     def hold(self, connection: ShadowConnection, event: PacketQueued, seg: Segment, offset: int, now: float) -> None:
@@ -91,8 +93,8 @@ class Holding:
             if connection.map is None:
                 order.wait_anew(now)
             until = order.holds_until(now)
-            if until > now:
-                self._timers.set(conn, until)
+            if until > self._backlog.read_until(Queue.OUT, now):  # else the answer may wait in our own queue
+                self._timers.set(conn, max(until, now + LOOK_AGAIN_S))
                 continue
             self.out.counters["held-back-in-vain"] += 1
             before = order.edge

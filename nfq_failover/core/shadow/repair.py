@@ -4,6 +4,8 @@ taken are delivered again."""
 from __future__ import annotations
 
 from nfq_failover.constants import ACK, FIN
+from nfq_failover.core.backlog import LOOK_AGAIN_S, Backlog
+from nfq_failover.core.events import Queue
 from nfq_failover.core.outbox import Outbox
 from nfq_failover.core.shadow.connection import Shadow, ShadowConnection
 from nfq_failover.core.shadow.gap import HOLE_FIRST_S, LAG_FIRST_S
@@ -23,11 +25,14 @@ REQUEST_BYTES = 40_000  # in one request; nor does the primary answer with more 
 class Repair:
     """Watches holes (the log lacks bytes that the primary has) and lag (our TCP has not taken what the log has)."""
 
-    def __init__(self, out: Outbox, timers: TimerQueue[int], holding: Holding, multicast: bool = False) -> None:
-        """`timers`: the connections' own, by number. `holding`: what is held back from our TCP. `multicast`: after a
-        takeover the clients' packets come the way of the tap."""
+    def __init__(
+        self, out: Outbox, timers: TimerQueue[int], holding: Holding, backlog: Backlog, multicast: bool = False
+    ) -> None:
+        """`timers`: the connections' own, by number. `holding`: what is held back from our TCP. `backlog`: what waits
+        in our queues. `multicast`: after a takeover the clients' packets come the way of the tap."""
         self.out = out
         self._holding = holding
+        self._backlog = backlog
         self.timers = timers
         self.pace = Pace()
         self.tap = TapWatch(out, multicast)
@@ -39,7 +44,7 @@ class Repair:
         if held > before:
             gap.filled(held)
         if gap.late_since is not None and held >= gap.late_to:
-            late_s = gap.tap_came(offset, now)
+            late_s = gap.tap_came(offset, self._backlog.read_until(Queue.IN, now))
             if late_s is not None:
                 self.pace.tap_was_late(late_s)
         if inward.inbound.has_islands:
@@ -51,7 +56,7 @@ class Repair:
         """The primary has told how far its TCP is."""
         gap = connection.gap
         if gap.primary_rcv_nxt > connection.inward.held:
-            gap.primary_is_ahead(max(HOLE_MAX_S, self.pace.timeout_s), now)
+            gap.primary_is_ahead(connection.inward.held, max(HOLE_MAX_S, self.pace.timeout_s), now)
             self._watch_hole(connection, self.pace.patience_s, now)  # the tap may just be a little later
 
     def _watch_hole(self, connection: ShadowConnection, patience_s: float, now: float) -> None:
@@ -74,15 +79,19 @@ class Repair:
             return
         if inward.takes_more:
             inward.redeliver(connection.mapping, self.out)
-        elif inward.rcv_nxt == before and seg.is_pure_ack and gap.complains(now):
+        elif inward.rcv_nxt == before and seg.is_pure_ack and gap.complains(self._said_at(now), now):
             inward.redeliver(connection.mapping, self.out)  # it lacks something in between, or its window has opened
         self.watch_lag(connection, now)
+
+    def _said_at(self, now: float) -> float:
+        """When our TCP has said what we hear now, at the earliest."""
+        return self._backlog.read_until(Queue.OUT, now)
 
     def sent_first(self, connection: ShadowConnection, now: float) -> None:
         """Our TCP has sent what the client has not acknowledged. If it has to repeat that, the tap may have lost an ACK
         that the client has no reason to repeat; our TCP would wait for it, and give up after a quarter of an hour."""
         snd_una = connection.output.snd_una
-        if connection.gap.unheard(snd_una, now):
+        if connection.gap.unheard(snd_una, self._backlog.read_until(Queue.IN, now), now):
             self.tap.unheard()
             self.out.record(AckAsked(connection.conn, connection.mapping.seen.seq(snd_una)))
 
@@ -135,9 +144,17 @@ class Repair:
         if not inward.lagging:
             gap.no_lag()
         elif gap.lag_since is not None:
-            if gap.lag_due(now):
+            if gap.lag_due(self._said_at(now), now):
                 inward.redeliver(connection.mapping, self.out, probe=connection.state is not Shadow.ACTIVE)
-            self.timers.set_earlier(connection.conn, gap.lag_since + gap.lag_retry_s)
+            self.timers.set_earlier(connection.conn, max(gap.lag_since + gap.lag_retry_s, now + LOOK_AGAIN_S))
+
+    def _lost_tail(self, connection: ShadowConnection, now: float) -> int:
+        """Returns the end of what the primary has and our tap has lost. What it has only brought into our queue, where
+        it waits for us, is not lost: who is behind would be further behind for each byte that is fetched."""
+        gap, read_until = connection.gap, self._backlog.read_until(Queue.IN, now)
+        if read_until >= now or gap.late_since is None:
+            return gap.primary_rcv_nxt
+        return gap.late_to if read_until >= gap.late_since + self.pace.patience_s else 0
 
     def _ask(self, connection: ShadowConnection, now: float) -> None:
         """Ask for what is missing: the first holes, and the tail that the primary has."""
@@ -147,7 +164,7 @@ class Repair:
         room = min(pace.room(now), REQUEST_BYTES, max(inward.room_end - inward.held, 0))
         seq = inward.client.seq
         at, asked, asked_to = inward.held, 0, 0
-        tail = gap.primary_rcv_nxt
+        tail = self._lost_tail(connection, now)
         for left, right in [*inward.inbound.ranges(HOLES_AT_ONCE), (tail, tail)]:
             stop = min(left, at + room - asked)
             if stop > at:

@@ -8,6 +8,7 @@ What belongs to one subject is a part of its own, which is given the tables and 
 from __future__ import annotations
 
 from nfq_failover.core.application import ANEW_REASONS, Begun
+from nfq_failover.core.backlog import Backlog
 from nfq_failover.core.outbox import Outbox
 from nfq_failover.core.settings import Settings
 from nfq_failover.core.shadow.checkpoint import CheckpointWriter
@@ -45,10 +46,11 @@ class ShadowTable:
         self.numbers: dict[int, ShadowConnection] = {}
         self.timers: TimerQueue[int] = TimerQueue()
         self.checkpoint = checkpoint
+        self.backlog = Backlog()
         self._unconfirmed: dict[int, ShadowConnection] = {}
-        flows, numbers = self.flows, self.numbers
-        self.holding = Holding(out, numbers)
-        self.repair = Repair(out, self.timers, self.holding, settings.tap == "multicast")
+        flows, numbers, backlog = self.flows, self.numbers, self.backlog
+        self.holding = Holding(out, numbers, backlog)
+        self.repair = Repair(out, self.timers, self.holding, backlog, settings.tap == "multicast")
         self.wholeness = Wholeness(out, settings.service_state == "shared")
         self.feeding = Feeding(out, numbers, self._fed_enough)
         self.resets = Resets(out)

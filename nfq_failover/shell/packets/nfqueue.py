@@ -23,10 +23,11 @@ from typing import Final
 import structlog
 
 from nfq_failover.constants import DEFAULT_QUEUE_BUFFER, DEFAULT_QUEUE_PACKETS
-from nfq_failover.core.events import PacketQueued, Queue, QueueOverrun
+from nfq_failover.core.events import PacketQueued, PacketsWait, Queue, QueueOverrun
 from nfq_failover.errors import CommandError, MalformedSegment
 from nfq_failover.shell.packets import binding
 from nfq_failover.shell.packets import netlink as nl
+from nfq_failover.shell.packets.progress import ReadProgress
 from nfq_failover.wire.segment import cut_short
 
 log = structlog.get_logger()
@@ -148,6 +149,8 @@ class PacketQueue:
         self._short: dict[int, bytes] = {}  # packets whose end is lost: as such they go on
         self._pending: list[tuple[int, list[nl.Buffer]]] = []
         self._reported = 0
+        self._progress = ReadProgress()
+        self._said_until: float | None = None
         self._receive = bytearray(_RECEIVE_BYTES)
         self._view = memoryview(self._receive)
         try:
@@ -190,13 +193,16 @@ class PacketQueue:
     def read(self, limit: int) -> list[PacketQueued | QueueOverrun]:
         """Returns up to `limit` events, oldest first; fewer mean that there are no more at the moment."""
         events: list[PacketQueued | QueueOverrun] = []
+        packet_id: int | None = None
+        emptied, began = False, time.monotonic()
         receive, view, queue = self._socket.recv_into, self._view, self.queue
-        if self._whole_at and time.monotonic() >= self._whole_at:
+        if self._whole_at and began >= self._whole_at:
             self._take_whole(True)
         for _ in range(limit):
             try:
                 size = receive(view, 0, socket.MSG_DONTWAIT)
             except BlockingIOError:
+                emptied = True
                 break
             except OSError as problem:
                 if problem.errno == errno.EINTR:
@@ -224,7 +230,21 @@ class PacketQueue:
             if stop - start != whole:
                 self._shorten(packet_id, packet, gso)
             events.append(PacketQueued(queue, packet_id, packet, bool(info & nl.SKB_CSUM_NOT_READY), gso))
+        if emptied:
+            self._progress.emptied(began)
+        elif packet_id is not None:
+            self._progress.filled(packet_id, self.last_id)
         return events
+
+    def look(self, empty_at: float | None = None) -> PacketsWait | None:
+        """Returns up to when the queue has been read, if that has changed. `empty_at`: nothing was to be read in this
+        turn, since that time at the latest."""
+        if empty_at is not None:
+            self._progress.emptied(empty_at)
+        if self._progress.read_until == self._said_until:
+            return None
+        self._said_until = self._progress.read_until
+        return PacketsWait(self.queue, self._said_until)
 
     def _shorten(self, packet_id: int, packet: bytearray, gso: bool) -> None:
         """The end of a packet is missing: go on as if it were one that is shorter."""
@@ -313,12 +333,14 @@ class PacketQueue:
         return None if row is None else row.last_id
 
     def gauge(self) -> dict[str, int]:
-        """Returns how many packets wait, how many may, and how many were dropped, or came without their end."""
+        """Returns how many packets wait, how many may, how late they are read, and how many were dropped, or came
+        without their end."""
         row = queue_row(self.number, self._counters)
         waiting, dropped = (0, 0) if row is None else (row.waiting, row.dropped_full + row.dropped_unread)
         return {
             "now": waiting,
             "limit": self.max_len,
+            "behind_ms": self._progress.behind_ms,
             "dropped": dropped,
             "verdicts_pending": len(self._pending),
             "shortened": self.shortened,

@@ -216,22 +216,38 @@ def test_client_is_slowed_no_more_when_the_replica_is_in_time_and_that_is_told_s
         assert not t.out.concerns.own and t.side.pace.poll_timeout() is None
 
 
+def stays_late(t: Slowed, seconds: float) -> None:
+    """The replica is 0.3 s late, again and again; what comes out is of no interest."""
+    start = t.gate.own.rcv_nxt
+    for at in range(start, start + round(1000 * seconds), 100):
+        t >> Copy(client(at, 100))
+        t.effects.clear()
+        t >> server(10, ack=at + 100, wnd=10000, ts=TS)
+        t.effects.clear()
+        t.passes(0.1, confirmed(max(at - 300, 0), 40000), told(10))
+
+
 def test_hiccup_is_a_warning_and_what_lasts_degrades_the_pair() -> None:
     with Slowed() as t:
         assert [each.weight for each in t.out.concerns.own] == [Weight.WARNING]
-        t.passes(LASTING_S)
+        stays_late(t, LASTING_S - 1)
+        assert [each.weight for each in t.out.concerns.own] == [Weight.WARNING]
+        stays_late(t, 1.5)
+        assert [each.weight for each in t.out.concerns.own] == [Weight.DEGRADED]
+
+
+def test_replica_that_is_soon_let_go_degrades_the_pair_at_once() -> None:
+    with Slowed(replica_patience_ms=2000) as t:
+        t.passes(0.5, told(10))
+        assert [each.weight for each in t.out.concerns.own] == [Weight.WARNING]
+        t.passes(0.3, told(10))
         assert [each.weight for each in t.out.concerns.own] == [Weight.DEGRADED]
 
 
 def test_backup_that_is_always_slow_is_waited_for_or_not_as_configured() -> None:
     for policy, state in (("wait", Gate.PROTECTED), ("unprotect", Gate.UNPROTECTED)):
         with Slowed(slow_backup=policy) as t:
-            for at in range(100, 3000, 100):  # confirmed 0.3 s late, again and again
-                t >> Copy(client(at, 100))
-                t.effects.clear()
-                t >> server(10, ack=at + 100, wnd=10000, ts=TS)
-                t.effects.clear()
-                t.passes(0.1, confirmed(max(at - 300, 0), 40000), told(10))
+            stays_late(t, 2.9)
             assert t.gate.state is state
             assert t.gate.reason == (BEHIND if state is Gate.UNPROTECTED else "")
 
