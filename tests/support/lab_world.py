@@ -75,13 +75,13 @@ def connect(made: Lab, port: int = PORT, timeout_s: float = 10.0) -> socket.sock
     return connection
 
 
-def eventually(condition: Callable[[], bool], deadline_s: float = 10.0) -> bool:
-    """Whether the condition comes true in time."""
+def eventually(condition: Callable[[], bool], deadline_s: float = 10.0, every_s: float = 0.02) -> bool:
+    """Whether the condition comes true in time, looked at so often."""
     give_up = time.monotonic() + deadline_s
     while not condition():
         if time.monotonic() > give_up:
             return False
-        time.sleep(0.02)
+        time.sleep(every_s)
     return True
 
 

@@ -34,14 +34,13 @@ def driver() -> Iterator[LabDriver]:
 
 def missing(driver: LabDriver) -> list[str]:
     """What keeps the pair and each connection from being protected; a machine that is busy may need a moment, and its
-    clients may be slowed to its backup's pace, or wait for what the tap brings late: that degrades the pair, and is all
-    that may."""
+    clients may be slowed to its backup's pace: that degrades the pair, and is all that may."""
     says = [driver.status(host) or {} for host in driver.hosts]
     found = [
         f"{concern['code']}: {concern['what']}"
         for each in says
         for concern in each.get("concerns", ())
-        if concern["weight"] != "warning" and concern["code"] not in ("backup-slow", "backup-brakes", "tap-lossy")
+        if concern["weight"] != "warning" and concern["code"] not in ("backup-slow", "backup-brakes")
     ]
     if not any(each.get("membership") == "protected" for each in says):
         found.append(f"the hosts are {[each.get('membership') for each in says]}")
@@ -62,7 +61,8 @@ def crash_during(
     with driver.capture(capture) as running, driver.start_workload([*arguments, "--port", "7000-7003"]) as workload:
         time.sleep(delay_s)
         before = driver.serving()
-        assert eventually(lambda: not missing(driver)), missing(driver)
+        # A status of two hundred connections takes a busy daemon's time: it is not to be what keeps the pair behind.
+        assert eventually(lambda: not missing(driver), every_s=0.2), missing(driver)
         driver.crash("primary")
         report = workload.result()
         after = driver.serving()
