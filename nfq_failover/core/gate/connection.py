@@ -209,6 +209,14 @@ class GatedConnection:
             return False  # after an end that is held, our TCP answers whatever comes like that
         return not seg.flags & ACK or seg.seq != self.own.snd_nxt_seq
 
+    def outlived_by(self, seg: Segment) -> bool:
+        """Whether a reset of our TCP only says that it has forgotten a connection that is over on both sides: the
+        client has its last acknowledgement, and acknowledges our FIN. It does so twice if our TCP has repeated the FIN
+        while it was held, and the second time finds nobody."""
+        own, passed = self.own, self.end is not None and self.end.passed
+        over = passed and own.fin_sent and self.retained.client_ended and self.acks.told_ack >= own.rcv_nxt
+        return over and not seg.flags & ACK and seg.seq == own.snd_nxt_seq
+
     def note_ack(self, seg: Segment, now: float) -> None:
         """Learn from a segment that is not sent (its FIN is held): what it acknowledges is owed."""
         self.own.learn(seg, now)

@@ -98,6 +98,10 @@ class Segments:
                 self.out.drop(event.queue, event.packet_id, "rst-after-end")
                 connection.repeat_last_ack(self.out)
                 return
+            if connection.outlived_by(seg):
+                self.out.drop(event.queue, event.packet_id, "rst-after-end")
+                self._look_soon(now)
+                return
             if connection.refuses(seg):
                 self._look_soon(now)  # our TCP may have given it up
                 self.out.accept(event.queue, event.packet_id)

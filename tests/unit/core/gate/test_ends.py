@@ -74,6 +74,25 @@ def test_fin_waits_for_the_replicas_and_is_sent_newly_built() -> None:
         t >> After(0.2) << "query"
 
 
+@pytest.mark.parametrize("seq", [101, 102])
+def test_fin_that_was_repeated_while_it_was_held_is_followed_by_no_reset(seq: int) -> None:
+    """The client acknowledges both, and our TCP is gone by the second time. What says anything else passes."""
+    with Ending() as t:
+        t >> Copy(client(0, 100, flags="F."))
+        t >> server(100, ack=101, flags="F.", wnd=10000, ts=TS) << HELD << asked(100)
+        t >> confirmed(101, 40000)
+        t.effects.clear()
+        t >> replica_end(100, taken=101)
+        assert str(t.effects.popleft()).startswith("client [F.] 100 ack 101")
+        t >> server(100, ack=101, flags="F.", wnd=10000, ts=TS)
+        assert str(t.effects.popleft()).startswith("pass [F.] 100")
+        t.effects.clear()
+        t >> server(seq, flags="R", wnd=0)
+        assert t.effects.popleft() == ("drop rst-after-end" if seq == 101 else "pass")
+        assert (FLOW in t.side.flows) == (seq == 101)
+        t.effects.clear()
+
+
 def test_fin_is_where_it_belongs_though_an_ack_went_ahead_of_it() -> None:
     with Ending() as t:
         t >> server(101, wnd=10000, ts=TS)  # the FIN before it was dropped: the host was in doubt
