@@ -62,7 +62,7 @@ class Checks(Promises):
             if late or down:
                 self.refused[flow] = host.name
         if seen is None:
-            assert seg.flags & RST, f"{host.name} sends {seg} before any SYN-ACK"
+            assert seg.flags & RST or self._asks_unanswered(host, flow, seg), f"{host.name}: {seg} before any SYN-ACK"
             return
         client = seen.client
         gate = host.node.gate.flows.get(flow)
@@ -85,6 +85,14 @@ class Checks(Promises):
             return  # the present one takes nothing from it, and answers (RFC 9293 section 3.10.7.4, first)
         self._numbers(host, seen, seg, client)
         self._gated(host, flow, seen, seg)
+
+    def _asks_unanswered(self, host: SimHost, flow: FlowKey, seg: Segment) -> bool:
+        """Whether a client that is told that its connection is over is asked where it is, and has no SYN-ACK, for all
+        that is known here. In SYN-SENT it takes no notice of what acknowledges its SYN (RFC 9293 section 3.10.7.3); one
+        that has believed the reset answers with its own."""
+        tcp = self.world.clients[flow].tcp
+        asks = seg.is_pure_ack and host.node.shadow.resets.tells(flow)
+        return asks and tcp.state in ("syn-sent", "closed") and tcp.ours.offset(seg.ack) == 0
 
     def _asks_earlier(self, host: SimHost, flow: FlowKey, seg: Segment) -> bool:
         """Whether the client of an earlier connection from this port, which the host tells that it is over, is asked

@@ -200,6 +200,7 @@ class Wholeness:
         """Its sockets have been looked at, and what follows from that is done."""
         word, self._word = self._word, ""
         if word:
+            self._tell()  # a primary that has not heard of this life yet could not tell what the word is about
             self._whole(word, now)
             self._believed = word == _HERE
 

@@ -314,6 +314,14 @@ def test_operator_says_so() -> None:
     assert behind.differs and not behind.believed(), "that was about what had been started until then"
 
 
+def test_primary_that_has_not_heard_of_this_life_hears_what_the_word_is_about() -> None:
+    """A start of its own application, which it has not seen yet, was before the word."""
+    behind = Behind()
+    behind.believe(OLD)
+    assert behind.out.records[-1] == Whole(behind.life, 0, 0)
+    assert behind.believed() and behind.told().instance != behind.life
+
+
 def test_operator_says_so_on_the_primary_of_this_life_only() -> None:
     behind = Behind()
     behind.miss(OLD)
