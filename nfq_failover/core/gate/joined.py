@@ -1,4 +1,5 @@
-"""What a host has served before a backup joined: the replica's application may lack it.
+"""What a host has served before a backup joined: the replica's application may lack it. Another one than the last
+backup's may lack all that clients have ever brought.
 
 Whether it has it all the same nobody can see: it may have loaded it when it started, or share it with ours. So this is
 a warning, until somebody says that it is whole (core/gate/missed.py).
@@ -35,6 +36,8 @@ class JoinedLater:
         self._inherited = self._forgiven = 0, 0
         self._instance: int | None = None  # of the backup's application, since it has joined
         self._same = False
+        self._brought = False  # a client that is gone has brought something, whether a backup was there or not
+        self._another = False
 
     @property
     def served(self) -> tuple[int, int]:
@@ -48,6 +51,7 @@ class JoinedLater:
 
     def closed(self, connection: GatedConnection) -> None:
         """A connection is over, or not ours any more."""
+        self._brought = self._brought or _brings(connection)
         if self._alone:
             self._count.end(connection.flow, connection.own.rcv_nxt)
 
@@ -69,15 +73,23 @@ class JoinedLater:
         self._same = False
         self._say(now)
 
-    def meets(self, same: bool, now: float) -> None:
-        """The backup that has joined tells of its application. `same`: it has been there all the time."""
-        self._same = same
+    def meets(self, life: int, left: int | None, now: float) -> None:
+        """The backup that has joined tells of its application. `life`: which one it is, 0: none; `left`: which one the
+        last backup had, None: that is not known."""
+        self._same = life == left != 0
+        brought = self._brought or any(self._inherited) or any(map(_brings, self._flows.values()))
+        self._another = self._another or (brought and bool(left) and life != left)
         self._say(now)
 
     def _say(self, now: float) -> None:
         connections, size = self.served
-        if self._alone or not connections or not self._shared:
+        if self._alone or not (connections or self._another) or not self._shared:
             self.out.concerns.over(SOURCE, CODE, now)
+            return
+        if not connections:
+            what = "the replica's application is another one than the last backup had: it lacks what clients have "
+            what += "brought before it was started, unless it has loaded that"
+            self.out.concerns.raised(SOURCE, Concern(CODE, Weight.WARNING, what, CURE), now)
             return
         what = f"this host has served {connections} connections that brought {size} bytes while no backup was there: "
         what += "the replica's application was running, and lacks them" if self._same else ""
@@ -94,10 +106,17 @@ class JoinedLater:
     def _begin_again(self, now: float) -> None:
         self._count.clear()
         self._forgiven = self._inherited
+        self._another = False
         self._say(now)
 
     def forget(self, now: float) -> None:
         """This host serves no more: it is the other one that knows."""
         self._alone = True
+        self._brought = False
         self._inherited = 0, 0
         self._begin_again(now)
+
+
+def _brings(connection: GatedConnection) -> bool:
+    """Whether its client has sent more than its end."""
+    return connection.own.rcv_nxt > 1

@@ -225,7 +225,7 @@ class MissedInput:
         if record.instance in self._past:
             return
         if not self._met:
-            self.later.meets(bool(record.life) and record.life == self._left, now)
+            self.later.meets(record.life, self._left, now)
         if record.life != self._life:
             # It was another one before, or there was none; but of what was there when it joined nothing is known.
             self._their_began = now - HEARD_S if self._met else None

@@ -101,6 +101,50 @@ def test_nothing_is_said_of_what_nobody_misses(shared: bool) -> None:
     assert not server.said
 
 
+@pytest.mark.parametrize("open_still", [True, False])
+def test_application_that_is_another_one_when_the_backup_is_back_lacks_what_came_before(open_still: bool) -> None:
+    """The host was rebooted, say, and no client has sent anything meanwhile."""
+    server = Server()
+    server.joins()
+    server.brings(A, 1000)
+    if not open_still:
+        server.closes(A)
+    server.leaves()
+    server.joins(NEW, instance=2)
+    assert server.concern is not None and server.concern.weight is Weight.WARNING
+    assert server.said.startswith("the replica's application is another one than the last backup had")
+    server.tells(NEW, instance=2)
+    assert server.said
+    server.leaves()
+    assert not server.said
+    server.joins(NEW, instance=2)
+    assert server.said, "it has not got it meanwhile"
+    server.tells(NEW, instance=3)  # somebody has said that it is whole
+    assert not server.said
+    server.leaves()
+    server.joins(NEW, instance=2)
+    assert not server.said
+
+
+@pytest.mark.parametrize(("size", "shared", "life"), [(1, True, NEW), (1000, False, NEW), (1000, True, OLD)])
+def test_application_that_lacks_nothing_when_the_backup_is_back(size: int, shared: bool, life: int) -> None:
+    server = Server(shared)
+    server.joins()
+    server.brings(A, size)
+    server.leaves()
+    server.joins(life, instance=2)
+    assert not server.said
+
+
+def test_backup_without_an_application_will_have_another_one() -> None:
+    server = Server()
+    server.joins()
+    server.brings(A, 1000)
+    server.leaves()
+    server.joins(0, instance=2)
+    assert server.said
+
+
 def test_only_what_came_while_the_backup_was_away_counts() -> None:
     server = Server()
     server.joins()
