@@ -203,6 +203,7 @@ class MissingReplicas:
         """Our application has begun to listen: what was before does not tell."""
         self._rows.clear()
         self._lacking.clear()
+        self._young.clear()  # they ended with the application that was there before
         for entry in self._waiting.values():
             entry.since = self._clock
 

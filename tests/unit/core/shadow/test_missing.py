@@ -247,6 +247,18 @@ def test_application_that_has_begun_anew_is_not_judged_by_what_was_before(backup
     assert backup.weight is None
 
 
+def test_replicas_that_ended_with_the_application_are_not_those_of_the_next_one(backup: Backup) -> None:
+    conns = [backup.open() for _ in range(ENOUGH)]
+    for conn in conns:
+        backup.answer(conn)
+    backup.wait(EVERY_S)
+    for conn in conns:
+        backup.says(conn, replica(flags="R."))
+    backup.table.missing.begun()
+    backup.wait(2 * SPAN_S)
+    assert backup.weight is None
+
+
 def test_protection_that_was_refused_for_another_reason_does_not_count(backup: Backup) -> None:
     for _ in range(ENOUGH):
         conn = backup.open()
