@@ -113,7 +113,10 @@ class Checks(Promises):
         seg = Segment(bytearray(packet))
         flow = (seg.dst, seg.dport, seg.src, seg.sport)
         self._one_host(host, flow, seg)
-        known = flow in host.node.gate.flows or flow in host.node.shadow.flows
+        gate, shadow = host.node.gate.flows.get(flow), host.node.shadow.flows.get(flow)
+        base = None if of is None else of.client_space.base  # a later connection from the port is another one
+        known = gate is not None and gate.own.client.base == base
+        known = known or (shadow is not None and shadow.inward.client.base == base)
         if known and of is not None and of is self.flows.get(flow) and not self.excuse and not seg.flags & (SYN | RST):
             assert seg.checksum_ok(), f"{host.name} sends a wrong checksum: {seg}"
             self._numbers(host, of, seg, of.client)
