@@ -77,6 +77,7 @@ from nfq_failover.wire.segment import Segment
 
 _SHADOWING = frozenset((State.SHADOWING, State.CHECKING, State.ASKING, State.FENCING))
 _SERVING = frozenset((State.UNPROTECTED, State.ARMING, State.PROTECTED, State.BACKUP_LOST))
+_JUST_AFTER_S = 1e-6  # a peer is not lost at its deadline, but after it
 _NEVER_ACTS = Concern(
     "never-acts",
     Weight.UNPROTECTED,
@@ -166,7 +167,11 @@ class Node:
         elif isinstance(event, DatagramReceived):
             self._datagram(event, now)
         elif isinstance(event, TimerFired):
-            self._timer(now)
+            if self.tick_due(now):
+                self._timer(now)
+            else:
+                self.links.on_timer(now)
+                self._connection_timers(now)
         elif isinstance(event, PacketsWait):
             self.shadow.backlog.found(event)
         elif isinstance(event, FrameCopied):
@@ -189,7 +194,7 @@ class Node:
 
     def poll_timeout(self) -> float:
         """When to send `TimerFired` at the latest."""
-        earliest = min(self._next_tick, self.links.poll_timeout())
+        earliest = min(self._tick_at(), self.links.poll_timeout())
         due = self.shadow.poll_timeout()
         if due is not None and due < earliest:
             earliest = due
@@ -198,6 +203,18 @@ class Node:
             if due is not None and due < earliest:
                 earliest = due
         return earliest
+
+    def tick_due(self, now: float) -> bool:
+        """Whether `TimerFired` is a tick at this time, at which everything is looked at; between two ticks it is for
+        connections and links alone."""
+        return now >= self._tick_at()
+
+    def _tick_at(self) -> float:
+        """When everything is looked at again: at regular times, and as soon as the peer counts as lost."""
+        lost_at = self.members.peer.monitor.deadline()
+        if lost_at is not None and self._last_tick < lost_at + _JUST_AFTER_S < self._next_tick:
+            return lost_at + _JUST_AFTER_S
+        return self._next_tick
 
     @property
     def wants_copies(self) -> bool:
@@ -374,13 +391,7 @@ class Node:
         self.members.tick(now)
         if self.members.actions:
             self.actions.carry_out(now)
-        if self.members.state is not State.DOUBT:
-            self.gate.on_timer(now)
-            self.shadow.on_timer(now)
-        else:
-            self.shadow.out.withhold(True)
-            self.shadow.on_timer(now)
-            self.shadow.out.withhold(False)
+        self._connection_timers(now)
         self.shadow.wholeness.review(now)
         if self.members.state is State.SHADOWING:
             self.shadow.wholeness.on_timer(now)
@@ -390,6 +401,16 @@ class Node:
         self.rules.on_timer(self.members.role)
         self.links.tell(self.telling.due(now))
         self.actions.observe(now)
+
+    def _connection_timers(self, now: float) -> None:
+        """What is due of the connections: an owed ACK or a digest is so every few milliseconds."""
+        if self.members.state is not State.DOUBT:
+            self.gate.on_timer(now)
+            self.shadow.on_timer(now)
+        else:
+            self.shadow.out.withhold(True)
+            self.shadow.on_timer(now)
+            self.shadow.out.withhold(False)
 
     def _answer(self, event: Event, now: float) -> None:
         members = self.members

@@ -291,12 +291,13 @@ class Service:
         due = self.node.poll_timeout()
         if (due is not None and now < due) or not (self._all_read or self._sync.overdue(now)):
             return False
-        failures = self._alarms.count
+        failures, tick = self._alarms.count, self.node.tick_due(now)
         self._feed(TimerFired(), now)
         self._effects.carry_out()
-        self._copies.look()
-        self._periodic(now)
-        self._effects.carry_out()
+        if tick:
+            self._copies.look()
+            self._periodic(now)
+            self._effects.carry_out()
         self._broken = self._alarms.count != failures  # no progress without time: the heartbeats must say so
         before, self._said = self._said, self.node.members.state
         return before is not self._said

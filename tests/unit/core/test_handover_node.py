@@ -75,12 +75,12 @@ def test_tap_stays_on_without_protection_until_the_last_one_is_over() -> None:
     node.actions._do(Do.RELEASE, pair.now)
     assert rules(node) == [Profile.PRIMARY]  # no bypass either: our TCP's answers must not get out if the daemon dies
     node.gate.handovers.on_handed(HandedOver(1, Handed.ACTIVE), pair.now)
-    node.handle(TimerFired(), pair.now + 0.02)
+    node.handle(TimerFired(), pair.now + 0.03)
     assert rules(node) == []
     node.gate.handovers.on_handed(HandedOver(1, Handed.OVER), pair.now)
-    node.handle(TimerFired(), pair.now + 0.04)
-    assert rules(node) == [Profile.ALONE]
     node.handle(TimerFired(), pair.now + 0.06)
+    assert rules(node) == [Profile.ALONE]
+    node.handle(TimerFired(), pair.now + 0.09)
     assert rules(node) == []
 
 
