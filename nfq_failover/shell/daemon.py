@@ -134,7 +134,7 @@ class Daemon:
         logs.pass_time(now)
         readable = loop.wait(now, MAX_WAIT_S)
         for service in services:
-            service.read_sync()
+            service.read_sync(readable)
         loop.serve(readable)
         for service in services:
             service.read_packets(readable)

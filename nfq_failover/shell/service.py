@@ -89,6 +89,7 @@ class Service:
         self._broken = False  # the last tick has failed
         self._waited_at = time.monotonic()  # when the loop began to wait
         self._all_read = True
+        self._due: float | None = None
         self._next_overrun = 0.0
         self._said: object = None
         self._epochs = undo.closing(EpochStore(own.file("epoch.json")))
@@ -155,7 +156,8 @@ class Service:
         )
         self._sync = SyncReader(sockets, self.node, self._feed)
         self._queue_fds = tuple((queue.fileno(), queue) for queue in self._queues.values())
-        for fd in (*(each.fileno() for each in sockets.both), *(fd for fd, _ in self._queue_fds)):
+        self._sync_fds = frozenset(each.fileno() for each in sockets.both)
+        for fd in (*self._sync_fds, *(fd for fd, _ in self._queue_fds)):
             loop.watch(fd)  # read in their turn, below
         loop.watch(self._epochs.fileno(), self._epochs_stored)
         loop.watch(helper.fileno(), self._hear_helper)
@@ -245,14 +247,20 @@ class Service:
         self._waited_at = now
         if not self._broken:
             self._heartbeats.progress()
-        due = now if self._copies.due else self.node.poll_timeout()
-        if due is not None:
-            self._loop.deadline(due)
+        self._loop.deadline(now if self._copies.due else self._due_at())
         return not self._broken
 
-    def read_sync(self) -> None:
-        """Read what the peers have sent."""
-        self._all_read = self._sync.read(self._effects.carry_out)
+    def _due_at(self) -> float:
+        """When the node's timers are due. The node is asked once after each input."""
+        if self._due is None:
+            self._due = self.node.poll_timeout()
+        return self._due
+
+    def read_sync(self, readable: list[int]) -> None:
+        """Read what the peers have sent, if there is something; and always before the node's timers fire."""
+        fds = self._sync_fds
+        if not self._all_read or any(fd in fds for fd in readable) or time.monotonic() >= self._due_at():
+            self._all_read = self._sync.read(self._effects.carry_out)
 
     def read_packets(self, readable: list[int]) -> None:
         """Have the node judge the packets in the queues that are readable; then read copies, if it is time."""
@@ -288,8 +296,7 @@ class Service:
     def let_time_pass(self) -> bool:
         """Fire the node's timers if they are due, once the peers' news is known. Returns whether the state is new."""
         now = time.monotonic()
-        due = self.node.poll_timeout()
-        if (due is not None and now < due) or not (self._all_read or self._sync.overdue(now)):
+        if now < self._due_at() or not (self._all_read or self._sync.overdue(now)):
             return False
         failures, tick = self._alarms.count, self.node.tick_due(now)
         self._feed(TimerFired(), now)
@@ -352,6 +359,7 @@ class Service:
     def _feed(self, event: Event, now: float) -> None:
         """Hand the node one event; whatever goes wrong in there must not end the loop."""
         self._outlet.decides(now)
+        self._due = None
         try:
             self.node.handle(event, now)
         except MemoryError:
