@@ -69,6 +69,7 @@ from nfq_failover.core.shadow.checkpoint import Checkpoint, CheckpointWriter
 from nfq_failover.core.shadow.table import ShadowTable
 from nfq_failover.core.status import Status, status_of
 from nfq_failover.core.tap_probe import TapProbe
+from nfq_failover.core.timers import Ticks
 from nfq_failover.errors import MalformedSegment
 from nfq_failover.wire.datagram import is_question
 from nfq_failover.wire.icmp import is_icmp
@@ -77,7 +78,6 @@ from nfq_failover.wire.segment import Segment
 
 _SHADOWING = frozenset((State.SHADOWING, State.CHECKING, State.ASKING, State.FENCING))
 _SERVING = frozenset((State.UNPROTECTED, State.ARMING, State.PROTECTED, State.BACKUP_LOST))
-_JUST_AFTER_S = 1e-6  # a peer is not lost at its deadline, but after it
 _NEVER_ACTS = Concern(
     "never-acts",
     Weight.UNPROTECTED,
@@ -139,8 +139,8 @@ class Node:
         )
         self._tap_probe = TapProbe(settings, self.out, self.members, self.shadowed, self.shadow.repair.tap, rng)
         self._answering = Answering(settings, self.telling, self.out)
-        self._next_tick = self._last_tick = now
-        self._pause_s = settings.detection_ms / 1000
+        tick_s = min(settings.heartbeat_interval_ms, 50) / 2000
+        self._ticks = Ticks(tick_s, settings.detection_ms / 1000, self.members.peer.monitor.deadline, now)
         self.checkpoint = checkpoint
         if earlier is not None:
             restart.restore(earlier, self.members, self.gate, self.shadow, served, now)
@@ -161,7 +161,7 @@ class Node:
             self.members.expire(now)
             self.actions.carry_out(now)
         if isinstance(event, PacketQueued):
-            if now - self._last_tick > self._pause_s:
+            if self._ticks.paused(now):
                 self._timer(now)  # this host was paused: doubt comes before the first packet
             self._packet(event, now)
         elif isinstance(event, DatagramReceived):
@@ -194,7 +194,7 @@ class Node:
 
     def poll_timeout(self) -> float:
         """When to send `TimerFired` at the latest."""
-        earliest = min(self._tick_at(), self.links.poll_timeout())
+        earliest = min(self._ticks.due_at(), self.links.poll_timeout())
         due = self.shadow.poll_timeout()
         if due is not None and due < earliest:
             earliest = due
@@ -207,14 +207,7 @@ class Node:
     def tick_due(self, now: float) -> bool:
         """Whether `TimerFired` is a tick at this time, at which everything is looked at; between two ticks it is for
         connections and links alone."""
-        return now >= self._tick_at()
-
-    def _tick_at(self) -> float:
-        """When everything is looked at again: at regular times, and as soon as the peer counts as lost."""
-        lost_at = self.members.peer.monitor.deadline()
-        if lost_at is not None and self._last_tick < lost_at + _JUST_AFTER_S < self._next_tick:
-            return lost_at + _JUST_AFTER_S
-        return self._next_tick
+        return now >= self._ticks.due_at()
 
     @property
     def wants_copies(self) -> bool:
@@ -331,7 +324,7 @@ class Node:
                 self.members.heard(now)
             self.links.publish(self.members)
         refused = ""
-        if now - self._last_tick > self._pause_s:
+        if self._ticks.paused(now):
             # This host was paused. The records were waiting, and news of a takeover may wait behind them: nothing may
             # leave because of them. What matters will be repeated.
             refused = "record-after-pause"
@@ -381,9 +374,8 @@ class Node:
     # ------------------------------------------------------------------------------------ time and answers
 
     def _timer(self, now: float) -> None:
-        self.out.injected.on_timer(now - self._last_tick > self._pause_s, now)
-        self._last_tick = now
-        self._next_tick = now + min(self.settings.heartbeat_interval_ms, 50) / 2000
+        self.out.injected.on_timer(self._ticks.paused(now), now)
+        self._ticks.took(now)
         self.overruns.on_timer(now)
         self.links.on_timer(now)
         self.presence.on_timer(now)
