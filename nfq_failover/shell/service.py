@@ -305,7 +305,8 @@ class Service:
             self._copies.look()
             self._periodic(now)
             self._effects.carry_out()
-        self._broken = self._alarms.count != failures  # no progress without time: the heartbeats must say so
+        if tick or self._alarms.count != failures:
+            self._broken = self._alarms.count != failures  # no progress without time: the heartbeats must say so
         before, self._said = self._said, self.node.members.state
         return before is not self._said
 
