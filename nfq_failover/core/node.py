@@ -428,7 +428,7 @@ class Node:
             if self.sweep.listed(event.flows, event.queued) and members.role is Role.PRIMARY:
                 self.rules.again(members.role)
         elif isinstance(event, HealthChecked):
-            self._health_checked(event, now)
+            self.presence.checked(event, now)
         elif isinstance(event, CopiesLost):
             self.out.counters["copies-lost"] += event.count
             self.out.log("warning", "inbound copies lost", count=event.count)
@@ -458,22 +458,6 @@ class Node:
             self._operator(event, now)
         elif isinstance(event, SettingsChanged):
             self.setup.follow_settings(event.settings, now)
-
-    def _health_checked(self, event: HealthChecked, now: float) -> None:
-        """Take the outcome of a check of our application. What follows from it comes with the next tick."""
-        if event.ok:
-            began_at = now - event.took_s
-            self.gate.ends.note_well(began_at)
-            self.shadow.ends.note_well(began_at)
-        else:
-            self.out.counters["health-check-failed"] += 1
-        health = self.members.health
-        if not health.checked(event.ok, event.detail, now):
-            return
-        if health.well:
-            self.out.log("info", "application well")
-        else:
-            self.out.log("error", "application failed", reason=health.reason)
 
     def _operator(self, event: OperatorCommand, now: float) -> None:
         if event.name == "claim":

@@ -1,4 +1,4 @@
-"""Whether the application is there: on this host, and at the ports where the other host's is.
+"""Whether the application is there, and well: on this host, and at the ports where the other host's is.
 
 A backup without it has no replica of what clients open, so nothing may be called protected; that a replica is missing
 would else be seen only with the next connection. What a service has no listener for on either host, clients can't use,
@@ -10,7 +10,7 @@ from __future__ import annotations
 from nfq_failover.core import ports
 from nfq_failover.core.application import STEADY_S, Application, Begun
 from nfq_failover.core.concerns import Concern, Part, Weight
-from nfq_failover.core.events import ListenersSeen
+from nfq_failover.core.events import HealthChecked, ListenersSeen
 from nfq_failover.core.gate.table import GateTable
 from nfq_failover.core.outbox import Outbox
 from nfq_failover.core.pair.membership import Membership
@@ -70,6 +70,22 @@ class Presence:
             self._begun(begun, inodes, now)
         self._shadow.wholeness.looked(now)
         self._gate.missed.looked(now)
+
+    def checked(self, event: HealthChecked, now: float) -> None:
+        """Take the outcome of a check of our application. What follows from it comes with the next tick."""
+        if event.ok:
+            began_at = now - event.took_s
+            self._gate.ends.note_well(began_at)
+            self._shadow.ends.note_well(began_at)
+        else:
+            self.out.counters["health-check-failed"] += 1
+        health = self._members.health
+        if not health.checked(event.ok, event.detail, now):
+            return
+        if health.well:
+            self.out.log("info", "application well")
+        else:
+            self.out.log("error", "application failed", reason=health.reason)
 
     def _begun(self, begun: Begun, inodes: frozenset[int], now: float) -> None:
         role = self._members.role
