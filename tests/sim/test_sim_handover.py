@@ -23,6 +23,7 @@ from .apps import Client
 from .checks import Checks
 from .generate import from_seed
 from .host import SimHost
+from .promises import Seen
 from .scenario import Incident, Scenario
 from .world import SimWorld
 
@@ -77,6 +78,10 @@ class HandoverChecks(Checks):
             self.lose(flow, "two failures: its server, and its backup")
             return
         super().emitted(host, packet)
+
+    def returned(self, host: SimHost, packet: bytes, of: Seen | None) -> None:
+        if of is None or of.client not in self.lost:
+            super().returned(host, packet, of)
 
     @staticmethod
     def _unprotected(host: SimHost, seg: Segment) -> bool:

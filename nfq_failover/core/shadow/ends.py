@@ -16,6 +16,7 @@ def end_of(connection: ShadowConnection, well: bool) -> End:
 
     What we have not seen, since a full queue has lost it, may have been data, or its FIN: whoever compares the two ends
     must not take it for either, nor the replica for one that goes on, or has gone on until it reset the connection.
+    One that its client has reset does not go on either, and what it has said at last is not repeated.
     """
     output, inward = connection.output, connection.inward
     if output.rst_out is not None:
@@ -24,7 +25,7 @@ def end_of(connection: ShadowConnection, well: bool) -> End:
         kind, offset = EndKind.FIN, output.fin_out
     else:
         kind, offset = EndKind.OPEN, min(output.seen, output.snd_nxt)
-        well = well and offset == output.snd_nxt
+        well = well and offset == output.snd_nxt and not inward.reset_by_client
     return End(connection.conn, connection.mapping.seen.seq(offset), inward.client.seq(inward.rcv_nxt), kind, well)
 
 

@@ -82,6 +82,7 @@ class Records:
         self._openings = openings
         self._repair = repair
         self._divergence = divergence
+        self._ends = ends
         self._feeding = feeding
         self._strays = strays
         self._missing = missing
@@ -99,7 +100,7 @@ class Records:
             UnprotectedSeen: self._on_told,
             Fed: self._on_fed,
             FedSeen: self._on_fed_seen,
-            EndAsked: ends.on_end_asked,
+            EndAsked: self._on_end_asked,
             Digest: divergence.on_digest,
             BytesSent: divergence.on_bytes,
             HandOver: handovers.on_hand_over,
@@ -157,6 +158,13 @@ class Records:
                 self._vanished.look_soon(now)  # the primary waits for a replica that says no more
             sent = connection.seen.seq(connection.output.snd_nxt)
             self._out.record(PaceTold(record.conn, connection.turn, taken, inward.client.seq(inward.rcv_edge), sent))
+
+    def _on_end_asked(self, record: EndAsked, now: float) -> None:
+        """The primary wants to know where our replica's stream ends."""
+        connection = self._numbers.get(record.conn)
+        if connection is not None and connection.inward.reset_by_client:
+            self._vanished.look_soon(now)  # it says no more, whatever it has said at last
+        self._ends.on_end_asked(record, now)
 
     def _on_data(self, record: Data, now: float) -> None:
         """Bytes have come that our tap had lost."""

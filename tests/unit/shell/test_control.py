@@ -201,7 +201,10 @@ def test_who_may_only_look_can_order_nothing() -> None:
         assert "is for root" in answered(command, {})["error"]
 
 
-def test_a_groups_socket_is_for_owner_and_group(tmp_path: Path) -> None:
-    server = ControlServer(tmp_path / "control.sock", handler, group=True)
-    assert stat.S_IMODE(server.path.stat().st_mode) == 0o660
+@pytest.mark.parametrize(("group", "mode"), [(False, 0o600), (True, 0o666)])
+def test_a_groups_socket_is_for_everybody_whom_its_directory_lets_through(
+    tmp_path: Path, group: bool, mode: int
+) -> None:
+    server = ControlServer(tmp_path / "control.sock", handler, group=group)
+    assert stat.S_IMODE(server.path.stat().st_mode) == mode
     server.close()

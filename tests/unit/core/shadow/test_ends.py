@@ -32,6 +32,15 @@ def test_answer_says_what_the_replica_has_taken() -> None:
         t >> asked(0) << replica_end(0, EndKind.OPEN, taken=60)
 
 
+def test_replica_that_its_client_has_reset_does_not_go_on() -> None:
+    """It may have ended before, and a full queue have lost that: it says nothing twice any more."""
+    with Shadowing() as t:
+        t >> replica(0, 30) << SILENT
+        t >> asked(30) << replica_end(30, EndKind.OPEN)
+        t >> from_client(0, flags="R", ack=None, ts=None) << "pass [R] 0 wnd 500"
+        t >> asked(30) << replica_end(30, EndKind.OPEN, well=False)
+
+
 def test_question_about_a_connection_that_is_opening_is_left_to_the_opening() -> None:
     with ShadowTranscript() as t:
         t >> opening() << "kernel [S] -1 wnd 64240"
