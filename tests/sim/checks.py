@@ -81,10 +81,18 @@ class Checks(Promises):
             # in SYN_SENT takes no notice of it (RFC 9293 section 3.10.7.3).
             assert seg.is_pure_ack and seg.ack == gate.own.client.seq(0), f"{host.name} sends {seg} before the SYN-ACK"
             return
-        if self._asks_earlier(host, flow, seg):
+        if self._asks(host, flow, seg, client) or self._asks_earlier(host, flow, seg):
             return  # the present one takes nothing from it, and answers (RFC 9293 section 3.10.7.4, first)
         self._numbers(host, seen, seg, client)
         self._gated(host, flow, seen, seg)
+
+    @staticmethod
+    def _asks(host: SimHost, flow: FlowKey, seg: Segment, client: Client) -> bool:
+        """Whether a client that is told that its connection is over is asked where it is: before its window, with
+        timestamps and without."""
+        tcp = client.tcp
+        asks = seg.is_pure_ack and host.node.shadow.resets.tells(flow)
+        return asks and tcp.state != "syn-sent" and tcp.theirs.offset(seg.seq) < tcp.rcv_nxt
 
     def _asks_unanswered(self, host: SimHost, flow: FlowKey, seg: Segment) -> bool:
         """Whether a client that is told that its connection is over is asked where it is, and has no SYN-ACK, for all

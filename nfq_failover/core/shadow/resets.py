@@ -98,11 +98,12 @@ class Resets:
 
     def _ask(self, told: Told, una: int) -> None:
         """Have a client say what it expects. `una`: it expects no less. Kernels differ in whether they look at one with
-        old timestamps, or at one without (see `Resync.ask`): it gets both."""
+        old timestamps, or at one without (see `Resync.ask`): it gets both. It does not look at the window of what lies
+        before its own; this one takes nothing back."""
         client, port, server, server_port = told.flow
         ends, seq, stamps = ((server, server_port), (client, port)), (una - 1) & 0xFFFFFFFF, told.stamps()
         for each in (None,) if stamps is None else (None, stamps):
-            self.out.outward(build_segment(*ends, seq, told.reset_ack(), ACK, 0, ack_options(each, [])))
+            self.out.outward(build_segment(*ends, seq, told.reset_ack(), ACK, 0xFFFF, ack_options(each, [])))
         self.out.counters["reset-asked"] += 1
 
     def heard(self, told: Told, seg: Segment, now: float) -> None:

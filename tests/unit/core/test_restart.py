@@ -153,7 +153,7 @@ def test_one_that_is_cut_is_asked_until_our_tcp_shows_itself_and_is_reset() -> N
         t >> replica(0, 0, ts=(7_000_900, 1001)) << "drop replica-silent" << "kernel [R] 0 wnd 0"
         t >> After(2.1) << ask(0, 0) << "client [R.] 0 ack 0 wnd 0"
         t << "client [R.] 63999 ack 0 wnd 0" << "client [R.] 64000 ack 0 wnd 0"
-        t << "client [.] -1 ack 0 wnd 0" << "client [.] -1 ack 0 wnd 0 ts 2000000/1001"
+        t << "client [.] -1 ack 0 wnd 65535" << "client [.] -1 ack 0 wnd 65535 ts 2000000/1001"
         t >> server(0, 0, ack=None, flags="R", wnd=0) << "drop replica-silent"
         t >> FlowsGone([FLOW])
         assert not t.side.flows and not t.side.numbers

@@ -103,7 +103,7 @@ def test_client_beyond_the_edge_that_is_known_is_made_to_say_where_it_is() -> No
     with dead() as t:
         t >> "takeover"
         assert not asked(t, 0.1)
-        question = ["client [.] 499 ack 0 wnd 0", f"client [.] 499 ack 0 wnd 0 ts {SEEN_TS}/1001"]
+        question = ["client [.] 499 ack 0 wnd 65535", f"client [.] 499 ack 0 wnd 65535 ts {SEEN_TS}/1001"]
         assert asked(t, 0.2) == question
         assert asked(t, 20.0) == question * (len(WAITS_S) - 1)
         t.side.resets.tell(t.shadow, t.now)
@@ -121,7 +121,7 @@ def test_client_is_asked_before_what_it_has_acknowledged_whatever_the_newest_seg
         heard(t, 300, at=70)
         heard(t, 200, at=60)
         t >> "takeover"
-        assert asked(t, 0.3) == ["client [.] 299 ack 70 wnd 0"]
+        assert asked(t, 0.3) == ["client [.] 299 ack 70 wnd 65535"]
 
 
 def test_older_segment_that_is_late_does_not_hide_where_the_client_is() -> None:
