@@ -9,6 +9,10 @@ end:
 - it has sent less, or taken less: it is slow, and given more time, as long as it moves (core/gate/pace.py);
 - it has ended earlier: the replica has failed.
 
+An RST that only answers a client's segment (RFC 9293 section 3.10.7.1) says no more than that our TCP has forgotten the
+connection: a server that ends says so itself, by FIN or by an RST with an ACK (section 3.10.5). The client may have
+reset it, and its replica may not have got that yet: then nobody has failed, and the connection is given up at most.
+
 Two resets confirm each other wherever they are: what a reset throws away depends on the moment. The other way round, a
 replica that ends first waits for our server to follow. Time counts only while the backup answers, so that a pause of
 either host is not taken for an application that goes on.
@@ -39,16 +43,17 @@ class EndGate:
     """Knows both ends of one connection, as far as the host that serves can.
 
     `kind`, `at`: our server's end that is held, and its sequence number (as the client sees it). `passed`: the end is
-    confirmed, nothing is held any more. `failures`: how many answers of the backup have said that our application has
+    confirmed, nothing is held any more. `own`: it comes from our server, for certain. `failures`: how many answers of the backup have said that our application has
     failed. `still_s`, `waited_s`: for how long the backup has answered the same, and at all. `ended_at`: when we learnt
     that the replica has ended.
     """
 
-    __slots__ = ("answered_at", "at", "ended_at", "failures", "kind", "passed", "replica", "still_s", "waited_s")
+    __slots__ = ("answered_at", "at", "ended_at", "failures", "kind", "own", "passed", "replica", "still_s", "waited_s")
 
     def __init__(self, now: float) -> None:
         self.kind = EndKind.OPEN
         self.at = 0
+        self.own = False
         self.passed = False
         self.failures = 0
         self.replica: End | None = None
@@ -61,8 +66,10 @@ class EndGate:
         """Whether our server has ended and the client does not know."""
         return self.kind is not EndKind.OPEN and not self.passed
 
-    def hold(self, kind: EndKind, at: int, now: float) -> None:
-        """Our server has ended. An RST after a FIN is one at the same byte."""
+    def hold(self, kind: EndKind, at: int, now: float, own: bool = True) -> None:
+        """Our server has ended. An RST after a FIN is one at the same byte. `own`: it has; else our TCP only says that it
+        does not have the connection any more, perhaps since the client has reset it."""
+        self.own = self.own or own
         if self.kind is EndKind.OPEN:
             self.at = at
             self.answered_at = now
@@ -118,7 +125,9 @@ class EndGate:
         if ended:
             if ahead == 0 or replica.kind is self.kind is EndKind.RST:
                 return Judgement.SAME
-            return Judgement.REPLICA_FAILED if ahead < 0 else Judgement.APPLICATION_FAILED
+            return Judgement.REPLICA_FAILED if ahead < 0 or not self.own else Judgement.APPLICATION_FAILED
+        if not self.own:
+            return Judgement.REPLICA_FAILED if self.waited_s >= SLOW_FACTOR * deadline_s else Judgement.WAIT
         if ahead > 0:
             return Judgement.APPLICATION_FAILED
         if ahead < 0 or diff(replica.taken, taken_seq) < 0:

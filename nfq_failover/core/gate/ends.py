@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from nfq_failover.constants import FIN, RST
+from nfq_failover.constants import ACK, FIN, RST
 from nfq_failover.core.events import PacketQueued
 from nfq_failover.core.gate.connection import Gate, GatedConnection
 from nfq_failover.core.gate.end_gate import ASK_MAX_S, EndGate, Judgement
@@ -141,7 +141,7 @@ class GateEnds:
         kind = EndKind.RST if seg.flags & RST else EndKind.FIN
         # A bare RST answers a client's segment, with the number that the client expects (RFC 9293 section 3.10.7.1).
         at = (seg.seq_end - 1) & MASK if kind is EndKind.FIN else connection.own.snd_nxt_seq
-        end.hold(kind, at, now)
+        end.hold(kind, at, now, kind is EndKind.FIN or bool(seg.flags & ACK))
         if first and end.judge(connection.own.snd_nxt_seq, self._taken(connection), self._deadline_s) is Judgement.SAME:
             end.confirm()  # the replica was first
             connection.held_data.release_all(self.out)
@@ -218,6 +218,8 @@ class GateEnds:
     @staticmethod
     def _replica_fault(connection: GatedConnection, end: EndGate) -> str:
         replica = end.replica
+        if end.held and not end.own:
+            return "the server's TCP has forgotten the connection, its replica has not"
         if replica is None or replica.kind is EndKind.OPEN:
             return "the replica is too far behind the server's end"
         ahead = diff(replica.seq, end.at if end.held else connection.own.snd_nxt_seq)

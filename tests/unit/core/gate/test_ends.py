@@ -101,6 +101,22 @@ def test_fin_is_where_it_belongs_though_an_ack_went_ahead_of_it() -> None:
         t >> replica_end(100) << GONE
 
 
+@pytest.mark.parametrize(("flags", "failed"), [("R.", True), ("R", False)])
+def test_tcp_that_only_has_forgotten_a_connection_is_no_server_that_has_ended_it(flags: str, failed: bool) -> None:
+    """Its client may have reset it, and the replica, which has gone on meanwhile, not have got that yet."""
+    with Ending() as t:
+        t >> server(100, ack=0 if failed else None, flags=flags, wnd=0) << HELD << asked(100, EndKind.RST)
+        for _ in range(2):
+            t >> replica_end(150, EndKind.OPEN)
+        assert bool(t.failures) == failed
+        if not failed:
+            t.still(30, 150)
+            assert not t.failures
+            t << "client [R.] 100 ack 0 wnd 10000 ts 2000010/1010"
+            assert FLOW not in t.side.flows or t.side.flows[FLOW].state is Gate.UNPROTECTED
+        t.effects.clear()
+
+
 def test_replica_that_was_first_costs_nothing() -> None:
     with Ending() as t:
         t >> replica_end(100) << asked(100, EndKind.OPEN)
