@@ -263,10 +263,10 @@ class Checks(Promises):
         seen.acked = max(seen.acked, ack)
         if seen.excused:
             return
-        shrink = max(1 << seen.wscale, ROUNDING_BYTES)  # what rounding had added may be taken back
+        shrink = max(1 << seen.wscale, ROUNDING_BYTES)  # what rounding had added, at most, may be taken back
         edge = ack + (seg.wnd << seen.wscale)
         assert ack >= seen.ack, f"ACK falls from {seen.ack} to {ack}: {where}"
-        assert edge > seen.edge - shrink, f"the right edge moves left from {seen.edge} to {edge}: {where}"
+        assert edge >= seen.edge - shrink, f"the right edge moves left from {seen.edge} to {edge}: {where}"
         seen.ack, seen.edge = max(ack, seen.ack), max(edge, seen.edge)
         if ack:
             seen.client_space.near = ack
