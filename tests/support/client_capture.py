@@ -114,11 +114,25 @@ class Stream:
         if in_order:
             yield from self._numbers_that_fall()
 
+    def _judged(self) -> Iterator[Captured]:
+        """All segments but the questions to a client whose connection is reset: empty ones, from before its window, of
+        which it takes nothing but that it is to say where it is (RFC 9293 section 3.10.7.4, first)."""
+        reset, has = False, 0
+        for one in self.segments:
+            if one.from_service:
+                question = reset and one.raw.is_pure_ack and one.end < has
+                reset = reset or bool(one.raw.flags & RST)
+                if question:
+                    continue
+            else:
+                has = max(has, one.ack)
+            yield one
+
     def _numbers_out_of_bounds(self) -> Iterator[str]:
         sent = {True: 0, False: 0}  # the end of what each side has sent
         edge = {True: 0, False: 0}  # the right edge that each side has granted to the other
         timestamps = None
-        for one in self.segments:
+        for one in self._judged():
             me, other = one.from_service, not one.from_service
             if me and one.raw.flags & (ACK | RST) == ACK and one.ack > sent[other]:
                 yield f"{one.raw} acknowledges {one.ack - sent[other]} bytes that were never sent"
@@ -137,8 +151,8 @@ class Stream:
     def _numbers_that_fall(self) -> Iterator[str]:
         edge, tsval, ack = 0, None, 0
         unit, taken_back = 1 << self.scale(True), False
-        for one in self.sent(True):
-            if one.raw.flags & RST:
+        for one in self._judged():
+            if not one.from_service or one.raw.flags & RST:
                 continue
             if one.raw.ts_off:
                 if tsval is not None and diff(one.raw.tsval, tsval) < 0:

@@ -43,9 +43,9 @@ class EndGate:
     """Knows both ends of one connection, as far as the host that serves can.
 
     `kind`, `at`: our server's end that is held, and its sequence number (as the client sees it). `passed`: the end is
-    confirmed, nothing is held any more. `own`: it comes from our server, for certain. `failures`: how many answers of the backup have said that our application has
-    failed. `still_s`, `waited_s`: for how long the backup has answered the same, and at all. `ended_at`: when we learnt
-    that the replica has ended.
+    confirmed, nothing is held any more. `own`: it comes from our server, for certain. `failures`: how many answers of
+    the backup have said that our application has failed. `still_s`, `waited_s`: for how long the backup has answered
+    the same, and at all. `ended_at`: when we learnt that the replica has ended.
     """
 
     __slots__ = ("answered_at", "at", "ended_at", "failures", "kind", "own", "passed", "replica", "still_s", "waited_s")
@@ -67,7 +67,7 @@ class EndGate:
         return self.kind is not EndKind.OPEN and not self.passed
 
     def hold(self, kind: EndKind, at: int, now: float, own: bool = True) -> None:
-        """Our server has ended. An RST after a FIN is one at the same byte. `own`: it has; else our TCP only says that it
+        """Our server has ended. An RST after a FIN is one at the same byte. Without `own` our TCP only says that it
         does not have the connection any more, perhaps since the client has reset it."""
         self.own = self.own or own
         if self.kind is EndKind.OPEN:

@@ -165,9 +165,9 @@ def test_from_one_to_the_other_and_back(world: DaemonWorld) -> None:
     """The files of one user are the next one's."""
     for line in ('user = "nobody"', "drop = false", f'user = "{OTHER.pw_name}"', 'user = "nobody"'):
         process, log = world.ready(config(world, line))
-        (world.state / "epoch.json").write_text('{"epoch": 3, "role": "backup"}')
         process.kill()
         process.wait()
+        (world.state / "epoch.json").write_text('{"epoch": 3, "role": "backup"}')
         errors = [line for line in log.read_text().splitlines() if "[error" in line]
         assert not [line for line in errors if "never-acts" not in line]  # there is no fence
     process, log = world.ready(config(world, 'user = "nobody"'))

@@ -113,7 +113,7 @@ def test_tcp_that_only_has_forgotten_a_connection_is_no_server_that_has_ended_it
             t.still(30, 150)
             assert not t.failures
             t << "client [R.] 100 ack 0 wnd 10000 ts 2000010/1010"
-            assert t.side.flows[FLOW].state is Gate.FED, "it is not protected, and its replica gets what its client sent"
+            assert t.side.flows[FLOW].state is Gate.FED, "its replica gets what its client has sent"
         t.effects.clear()
 
 
