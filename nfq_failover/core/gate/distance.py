@@ -153,10 +153,10 @@ class Distance:
         self._own_widest = max(self._own_widest, own.rcv_edge - own.rcv_nxt)
         self._replica_widest = max(self._replica_widest, acks.backup_edge - acks.confirmed)
 
-    def lags(self, clock: float) -> tuple[float, float, float]:
+    def lags(self, clock: float, now: float) -> tuple[float, float, float]:
         """Returns how late the replica is in the client's stream and in the server's, and for how long the client has
         had to wait for its window."""
-        lags = self._lag_in_s(clock), self._lag_out_s(clock), self._starved_s(clock)
+        lags = self._lag_in_s(clock), self._lag_out_s(clock, now), self._starved_s(clock)
         self.latest_s = max(lags)
         return lags
 
@@ -168,10 +168,15 @@ class Distance:
             self._in_mark, self._in_at = self._own.rcv_nxt, clock
         return max(clock - self._in_at, self._in_was)
 
-    def _lag_out_s(self, clock: float) -> float:
-        """As `_lag_in_s`, of the server's stream and what the replica has sent."""
-        if diff(self.sent_seq, self._out_mark) >= 0:
-            self._out_was = clock - self._out_at if self.bytes_out else 0.0
+    def _lag_out_s(self, clock: float, now: float) -> float:
+        """As `_lag_in_s`, of the server's stream and what the replica has sent.
+
+        A client that answers neither is no fault of the replica: its TCP may have had a smaller congestion window when
+        the client fell silent, and sends no more before that is over.
+        """
+        unheard = self._own.unheard(self.sent_seq, now)
+        if unheard or diff(self.sent_seq, self._out_mark) >= 0:
+            self._out_was = clock - self._out_at if self.bytes_out and not unheard else 0.0
             self._out_mark, self._out_at = self._own.snd_nxt_seq, clock
         return max(clock - self._out_at, self._out_was)
 

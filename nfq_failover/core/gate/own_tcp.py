@@ -8,6 +8,7 @@ from nfq_failover.wire.records import Open
 from nfq_failover.wire.segment import Segment
 from nfq_failover.wire.seqnum import MASK, diff, lt
 
+REPEAT_S = 0.2  # the least time between two tries of TCP
 SETTLE_S = 0.2  # copies are read at every tick, 25 ms at most; a loop that is later than this is in trouble
 
 
@@ -17,11 +18,14 @@ class OwnTcp:
     `rcv_nxt` and `rcv_edge` are offsets of the client's stream: the first byte that our TCP has not taken, and its
     right window edge. `snd_nxt_seq` is the sequence number of the server's next byte. `tsval`, `tsecr`: the newest
     timestamps; `ts_at`: when our TCP last echoed a newer one of the client's. `fin_sent`: its FIN has left.
+    `repeated_seq`: where our TCP repeats itself, if it has sent nothing new since.
     """
 
     __slots__ = (
         "_mark",
         "_mark_at",
+        "_sent_after_s",
+        "_sent_at",
         "_settled",
         "_taken_at",
         "client",
@@ -31,6 +35,7 @@ class OwnTcp:
         "mss",
         "rcv_edge",
         "rcv_nxt",
+        "repeated_seq",
         "snd_nxt_seq",
         "timestamps",
         "ts_at",
@@ -54,6 +59,8 @@ class OwnTcp:
         self.tsecr = 0
         self.ts_at = now
         self.fin_sent = False
+        self.repeated_seq: int | None = None
+        self._sent_at, self._sent_after_s = now, 0.0
         self._taken_at = self._mark_at = now
         self._mark = self._settled = 0
 
@@ -71,6 +78,9 @@ class OwnTcp:
             self.rcv_edge = edge
         if lt(self.snd_nxt_seq, seg.seq_end):
             self.snd_nxt_seq = seg.seq_end
+            self.repeated_seq, self._sent_at = None, now
+        elif seg.payload_len:
+            self.repeated_seq, self._sent_at, self._sent_after_s = seg.seq, now, now - self._sent_at
         if seg.ts_off and (diff(seg.tsval, self.tsval) >= 0 or now - self.ts_at > PAWS_IDLE_S):
             if seg.tsecr != self.tsecr:
                 self.ts_at = now
@@ -99,6 +109,16 @@ class OwnTcp:
         """Our TCP's FIN, which was held, leaves with this sequence number."""
         self.fin_sent = True
         self.snd_nxt_seq = (seq + 1) & MASK
+
+    def unheard(self, seq: int, now: float) -> bool:
+        """Whether the client does not answer our TCP, and has not acknowledged what precedes `seq` either.
+
+        Its acknowledgements are not seen here. But a TCP that waits for one repeats the first byte that lacks it, each
+        time after twice as long (RFC 6298 section 5), and sends nothing new.
+        """
+        if self.repeated_seq is None or not lt(self.repeated_seq, seq):
+            return False
+        return now - self._sent_at <= 2.5 * max(self._sent_after_s, REPEAT_S)
 
     def settled(self, now: float) -> int:
         """Returns the offset before which our TCP took everything long enough ago that every copy of it has been read:

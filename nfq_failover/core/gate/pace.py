@@ -225,7 +225,7 @@ class Pacing:
                 ""  # our TCP has forgotten it, since its client has reset it: the replica's has, too, and says no more
             )
         # A replica that comes nearer to the end of the server's stream has longer: see end_gate.py.
-        lag_in_s, lag_out_s, starved_s = distance.lags(clock)
+        lag_in_s, lag_out_s, starved_s = distance.lags(clock, now)
         lag_s = lag_in_s if connection.holds_end else max(lag_in_s, lag_out_s)
         self.worst_s = max(self.worst_s, lag_in_s, lag_out_s, starved_s)
         self.slowing.judge(connection, lag_s, clock)

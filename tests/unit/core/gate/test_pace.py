@@ -113,6 +113,45 @@ def test_client_that_our_own_application_does_not_read_waits_for_nobody_else() -
             assert t.where == (Gate.PROTECTED, ""), edge
 
 
+def silent_client(t: Paced, at: int, sent: int, answer: PaceTold) -> list[object]:
+    """Our TCP has sent up to `sent`, and its client says nothing more: TCP repeats `at`, ever more rarely."""
+    quietly(t, server(0, sent, wnd=10000, ts=TS))
+    got = []
+    for wait_s in (0.2, 0.4, 0.8, 1.6, 3.2):
+        got += t.passes(wait_s, answer)
+        quietly(t, server(at, 100, wnd=10000, ts=TS))
+    return got
+
+
+def test_client_that_has_vanished_is_not_waited_for_in_vain_by_its_replica() -> None:
+    """The replica's congestion window may be smaller: it does not get an acknowledgement either, and sends no more."""
+    with Paced() as t:
+        got = silent_client(t, 1000, 3000, told(0, 40000, sent=2000))
+        assert t.where == (Gate.PROTECTED, "") and not [each for each in got if "error" in str(each)]
+        t.passes(7, told(0, 40000, sent=2000))
+        assert t.where == (Gate.PROTECTED, ""), "until it should have repeated itself again"
+        t.passes(4, told(0, 40000, sent=2000))
+        assert t.where == (Gate.UNPROTECTED, BEHIND), (
+            "the client has heard something, and it is the replica that is late"
+        )
+
+
+def test_client_that_has_vanished_excuses_no_replica_that_has_nothing_to_wait_for() -> None:
+    """It has sent nothing beyond what the client has."""
+    with Paced() as t:
+        silent_client(t, 1000, 3000, told(0, 40000, sent=1000))
+        assert t.where == (Gate.UNPROTECTED, BEHIND)
+
+
+def test_server_that_goes_on_has_a_client_that_hears_it() -> None:
+    with Paced() as t:
+        quietly(t, server(0, 3000, wnd=10000, ts=TS))
+        for at in range(10):
+            t.passes(0.25, told(0, 40000, sent=2000))
+            quietly(t, server(1000, 100, wnd=10000, ts=TS), server(3000 + 100 * at, 100, wnd=10000, ts=TS))
+        assert t.where == (Gate.UNPROTECTED, BEHIND)
+
+
 def test_time_in_which_the_backup_is_silent_does_not_count() -> None:
     """It may be gone, and about to take over: what it lacks must not be acknowledged."""
     with Paced() as t:
