@@ -140,7 +140,7 @@ class Node:
         self._tap_probe = TapProbe(settings, self.out, self.members, self.shadowed, self.shadow.repair.tap, rng)
         self._answering = Answering(settings, self.telling, self.out)
         tick_s = min(settings.heartbeat_interval_ms, 50) / 2000
-        self._ticks = Ticks(tick_s, settings.detection_ms / 1000, self.members.peer.monitor.deadline, now)
+        self._ticks = Ticks(tick_s, settings.detection_ms / 1000, now)
         self.checkpoint = checkpoint
         if earlier is not None:
             restart.restore(earlier, self.members, self.gate, self.shadow, served, now)
@@ -194,7 +194,7 @@ class Node:
 
     def poll_timeout(self) -> float:
         """When to send `TimerFired` at the latest."""
-        earliest = min(self._ticks.due_at(), self.links.poll_timeout())
+        earliest = min(self._ticks.due_at, self.links.poll_timeout())
         due = self.shadow.poll_timeout()
         if due is not None and due < earliest:
             earliest = due
@@ -207,7 +207,7 @@ class Node:
     def tick_due(self, now: float) -> bool:
         """Whether `TimerFired` is a tick at this time, at which everything is looked at; between two ticks it is for
         connections and links alone."""
-        return now >= self._ticks.due_at()
+        return now >= self._ticks.due_at
 
     @property
     def wants_copies(self) -> bool:

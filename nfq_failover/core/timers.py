@@ -2,31 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Hashable
 from heapq import heapify, heappop, heappush
 from typing import Generic, TypeVar
 
 K = TypeVar("K", bound=Hashable)
-_JUST_AFTER_S = 1e-6  # a peer is not lost at its deadline, but after it
 SLACK = 64  # entries of moved or cancelled deadlines that may stay in the heap, beyond as many as are armed
 
 
 class Ticks:
-    """When everything is looked at: every `interval_s`, and as soon as the peer counts as lost (after `lost_at()`, None
-    if that can't be). Whoever had no tick for `pause_s` was paused."""
+    """When everything is looked at: every `interval_s`. Whoever had no tick for `pause_s` was paused."""
 
-    def __init__(self, interval_s: float, pause_s: float, lost_at: Callable[[], float | None], now: float) -> None:
+    def __init__(self, interval_s: float, pause_s: float, now: float) -> None:
         self._interval_s = interval_s
         self._pause_s = pause_s
-        self._lost_at = lost_at
-        self._last = self._next = now
-
-    def due_at(self) -> float:
-        """When the next one is."""
-        lost_at = self._lost_at()
-        if lost_at is not None and self._last < lost_at + _JUST_AFTER_S < self._next:
-            return lost_at + _JUST_AFTER_S
-        return self._next
+        self._last = now
+        self.due_at = now
 
     def paused(self, now: float) -> bool:
         """Whether this host has stood still since the last one."""
@@ -35,7 +26,7 @@ class Ticks:
     def took(self, now: float) -> None:
         """There is one now."""
         self._last = now
-        self._next = now + self._interval_s
+        self.due_at = now + self._interval_s
 
 
 class TimerQueue(Generic[K]):

@@ -302,24 +302,6 @@ def test_of_the_neighbours_that_a_peer_tells_a_bounded_number_is_known() -> None
     assert (9).to_bytes(4) not in told.neighbours and (10).to_bytes(4) in told.neighbours
 
 
-def test_the_peers_loss_is_looked_for_at_its_deadline_not_at_the_next_tick() -> None:
-    pair = NodePair()
-    node = pair.nodes["b"]
-    monitor = node.members.peer.monitor
-    monitor.reset(pair.now)
-    deadline = monitor.deadline()
-    assert deadline is not None
-    node.handle(TimerFired(), pair.now)
-    # Ends: each turn moves the time on.
-    while (at := node.poll_timeout()) <= deadline:
-        node.handle(TimerFired(), at)
-        assert not node.members.peer.lost(at)
-    assert at - deadline < 0.001
-    node.handle(TimerFired(), at)
-    assert node.members.peer.lost(at)
-    assert node.poll_timeout() > at, "once it is lost there is nothing to look for at that time"
-
-
 def test_between_two_ticks_a_timer_is_for_the_connections_alone() -> None:
     pair = NodePair()
     node = pair.nodes["a"]
