@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 
+from nfq_failover.core.events import PacketQueued
 from nfq_failover.core.gate.distance import Distance
+from nfq_failover.core.gate.opening import Opening
 from nfq_failover.core.shadow import ends, takeover
 from nfq_failover.core.shadow.connection import ShadowConnection
 from nfq_failover.core.shadow.order import Order
@@ -46,6 +48,12 @@ def _unwatched(self: Distance) -> None:
     self.watched = False
 
 
+def _let_speak(self: Opening, event: PacketQueued, port: int) -> bool:
+    """How long the queue is in which it has waited is not looked at."""
+    del event, port
+    return self.adopts_unknown
+
+
 def _reset_beyond(connection: ShadowConnection, well: bool) -> End:
     """A reset lies where the replica has come, also if nobody has seen what it has sent there."""
     told, at = _end_of(connection, well), connection.output.rst_out
@@ -62,6 +70,7 @@ _end_of = ends.end_of
         ("end-before-all-is-said", "resets a living, promised connection", [(Order, "wait_anew", nothing)]),
         ("fin-lost-before-a-reset", "says that its application has failed", [(ends, "end_of", _reset_beyond)]),
         ("told-with-an-earlier-one-remembered", "has not heard", [(takeover, "_later", lambda *_: False)]),
+        ("last-words-in-a-long-queue", "wrong bytes", [(Opening, "_may_speak", _let_speak)]),
         ("gives-up-in-a-closed-window", "resets a living, promised connection", [(Segments, "_repeated", nothing)]),
         ("time-wait-left-over", "acknowledges what was never sent", [(Resets, "tells", lambda *_: False)]),
     ],

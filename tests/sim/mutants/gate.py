@@ -120,13 +120,6 @@ GATE = (
         (32, "kill-any"),
     ),
     Mutant(
-        "let the last words of dead connections out of a long queue",
-        "wrong bytes",
-        (Patch(Opening, "_may_speak", lambda self, event, port: self.adopts_unknown),),
-        ("outrun-crash",),
-        (9037, "outrun-crash"),
-    ),
-    Mutant(
         "let clients send what the backup's interface does not take",
         "did not end well",
         (Patch(opening, "hold_to_mss", lambda seg, mss: False),),
