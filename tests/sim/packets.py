@@ -72,7 +72,7 @@ class Packets:
             host.world.clone(host, packet)
         flow = (seg.src, seg.sport, seg.dst, seg.dport)
         syn = seg.flags & (SYN | ACK | RST | FIN) == SYN
-        if host.copying and host.running and (seg.payload_len or seg.flags & FIN):
+        if host.copying and host.running and (seg.payload_len or seg.flags & (FIN | RST)):
             host.tell(host.random.random() * 0.004, FrameCopied(bytearray(packet)))
         if host.profile is Profile.BACKUP or flow in host.inherited or syn:
             self._queue(Queue.IN, bytearray(packet), False, flow)

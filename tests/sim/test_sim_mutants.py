@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from itertools import count, islice
 from typing import Any
 
@@ -11,12 +10,10 @@ import pytest
 from nfq_failover.core.events import PacketQueued
 from nfq_failover.core.gate.distance import Distance
 from nfq_failover.core.gate.opening import Opening
-from nfq_failover.core.shadow import ends, takeover
-from nfq_failover.core.shadow.connection import ShadowConnection
+from nfq_failover.core.shadow import takeover
 from nfq_failover.core.shadow.order import Order
 from nfq_failover.core.shadow.resets import Resets
 from nfq_failover.core.shadow.segments import Segments
-from nfq_failover.wire.records import End
 
 from .generate import from_seed
 from .mutants import MUTANTS, Mutant
@@ -54,21 +51,11 @@ def _let_speak(self: Opening, event: PacketQueued, port: int) -> bool:
     return self.adopts_unknown
 
 
-def _reset_beyond(connection: ShadowConnection, well: bool) -> End:
-    """A reset lies where the replica has come, also if nobody has seen what it has sent there."""
-    told, at = _end_of(connection, well), connection.output.rst_out
-    return told if at is None else replace(told, seq=connection.mapping.seen.seq(at))
-
-
-_end_of = ends.end_of
-
-
 @pytest.mark.parametrize(
     ("name", "complaint", "patches"),
     [
         ("slowed-then-alone", "did not end well", [(Distance, "speed_up", nothing), (Distance, "unwatch", _unwatched)]),
         ("end-before-all-is-said", "resets a living, promised connection", [(Order, "wait_anew", nothing)]),
-        ("fin-lost-before-a-reset", "says that its application has failed", [(ends, "end_of", _reset_beyond)]),
         ("told-with-an-earlier-one-remembered", "has not heard", [(takeover, "_later", lambda *_: False)]),
         ("last-words-in-a-long-queue", "wrong bytes", [(Opening, "_may_speak", _let_speak)]),
         ("gives-up-in-a-closed-window", "resets a living, promised connection", [(Segments, "_repeated", nothing)]),

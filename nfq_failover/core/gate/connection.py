@@ -91,7 +91,7 @@ class GatedConnection:
     `distance`: how far the replica is behind; `held_data`: what the client has to wait for because of that.
     `missing_from`: from here on no replica will get what the client sends; None if that is no matter. `missed`: the
     client has sent something there, which `counts`, or is only warned of. `written_to`: how far the client has sent
-    bytes then, for all that was copied.
+    bytes then, for all that was copied. `client_reset`: its client has reset it, for all that was copied.
 
     `told_served`: the backup has heard that it has no replica. `shadowed`: the backup has an entry of it, though it
     can't continue it. `retry_s`: how long to wait for the backup's next answer. `syn_ack` is the packet that is held;
@@ -105,6 +105,7 @@ class GatedConnection:
         "both_ended",
         "catch_up_at",
         "catch_up_s",
+        "client_reset",
         "conn",
         "counts",
         "distance",
@@ -160,6 +161,7 @@ class GatedConnection:
         self.gone_at: float | None = None
         self._lacked: tuple[int, float] | None = None  # how far the replica was since then, once our TCP was gone
         self.missing_from: int | None = None
+        self.client_reset = False
         self.counts = self.missed = False
         self.told_served = False
         self.written_to = 0
@@ -208,6 +210,11 @@ class GatedConnection:
         if self.own.established or (self.end is not None and self.end.held):
             return False  # after an end that is held, our TCP answers whatever comes like that
         return not seg.flags & ACK or seg.seq != self.own.snd_nxt_seq
+
+    def note_client_reset(self, seg: Segment) -> None:
+        """Look at the copy of a client's RST: our TCP may have taken it unless it lies before what it has got."""
+        if self.own.client.offset(seg.seq) >= self.own.rcv_nxt:
+            self.client_reset = True
 
     def outlived_by(self, seg: Segment) -> bool:
         """Whether a reset of our TCP only says that it has forgotten a connection that is over on both sides: the

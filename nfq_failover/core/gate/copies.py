@@ -111,6 +111,8 @@ class Copies:
             return
         if seg.flags & (RST | FIN):
             self._look_soon(now)
+        if seg.flags & RST:
+            connection.note_client_reset(seg)
         self.wanted = False
         if connection.missing_from is not None and seg.payload_len:
             stop = connection.own.client.offset(seg.seq) + seg.payload_len

@@ -10,18 +10,16 @@ end:
 - it has ended earlier: the replica has failed.
 
 An RST that only answers a client's segment (RFC 9293 section 3.10.7.1) says no more than that our TCP has forgotten the
-connection: a server that ends says so itself, by FIN or by an RST with an ACK (section 3.10.5). The client may have
-reset it, and its replica may not have got that yet: then nobody has failed, and the connection is given up at most.
-
-Two resets confirm each other wherever they are: what a reset throws away depends on the moment. The other way round, a
-replica that ends first waits for our server to follow. Time counts only while the backup answers, so that a pause of
-either host is not taken for an application that goes on.
+connection. That may be since its process has died: Linux says so no other way if there was unsent data, and the client
+goes on to send. Or the client has reset it, and the replica, which has not got that yet, has gone on: then nobody has
+failed, and the connection is given up at most. Which of them it is the copies of the client's segments tell.
 """
 
 from __future__ import annotations
 
 from enum import Enum, auto
 
+from nfq_failover.core.gate.own_tcp import SETTLE_S
 from nfq_failover.wire.records import End, EndKind
 from nfq_failover.wire.seqnum import diff
 
@@ -42,18 +40,29 @@ class Judgement(Enum):
 class EndGate:
     """Knows both ends of one connection, as far as the host that serves can.
 
-    `kind`, `at`: our server's end that is held, and its sequence number (as the client sees it). `passed`: the end is
-    confirmed, nothing is held any more. `own`: it comes from our server, for certain. `failures`: how many answers of
-    the backup have said that our application has failed. `still_s`, `waited_s`: for how long the backup has answered
-    the same, and at all. `ended_at`: when we learnt that the replica has ended.
+    `kind`, `at`: our server's end that is held, and its sequence number (as the client sees it). `bare`: we know it
+    only by RSTs that answer the client. `passed`: the end is confirmed, nothing is held any more. `failures`: how many
+    answers of the backup have said that our application has failed. `still_s`, `waited_s`: for how long the backup has
+    answered the same, and at all. `ended_at`: when we learnt that the replica has ended.
     """
 
-    __slots__ = ("answered_at", "at", "ended_at", "failures", "kind", "own", "passed", "replica", "still_s", "waited_s")
+    __slots__ = (
+        "answered_at",
+        "at",
+        "bare",
+        "ended_at",
+        "failures",
+        "kind",
+        "passed",
+        "replica",
+        "still_s",
+        "waited_s",
+    )
 
     def __init__(self, now: float) -> None:
         self.kind = EndKind.OPEN
         self.at = 0
-        self.own = False
+        self.bare = True
         self.passed = False
         self.failures = 0
         self.replica: End | None = None
@@ -66,10 +75,9 @@ class EndGate:
         """Whether our server has ended and the client does not know."""
         return self.kind is not EndKind.OPEN and not self.passed
 
-    def hold(self, kind: EndKind, at: int, now: float, own: bool = True) -> None:
-        """Our server has ended. An RST after a FIN is one at the same byte. Without `own` our TCP only says that it
-        does not have the connection any more, perhaps since the client has reset it."""
-        self.own = self.own or own
+    def hold(self, kind: EndKind, at: int, now: float, bare: bool = False) -> None:
+        """Our server has ended. An RST after a FIN is one at the same byte. `bare`: it only answers the client."""
+        self.bare = self.bare and bare
         if self.kind is EndKind.OPEN:
             self.at = at
             self.answered_at = now
@@ -101,16 +109,27 @@ class EndGate:
             self.ended_at = now
         self.replica = record
 
+    @property
+    def _copies_wait(self) -> bool:
+        """Whether the client's reset may be among the copies that were not read so far."""
+        return self.bare and self.waited_s < SETTLE_S
+
     def stands_still(self, seconds: float) -> bool:
         """Whether an end is held for a replica that has not moved for so long, nor ended."""
         return self.held and self.still_s >= seconds and (self.replica is None or self.replica.kind is EndKind.OPEN)
 
     def judge(
-        self, next_seq: int, taken_seq: int, deadline_s: float, alive: bool = True, hangs: bool = False
+        self,
+        next_seq: int,
+        taken_seq: int,
+        deadline_s: float,
+        alive: bool = True,
+        hangs: bool = False,
+        client_reset: bool = False,
     ) -> Judgement:
         """Compare the two ends. `next_seq`: what our server sends next; `taken_seq`: the client's byte that our TCP
         takes next; `alive`: our application has shown that it is, since the replica has ended; `hangs`: no replica of
-        this service seems to go on."""
+        this service seems to go on; `client_reset`: so have the copies of what the client sends said until now."""
         replica = self.replica
         if replica is None or self.passed:
             return Judgement.WAIT
@@ -125,11 +144,13 @@ class EndGate:
         if ended:
             if ahead == 0 or replica.kind is self.kind is EndKind.RST:
                 return Judgement.SAME
-            return Judgement.REPLICA_FAILED if ahead < 0 or not self.own else Judgement.APPLICATION_FAILED
-        if not self.own:
+            if ahead < 0 or (self.bare and client_reset):
+                return Judgement.REPLICA_FAILED
+            return Judgement.WAIT if self._copies_wait else Judgement.APPLICATION_FAILED
+        if self.bare and client_reset:
             return Judgement.REPLICA_FAILED if self.waited_s >= SLOW_FACTOR * deadline_s else Judgement.WAIT
         if ahead > 0:
-            return Judgement.APPLICATION_FAILED
+            return Judgement.WAIT if self._copies_wait else Judgement.APPLICATION_FAILED
         if ahead < 0 or diff(replica.taken, taken_seq) < 0:
             slow = max(self.still_s, self.waited_s / 2) >= SLOW_FACTOR * deadline_s
             return Judgement.REPLICA_FAILED if slow else Judgement.WAIT

@@ -141,7 +141,7 @@ class GateEnds:
         kind = EndKind.RST if seg.flags & RST else EndKind.FIN
         # A bare RST answers a client's segment, with the number that the client expects (RFC 9293 section 3.10.7.1).
         at = (seg.seq_end - 1) & MASK if kind is EndKind.FIN else connection.own.snd_nxt_seq
-        end.hold(kind, at, now, kind is EndKind.FIN or bool(seg.flags & ACK))
+        end.hold(kind, at, now, kind is EndKind.RST and not seg.flags & ACK)
         if first and end.judge(connection.own.snd_nxt_seq, self._taken(connection), self._deadline_s) is Judgement.SAME:
             end.confirm()  # the replica was first
             connection.held_data.release_all(self.out)
@@ -197,7 +197,7 @@ class GateEnds:
         end.answered(record, now)
         alive = self._alive(end)
         seqs = connection.own.snd_nxt_seq, self._taken(connection)
-        judgement = end.judge(*seqs, self._deadline_s, alive, self._replicas_hang())
+        judgement = end.judge(*seqs, self._deadline_s, alive, self._replicas_hang(), connection.client_reset)
         if judgement is Judgement.SAME:
             self.questions.stop(connection.conn)
             self._release(connection, end, now)
@@ -218,8 +218,8 @@ class GateEnds:
     @staticmethod
     def _replica_fault(connection: GatedConnection, end: EndGate) -> str:
         replica = end.replica
-        if end.held and not end.own:
-            return "the server's TCP has forgotten the connection, its replica has not"
+        if end.held and end.bare and connection.client_reset:
+            return "the client has reset the connection, and the replica has not got that"
         if replica is None or replica.kind is EndKind.OPEN:
             return "the replica is too far behind the server's end"
         ahead = diff(replica.seq, end.at if end.held else connection.own.snd_nxt_seq)
