@@ -46,7 +46,7 @@ def state_dir(path: Path) -> Path:
     text = read_text(path)
     try:
         given = tomllib.loads(text).get("state_dir", ...)
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         line = _STATE_DIR.search(text)
         given = line[2] if line else ...
     setting = schema.find("state_dir")
@@ -77,13 +77,18 @@ def parse_text(text: str, where: str, mode: int = 0) -> Config:
         found = _TOML_LINE.search(str(error))
         line = int(found[1]) if found else len(text.splitlines())  # "at end of document"
         raise ConfigError(Fault(f"not valid TOML: {error}", where, line)) from None
+    except (ValueError, RecursionError) as error:  # an integer of thousands of digits; lists in lists without end
+        raise ConfigError(Fault(f"not valid TOML: {error}", where)) from None
     return parse(table, where, Places(text), mode)
 
 
 def read_key(path: Path) -> bytes:
     """The shared key: at least 16 bytes, readable by its owner only. Raises `ConfigError`."""
     try:
-        mode = path.stat().st_mode
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise ConfigError(f"key file {path} is not a regular file")
+        mode = status.st_mode
         key = path.read_bytes().strip()
     except PermissionError:
         raise ConfigError(f"key file {path} can't be read by this user: run this as root") from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 
 from nfq_failover.config import Config, HealthConfig, advice, load, parse, read_key, state_dir
 from nfq_failover.config.checks import doubts
+from nfq_failover.config.parse import parse_text
 from nfq_failover.core.settings import Peer
 from nfq_failover.errors import ConfigError
 
@@ -353,3 +355,16 @@ def test_where_a_daemon_is_found_while_its_file_is_no_toml(tmp_path: Path, line:
     path = tmp_path / "config.toml"
     path.write_text(f"name = 'a\n{line}\nports = [80\n")
     assert state_dir(path) == Path(found)
+
+
+@pytest.mark.parametrize("text", ["a = " + "[" * 3000, "queue_in = " + "1" * 5000])
+def test_what_the_parser_of_toml_has_no_room_for_is_an_error_like_others(text: str) -> None:
+    """It must not end a daemon that is to reload it."""
+    with pytest.raises(ConfigError, match="not valid TOML"):
+        parse_text(text, "nfq.toml")
+
+
+def test_key_file_that_is_no_file_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "key", 0o600)
+    with pytest.raises(ConfigError, match="not a regular file"):
+        read_key(tmp_path / "key")
