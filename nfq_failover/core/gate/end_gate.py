@@ -9,6 +9,10 @@ end:
 - it has sent less, or taken less: it is slow, and given more time, as long as it moves (core/gate/pace.py);
 - it has ended earlier: the replica has failed.
 
+Two resets confirm each other wherever they are: what a reset throws away depends on the moment. The other way round, a
+replica that ends first waits for our server to follow. Time counts only while the backup answers, so that a pause of
+either host is not taken for an application that goes on.
+
 An RST that only answers a client's segment (RFC 9293 section 3.10.7.1) says no more than that our TCP has forgotten the
 connection. That may be since its process has died: Linux says so no other way if there was unsent data, and the client
 goes on to send. Or the client has reset it, and the replica, which has not got that yet, has gone on: then nobody has
